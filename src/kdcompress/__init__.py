@@ -1,0 +1,38 @@
+"""Compress a trained image classifier by knowledge distillation, and know exactly what the result costs.
+
+The commands are functions here, and importing the package makes its networks known to timm. Nothing heavy is imported
+until it is needed: ``kdcompress --help`` goes through this module too.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from kdcompress import timm_hook
+from kdcompress.errors import UserError
+
+if TYPE_CHECKING:
+    from kdcompress.api import add_res_student, distill, evaluate, gate_calibrate, profile_flops, train_teacher
+    from kdcompress.models.loading import load_network as load
+
+__all__ = [
+    "UserError",
+    "add_res_student",
+    "distill",
+    "evaluate",
+    "gate_calibrate",
+    "load",
+    "profile_flops",
+    "train_teacher",
+]
+
+timm_hook.install()
+
+
+def __getattr__(name: str) -> Any:
+    if name == "load":
+        return importlib.import_module("kdcompress.models.loading").load_network
+    if name in __all__:
+        return getattr(importlib.import_module("kdcompress.api"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

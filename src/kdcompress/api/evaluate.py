@@ -1,0 +1,102 @@
+"""``eval``: accuracy, cost and speed on the test split."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import torch
+
+from kdcompress.api.cost import facts, member_profiles
+from kdcompress.api.gate import expected
+from kdcompress.api.reference import check_channels, check_classes, inherit, open_data, resolve
+from kdcompress.data import Data, EvalBatches, choose_channels
+from kdcompress.engine.distributed import Place, start
+from kdcompress.engine.evaluate import Scores
+from kdcompress.engine.evaluate import evaluate as score
+from kdcompress.engine.progress import Reporter
+from kdcompress.flops import Profile
+from kdcompress.gating import expected_macs
+from kdcompress.models.loading import load_network
+from kdcompress.models.residual_cascade import ResidualCascade
+from kdcompress.options import EvalOptions
+from kdcompress.results import EvalResult
+
+PASSES = 2
+
+
+def evaluate(options: EvalOptions | None = None, /, *, reporter: Reporter | None = None, **given: Any) -> EvalResult:
+    """Score a network on a split that it was not trained on. A gated cascade is scored gated and full.
+
+    Args:
+        options: All options at once; else give them by name (the fields of :class:`EvalOptions`).
+        reporter: Not used; there for symmetry with the other commands.
+
+    Raises:
+        UserError: Nothing to load, data that do not fit, or no test split.
+
+    Example:
+        >>> kdcompress.evaluate(run="runs/gated").gated_top1
+    """
+    began = time.perf_counter()
+    options = options or EvalOptions.resolve(given)
+    place = start(options.device, "fp32" if options.precision == "auto" else options.precision)
+    network = load_network(resolve(options.run), options.arch)
+    options = inherit(options, network.record)
+    source = open_data(options)
+    check_classes(network, source, "network")
+    if network.record.get("data_fingerprint") != source.fingerprint:
+        check_channels(network, choose_channels(source, options), "network")
+    data = Data(source, network.prep, options, place.device, place.rank, place.world)
+    batches = data.evaluation(options.split, options.batch_size)
+    profiles = member_profiles(network)
+    teacher = network.record.get("teacher")
+    model = network.model.to(place.device, memory_format=torch.channels_last)
+    gate: dict[str, Any] = {}
+    if isinstance(model, ResidualCascade) and model.gate is not None:
+        scores, gate = _gated(model, batches, place, profiles, teacher)
+    else:
+        scores = score(model, batches, place, passes=PASSES)
+    return EvalResult(
+        command="eval",
+        run=str(network.path) if network.path else None,
+        seconds=round(time.perf_counter() - began, 3),
+        data=source.spec,
+        split=options.split,
+        n=scores.n,
+        top1=round(scores.top1, 4),
+        top5=None if scores.top5 is None else round(scores.top5, 4),
+        loss=round(scores.loss, 6),
+        images_per_second=round(scores.images_per_second, 1),
+        hardware=place.describe(),
+        device=str(place.device),
+        precision=place.precision,
+        **gate,
+        **facts(network, teacher, profiles),
+    )
+
+
+def _gated(
+    model: ResidualCascade,
+    batches: EvalBatches,
+    place: Place,
+    profiles: list[Profile],
+    teacher: dict[str, Any] | None,
+) -> tuple[Scores, dict[str, Any]]:
+    """Scores with the gate, and beside them those with every member run."""
+    assert model.gate is not None
+    macs = [found.macs for found in profiles]
+    full = score(model.forward_full, batches, place, passes=PASSES)
+    scores = score(model.forward_gated, batches, place, passes=PASSES, stages=len(macs))
+    rates = [count / scores.n for count in scores.exits]
+    cost = expected_macs(rates, macs)
+    return scores, {
+        **model.gate.to_dict(),
+        "exit_rates": [round(rate, 6) for rate in rates],
+        "gated_top1": round(scores.top1, 4),
+        "full_top1": round(full.top1, 4),
+        "full_images_per_second": round(full.images_per_second, 1),
+        "speedup": round(scores.images_per_second / full.images_per_second, 4),
+        "macs_speedup": round(sum(macs) / cost, 4),
+        **expected(cost, teacher),
+    }

@@ -1,0 +1,149 @@
+"""``gate-calibrate``: thresholds for a cascade, from its calibration split."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import torch
+
+from kdcompress.api.cost import facts, member_profiles
+from kdcompress.api.job import versions
+from kdcompress.api.reference import check_classes, inherit, open_data, resolve
+from kdcompress.data import Data
+from kdcompress.engine.distributed import from_main, start
+from kdcompress.engine.evaluate import collect
+from kdcompress.engine.progress import Reporter
+from kdcompress.errors import UserError, usage_error
+from kdcompress.gating import Gate, Outcome, Stages, outcome, search
+from kdcompress.models.loading import Network, load_network, model_config, save_network
+from kdcompress.options import GateCalibrateOptions
+from kdcompress.results import GateResult
+from kdcompress.runs import RunFolder, claim
+
+
+def gate_calibrate(
+    options: GateCalibrateOptions | None = None, /, *, reporter: Reporter | None = None, **given: Any
+) -> GateResult:
+    """Give a cascade a gate: a copy of the run whose members are skipped where they are not needed.
+
+    Thresholds of all stages are searched together, on logits of the calibration split that are computed once.
+
+    Args:
+        options: All options at once; else give them by name (the fields of :class:`GateCalibrateOptions`).
+        reporter: Told of notices.
+
+    Raises:
+        UserError: No cascade, a target out of reach (the nearest one is named), thresholds out of range.
+
+    Example:
+        >>> kdcompress.gate_calibrate(run="runs/cascade", max_drop=0.5).expected_macs_ratio
+    """
+    began = time.perf_counter()
+    options = options or GateCalibrateOptions.resolve(given)
+    if sum((options.max_drop is not None, options.target_macs is not None, bool(options.threshold))) != 1:
+        remedy = "Say --max-drop POINTS, --target-macs RATIO or --threshold X."
+        raise usage_error("gate-calibrate needs exactly one target.", remedy)
+    # thresholds compare certainties, so they are found in the arithmetic in which most users will run them
+    place = start(options.device, "fp32" if options.precision == "auto" else options.precision)
+    network = load_network(resolve(options.run))
+    cascade = network.cascade("so there is no gate to calibrate")
+    if len(cascade.members) < 2:
+        raise UserError(
+            f"{network.reference} has a single member: nothing to skip.", "Run kdcompress add-res-student first."
+        )
+    options = inherit(options, network.record)
+    source = open_data(options)
+    check_classes(network, source, "cascade")
+    data = Data(source, network.prep, options, place.device)
+    cascade.to(place.device, memory_format=torch.channels_last)
+    logits, labels = collect(cascade.forward_members, data.evaluation("calibration", options.batch_size), place)
+    cascade.cpu()
+    profiles = member_profiles(network)
+    stages = Stages.from_logits(logits, labels, [found.macs for found in profiles], options.measure)
+    teacher = network.record.get("teacher")
+    chosen, curve = _choose(stages, options, teacher)
+    cascade.gate = Gate(options.measure, chosen.thresholds)
+    full = outcome(stages, options.measure, [None] * (len(profiles) - 1))
+    network.model_args = {**network.model_args, "gate": cascade.gate.to_dict()}
+    stem = f"gated-{network.path.name if network.path else network.architecture}"
+    run = from_main(lambda: claim(options.out, stem, resume=options.resume))
+    result = GateResult(
+        command="gate-calibrate",
+        run=str(run.path),
+        seconds=round(time.perf_counter() - began, 3),
+        data=source.spec,
+        split="calibration",
+        n=len(labels),
+        full_top1=round(full.top1, 4),
+        curve=[_point(entry, teacher) for entry in curve],
+        **_gate_facts(chosen, options.measure, teacher),
+        **facts(network, teacher, profiles),
+    )
+    if place.is_main:
+        _save(run, network, options, result, data)
+    return result
+
+
+def _choose(
+    stages: Stages, options: GateCalibrateOptions, teacher: dict[str, Any] | None
+) -> tuple[Outcome, list[Outcome]]:
+    count = len(stages.values)
+    if options.threshold:
+        thresholds = options.threshold * count if len(options.threshold) == 1 else options.threshold
+        if len(thresholds) != count:
+            remedy = "Give one for all of them, or one each by repeating the flag."
+            raise usage_error(f"{len(thresholds)} thresholds for {count} stages.", remedy)
+        return outcome(stages, options.measure, thresholds), []
+    if options.max_drop is not None:
+        return search(stages, options.measure, max_drop=options.max_drop)
+    if teacher is None:
+        raise UserError(
+            "The MACs of the teacher are not on record, so --target-macs has no meaning.", "Use --max-drop."
+        )
+    assert options.target_macs is not None
+    least = int(stages.macs[0]) / teacher["macs"]
+    if options.target_macs < least:
+        remedy = f"The nearest reachable is --target-macs {_rounded_up(least)}; for less, distil a smaller student."
+        raise usage_error(f"--target-macs {options.target_macs} is below the first member's own {least:.4f}.", remedy)
+    return search(stages, options.measure, max_macs=options.target_macs * teacher["macs"])
+
+
+def _rounded_up(ratio: float) -> str:
+    return f"{ratio + 5e-5:.4f}"
+
+
+def _gate_facts(found: Outcome, measure: str, teacher: dict[str, Any] | None) -> dict[str, Any]:
+    return {
+        "measure": measure,
+        "thresholds": list(found.thresholds),
+        "exit_rates": [round(rate, 6) for rate in found.exit_rates],
+        "gated_top1": round(found.top1, 4),
+        **expected(found.expected_macs, teacher),
+    }
+
+
+def expected(macs: float, teacher: dict[str, Any] | None) -> dict[str, Any]:
+    """Expected MACs, and their ratio to the teacher's where that is known."""
+    ratio = round(macs / teacher["macs"], 6) if teacher else None
+    return {"expected_macs": round(macs, 1), "expected_macs_ratio": ratio}
+
+
+def _point(found: Outcome, teacher: dict[str, Any] | None) -> dict[str, Any]:
+    values = {**expected(found.expected_macs, teacher), "top1": round(found.top1, 4)}
+    return {**values, "thresholds": list(found.thresholds)}
+
+
+def _save(run: RunFolder, network: Network, options: GateCalibrateOptions, result: GateResult, data: Data) -> None:
+    config = model_config(network.model, network.architecture, network.model_args, network.class_names)
+    save_network(run, network.model, config)
+    record = {
+        **network.record,
+        "command": "gate-calibrate",
+        "options": {**options.to_dict(), "data": data.source.spec, "holdout": data.holdout},
+        "parents": [network.reference],
+        "versions": versions(),
+        "result": result.to_dict(),
+        "training": network.record.get("training", network.record.get("result")),
+    }
+    run.finish(record)

@@ -1,0 +1,166 @@
+"""A command that trains: from options and networks to a finished run folder."""
+
+from __future__ import annotations
+
+import dataclasses
+import platform
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from timm.utils import unwrap_model
+from torch import nn
+
+from kdcompress.api.cost import facts
+from kdcompress.api.reference import Teacher
+from kdcompress.data import Data
+from kdcompress.engine.distributed import Place, from_main, start
+from kdcompress.engine.evaluate import collect, evaluate
+from kdcompress.engine.fit import Plan, fit
+from kdcompress.engine.progress import Reporter, Silent
+from kdcompress.errors import usage_error
+from kdcompress.methods.base import StudentTask
+from kdcompress.methods.losses import residual_energy
+from kdcompress.models.loading import Network, model_config, save_network
+from kdcompress.options import TrainingOptions
+from kdcompress.results import TrainResult
+from kdcompress.runs import RECORD, RunFolder, claim
+
+EVAL_BATCH = 256
+
+
+@dataclass
+class Job:
+    """Where a training runs, where it writes, and when it began."""
+
+    command: str
+    method: str
+    options: Any
+    reporter: Reporter
+    place: Place
+    began: float
+
+    @classmethod
+    def begin(cls, command: str, method: str, options: TrainingOptions, reporter: Reporter | None) -> Job:
+        began = time.perf_counter()
+        place = start(options.device, options.precision)
+        return cls(command, method, options, (reporter if place.is_main else None) or Silent(), place, began)
+
+    def finished(self) -> TrainResult | None:
+        """The result of the run that ``--resume`` finds complete.
+
+        Raises:
+            UserError: It is a run of another command.
+        """
+        run = RunFolder(Path(self.options.out or "").absolute())
+        if not (self.options.resume and self.options.out) or not run.is_finished:
+            return None
+        record = run.record()
+        if record.get("command") != self.command:
+            raise usage_error(f"--out {run.path} is a run of {record.get('command')}.", "Choose another folder.")
+        self.reporter.note(f"{run.path} is finished already.")
+        return TrainResult.from_dict({**record["result"], "run": str(run.path)})
+
+    def train(
+        self,
+        task: StudentTask,
+        network: Network,
+        data: Data,
+        teacher: Teacher | None = None,
+        *,
+        assemble: Callable[[Network], Network] = lambda network: network,
+        energies: list[float] | None = None,
+        parent: Network | None = None,
+    ) -> TrainResult:
+        """Fit, score on the calibration split, profile and save.
+
+        Args:
+            task: Trains ``network``.
+            assemble: From the trained network to the artifact.
+            energies: Of the residual so far; where given, that of the new sum is appended.
+            parent: The run that this one builds on.
+        """
+        options, place, source = self.options, self.place, data.source
+        plan = Plan.of(options, data.fit_size())
+        if plan.batch_size < 2 * place.world:
+            raise usage_error(f"--batch-size {plan.batch_size} is too small for {place.world} processes.", "Raise it.")
+        batches = data.training(plan.batch_size, options.seed, options.augment)
+        calibration = data.evaluation("calibration", EVAL_BATCH)
+        stem = f"{self.command}-{self.method}-{network.architecture}-{Path(source.spec).name}"
+        run = from_main(lambda: claim(options.out, stem, resume=options.resume))
+        provenance = self._provenance(data, teacher, parent)
+        if place.is_main:
+            run.write_json(RECORD, {**provenance, "status": "unfinished"})
+        rows = fit(
+            task, batches, calibration, options, plan, place, run, self.reporter,
+            title=f"{self.command} {network.architecture}", num_classes=source.num_classes,
+        )  # fmt: skip
+        task.eval()
+        final = task.get_eval_model(ema=task.has_ema())
+        scores = evaluate(final, calibration, place)
+        if energies is not None and teacher is not None:
+            energies = [*energies, self.energy(final, teacher.frozen, data)]
+        network.model.load_state_dict(unwrap_model(task.get_trainable_module(ema=task.has_ema())).state_dict())
+        made = assemble(dataclasses.replace(network, model=network.model.cpu().eval()))
+        result = TrainResult(
+            command=self.command,
+            run=str(run.path),
+            seconds=round(time.perf_counter() - self.began, 3),
+            method=self.method,
+            data=source.spec,
+            epochs=options.epochs,
+            seed=options.seed,
+            device=str(place.device),
+            precision=place.precision,
+            split="calibration",
+            n=scores.n,
+            top1=round(scores.top1, 4),
+            top5=None if scores.top5 is None else round(scores.top5, 4),
+            loss=round(scores.loss, 6),
+            images_per_second=rows[-1]["images_per_second"],
+            energies=energies,
+            **facts(made, teacher.entry if teacher else None),
+        )
+        if place.is_main:
+            config = model_config(made.model, made.architecture, made.model_args, source.class_names)
+            save_network(run, made.model, config)
+            run.finish({**provenance, "result": result.to_dict()})
+        return result
+
+    def energy(self, network: nn.Module, teacher: nn.Module, data: Data) -> float:
+        """Energy of the residual that ``network`` leaves, on the whole calibration split."""
+        batches = dataclasses.replace(data, rank=0, world=1).evaluation("calibration", EVAL_BATCH)
+        teacher.to(self.place.device)
+        logits, _ = collect(network.to(self.place.device), batches, self.place)
+        return round(float(residual_energy(collect(teacher, batches, self.place)[0], logits)), 6)
+
+    def _provenance(self, data: Data, teacher: Teacher | None, parent: Network | None) -> dict[str, Any]:
+        options = {**self.options.to_dict(), "data": data.source.spec, "holdout": data.holdout}
+        if options.get("data_dir"):
+            options["data_dir"] = str(Path(options["data_dir"]).absolute())
+        return {
+            "command": self.command,
+            "method": self.method,
+            "options": options,
+            "data_fingerprint": data.source.fingerprint,
+            "teacher": teacher.entry if teacher else None,
+            "parents": [parent.reference] if parent is not None else [],
+            "seed": self.options.seed,
+            "hardware": self.place.describe(),
+            "versions": versions(),
+        }
+
+
+def versions() -> dict[str, str]:
+    """Of what decides the result."""
+    return {
+        "kdcompress": version("kdcompress"),
+        "torch": torch.__version__,
+        "timm": timm.__version__,
+        "python": platform.python_version(),
+    }

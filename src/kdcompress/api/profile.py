@@ -1,0 +1,86 @@
+"""``profile-flops``: what a network costs, counted by fvcore."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from kdcompress.api.cost import facts
+from kdcompress.api.gate import expected
+from kdcompress.api.reference import resolve
+from kdcompress.data import parse_size
+from kdcompress.engine.progress import Reporter
+from kdcompress.flops import Profile, profile
+from kdcompress.gating import expected_macs
+from kdcompress.models.loading import Network, load_network
+from kdcompress.models.residual_cascade import ResidualCascade
+from kdcompress.options import ProfileFlopsOptions
+from kdcompress.results import ProfileResult
+
+
+def profile_flops(
+    options: ProfileFlopsOptions | None = None, /, *, reporter: Reporter | None = None, **given: Any
+) -> ProfileResult:
+    """Parameters and MACs of any network, for one image; of a cascade also by member and as expected with its gate.
+
+    Args:
+        options: All options at once; else give them by name (the fields of :class:`ProfileFlopsOptions`).
+        reporter: Told which operations could not be counted.
+
+    Raises:
+        UserError: Nothing to load, or a network that cannot be traced at that input size.
+
+    Example:
+        >>> kdcompress.profile_flops(model="resnet50").macs
+        4111512576
+    """
+    began = time.perf_counter()
+    options = options or ProfileFlopsOptions.resolve(given)
+    shape = {"num_classes": options.num_classes} if options.num_classes else {}
+    network = load_network(resolve(options.model), options.arch, weights=False, **shape)
+    if options.input_size is not None:
+        channels, height, width = parse_size(options.input_size, network.prep.channels)
+        network.model.pretrained_cfg["input_size"] = (channels, height, width)  # type: ignore[index, operator]
+    cascade = network.model if isinstance(network.model, ResidualCascade) else None
+    profiles = [profile(part, network.input_size) for part in (cascade.members if cascade else [network.model])]
+    teacher = network.record.get("teacher")
+    same_size = options.input_size is None
+    result = ProfileResult(
+        command="profile-flops",
+        run=str(network.path) if network.path else None,
+        seconds=0.0,
+        unsupported_ops=_added(profiles),
+        by_module=_by_module(profiles, cascade is not None) if options.by_module else None,
+        **(_gated(network, profiles, teacher if same_size else None)),
+        **facts(network, teacher if same_size else None, profiles),
+    )
+    result.seconds = round(time.perf_counter() - began, 3)
+    if result.unsupported_ops and reporter is not None:
+        names = ", ".join(f"{name.removeprefix('aten::')} x{count}" for name, count in result.unsupported_ops.items())
+        reporter.note(f"Notice: fvcore does not count {names}.")
+    return result
+
+
+def _gated(network: Network, profiles: list[Profile], teacher: dict[str, Any] | None) -> dict[str, Any]:
+    """Expected cost with the exits that the calibration split showed."""
+    rates = network.record.get("result", {}).get("exit_rates")
+    if not isinstance(network.model, ResidualCascade) or network.model.gate is None or not rates:
+        return {}
+    macs = expected_macs(rates, [found.macs for found in profiles])
+    return {"exit_rates": rates, **expected(macs, teacher)}
+
+
+def _by_module(profiles: list[Profile], members: bool) -> list[dict[str, Any]]:
+    return [
+        {"module": f"members.{number}.{name}" if members else name, "params": cost.params, "macs": cost.macs}
+        for number, found in enumerate(profiles)
+        for name, cost in found.by_module.items()
+    ]
+
+
+def _added(profiles: list[Profile]) -> dict[str, int]:
+    total: dict[str, int] = {}
+    for found in profiles:
+        for name, count in found.unsupported_ops.items():
+            total[name] = total.get(name, 0) + count
+    return total

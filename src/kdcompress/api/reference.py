@@ -1,0 +1,118 @@
+"""How one command finds what another made: references, ``-``, and what a run passes on to the next."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+from kdcompress.api.cost import facts
+from kdcompress.data import DataSource, InputAdapter, load_source
+from kdcompress.engine.distributed import from_main
+from kdcompress.errors import UserError, usage_error
+from kdcompress.methods.base import Frozen
+from kdcompress.models.loading import Network, load_network
+from kdcompress.options import DataOptions
+
+D = TypeVar("D", bound=DataOptions)
+
+
+def resolve(reference: str) -> str:
+    """The reference itself, or what standard input says where it is ``-``."""
+    return from_main(_from_stdin) if reference == "-" else reference
+
+
+def inherit(options: D, record: dict[str, Any]) -> D:
+    """Fill in the data options that the user left open from the run that this one builds on."""
+    past = record.get("options", {})
+    own = {
+        name: past[name] for name in ("data", "data_dir", "holdout") if getattr(options, name) is None and name in past
+    }
+    return dataclasses.replace(options, **own)
+
+
+def open_data(options: DataOptions) -> DataSource:
+    return load_source(options.data or "digits", data_dir=options.data_dir, download=options.download)
+
+
+@dataclass
+class Teacher:
+    """A teacher, and its entry in ``run.json`` by which a later command finds it again."""
+
+    network: Network
+    entry: dict[str, Any]
+    frozen: Frozen = field(init=False)
+
+    def freeze(self, adapter: InputAdapter | None) -> Frozen:
+        self.frozen = Frozen(self.network.model, adapter)
+        return self.frozen
+
+
+def load_teacher(reference: str, arch: str | None) -> Teacher:
+    """Load and profile a teacher."""
+    network = load_network(resolve(reference), arch)
+    cost = facts(network, None)
+    entry = {"reference": network.reference, "arch": network.arch, "fingerprint": network.fingerprint()}
+    return Teacher(network, {**entry, **{key: cost[key] for key in ("architecture", "macs", "params")}})
+
+
+def check_classes(network: Network, source: DataSource, role: str) -> None:
+    """A network that is to work on these data must know their classes, in their order.
+
+    Raises:
+        UserError: Another number of classes or channels, other names or another order.
+    """
+    if network.num_classes != source.num_classes:
+        raise UserError(
+            f"The {role} {network.reference} has {network.num_classes} classes, the data {source.spec} have "
+            f"{source.num_classes}.",
+            f"Give the data that the {role} was trained on, or fine-tune it: kdcompress train-teacher --pretrained.",
+        )
+    if network.class_names and source.class_names and tuple(network.class_names) != source.class_names:
+        theirs, ours = network.class_names, source.class_names
+        if set(theirs) == set(ours):
+            problem = (
+                f"The {role} has the classes in another order: {', '.join(theirs[:4])} … not {', '.join(ours[:4])} …"
+            )
+        else:
+            odd = sorted(set(theirs) ^ set(ours))[:4]
+            problem = f"The {role} and the data {source.spec} differ in the classes {', '.join(odd)}."
+        raise UserError(problem, f"Give the data that the {role} was trained on.")
+
+
+def check_channels(network: Network, channels: int, role: str) -> None:
+    if network.prep.channels != channels:
+        size = "x".join(str(side) for side in (network.prep.channels, *network.prep.size))
+        raise UserError(
+            f"The {role} {network.reference} takes images of {network.prep.channels} channels, these have {channels}.",
+            f"Convert the images on reading with --input-size {size}.",
+        )
+
+
+def _from_stdin() -> str:
+    if sys.stdin is None or sys.stdin.isatty():
+        raise usage_error("'-' reads a run from standard input, but nothing is piped in.", "Give a run folder instead.")
+    lines = [line.strip() for line in sys.stdin.read().splitlines() if line.strip()]
+    if not lines:
+        remedy = "The command before it printed nothing; look at its error above."
+        raise usage_error("Standard input is empty.", remedy)
+    last = lines[-1]
+    if last.startswith("{"):
+        try:
+            run = json.loads(last).get("run")
+        except ValueError as error:
+            raise usage_error(
+                f"Standard input is not valid JSON: {error}", "Pipe in the output of a command."
+            ) from error
+        if not isinstance(run, str):
+            raise usage_error(
+                "The JSON on standard input names no run.", "Pipe in the output of a command that made one."
+            )
+        return run
+    if not Path(last).exists():
+        remedy = "Pipe in the output of a kdcompress command, or the path of a run."
+        raise usage_error(f"Standard input holds neither JSON nor a path: {last[:60]!r}.", remedy)
+    return last

@@ -1,0 +1,260 @@
+"""``train-teacher``, ``distill`` and ``add-res-student``: three ways into the one training loop."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from pathlib import Path
+from typing import Any
+
+from kdcompress.api.job import Job
+from kdcompress.api.reference import Teacher, check_channels, check_classes, inherit, load_teacher, open_data, resolve
+from kdcompress.data import Data, DataSource, InputAdapter, Preprocess, choose_channels, choose_size
+from kdcompress.engine.distributed import from_main, start
+from kdcompress.engine.progress import Reporter
+from kdcompress.errors import UserError, usage_error
+from kdcompress.methods.base import Frozen, StudentTask
+from kdcompress.methods.kd import KdTask
+from kdcompress.methods.reskd import ResKdTask
+from kdcompress.methods.supervised import SupervisedTask, TfKdTask
+from kdcompress.models.assemble import as_cascade, joined, new_member, new_network
+from kdcompress.models.build import ModelSpec, default_config
+from kdcompress.models.loading import Network, load_network
+from kdcompress.models.residual_cascade import ResidualCascade
+from kdcompress.options import (
+    TEACHERLESS,
+    AddResStudentOptions,
+    DistillOptions,
+    LogitOptions,
+    TrainingOptions,
+    TrainTeacherOptions,
+)
+from kdcompress.results import TrainResult
+from kdcompress.runs import RECORD, claim
+
+LABEL_SMOOTHING = 0.1
+
+
+def train_teacher(
+    options: TrainTeacherOptions | None = None, /, *, reporter: Reporter | None = None, **given: Any
+) -> TrainResult:
+    """Train, or fine-tune, a network on labels.
+
+    Args:
+        options: All options at once; else give them by name (the fields of :class:`TrainTeacherOptions`).
+        reporter: Told of the progress.
+
+    Raises:
+        UserError: Options, data or model that cannot be used.
+
+    Example:
+        >>> kdcompress.train_teacher(model="resnet32_cifar", data="digits", epochs=15).top1
+    """
+    options = options or TrainTeacherOptions.resolve(given)
+    job = Job.begin("train-teacher", "ce", options, reporter)
+    if (done := job.finished()) is not None:
+        return done
+    source = open_data(options)
+    network = _fresh(options.model, source, options, choose_channels(source, options), options.pretrained)
+    task = SupervisedTask(network.model, label_smoothing=options.label_smoothing or 0.0)
+    return job.train(task, network, _data(source, network.prep, job))
+
+
+def distill(options: DistillOptions | None = None, /, *, reporter: Reporter | None = None, **given: Any) -> TrainResult:
+    """Train a student, by a teacher or (``ce``, ``label-smoothing``, ``tf-kd``) without one.
+
+    ``reskd`` makes a cascade of one member, and adds ``res_students`` more if asked for.
+
+    Args:
+        options: All options at once; else give them by name (the fields of :class:`DistillOptions`).
+        reporter: Told of the progress.
+
+    Raises:
+        UserError: Options, data or model that cannot be used; a teacher whose classes are not those of the data.
+
+    Example:
+        >>> kdcompress.distill(teacher="runs/teacher", method="kd", student="resnet8_cifar,width=0.5").run
+    """
+    options = _teacher_arch_first(options or DistillOptions.resolve(given))
+    _check_distill(options)
+    if options.res_students:
+        return _grow(options, reporter)
+    job = Job.begin("distill", options.method, options, reporter)
+    if (done := job.finished()) is not None:
+        return done
+    teacher = load_teacher(options.teacher, options.teacher_arch) if options.teacher is not None else None
+    options = job.options = inherit(options, teacher.network.record if teacher else {})
+    source = open_data(options)
+    channels = choose_channels(source, options)
+    if teacher is not None:
+        check_classes(teacher.network, source, "teacher")
+        if options.input_size is None and teacher.network.record.get("data_fingerprint") == source.fingerprint:
+            channels = teacher.network.prep.channels
+        check_channels(teacher.network, channels, "teacher")
+    student = _fresh(options.student, source, options, channels, options.pretrained)
+    prep = _larger(student.prep, teacher.network.prep) if teacher else student.prep
+    task = _task(options, student, teacher, prep)
+    cascade = options.method == "reskd"
+    return job.train(
+        task,
+        student,
+        _data(source, prep, job),
+        teacher,
+        assemble=as_cascade if cascade else lambda network: network,
+        energies=[] if cascade else None,
+    )
+
+
+def add_res_student(
+    options: AddResStudentOptions | None = None, /, *, reporter: Reporter | None = None, **given: Any
+) -> TrainResult:
+    """Freeze the members of a run and train one more on what they miss of the teacher.
+
+    Args:
+        options: All options at once; else give them by name (the fields of :class:`AddResStudentOptions`).
+        reporter: Told of the progress.
+
+    Raises:
+        UserError: As for :func:`distill`; a run whose teacher is not known.
+
+    Example:
+        >>> kdcompress.add_res_student(run="runs/cascade", arch="resnet8_cifar,width=0.5").energies
+    """
+    options = options or AddResStudentOptions.resolve(given)
+    if len(options.arch) != 1:
+        raise usage_error("add-res-student needs one --arch.", "E.g. --arch resnet8_cifar,width=0.5.")
+    job = Job.begin("add-res-student", "reskd", options, reporter)
+    if (done := job.finished()) is not None:
+        return done
+    base = as_cascade(load_network(resolve(options.run)))
+    assert isinstance(base.model, ResidualCascade)
+    teacher = _teacher_of(base, options, job)
+    options = job.options = inherit(options, base.record)
+    source = open_data(options)
+    check_classes(teacher.network, source, "teacher")
+    check_classes(base, source, "student")
+    check_channels(teacher.network, base.prep.channels, "teacher")
+    if base.model.gate is not None:
+        job.reporter.note("Notice: the gate of the run does not fit another member; calibrate it again.")
+        base.model.gate = None
+    member = new_member(ModelSpec.parse(options.arch[0]), base, options.seed)
+    prep = _larger(base.prep, teacher.network.prep)
+    task = ResKdTask(
+        member.model,
+        Frozen(base.model, _adapter(prep, base.prep)),
+        teacher.freeze(_adapter(prep, teacher.network.prep)),
+        _adapter(prep, base.prep),
+        options.label_smoothing or 0.0,
+        options.residual_loss,
+        **_logit_weights(options),
+    )
+    data = _data(source, prep, job)
+    earlier = base.record.get("result", {}).get("energies") or []
+    return job.train(
+        task,
+        member,
+        data,
+        teacher,
+        assemble=lambda network: joined(base, network),
+        energies=[*earlier[:-1], job.energy(task.members, teacher.frozen, data)],
+        parent=base,
+    )
+
+
+def _grow(options: DistillOptions, reporter: Reporter | None) -> TrainResult:
+    """S0 and its res-students in one command: each a run of its own, below the folder of the last one."""
+    began = time.perf_counter()
+    place = start(options.device, options.precision)
+    stem = f"distill-reskd-{options.student}-{options.res_students}-res-students"
+    run = from_main(lambda: claim(options.out, stem, resume=options.resume))
+    if place.is_main and not (run.path / RECORD).exists():
+        run.write_json(RECORD, {"command": "add-res-student", "status": "unfinished"})
+    first = dataclasses.replace(options, res_students=0, arch=(), out=str(run.path / "member-0"), resume=True)
+    result = distill(first, reporter=reporter)
+    shared = {field.name for field in dataclasses.fields(AddResStudentOptions)} - {"run", "teacher", "arch", "out"}
+    values = {name: getattr(options, name) for name in shared}
+    for number in range(1, options.res_students + 1):
+        arch = options.arch[min(number, len(options.arch)) - 1]
+        out = run.path if number == options.res_students else run.path / f"member-{number}"
+        step = AddResStudentOptions(**{**values, "run": result.run, "arch": (arch,), "out": str(out), "resume": True})
+        result = add_res_student(step, reporter=reporter)
+    return dataclasses.replace(result, command="distill", seconds=round(time.perf_counter() - began, 3))
+
+
+def _check_distill(options: DistillOptions) -> None:
+    if options.method in TEACHERLESS and options.teacher is not None:
+        raise usage_error(f"--method {options.method} takes no teacher.", "Leave TEACHER out, or choose kd or reskd.")
+    if options.method not in TEACHERLESS and options.teacher is None:
+        raise usage_error(f"--method {options.method} needs a TEACHER.", "Give a run folder, '-', or a checkpoint.")
+    if options.res_students and (options.method != "reskd" or not options.arch):
+        raise usage_error("--res-students goes with --method reskd and --arch.", "Add them, or leave it out.")
+    if options.arch and not options.res_students:
+        raise usage_error("--arch is for res-students, or for a TEACHER that is a checkpoint.", "Add --res-students N.")
+
+
+def _teacher_arch_first(options: DistillOptions) -> DistillOptions:
+    """``--arch`` names the architecture of a checkpoint that is the teacher, as it does for the other commands."""
+    if options.teacher_arch is None and options.arch and options.teacher and Path(options.teacher).is_file():
+        return dataclasses.replace(options, teacher_arch=options.arch[0], arch=options.arch[1:])
+    return options
+
+
+def _teacher_of(base: Network, options: AddResStudentOptions, job: Job) -> Teacher:
+    known = base.record.get("teacher")
+    if options.teacher is not None:
+        return load_teacher(options.teacher, options.teacher_arch)
+    if known is None:
+        raise UserError(
+            f"The run {base.reference} has no teacher on record.", "Give the one to learn from: --teacher REF."
+        )
+    teacher = load_teacher(known["reference"], known.get("arch"))
+    if teacher.entry["fingerprint"] != known["fingerprint"]:
+        job.reporter.note(f"Notice: the teacher {known['reference']} has changed since this run was distilled.")
+    return teacher
+
+
+def _fresh(text: str, source: DataSource, options: TrainingOptions, channels: int, pretrained: bool) -> Network:
+    """A network of a spec, shaped for these data."""
+    spec = ModelSpec.parse(text)
+    config = {} if spec.name.startswith("py:") else default_config(spec.name)
+    own = spec.preprocessing.get("input_size") or config.get("input_size", (3, 224, 224))
+    fixed = "input_size" in spec.preprocessing or bool(config.get("fixed_input_size"))
+    size = choose_size(source, options, tuple(own[1:]), fixed)
+    return new_network(
+        spec, num_classes=source.num_classes, channels=channels, size=size, seed=options.seed, pretrained=pretrained
+    )
+
+
+def _data(source: DataSource, prep: Preprocess, job: Job) -> Data:
+    return Data(source, prep, job.options, job.place.device, job.place.rank, job.place.world)
+
+
+def _larger(student: Preprocess, teacher: Preprocess) -> Preprocess:
+    """Batches are made for the student, at the larger size of the two."""
+    if teacher.size[0] * teacher.size[1] > student.size[0] * student.size[1]:
+        return dataclasses.replace(student, size=teacher.size)
+    return student
+
+
+def _adapter(made_for: Preprocess, wanted: Preprocess) -> InputAdapter | None:
+    adapter = InputAdapter(made_for, wanted)
+    return None if adapter.same and adapter.size is None else adapter
+
+
+def _task(options: DistillOptions, student: Network, teacher: Teacher | None, prep: Preprocess) -> StudentTask:
+    """The task of a method, with the method's own defaults."""
+    adapter, smoothing = _adapter(prep, student.prep), options.label_smoothing or 0.0
+    if options.method == "label-smoothing":
+        return SupervisedTask(student.model, adapter, options.label_smoothing or LABEL_SMOOTHING)
+    if options.method == "tf-kd":
+        return TfKdTask(student.model, adapter, smoothing, **_logit_weights(options))
+    if teacher is None:
+        return SupervisedTask(student.model, adapter, smoothing)
+    frozen = teacher.freeze(_adapter(prep, teacher.network.prep))
+    return KdTask(student.model, frozen, adapter, smoothing, **_logit_weights(options))
+
+
+def _logit_weights(options: LogitOptions) -> dict[str, float]:
+    """Those that the user set; the tasks know their own defaults."""
+    values = {"alpha": options.alpha, "temperature": options.temperature}
+    return {key: value for key, value in values.items() if value is not None}

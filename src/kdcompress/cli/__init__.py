@@ -1,0 +1,166 @@
+"""The command line: parse, call the Python API, print. Nothing here imports torch before a command runs."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import typer
+
+from kdcompress import options as sets
+from kdcompress.cli.output import print_error, print_result
+from kdcompress.cli.params import with_options
+from kdcompress.errors import UserError, usage_error
+
+TEACHER_HELP = """Train, or fine-tune, a network on labels.
+
+Example: kdcompress train-teacher --model resnet32_cifar --data digits --epochs 15
+
+Example: kdcompress train-teacher --model resnet50 --pretrained --data photos/ --epochs 20 --lr 0.01
+"""
+DISTILL_HELP = """Train a student, by a teacher or (ce, label-smoothing, tf-kd) without one.
+
+Example: kdcompress distill runs/teacher --method kd --student resnet8_cifar,width=0.5
+
+Example: kdcompress distill resnet56.safetensors --arch resnet56_cifar,shortcut=A --method reskd --data cifar10/
+
+Example: kdcompress distill runs/teacher --method reskd --res-students 2 --arch resnet8_cifar,width=0.5
+"""
+ADD_HELP = """Freeze the members of RUN, and train one more on what they still miss of the teacher (ResKD).
+
+Example: kdcompress add-res-student runs/cascade --arch resnet8_cifar,width=0.5 --epochs 15
+"""
+GATE_HELP = """Let a cascade stop early: choose the thresholds of all stages together, on the calibration split.
+
+Example: kdcompress gate-calibrate runs/cascade --max-drop 0.5
+
+Example: kdcompress gate-calibrate runs/cascade --target-macs 0.15 --measure margin
+"""
+PROFILE_HELP = """Parameters, MACs and FLOPs of any network, for one image; counted by fvcore, attention included.
+
+Example: kdcompress profile-flops runs/gated --by-module
+
+Example: kdcompress profile-flops vit_small_patch16_224
+"""
+EVAL_HELP = """Accuracy, cost and speed on the test split; a gated cascade is scored gated and in full.
+
+Example: kdcompress eval runs/gated
+
+Example: kdcompress eval resnet56.safetensors --arch resnet56_cifar,shortcut=A --data cifar10/
+"""
+
+# command -> (function of kdcompress.api, its options, help)
+COMMANDS: dict[str, tuple[str, type[sets.Options], str]] = {
+    "train-teacher": ("train_teacher", sets.TrainTeacherOptions, TEACHER_HELP),
+    "distill": ("distill", sets.DistillOptions, DISTILL_HELP),
+    "add-res-student": ("add_res_student", sets.AddResStudentOptions, ADD_HELP),
+    "gate-calibrate": ("gate_calibrate", sets.GateCalibrateOptions, GATE_HELP),
+    "profile-flops": ("profile_flops", sets.ProfileFlopsOptions, PROFILE_HELP),
+    "eval": ("evaluate", sets.EvalOptions, EVAL_HELP),
+}
+
+app = typer.Typer(
+    name="kdcompress",
+    help="Compress a trained image classifier by knowledge distillation, and know exactly what the result costs.",
+    epilog="Every command prints its result as one line of JSON into a pipe, and '-' reads it from one.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+@app.callback(invoke_without_command=True)
+def _main(version: bool = typer.Option(False, "--version", help="Show the version and leave.")) -> None:
+    if version:
+        from importlib.metadata import version as installed
+
+        print(f"kdcompress {installed('kdcompress')}")
+
+
+def _command(name: str) -> Callable[..., None]:
+    function_name, option_set, _ = COMMANDS[name]
+
+    def call(values: dict[str, Any]) -> None:
+        own = {field: values.pop(field) for field in sets.ShellOptions.__dataclass_fields__}
+        shell = sets.ShellOptions.resolve(own, environment=os.environ)
+        options = option_set.resolve(values, _read_config(shell.config, name), os.environ)
+        if not shell.verbose:
+            warnings.simplefilter("ignore")
+        # imported here: torch comes with it
+        from kdcompress import api
+        from kdcompress.engine.progress import Silent, Terminal
+
+        reporter = Silent() if shell.quiet else Terminal(shell.verbose)
+        result = getattr(api, function_name)(options, reporter=reporter)
+        if int(os.environ.get("RANK", "0")) == 0:
+            print_result(result, shell.json)
+
+    return with_options(call, option_set, sets.ShellOptions)
+
+
+for _name, (_, _, _help) in COMMANDS.items():
+    app.command(_name, help=_help, no_args_is_help=False)(_command(_name))
+
+
+def run(arguments: list[str]) -> int:
+    """Run the command line and return its exit status."""
+    signal.signal(signal.SIGTERM, _terminate)
+    try:
+        # standalone_mode off: what goes wrong comes here as an exception
+        return int(app(arguments, standalone_mode=False) or 0)
+    except UserError as error:
+        print_error(error.problem, error.remedy)
+        status = error.exit_code
+    except KeyboardInterrupt as interrupt:
+        path = getattr(interrupt, "path", None)
+        remedy = f"The state is saved: run the same command with --resume --out {path}" if path else ""
+        print_error("Interrupted.", remedy)
+        status = 130
+    except BrokenPipeError:
+        # the reader of our output has left; Python would complain once more when it flushes
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        status = 1
+    except Exception as error:
+        if os.environ.get("KDCOMPRESS_DEBUG") == "1":
+            raise
+        status = _report(error, arguments)
+    return status
+
+
+def _report(error: Exception, arguments: list[str]) -> int:
+    """Errors that are not ours: Typer's about usage, and those of the libraries below."""
+    if hasattr(error, "format_message"):
+        command = f"kdcompress {arguments[0]}" if arguments and arguments[0] in COMMANDS else "kdcompress"
+        print_error(error.format_message(), f"See {command} --help.")
+        return 2
+    if type(error).__name__ == "Abort":
+        return 130
+    first = next((line for line in str(error).splitlines() if line.strip()), "")
+    print_error(f"{type(error).__name__}: {first}", "KDCOMPRESS_DEBUG=1 shows where it happened.")
+    return 1
+
+
+def _read_config(path: str | None, command: str) -> dict[str, Any]:
+    """Options of a config file: those at the top level that are no command's section, and this command's section."""
+    if path is None:
+        return {}
+    import yaml
+
+    try:
+        content = yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {}
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise usage_error(f"--config {path} cannot be read: {error}", "Give a YAML or JSON file of options.") from error
+    if not isinstance(content, dict):
+        raise usage_error(f"--config {path} holds no options.", "Write lines like 'epochs: 30'.")
+    section = content.get(command) or {}
+    return {**{key: value for key, value in content.items() if key not in COMMANDS}, **section}
+
+
+def _terminate(number: int, frame: object) -> None:
+    raise KeyboardInterrupt

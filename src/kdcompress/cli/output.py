@@ -1,0 +1,79 @@
+"""What goes to standard output (the result) and to standard error (everything else)."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from kdcompress.results import Result
+
+WIDE = ("curve", "by_module", "members")
+
+
+def print_result(result: Result, as_json: bool | None) -> None:
+    """One line of JSON off a terminal, a table on it."""
+    values = result.to_dict()
+    if as_json is None:
+        as_json = not sys.stdout.isatty()
+    if as_json:
+        print(json.dumps(values), flush=True)
+    else:
+        _print_table(values)
+
+
+def print_error(problem: str, remedy: str = "") -> None:
+    """What is wrong, and how to mend it."""
+    colour = sys.stderr.isatty() and "NO_COLOR" not in os.environ
+    label = "\033[1;31mError:\033[0m" if colour else "Error:"
+    print(f"{label} {_one_line(problem)}", file=sys.stderr)
+    if remedy:
+        print(_one_line(remedy), file=sys.stderr)
+
+
+def _print_table(values: dict[str, Any]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console(highlight=False)
+    facts = Table(show_header=False, title=values["command"], title_justify="left")
+    facts.add_column(style="bold")
+    facts.add_column(overflow="fold")
+    for key, value in values.items():
+        if key not in WIDE and key != "command" and value not in (None, {}):
+            facts.add_row(key, _shown(key, value))
+    console.print(facts)
+    for key in WIDE:
+        if values.get(key):
+            console.print(_rows(key, values[key]))
+
+
+def _rows(title: str, rows: list[dict[str, Any]]) -> Any:
+    from rich.table import Table
+
+    table = Table(title=title, title_justify="left")
+    for key in rows[0]:
+        table.add_column(key, justify="right" if not isinstance(rows[0][key], str) else "left")
+    for row in rows:
+        table.add_row(*(_shown(key, value) for key, value in row.items()))
+    return table
+
+
+def _shown(key: str, value: Any) -> str:
+    if isinstance(value, bool) or value is None:
+        return "-" if value is None else str(value).lower()
+    if isinstance(value, int) and key != "seed":
+        return f"{value:,}"
+    if isinstance(value, float):
+        return f"{value:,.0f}" if key.endswith("macs") else f"{value:.4g}" if abs(value) < 10 else f"{value:,.2f}"
+    if isinstance(value, (list, tuple)):
+        return "x".join(map(str, value)) if key == "input_size" else ", ".join(_shown(key, part) for part in value)
+    if isinstance(value, dict):
+        return ", ".join(f"{name} x{count}" for name, count in value.items())
+    return str(value)
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())

@@ -1,0 +1,63 @@
+"""From option dataclasses to Typer parameters, so that the command line and Python never drift apart."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import typing
+from collections.abc import Callable
+from typing import Annotated, Any, Optional
+
+import typer
+
+from kdcompress.options import Options, field_type, flag
+
+METAVARS = {int: "INTEGER", float: "NUMBER", str: "TEXT"}
+
+
+def with_options(function: Callable[[dict[str, Any]], None], *option_sets: type[Options]) -> Callable[..., None]:
+    """A function that Typer can read, whose parameters are the fields of the option sets.
+
+    Values reach ``function`` as the text that the user typed, None where nothing was: the option sets convert and
+    check them, with the same messages as for the environment, the config file and Python.
+    """
+
+    def command(**values: Any) -> None:
+        function(values)
+
+    arguments, options = [], []
+    for option_set in option_sets:
+        for field in dataclasses.fields(option_set):
+            kind = inspect.Parameter.KEYWORD_ONLY
+            annotation = _annotation(option_set, field)
+            parameter = inspect.Parameter(field.name, kind, default=None, annotation=annotation)
+            (arguments if field.metadata["argument"] else options).append(parameter)
+    parameters = [*arguments, *sorted(options, key=_panel_last)]
+    command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    command.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    command.__doc__ = function.__doc__
+    return command
+
+
+def _annotation(option_set: type[Options], field: dataclasses.Field[Any]) -> Any:
+    kind, meta = field_type(option_set, field.name), field.metadata
+    help_text = meta["help"]
+    if not meta["argument"] and field.default not in (None, (), False):
+        help_text += f" (default: {field.default})"
+    if meta["argument"]:
+        return Annotated[Optional[str], typer.Argument(help=help_text, show_default=False, metavar=field.name.upper())]  # noqa: UP045
+    shared = {"help": help_text, "show_default": False, "rich_help_panel": meta["panel"] or "Options"}
+    if kind is bool:
+        names = f"{flag(field.name)}/--no-{field.name.replace('_', '-')}"
+        return Annotated[Optional[bool], typer.Option(names, **shared)]  # noqa: UP045
+    if typing.get_origin(kind) is tuple:
+        metavar = METAVARS[typing.get_args(kind)[0]]
+        return Annotated[Optional[list[str]], typer.Option(flag(field.name), metavar=metavar, **shared)]  # noqa: UP045
+    metavar = "|".join(meta["choices"]) or METAVARS[kind]
+    return Annotated[Optional[str], typer.Option(flag(field.name), metavar=metavar, **shared)]  # noqa: UP045
+
+
+def _panel_last(parameter: inspect.Parameter) -> int:
+    """A command's own options first, then data, training, run and shell."""
+    panel = typing.get_args(parameter.annotation)[1].rich_help_panel
+    return ["Options", "Data", "Training", "Run", "Shell"].index(panel)

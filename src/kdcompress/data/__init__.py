@@ -1,0 +1,164 @@
+"""Data sets: where images come from, how they are divided, augmented and fed to a network."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from kdcompress.data.batches import (
+    EvalBatches,
+    MemoryImages,
+    StreamImages,
+    TrainBatches,
+    find_good,
+    load_into_memory,
+)
+from kdcompress.data.preprocess import InputAdapter, Preprocess, parse_size
+from kdcompress.data.sources import MAX_MEMORY_BYTES, DataSource, ImageList, load_source
+from kdcompress.data.splits import fit_calibration
+from kdcompress.errors import UserError, usage_error
+from kdcompress.options import DataOptions
+
+__all__ = [
+    "Data",
+    "DataSource",
+    "EvalBatches",
+    "InputAdapter",
+    "Preprocess",
+    "TrainBatches",
+    "load_source",
+    "parse_size",
+]
+
+HOLDOUT = 0.1
+SMALL_SIDE = 64
+
+
+@dataclass
+class Data:
+    """A data source prepared for the input of a network.
+
+    Attributes:
+        prep: What batches are made for.
+        holdout: Share of the training split that is the calibration split.
+    """
+
+    source: DataSource
+    prep: Preprocess
+    options: DataOptions
+    device: torch.device
+    rank: int = 0
+    world: int = 1
+
+    @property
+    def holdout(self) -> float:
+        return self.options.holdout or HOLDOUT
+
+    @property
+    def workers(self) -> int:
+        return self.options.workers if self.options.workers is not None else min(os.cpu_count() or 1, 8)
+
+    def fit_size(self) -> int:
+        return len(fit_calibration(self.source.train.labels, self.holdout)[0])
+
+    def training(self, batch_size: int, seed: int, augment: str) -> TrainBatches:
+        """The fit split, shuffled and augmented.
+
+        Raises:
+            UserError: An augmentation that this kind of loading does not offer, or an unreadable image.
+        """
+        images = self._images("fit")
+        in_memory = isinstance(images, MemoryImages)
+        if augment == "auto":
+            flip = "-flip" if self.source.flip else ""
+            augment = f"crop{flip}" if in_memory or not flip else "rrc-flip"
+        if augment == "rrc-flip" and in_memory:
+            remedy = "Add --loading stream, or use --augment crop-flip."
+            raise usage_error("--augment rrc-flip needs the full images, but these are held in memory.", remedy)
+        transform = None if in_memory else _stream_transform(self.prep, augment)
+        return TrainBatches(images, batch_size, seed, augment, transform, self.rank, self.world)
+
+    def evaluation(self, split: str, batch_size: int) -> EvalBatches:
+        """A split (``fit``, ``calibration`` or ``test``) as it is.
+
+        Raises:
+            UserError: The source has no test split, or an unreadable image.
+        """
+        return EvalBatches(self._images(split), batch_size, self.rank, self.world)
+
+    def _images(self, split: str) -> MemoryImages | StreamImages:
+        images, indices = self._select(split)
+        height, width = self.prep.size
+        size = len(indices) * height * width * self.prep.channels
+        small = max(height, width) <= SMALL_SIDE and size <= MAX_MEMORY_BYTES
+        if self.options.loading == "memory" or (self.options.loading == "auto" and small):
+            return load_into_memory(
+                images,
+                indices,
+                self.prep,
+                self.device,
+                workers=self.workers,
+                skip_bad=self.options.skip_bad_images,
+            )
+        if self.options.skip_bad_images:
+            indices = find_good(images, indices, self.prep.channels, self.workers)
+        return StreamImages(images, indices, self.prep, self.device, self.workers)
+
+    def _select(self, split: str) -> tuple[ImageList, np.ndarray]:
+        if split == "test":
+            if self.source.test is None:
+                remedy = "Add a test/ folder, or evaluate on --split calibration."
+                raise UserError(f"The data {self.source.spec} have no test split.", remedy)
+            return self.source.test, np.arange(len(self.source.test.labels))
+        fit, calibration = fit_calibration(self.source.train.labels, self.holdout)
+        return self.source.train, fit if split == "fit" else calibration
+
+
+def _stream_transform(prep: Preprocess, augment: str) -> Any:
+    """Augmentation of full images, timm's where timm has it."""
+    from timm.data import create_transform
+    from timm.data.transforms import ToNumpy
+    from torchvision import transforms
+
+    if augment == "none":
+        return prep.eval_transform()
+    if augment == "rrc-flip":
+        return create_transform(
+            (prep.channels, *prep.size),
+            is_training=True,
+            interpolation=prep.interpolation,
+            color_jitter=0.0,
+            use_prefetcher=True,
+        )
+    larger = tuple(round(side * 1.125) for side in prep.size)
+    enlarge = Preprocess(larger, prep.channels, prep.mean, prep.std, prep.interpolation).eval_transform()
+    steps = [*enlarge.transforms[:-1], transforms.RandomCrop(prep.size)]  # type: ignore[attr-defined]
+    if augment == "crop-flip":
+        steps.append(transforms.RandomHorizontalFlip())
+    return transforms.Compose([*steps, ToNumpy()])
+
+
+def choose_size(source: DataSource, options: DataOptions, default: tuple[int, int], fixed: bool) -> tuple[int, int]:
+    """(H, W) that a new network sees.
+
+    The user's word first; else the images' own size where they are alike and no larger than what the architecture was
+    made for; else that. Architectures of a fixed input size keep theirs.
+    """
+    if options.input_size is not None:
+        return parse_size(options.input_size)[1:]
+    if not fixed and source.size is not None and source.size[0] <= default[0] and source.size[1] <= default[1]:
+        return source.size
+    return default
+
+
+def choose_channels(source: DataSource, options: DataOptions) -> int:
+    """The user's word (``--input-size CxHxW``), else the images' own."""
+    if options.input_size is not None and (channels := parse_size(options.input_size)[0]) is not None:
+        if channels not in (1, 3):
+            raise usage_error(f"--input-size {options.input_size} asks for {channels} channels.", "Images have 1 or 3.")
+        return channels
+    return source.channels

@@ -1,0 +1,256 @@
+"""Batches for training and evaluation, from memory or streamed.
+
+Both kinds give (input [B, C, H, W] normalised, target [B]) on the device, and both are pure functions of (seed, epoch):
+an epoch can be entered at any step. With several processes each takes its share of every batch.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from kdcompress.data.augment import crop_indices, image_seed
+from kdcompress.data.preprocess import Preprocess, bad_image, read_image
+from kdcompress.data.sources import ArrayImages, ImageList
+from kdcompress.errors import UserError
+
+Batch = tuple[Tensor, Tensor]
+
+
+@dataclass
+class MemoryImages:
+    """Decoded images on the device.
+
+    Attributes:
+        pixels: [N * H * W, C] uint8, so that a crop is one gather of whole pixels.
+        labels: [N] int64.
+        ids: [N] index of each image in its split, which its augmentation depends on.
+    """
+
+    pixels: Tensor
+    labels: Tensor
+    ids: np.ndarray
+    prep: Preprocess
+
+    def training(self, positions: np.ndarray, seed: int, view: int, augment: str) -> Batch:
+        height, width = self.prep.size
+        if augment == "none":
+            return self.plain(positions)
+        rows, columns = crop_indices(seed, view, self.ids[positions], height, width, flip=augment == "crop-flip")
+        return self._gather(positions, rows, columns)
+
+    def plain(self, positions: np.ndarray) -> Batch:
+        height, width = self.prep.size
+        return self._gather(positions, torch.arange(height)[None], torch.arange(width)[None])
+
+    def _gather(self, positions: np.ndarray, rows: Tensor, columns: Tensor) -> Batch:
+        height, width = self.prep.size
+        chosen = torch.from_numpy(positions)
+        index = ((chosen[:, None] * height + rows)[:, :, None] * width + columns[:, None, :]).flatten()
+        device = self.pixels.device
+        x = self.pixels.index_select(0, index.to(device, non_blocking=True))
+        x = x.view(len(positions), height, width, self.prep.channels).permute(0, 3, 1, 2)
+        return normalise(x, self.prep), self.labels[chosen.to(device)]
+
+
+def normalise(x: Tensor, prep: Preprocess) -> Tensor:
+    """uint8 [B, C, H, W] to normalised float32 of the same memory layout."""
+    mean = torch.tensor(prep.mean, device=x.device).mul_(255).view(1, -1, 1, 1)
+    std = torch.tensor(prep.std, device=x.device).mul_(255).view(1, -1, 1, 1)
+    return x.float().sub_(mean).div_(std)
+
+
+def load_into_memory(
+    images: ImageList, indices: np.ndarray, prep: Preprocess, device: torch.device, *, workers: int, skip_bad: bool
+) -> MemoryImages:
+    """Decode images, resized where they differ from the network's size.
+
+    Raises:
+        UserError: An image that cannot be read, unless ``skip_bad``.
+    """
+    height, width = prep.size
+    if isinstance(images, ArrayImages) and images.array.shape[1:3] == prep.size and prep.channels == 1:
+        array, kept = images.array[indices], indices
+    else:
+        array = np.empty((len(indices), height, width, prep.channels), dtype=np.uint8)
+        good = np.zeros(len(indices), dtype=bool)
+        reader = _Reader(images, indices, prep.channels, prep.eval_transform(crop_pct=1.0))
+        for position, pixels, problem in DataLoader(
+            reader, batch_size=None, num_workers=workers if len(indices) > 2000 else 0
+        ):
+            if problem and not skip_bad:
+                raise bad_image(problem)
+            if not problem:
+                array[position], good[position] = pixels.permute(1, 2, 0).numpy(), True
+        array, kept = array[good], indices[good]
+    pixels = torch.from_numpy(np.ascontiguousarray(array)).reshape(-1, prep.channels)
+    return MemoryImages(pixels.to(device), torch.from_numpy(images.labels[kept]).to(device), kept, prep)
+
+
+class _Reader(Dataset[Any]):
+    """Position -> (position, uint8 [C, H, W], what is wrong with it)."""
+
+    def __init__(
+        self, images: ImageList, indices: np.ndarray, channels: int, transform: Callable[[Image.Image], Any]
+    ) -> None:
+        self.images, self.indices, self.channels, self.transform = images, indices, channels, transform
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, position: int) -> tuple[int, Any, str]:
+        index = int(self.indices[position])
+        try:
+            pixels = self.transform(read_image(self.images, index, self.channels))
+        except UserError as error:
+            return position, torch.empty(0), error.problem.removeprefix("Unreadable image ")
+        return position, torch.as_tensor(np.ascontiguousarray(pixels)), ""
+
+
+@dataclass
+class StreamImages:
+    """Images that stay on the disk and are decoded by worker processes."""
+
+    images: ImageList
+    ids: np.ndarray
+    prep: Preprocess
+    device: torch.device
+    workers: int
+
+    def loader(
+        self, batches: Sequence[np.ndarray], transform: Callable[[Image.Image], Any], seed: int, view: int
+    ) -> Iterator[Batch]:
+        from timm.data.loader import PrefetchLoader
+
+        dataset = _ViewDataset(self.images, self.ids, self.prep.channels, transform, seed, view)
+        loader = DataLoader(
+            dataset,
+            batch_sampler=[batch.tolist() for batch in batches],
+            num_workers=self.workers,
+            collate_fn=_collate,
+            pin_memory=self.device.type == "cuda",
+        )
+        prefetch = PrefetchLoader(
+            _Checked(loader), self.prep.mean, self.prep.std, channels=self.prep.channels, device=self.device
+        )
+        return iter(prefetch)
+
+
+class _ViewDataset(Dataset[Any]):
+    def __init__(
+        self,
+        images: ImageList,
+        ids: np.ndarray,
+        channels: int,
+        transform: Callable[[Image.Image], Any],
+        seed: int,
+        view: int,
+    ) -> None:
+        self.images, self.ids, self.channels, self.transform = images, ids, channels, transform
+        self.seed, self.view = seed, view
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def __getitem__(self, position: int) -> tuple[Any, int, str]:
+        index = int(self.ids[position])
+        try:
+            image = read_image(self.images, index, self.channels)
+        except UserError as error:
+            return None, 0, error.problem.removeprefix("Unreadable image ")
+        # timm's transforms draw from the global generators; seeded here, they become a function of the view
+        number = image_seed(self.seed, self.view, index)
+        random.seed(number)
+        np.random.seed(number)
+        torch.manual_seed(number)
+        return self.transform(image), int(self.images.labels[index]), ""
+
+
+def _collate(items: list[tuple[Any, int, str]]) -> tuple[Tensor, Tensor, str]:
+    from timm.data.loader import fast_collate
+
+    problem = next((item[2] for item in items if item[2]), "")
+    if problem:
+        return torch.empty(0), torch.empty(0), problem
+    images, targets = fast_collate([item[:2] for item in items])
+    return images, targets, ""
+
+
+class _Checked:
+    """Brings a worker's finding of a bad image to the main process, where it can be raised whole."""
+
+    def __init__(self, loader: DataLoader[Any]) -> None:
+        self.loader = loader
+
+    def __iter__(self) -> Iterator[Batch]:
+        for images, targets, problem in self.loader:
+            if problem:
+                raise bad_image(problem)
+            yield images, targets
+
+    def __len__(self) -> int:
+        return len(self.loader)
+
+
+def find_good(images: ImageList, indices: np.ndarray, channels: int, workers: int) -> np.ndarray:
+    """Those of ``indices`` whose images can be read (a pass over all of them)."""
+    reader = _Reader(images, indices, channels, lambda image: np.zeros(1, np.uint8))
+    found = DataLoader(reader, batch_size=None, num_workers=workers)
+    return np.array([indices[position] for position, _, problem in found if not problem], dtype=np.int64)
+
+
+@dataclass
+class TrainBatches:
+    """The fit split in the order of an epoch.
+
+    An epoch is cut into batches whose sizes differ by one image at most, and each batch into equal shares of the
+    processes: no image is dropped, and no batch is left with a single image, which BatchNorm could not take.
+    """
+
+    images: MemoryImages | StreamImages
+    batch_size: int
+    seed: int
+    augment: str
+    transform: Callable[[Image.Image], Any] | None = None
+    rank: int = 0
+    world: int = 1
+
+    def __len__(self) -> int:
+        return -(-len(self.images.ids) // self.batch_size)
+
+    def sizes(self) -> list[int]:
+        """Images of each batch over all processes."""
+        return [len(part) for part in np.array_split(np.empty(len(self.images.ids)), len(self))]
+
+    def epoch(self, epoch: int, first_step: int = 0) -> Iterator[Batch]:
+        order = np.random.default_rng((self.seed, epoch)).permutation(len(self.images.ids))
+        batches = [part[self.rank :: self.world] for part in np.array_split(order, len(self))][first_step:]
+        if isinstance(self.images, StreamImages):
+            assert self.transform is not None
+            return self.images.loader(batches, self.transform, self.seed, epoch)
+        return (self.images.training(batch, self.seed, epoch, self.augment) for batch in batches)
+
+
+@dataclass
+class EvalBatches:
+    """A split in its own order, without augmentation; each process takes its share."""
+
+    images: MemoryImages | StreamImages
+    batch_size: int
+    rank: int = 0
+    world: int = 1
+
+    def __iter__(self) -> Iterator[Batch]:
+        mine = np.arange(len(self.images.ids))[self.rank :: self.world]
+        batches = [mine[start : start + self.batch_size] for start in range(0, len(mine), self.batch_size)]
+        if isinstance(self.images, StreamImages):
+            return self.images.loader(batches, self.images.prep.eval_transform(), 0, 0)
+        return (self.images.plain(batch) for batch in batches)

@@ -1,0 +1,128 @@
+"""What a network expects of its input, and how an input made for one network is turned into another's."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from kdcompress.data.sources import IMAGE_MODES, ImageList
+from kdcompress.errors import UserError, usage_error
+
+
+@dataclass(frozen=True)
+class Preprocess:
+    """Input of a network: size, channels, normalisation.
+
+    Attributes:
+        size: (H, W) in pixels.
+        channels: 1 or 3.
+        mean, std: Per channel, of values in [0, 1].
+        interpolation: For resizing, one of timm's names.
+        crop_pct: Share of the shorter side that the centre crop keeps; only where images have to be resized.
+    """
+
+    size: tuple[int, int]
+    channels: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    interpolation: str = "bilinear"
+    crop_pct: float = 1.0
+
+    @classmethod
+    def of(cls, model: nn.Module) -> Preprocess:
+        """As a timm model's ``pretrained_cfg`` says."""
+        from timm.data import resolve_model_data_config
+
+        config = resolve_model_data_config(model)
+        channels = config["input_size"][0]
+
+        def adapted(values: tuple[float, ...]) -> tuple[float, ...]:
+            if len(values) == channels:
+                return tuple(values)
+            return (sum(values) / len(values),) * channels
+
+        return cls(
+            size=tuple(config["input_size"][1:]),
+            channels=channels,
+            mean=adapted(config["mean"]),
+            std=adapted(config["std"]),
+            interpolation=config["interpolation"],
+            crop_pct=config["crop_pct"],
+        )
+
+    def eval_transform(self, crop_pct: float | None = None) -> Callable[[Image.Image], np.ndarray]:
+        """timm's evaluation transform up to uint8 [C, H, W]; nothing is resized that has the right size."""
+        from timm.data import create_transform
+
+        return create_transform(
+            (self.channels, *self.size),
+            interpolation=self.interpolation,
+            crop_pct=crop_pct or self.crop_pct,
+            use_prefetcher=True,
+        )
+
+
+class InputAdapter(nn.Module):
+    """Turns a batch normalised for one network into one for another: [B, C, H, W] to [B, C, H', W'].
+
+    Teacher and student may differ in size and normalisation; the pipeline makes each image once.
+    """
+
+    scale: Tensor
+    shift: Tensor
+
+    def __init__(self, made_for: Preprocess, wanted: Preprocess) -> None:
+        super().__init__()
+        self.size = wanted.size if wanted.size != made_for.size else None
+        self.same = made_for.mean == wanted.mean and made_for.std == wanted.std
+        mean, std = torch.tensor(made_for.mean), torch.tensor(made_for.std)
+        target_mean, target_std = torch.tensor(wanted.mean), torch.tensor(wanted.std)
+        self.register_buffer("scale", (std / target_std).view(1, -1, 1, 1), persistent=False)
+        self.register_buffer("shift", ((mean - target_mean) / target_std).view(1, -1, 1, 1), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.size is not None:
+            x = nn.functional.interpolate(x, self.size, mode="bilinear", antialias=True)
+        return x if self.same else x * self.scale + self.shift
+
+
+def parse_size(text: str | int, channels: int | None = None) -> tuple[int | None, int, int]:
+    """``32``, ``24x40`` or ``1x28x28`` as (channels or None, H, W).
+
+    Raises:
+        UserError: Not of that form.
+    """
+    if not re.fullmatch(r"[1-9]\d*(x[1-9]\d*){0,2}", str(text)):
+        raise usage_error(f"{text!r} is not an input size.", "Write a side (32), HxW (24x40) or CxHxW (1x28x28).")
+    parts = [int(part) for part in str(text).split("x")]
+    if len(parts) == 1:
+        return channels, parts[0], parts[0]
+    if len(parts) == 2:
+        return channels, parts[0], parts[1]
+    return parts[0], parts[1], parts[2]
+
+
+def read_image(images: ImageList, index: int, channels: int) -> Image.Image:
+    """Image ``index`` in the mode of so many channels.
+
+    Raises:
+        UserError: The file is truncated or no image; it is named.
+    """
+    try:
+        image = images.image(index)
+        if image.mode.startswith("I"):  # 16-bit grey, which Pillow would clip at 255
+            values = np.asarray(image)
+            image = Image.fromarray((values >> 8 if values.max(initial=0) > 255 else values).astype(np.uint8))
+        return image.convert(IMAGE_MODES[channels])
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise bad_image(f"{images.name(index)}: {str(error).splitlines()[0] if str(error) else 'damaged'}") from error
+
+
+def bad_image(what: str) -> UserError:
+    return UserError(f"Unreadable image {what}", "Mend or remove it, or go on without it: --skip-bad-images.")

@@ -1,0 +1,303 @@
+"""From ``--data SPEC`` to images and labels: one small function per kind of source.
+
+A source is a list of images that are read on demand. What becomes of them (memory or stream, augmentation) is decided
+in :mod:`kdcompress.data.pipeline`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from PIL import Image
+
+from kdcompress.errors import UserError, usage_error
+
+IMAGE_MODES = {1: "L", 3: "RGB"}
+MAX_MEMORY_BYTES = 512 * 2**20
+
+
+class ImageList(Protocol):
+    """Images of one split, read one at a time; must survive pickling to worker processes."""
+
+    labels: np.ndarray  # [N] int64
+
+    def image(self, index: int) -> Image.Image: ...
+
+    def name(self, index: int) -> str: ...
+
+
+@dataclass
+class DataSource:
+    """A data set as its source offers it.
+
+    Attributes:
+        train, test: The splits; ``test`` is None where the source has none.
+        class_names: In label order, where known.
+        channels: 1 for grey, 3 for colour.
+        size: (H, W) of the images where a sample of them agrees, else None.
+        flip: Whether a mirrored image keeps its class.
+        fingerprint: Changes when the data do.
+    """
+
+    spec: str
+    train: ImageList
+    test: ImageList | None
+    num_classes: int
+    class_names: tuple[str, ...] | None
+    fingerprint: str
+    flip: bool = True
+    channels: int = field(init=False)
+    size: tuple[int, int] | None = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.channels, self.size = _look_at(self.train)
+
+
+@dataclass
+class ArrayImages:
+    """Images that are an array already: [N, H, W] grey or [N, H, W, 3], uint8."""
+
+    array: np.ndarray
+    labels: np.ndarray
+
+    def image(self, index: int) -> Image.Image:
+        return Image.fromarray(self.array[index])
+
+    def name(self, index: int) -> str:
+        return f"image {index}"
+
+
+@dataclass
+class FileImages:
+    paths: Sequence[str]
+    labels: np.ndarray
+
+    def image(self, index: int) -> Image.Image:
+        # draft mode lets libjpeg skip work, at the cost of other pixels than timm's own reading gives: not used
+        with Image.open(self.paths[index]) as image:
+            image.load()
+            return image
+
+    def name(self, index: int) -> str:
+        return self.paths[index]
+
+
+@dataclass
+class MapImages:
+    """A map-style PyTorch data set of (image, label)."""
+
+    dataset: Any
+    labels: np.ndarray
+
+    def image(self, index: int) -> Image.Image:
+        image = self.dataset[index][0]
+        if isinstance(image, torch.Tensor):
+            if image.dtype != torch.uint8 or image.ndim not in (2, 3):
+                raise UserError(
+                    f"The data set gives tensors of type {image.dtype}, shape {tuple(image.shape)}.",
+                    "Return PIL images, or uint8 tensors [C, H, W].",
+                )
+            array = image.numpy() if image.ndim == 2 else image.permute(1, 2, 0).numpy().squeeze()
+            return Image.fromarray(array)
+        return Image.fromarray(image) if isinstance(image, np.ndarray) else image
+
+    def name(self, index: int) -> str:
+        return f"image {index}"
+
+
+def load_source(spec: str, *, data_dir: str | None = None, download: bool = False) -> DataSource:
+    """Open a data set.
+
+    Args:
+        spec: ``digits``, a folder, a timm data-set name (``torch/cifar10``, ``hfds/…``) or ``py:module:function``.
+        data_dir: Where timm's named data sets are stored.
+        download: Fetch a ``torch/…`` data set that is not there.
+
+    Raises:
+        UserError: Nothing of that name, or a folder that is not laid out as a data set.
+    """
+    if spec == "digits":
+        source = _digits()
+    elif spec.startswith("py:"):
+        source = _from_callable(spec)
+    elif spec.split("/")[0].lower() in ("torch", "hfds", "hfids", "wds", "tfds") and not Path(spec).exists():
+        source = _from_timm(spec, data_dir, download)
+    elif Path(spec).is_dir():
+        source = _folder(spec)
+    else:
+        remedy = (
+            "Give digits, a folder with train/CLASS/… and test/CLASS/…, torch/NAME, hfds/NAME or py:module:function."
+        )
+        raise usage_error(f"There is no data {spec!r}.", remedy)
+    if source.num_classes < 2:
+        raise UserError(f"The data {spec} have only one class.", "A classifier needs two classes or more.")
+    return source
+
+
+def import_callable(spec: str) -> Callable[..., Any]:
+    """The function behind ``py:package.module:function``; the working directory is on the path.
+
+    Raises:
+        UserError: It cannot be imported, or is not callable.
+    """
+    module_name, _, name = spec.removeprefix("py:").partition(":")
+    here = str(Path.cwd())
+    if here not in sys.path:
+        sys.path.insert(0, here)
+    try:
+        function = getattr(importlib.import_module(module_name), name)
+    except (ImportError, AttributeError, ValueError) as error:
+        remedy = "Write py:package.module:function; the module must be importable from here."
+        raise usage_error(f"{spec!r} cannot be imported: {error}", remedy) from error
+    if not callable(function):
+        raise usage_error(f"{spec!r} is not callable.", "Name a function.")
+    return function
+
+
+def _digits() -> DataSource:
+    """scikit-learn's 8 x 8 digits (1797 images), a fixed fifth of each class as the test split (our choice)."""
+    from sklearn.datasets import load_digits
+    from sklearn.model_selection import train_test_split
+
+    digits = load_digits()
+    images = (digits.images * (255 / 16)).round().astype(np.uint8)
+    labels = digits.target.astype(np.int64)
+    train, test = train_test_split(np.arange(len(labels)), test_size=0.2, stratify=labels, random_state=0)
+    return DataSource(
+        spec="digits",
+        train=ArrayImages(images[train], labels[train]),
+        test=ArrayImages(images[test], labels[test]),
+        num_classes=10,
+        class_names=tuple(str(name) for name in digits.target_names),
+        fingerprint=_hash(images.tobytes()),
+        flip=False,
+    )
+
+
+def _folder(spec: str) -> DataSource:
+    root = Path(spec).absolute()
+    if not (root / "train").is_dir():
+        remedy = "Lay it out as train/CLASS/image.jpg and test/CLASS/image.jpg (val/ serves as test/ too)."
+        raise UserError(f"The folder {spec} has no train/ in it.", remedy)
+    classes, train, listing = _list_images(root / "train")
+    held_out = next((root / name for name in ("test", "val", "validation") if (root / name).is_dir()), None)
+    test = None
+    if held_out is not None:
+        test_classes, test, test_listing = _list_images(held_out)
+        listing += test_listing
+        if test_classes != classes:
+            odd = sorted(set(classes) ^ set(test_classes))
+            raise UserError(
+                f"The classes of {root / 'train'} and {held_out} differ: {', '.join(odd[:5])} only in one of them.",
+                "Give both splits the same class folders.",
+            )
+    return DataSource(
+        spec=str(root),
+        train=train,
+        test=test,
+        num_classes=len(classes),
+        class_names=tuple(classes),
+        fingerprint=_hash("\n".join(listing).encode()),
+    )
+
+
+def _list_images(split: Path) -> tuple[list[str], FileImages, list[str]]:
+    """Class names, images, and a listing with sizes for the fingerprint."""
+    from torchvision.datasets.folder import IMG_EXTENSIONS, make_dataset
+
+    classes = sorted(entry.name for entry in split.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+    if not classes:
+        raise UserError(
+            f"The folder {split} has no class folders.", "Put the images of each class into a folder of its own."
+        )
+    if len(classes) == 1:
+        raise UserError(
+            f"The folder {split} has only one class, {classes[0]}.", "A classifier needs two classes or more."
+        )
+    found = make_dataset(str(split), {name: i for i, name in enumerate(classes)}, IMG_EXTENSIONS, allow_empty=True)
+    labels = np.array([label for _, label in found], dtype=np.int64)
+    empty = [name for i, name in enumerate(classes) if not (labels == i).any()]
+    if empty:
+        remedy = f"Add images ({' '.join(IMG_EXTENSIONS)}) or remove the folder."
+        raise UserError(f"The class folder {split / empty[0]} has no images.", remedy)
+    paths = [path for path, _ in found]
+    listing = [f"{Path(path).relative_to(split.parent)} {Path(path).stat().st_size}" for path in paths]
+    return classes, FileImages(paths, labels), listing
+
+
+def _from_timm(spec: str, data_dir: str | None, download: bool) -> DataSource:
+    from timm.data import create_dataset
+
+    def split(name: str, fetch: bool) -> Any:
+        return create_dataset(spec, root=data_dir or "data", split=name, is_training=False, download=fetch)
+
+    try:
+        train, test = split("train", download), split("validation" if spec.startswith("torch/") else "test", download)
+    except (Exception, AssertionError) as error:
+        first = (str(error).splitlines() or [type(error).__name__])[0]
+        remedy = "Check the name and --data-dir, or fetch it with --download."
+        raise UserError(f"The data set {spec} cannot be opened: {first}", remedy) from error
+    if not hasattr(train, "__getitem__"):
+        remedy = "Give data with an index: a folder, torch/NAME, hfds/NAME or py:module:function."
+        raise usage_error(f"{spec} is a stream, which cannot be split into fit and calibration.", remedy)
+    return _from_map(spec, train, test, flip="mnist" not in spec)
+
+
+def _from_callable(spec: str) -> DataSource:
+    made = import_callable(spec)()
+    if isinstance(made, dict) and "train" in made:
+        train, test = made["train"], made.get("test")
+    elif isinstance(made, tuple) and len(made) == 2:
+        train, test = made
+    else:
+        remedy = "Return (train, test) or {'train': …, 'test': …}, data sets of (image, label)."
+        raise UserError(f"{spec} returned {type(made).__name__}.", remedy)
+    return _from_map(spec, train, test, flip=getattr(train, "flip", True))
+
+
+def _from_map(spec: str, train: Any, test: Any, flip: bool) -> DataSource:
+    train_list = MapImages(train, _labels_of(train))
+    test_list = MapImages(test, _labels_of(test)) if test is not None else None
+    classes = getattr(train, "classes", None)
+    count = len(classes) if classes is not None else int(train_list.labels.max()) + 1
+    print_of = hashlib.sha256(train_list.labels.tobytes())
+    for index in np.linspace(0, len(train_list.labels) - 1, 32).astype(int):
+        print_of.update(np.asarray(train_list.image(int(index))).tobytes())
+    names = tuple(str(name) for name in classes) if classes is not None else None
+    return DataSource(spec, train_list, test_list, count, names, print_of.hexdigest()[:16], flip)
+
+
+def _labels_of(dataset: Any) -> np.ndarray:
+    for name in ("targets", "labels", "_labels"):
+        if (labels := getattr(dataset, name, None)) is not None and len(labels) == len(dataset):
+            return np.asarray(labels, dtype=np.int64)
+    reader = getattr(getattr(dataset, "reader", None), "dataset", None)
+    if reader is not None and "label" in getattr(reader, "column_names", ()):
+        return np.asarray(reader["label"], dtype=np.int64)
+    return np.asarray([int(dataset[index][1]) for index in range(len(dataset))], dtype=np.int64)
+
+
+def _look_at(images: ImageList, sample: int = 64) -> tuple[int, tuple[int, int] | None]:
+    """Channels and common (H, W) of a sample of the images; unreadable ones are met, and named, later."""
+    modes, sizes = set(), set()
+    for index in np.unique(np.linspace(0, len(images.labels) - 1, sample).astype(int)):
+        try:
+            image = images.image(int(index))
+        except (OSError, SyntaxError):
+            continue
+        modes.add(image.mode)
+        sizes.add((image.height, image.width))
+    grey = modes <= {"1", "L", "I", "F"} or all(mode.startswith("I;16") for mode in modes)
+    return (1 if modes and grey else 3), (sizes.pop() if len(sizes) == 1 else None)
+
+
+def _hash(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()[:16]

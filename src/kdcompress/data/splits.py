@@ -1,0 +1,30 @@
+"""The one division of the training split into *fit* and *calibration*."""
+
+from __future__ import annotations
+
+import numpy as np
+
+SPLIT_SEED = 0
+
+
+def fit_calibration(labels: np.ndarray, holdout: float) -> tuple[np.ndarray, np.ndarray]:
+    """Divide images class by class, the same way in every run on the same data (our choice).
+
+    The seed of a run plays no part: every network of a chain has to fit on the same images, or a gate would be
+    calibrated on images that some member has seen.
+
+    Args:
+        labels: [N] class of each image.
+        holdout: Share of each class that goes to calibration; of two images or more at least one goes each way.
+
+    Returns:
+        Sorted indices of the fit images and of the calibration images.
+    """
+    fit, calibration = [], []
+    for label in np.unique(labels):
+        members = np.flatnonzero(labels == label)
+        order = np.random.default_rng((SPLIT_SEED, int(label))).permutation(members)
+        held = min(max(round(holdout * len(members)), 1), len(members) - 1)
+        calibration.append(order[:held])
+        fit.append(order[held:])
+    return np.sort(np.concatenate(fit)), np.sort(np.concatenate(calibration))

@@ -1,0 +1,340 @@
+"""The one training loop. It knows tasks, batches and a run folder; never which method it serves."""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from timm.data import Mixup
+from timm.optim import create_optimizer_v2
+from timm.scheduler import create_scheduler_v2
+from timm.task import TrainingTask
+from timm.utils import NativeScaler, dispatch_clip_grad, unwrap_model
+from torch import Tensor
+
+from kdcompress.data import EvalBatches, TrainBatches
+from kdcompress.engine.distributed import Place, summed
+from kdcompress.engine.evaluate import evaluate
+from kdcompress.engine.interrupt import Interrupted, StopSignal
+from kdcompress.engine.progress import Reporter
+from kdcompress.errors import UserError
+from kdcompress.options import TrainingOptions
+from kdcompress.runs import RunFolder
+
+BASE_BATCH = 128
+MIN_STEPS = 40
+REPORT_SECONDS = 0.5
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Options with their data-dependent defaults filled in."""
+
+    epochs: int
+    batch_size: int
+    lr: float
+    weight_decay: float
+    warmup_epochs: float
+    decay_epochs: float
+
+    @classmethod
+    def of(cls, options: TrainingOptions, images: int) -> Plan:
+        """Our choice: 128 images a step, fewer where an epoch would have under 40 steps; the rate goes with it."""
+        batch = options.batch_size
+        if batch is None:
+            batch = min(BASE_BATCH, max(16, 2 ** int(math.log2(max(images / MIN_STEPS, 1)))))
+        sgd = options.opt == "sgd"
+        lr = options.lr or (0.1 if sgd else 1e-3) * batch * options.grad_accum / BASE_BATCH
+        decay = options.weight_decay if options.weight_decay is not None else (5e-4 if sgd else 0.05)
+        warmup = options.warmup_epochs if options.warmup_epochs is not None else 0.05 * options.epochs
+        return cls(options.epochs, batch, lr, decay, warmup, options.decay_epochs or options.epochs / 3)
+
+
+def fit(
+    task: TrainingTask,
+    batches: TrainBatches,
+    calibration: EvalBatches,
+    options: TrainingOptions,
+    plan: Plan,
+    place: Place,
+    run: RunFolder,
+    reporter: Reporter,
+    *,
+    title: str,
+    num_classes: int,
+) -> list[dict[str, Any]]:
+    """Train a task to its last epoch, from the start or from the run's checkpoint.
+
+    All randomness of a step is seeded by (seed, epoch, step), so a checkpoint needs no generator's state and a resumed
+    run takes the very steps that an unbroken one takes.
+
+    Returns:
+        The rows of ``metrics.csv``.
+
+    Raises:
+        UserError: The loss is no longer finite, or a checkpoint was made with other options.
+        Interrupted: Ctrl-C or SIGTERM; the state is saved.
+    """
+    trainer = _Trainer(task, batches, options, plan, place, run, num_classes)
+    trainer.load()
+    writer = _tensorboard(run) if options.tensorboard and place.is_main else None
+    reporter.start(title, plan.epochs, len(batches), trainer.epoch)
+    try:
+        with StopSignal() as stop:
+            if place.is_main and not run.has_checkpoint:
+                trainer.save()
+            while trainer.epoch < plan.epochs:
+                row = trainer.run_epoch(stop, reporter)
+                scores = evaluate(trainer.eval_model(), calibration, place)
+                row["calibration_loss"], row["calibration_top1"] = round(scores.loss, 6), round(scores.top1, 4)
+                trainer.finish_epoch(row)
+                reporter.epoch(row)
+                for key, value in row.items() if writer is not None else ():
+                    writer.add_scalar(key, value, row["epoch"])
+    finally:
+        reporter.stop()
+        if writer is not None:
+            writer.close()
+    return trainer.history
+
+
+class _Trainer:
+    """The state of a training: what a checkpoint holds, and the step that advances it."""
+
+    def __init__(
+        self,
+        task: TrainingTask,
+        batches: TrainBatches,
+        options: TrainingOptions,
+        plan: Plan,
+        place: Place,
+        run: RunFolder,
+        num_classes: int,
+    ) -> None:
+        self.task, self.batches, self.options, self.plan = task, batches, options, plan
+        self.place, self.run = place, run
+        task.to(place.device)
+        module = task.get_trainable_module()
+        module.to(memory_format=torch.channels_last)
+        if options.ema_decay:
+            task.setup_ema(decay=options.ema_decay, use_warmup=True)
+        self.optimizer = _optimizer(module, options, plan)
+        updates = -(-len(batches) // options.grad_accum)
+        self.scheduler, _ = create_scheduler_v2(
+            self.optimizer,
+            sched=options.sched,
+            num_epochs=plan.epochs,
+            warmup_epochs=plan.warmup_epochs,
+            decay_epochs=plan.decay_epochs,
+            decay_rate=options.decay_rate,
+            warmup_lr=plan.lr / 100,
+            step_on_epochs=False,
+            updates_per_epoch=updates,
+        )
+        self.scaler = NativeScaler(device=place.device.type) if place.precision == "fp16" else None
+        self.mixup = (
+            Mixup(options.mixup, options.cutmix, label_smoothing=0.0, num_classes=num_classes)
+            if options.mixup or options.cutmix
+            else None
+        )
+        self.num_classes = num_classes
+        self.epoch, self.step, self.update = 0, 0, 0
+        self.history: list[dict[str, Any]] = []
+        self.sums: dict[str, Tensor] = {}
+        self.seconds = 0.0
+        self.bad_step = torch.full((), -1, device=place.device)
+        if place.world > 1:
+            task.prepare_distributed(device_ids=[place.device.index] if place.device.type == "cuda" else None)
+
+    def eval_model(self) -> torch.nn.Module:
+        self.task.eval()
+        return self.task.get_eval_model(ema=self.task.has_ema())
+
+    def run_epoch(self, stop: StopSignal, reporter: Reporter) -> dict[str, Any]:
+        """All steps of an epoch that are still to do."""
+        self.task.train()
+        sizes, began, shown, unreported = self.batches.sizes(), time.perf_counter(), 0.0, 0
+        for input, target in self.batches.epoch(self.epoch, self.step):
+            self._step(input, target, sizes[self.step])
+            self.step += 1
+            unreported += 1
+            now = time.perf_counter()
+            if now - shown > REPORT_SECONDS:
+                shown = now
+                self._check_finite()
+                done = self.sums["images"].item()
+                speed = done * self.place.world / (self.seconds + now - began)
+                reporter.step(self.epoch, self.sums["loss"].item() / done, speed, unreported)
+                unreported = 0
+            if stop.requested:
+                self.seconds += now - began
+                self._interrupt()
+        self._check_finite()
+        self.seconds += time.perf_counter() - began
+        return self._row()
+
+    def finish_epoch(self, row: dict[str, Any]) -> None:
+        self.history.append(row)
+        self.epoch, self.step, self.sums, self.seconds = self.epoch + 1, 0, {}, 0.0
+        if self.place.is_main:
+            self.run.write_metrics(self.history)
+            self.save()
+
+    def _step(self, input: Tensor, target: Tensor, images: int) -> None:
+        """One batch: forward, backward, and an update when ``grad_accum`` batches are together."""
+        _seed(self.options.seed, self.epoch, self.step, self.place.rank)
+        accum, last = self.options.grad_accum, len(self.batches) - 1
+        first = self.step - self.step % accum
+        group = min(accum, last + 1 - first)
+        due = self.step == last or (self.step + 1) % accum == 0
+        if due or self.step == first:
+            self.scheduler.step_update(self.update)
+        input = input.contiguous(memory_format=torch.channels_last)
+        labels = target
+        if self.mixup is not None:
+            input, target = _mixed(self.mixup, input, target, self.num_classes)
+        with self.place.autocast():
+            result = self.task(input, target)
+        # processes average their gradients; their shares of a batch may differ by one image
+        share = len(labels) * self.place.world / images
+        loss = result["loss"] * (share / group)
+        if self.scaler is not None:
+            parameters = list(self.task.get_clip_parameters())
+            self.scaler(loss, self.optimizer, self.options.clip_grad, parameters=parameters, need_update=due)
+        else:
+            loss.backward()
+            if due:
+                if self.options.clip_grad:
+                    dispatch_clip_grad(self.task.get_clip_parameters(), self.options.clip_grad)
+                self.optimizer.step()
+        if due:
+            self.optimizer.zero_grad()
+            self.update += 1
+            if self.task.has_ema():
+                self.task.update_ema(step=self.update)
+        self._record(result, labels)
+
+    def _record(self, result: dict[str, Tensor], labels: Tensor) -> None:
+        """Sums on the device: nothing here waits for it."""
+        n = len(labels)
+        right = (result["output"].detach().argmax(1) == labels).sum()
+        values = {key: value.detach() * n for key, value in result.items() if key != "output"}
+        for key, value in {**values, "right": right, "images": torch.tensor(n, device=labels.device)}.items():
+            self.sums[key] = self.sums.get(key, 0) + value.to(self.place.sum_dtype)  # type: ignore[operator]
+        bad = ~torch.isfinite(result["loss"].detach()) & (self.bad_step < 0)
+        self.bad_step = torch.where(bad, self.step, self.bad_step)
+
+    def _check_finite(self) -> None:
+        step = int(self.bad_step.item())
+        if step >= 0:
+            remedy = "Try a lower --lr, --clip-grad 1 or --precision fp32"
+            kept = f"; the state after epoch {self.epoch} is in {self.run.path}." if self.epoch else "."
+            raise UserError(f"The loss is not finite at step {step + 1} of epoch {self.epoch + 1}.", remedy + kept)
+
+    def _row(self) -> dict[str, Any]:
+        names = list(self.sums)
+        totals = dict(zip(names, summed(torch.stack([self.sums[name] for name in names])).tolist(), strict=True))
+        n = totals.pop("images")
+        right = totals.pop("right")
+        row = {
+            "epoch": self.epoch + 1,
+            "lr": self.optimizer.param_groups[0]["lr"],
+            "train_top1": round(100 * right / n, 4),
+            "images_per_second": round(n / self.seconds, 1),
+            "seconds": round(self.seconds, 3),
+        }
+        return {**row, **{f"train_{key.removeprefix('train_')}": round(value / n, 6) for key, value in totals.items()}}
+
+    def _interrupt(self) -> None:
+        """Leave at a step's end. Alone, the step itself is saved; of several processes, the last whole epoch is."""
+        if self.place.world == 1:
+            self._check_finite()
+            self.save()
+        raise Interrupted(self.run.path)
+
+    def save(self) -> None:
+        task, ema = self.task, self.task.has_ema()
+        self.run.write_checkpoint(
+            {
+                "version": 1,
+                "options": self._fixed_options(),
+                "epoch": self.epoch,
+                "step": self.step,
+                "update": self.update,
+                "seconds": self.seconds,
+                "history": self.history,
+                "sums": self.sums,
+                "state_dict": unwrap_model(task.get_trainable_module()).state_dict(),
+                "task_state": task.get_task_state(),
+                "optimizer": self.optimizer.state_dict(),
+                "ema": unwrap_model(task.get_trainable_module(ema=True)).state_dict() if ema else None,
+                "scaler": self.scaler.state_dict() if self.scaler else None,
+            }
+        )
+
+    def load(self) -> None:
+        if not self.run.has_checkpoint:
+            return
+        state = self.run.read_checkpoint()
+        then, now = state["options"], self._fixed_options()
+        changed = [key for key in now if then.get(key) != now[key]]
+        if changed:
+            detail = ", ".join(f"{key} {then.get(key)}, now {now[key]}" for key in changed[:3])
+            remedy = "Resume with the same options, or start a new run without --resume."
+            raise UserError(f"The run {self.run.path} was started with other options: {detail}.", remedy)
+        unwrap_model(self.task.get_trainable_module()).load_state_dict(state["state_dict"])
+        self.task.load_task_state(state["task_state"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        if state["ema"] is not None:
+            unwrap_model(self.task.get_trainable_module(ema=True)).load_state_dict(state["ema"])
+        if self.scaler is not None:
+            self.scaler.load_state_dict(state["scaler"])
+        self.epoch, self.step, self.update = state["epoch"], state["step"], state["update"]
+        self.seconds, self.history = state["seconds"], state["history"]
+        self.sums = {key: value.to(self.place.device) for key, value in state["sums"].items()}
+
+    def _fixed_options(self) -> dict[str, Any]:
+        """What must not change under a run that goes on: all that decides its result."""
+        free = {"out", "resume", "tensorboard", "workers", "device", "download", "data_dir", "run", "teacher", "data"}
+        options = {key: value for key, value in self.options.to_dict().items() if key not in free}
+        return {**options, **vars(self.plan), "precision": self.place.precision, "world": self.place.world}
+
+
+def _optimizer(module: torch.nn.Module, options: TrainingOptions, plan: Plan) -> torch.optim.Optimizer:
+    try:
+        return create_optimizer_v2(
+            module, opt=options.opt, lr=plan.lr, weight_decay=plan.weight_decay, momentum=options.momentum
+        )
+    except (ValueError, AssertionError, KeyError) as error:
+        remedy = "Choose one of timm's, e.g. sgd, adamw, lamb (timm.optim.list_optimizers())."
+        raise UserError(f"--opt {options.opt} is unknown.", remedy, exit_code=2) from error
+
+
+def _mixed(mixup: Mixup, x: Tensor, target: Tensor, classes: int) -> tuple[Tensor, Tensor]:
+    """timm's mixup and cutmix; of an odd batch the last image stays as it is, for timm takes even ones only."""
+    even = len(x) - len(x) % 2
+    mixed, soft = mixup(x[:even].clone(), target[:even])
+    if even == len(x):
+        return mixed, soft
+    rest = torch.nn.functional.one_hot(target[even:], classes).to(soft.dtype)
+    return torch.cat([mixed, x[even:]]), torch.cat([soft, rest])
+
+
+def _seed(*parts: int) -> None:
+    number = int(np.random.SeedSequence(parts).generate_state(1)[0])
+    torch.manual_seed(number)
+    np.random.seed(number)
+
+
+def _tensorboard(run: RunFolder) -> Any:
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError as error:
+        raise UserError(
+            "--tensorboard needs TensorBoard.", "pip install 'kdcompress[tensorboard]'", exit_code=2
+        ) from error
+    return SummaryWriter(str(run.path / "tensorboard"))

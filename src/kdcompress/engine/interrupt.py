@@ -1,0 +1,49 @@
+"""Ctrl-C and SIGTERM end a training at the next step's end, with its state saved."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from pathlib import Path
+from types import FrameType, TracebackType
+from typing import Any
+
+
+class Interrupted(KeyboardInterrupt):
+    """A training was asked to stop; exit status 130.
+
+    Args:
+        path: The run that can be resumed.
+    """
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
+        self.path = path
+
+
+class StopSignal:
+    """While active, the first SIGINT or SIGTERM sets ``requested``; a second one takes its usual course."""
+
+    def __init__(self) -> None:
+        self.requested = False
+        self.former: dict[int, Any] = {}
+
+    def __enter__(self) -> StopSignal:
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self.former[number] = signal.signal(number, self._ask)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._restore()
+
+    def _ask(self, number: int, frame: FrameType | None) -> None:
+        self.requested = True
+        self._restore()
+
+    def _restore(self) -> None:
+        for number, handler in self.former.items():
+            signal.signal(number, handler)
+        self.former = {}

@@ -1,0 +1,125 @@
+"""Which arithmetic a processor is really good at: tried out in a child process, and remembered.
+
+A processor's flags are no proof. Virtual machines announce AMX and then refuse its instructions, which kills the
+process; and where bf16 runs, it is not always faster. So a child tries, under oneDNN's own choice of instructions and
+then without AMX, and the answer is kept for this processor and this torch.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import subprocess
+import sys
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+
+from kdcompress.errors import usage_error
+
+ISA_VARIABLE, WITHOUT_AMX = "ONEDNN_MAX_CPU_ISA", "AVX512_CORE_BF16"
+WORTH_IT = 1.1
+
+_TRIAL = """
+import time, torch
+from torch import nn
+torch.manual_seed(0)
+if not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+    raise SystemExit(1)
+layers = [nn.Conv2d(3, 32, 3, padding=1), nn.BatchNorm2d(32), nn.ReLU(), nn.Conv2d(32, 32, 3, padding=1), nn.ReLU()]
+model = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(32, 10))
+model = model.to(memory_format=torch.channels_last)
+x = torch.randn(64, 3, 32, 32).to(memory_format=torch.channels_last)
+best = {}
+for _ in range(6):
+    for bf16 in (False, True):
+        start = time.perf_counter()
+        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+            loss = model(x).float().square().mean()
+        loss.backward()
+        best[bf16] = min(best.get(bf16, 1e9), time.perf_counter() - start)
+print(best[False] / best[True])
+"""
+
+
+@dataclass(frozen=True)
+class Bf16:
+    """How a processor takes bf16.
+
+    Attributes:
+        runs: ``native``, ``limited`` (only when oneDNN is told to do without AMX) or ``no``.
+        speedup: Of a training step over fp32.
+    """
+
+    runs: str
+    speedup: float
+
+
+def cpu_precision(name: str) -> str:
+    """``fp32`` or ``bf16`` for this processor; from here on oneDNN leaves out what would kill the process.
+
+    Args:
+        name: What the user asked for; ``auto`` takes bf16 where it is a tenth faster or more.
+
+    Raises:
+        UserError: bf16 was asked for and does not run here.
+    """
+    if name == "fp32":
+        return "fp32"
+    # asking torch about bf16 in this process would already fix oneDNN's choice of instructions
+    found = _remembered()
+    if found.runs == "no":
+        if name == "bf16":
+            raise usage_error("--precision bf16 does not run on this processor.", "Use --precision fp32.")
+        return "fp32"
+    if found.runs == "limited":
+        os.environ.setdefault(ISA_VARIABLE, WITHOUT_AMX)
+    return "bf16" if name == "bf16" or found.speedup >= WORTH_IT else "fp32"
+
+
+def cache_dir() -> Path:
+    """Where things that can be made anew are kept."""
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(base) / "kdcompress"
+
+
+def _remembered() -> Bf16:
+    key = hashlib.sha256(f"{torch.__version__} {torch.get_num_threads()} {_processor_flags()}".encode()).hexdigest()[
+        :16
+    ]
+    file = cache_dir() / f"bf16-{key}.json"
+    with contextlib.suppress(OSError, ValueError, TypeError):
+        return Bf16(**json.loads(file.read_text()))
+    found = _try_out()
+    with contextlib.suppress(OSError):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        temporary = file.with_suffix(f".{os.getpid()}")
+        temporary.write_text(json.dumps(asdict(found)))
+        temporary.replace(file)
+    return found
+
+
+def _try_out() -> Bf16:
+    for runs, variables in (("native", {}), ("limited", {ISA_VARIABLE: WITHOUT_AMX})):
+        # the child must not think that it is one of torchrun's
+        environment = {
+            key: value for key, value in os.environ.items() if key not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")
+        }
+        try:
+            done = subprocess.run(
+                [sys.executable, "-c", _TRIAL], env={**environment, **variables}, capture_output=True, timeout=120
+            )
+            if done.returncode == 0:
+                return Bf16(runs, round(float(done.stdout), 3))
+        except (OSError, subprocess.SubprocessError, ValueError):
+            continue
+    return Bf16("no", 0.0)
+
+
+def _processor_flags() -> str:
+    with contextlib.suppress(OSError), open("/proc/cpuinfo") as file:
+        return "".join(line for line in file.read().split("\n\n")[0].splitlines() if "MHz" not in line)
+    return sys.platform

@@ -1,0 +1,28 @@
+"""The one error type that users see."""
+
+
+class UserError(Exception):
+    """A mistake that the user can mend: bad input, an option out of range, a file that does not fit.
+
+    The command line prints it as two lines and exits with ``exit_code``; from Python it is an ordinary
+    exception.
+
+    Args:
+        problem: One line that says what is wrong and quotes the user's own input.
+        remedy: One line that says how to mend it.
+        exit_code: 2 for wrong usage (an option or argument), 1 for anything that failed on the way.
+    """
+
+    def __init__(self, problem: str, remedy: str = "", *, exit_code: int = 1) -> None:
+        super().__init__(problem, remedy)
+        self.problem = problem
+        self.remedy = remedy
+        self.exit_code = exit_code
+
+    def __str__(self) -> str:
+        return f"{self.problem}\n{self.remedy}" if self.remedy else self.problem
+
+
+def usage_error(problem: str, remedy: str = "") -> UserError:
+    """A :class:`UserError` for wrong usage: exit status 2."""
+    return UserError(problem, remedy, exit_code=2)

@@ -1,0 +1,45 @@
+"""Knowledge distillation on logits (Hinton, Vinyals, Dean 2015, arXiv 1503.02531)."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from kdcompress.data import InputAdapter
+from kdcompress.methods.base import Frozen, StudentTask
+from kdcompress.methods.losses import kl_divergence
+
+
+class KdTask(StudentTask):
+    """``(1 - alpha) * CE(z_S, y) + alpha * KL_tau(z_T, z_S)``.
+
+    Args:
+        student: Trained.
+        teacher: Frozen, as many classes as the student.
+        alpha: Weight of the distillation loss.
+        temperature: tau.
+
+    Example:
+        >>> task = KdTask(student, Frozen(teacher), alpha=0.9, temperature=4)
+        >>> task(images, labels)["loss"].backward()
+    """
+
+    def __init__(
+        self,
+        student: nn.Module,
+        teacher: Frozen,
+        adapter: InputAdapter | None = None,
+        label_smoothing: float = 0.0,
+        alpha: float = 0.9,
+        temperature: float = 4.0,
+    ) -> None:
+        super().__init__(student, adapter, label_smoothing)
+        self.teacher = teacher
+        self.alpha, self.temperature = alpha, temperature
+
+    def forward(self, input: Tensor, target: Tensor) -> dict[str, Tensor]:
+        """Images [B, C, H, W] and labels [B] or soft targets [B, K]."""
+        logits = self.student_logits(input)
+        task_loss = self.cross_entropy(logits, target)
+        kd_loss = kl_divergence(self.teacher(input), logits, self.temperature)
+        loss = (1 - self.alpha) * task_loss + self.alpha * kd_loss
+        return {"loss": loss, "output": logits, "task_loss": task_loss, "kd_loss": kd_loss}

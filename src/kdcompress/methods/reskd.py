@@ -1,0 +1,65 @@
+"""ResKD: a res-student learns what the frozen members before it still miss (arXiv 2006.04719)."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from kdcompress.data import InputAdapter
+from kdcompress.methods.base import Frozen, StudentTask
+from kdcompress.methods.losses import kl_divergence, residual_energy
+
+
+class ResidualSum(nn.Module):
+    """Logits of the frozen members plus those of the network in training."""
+
+    def __init__(self, members: Frozen, res_student: nn.Module) -> None:
+        super().__init__()
+        self.members, self.res_student = members, res_student
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Images [B, C, H, W] to logits [B, K]."""
+        return self.members(x) + self.res_student(x).float()
+
+
+class ResKdTask(StudentTask):
+    """Train one res-student through the sum, or on the residual itself (both: our choice).
+
+    ``kl``: ``(1 - alpha) * CE(z_0 + … + z_k+1, y) + alpha * KL_tau(z_T, z_0 + … + z_k+1)``.
+    ``mse``: ``mean((z_T - (z_0 + … + z_k) - z_k+1)^2)``.
+
+    Args:
+        res_student: Trained; its classifier should start at zero, so that the sum starts as it was.
+        members: The sum so far, frozen; takes the same input as the res-student.
+        teacher: Frozen.
+        residual_loss: ``kl`` or ``mse``.
+    """
+
+    def __init__(
+        self,
+        res_student: nn.Module,
+        members: Frozen,
+        teacher: Frozen,
+        adapter: InputAdapter | None = None,
+        label_smoothing: float = 0.0,
+        residual_loss: str = "kl",
+        alpha: float = 0.9,
+        temperature: float = 4.0,
+    ) -> None:
+        super().__init__(res_student, adapter, label_smoothing)
+        self.members, self.teacher = members, teacher
+        self.residual_loss, self.alpha, self.temperature = residual_loss, alpha, temperature
+
+    def forward(self, input: Tensor, target: Tensor) -> dict[str, Tensor]:
+        """Images [B, C, H, W] and labels [B] or soft targets [B, K]; ``output`` is the sum."""
+        teacher_logits = self.teacher(input)
+        logits = self.members(input) + self.student_logits(input)
+        energy = residual_energy(teacher_logits, logits)
+        if self.residual_loss == "mse":
+            return {"loss": energy, "output": logits, "energy": energy}
+        task_loss = self.cross_entropy(logits, target)
+        kd_loss = kl_divergence(teacher_logits, logits, self.temperature)
+        loss = (1 - self.alpha) * task_loss + self.alpha * kd_loss
+        return {"loss": loss, "output": logits, "task_loss": task_loss, "kd_loss": kd_loss, "energy": energy}
+
+    def get_eval_model(self, module: nn.Module | None = None, ema: bool = False) -> nn.Module:
+        return ResidualSum(self.members, super().get_eval_model(module, ema))

@@ -1,0 +1,55 @@
+"""Training on labels: plain, smoothed, or with a hand-made teacher distribution."""
+
+from __future__ import annotations
+
+import math
+
+from torch import Tensor, nn
+
+from kdcompress.data import InputAdapter
+from kdcompress.methods.base import StudentTask
+from kdcompress.methods.losses import kl_divergence
+
+
+class SupervisedTask(StudentTask):
+    """Cross-entropy, with label smoothing (Szegedy et al. 2016) if asked for. Also trains teachers."""
+
+    def forward(self, input: Tensor, target: Tensor) -> dict[str, Tensor]:
+        """Images [B, C, H, W] and labels [B] or soft targets [B, K]."""
+        logits = self.student_logits(input)
+        return {"loss": self.cross_entropy(logits, target), "output": logits}
+
+
+class TfKdTask(StudentTask):
+    """Teacher-free KD: a hand-made distribution is the teacher (Tf-KD, Yuan et al. 2020, section 4.2).
+
+    ``(1 - alpha) * CE + alpha * KL_tau``, where the teacher gives 0.99 to the right class and shares out the rest.
+
+    Args:
+        alpha: Weight of the hand-made teacher (the paper's 0.1).
+        temperature: tau (the paper's 20).
+    """
+
+    RIGHT = 0.99
+
+    def __init__(
+        self,
+        student: nn.Module,
+        adapter: InputAdapter | None = None,
+        label_smoothing: float = 0.0,
+        alpha: float = 0.1,
+        temperature: float = 20.0,
+    ) -> None:
+        super().__init__(student, adapter, label_smoothing)
+        self.alpha, self.temperature = alpha, temperature
+
+    def forward(self, input: Tensor, target: Tensor) -> dict[str, Tensor]:
+        """Images [B, C, H, W] and labels [B] or soft targets [B, K]."""
+        logits = self.student_logits(input)
+        classes = logits.shape[1]
+        soft = target if target.ndim == 2 else nn.functional.one_hot(target, classes)
+        wrong = math.log((1 - self.RIGHT) / (classes - 1))
+        virtual = wrong + (math.log(self.RIGHT) - wrong) * soft.float()
+        task_loss, kd_loss = self.cross_entropy(logits, target), kl_divergence(virtual, logits, self.temperature)
+        loss = (1 - self.alpha) * task_loss + self.alpha * kd_loss
+        return {"loss": loss, "output": logits, "task_loss": task_loss, "kd_loss": kd_loss}

@@ -1,0 +1,75 @@
+"""Networks that are about to be trained, and cascades made of trained ones."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from kdcompress.data.preprocess import Preprocess
+from kdcompress.models.build import ModelSpec, build, zero_classifier
+from kdcompress.models.loading import Network
+from kdcompress.models.residual_cascade import ARCHITECTURE, ResidualCascade
+
+INPUT_KEYS = ("mean", "std", "interpolation", "crop_pct", "input_size", "num_classes")
+
+
+def new_network(
+    spec: ModelSpec, *, num_classes: int, channels: int, size: tuple[int, int], seed: int, pretrained: bool = False
+) -> Network:
+    """A network with weights drawn by ``seed``, or timm's pretrained ones.
+
+    Raises:
+        UserError: As :func:`~kdcompress.models.build.build`.
+    """
+    torch.manual_seed(seed)
+    model, args = build(spec, num_classes=num_classes, in_chans=channels, size=size, pretrained=pretrained)
+    config: dict[str, Any] = model.pretrained_cfg  # type: ignore[assignment]
+    prep = Preprocess.of(model)
+    config.update(mean=prep.mean, std=prep.std)
+    config.pop("label_names", None)
+    return Network(model, spec.name, args, spec.name)
+
+
+def new_member(spec: ModelSpec, base: Network, seed: int) -> Network:
+    """A res-student that takes the input of ``base`` and at first adds nothing to its logits."""
+    prep = base.prep
+    # members of one chain share its seed, but must not start as copies of each other
+    seed += len(base.model_args.get("members", [base]))
+    network = new_network(spec, num_classes=base.num_classes, channels=prep.channels, size=prep.size, seed=seed)
+    _take_input(network.model, base.model)
+    zero_classifier(network.model)
+    return network
+
+
+def as_cascade(network: Network) -> Network:
+    """The network itself if it is a cascade, else a cascade of one member."""
+    if isinstance(network.model, ResidualCascade):
+        return network
+    entry = {"architecture": network.architecture, "model_args": network.model_args}
+    return _cascade([network.model], [entry], network)
+
+
+def joined(cascade: Network, member: Network) -> Network:
+    """The cascade with one more member, and no gate."""
+    model = as_cascade(cascade).model
+    assert isinstance(model, ResidualCascade)
+    entry = {"architecture": member.architecture, "model_args": member.model_args}
+    return _cascade([*model.members, member.model], [*as_cascade(cascade).model_args["members"], entry], cascade)
+
+
+def _cascade(models: list[nn.Module], members: list[dict[str, Any]], like: Network) -> Network:
+    args: dict[str, Any] = {"members": members, "in_chans": like.prep.channels}
+    cascade, _ = build(ModelSpec(ARCHITECTURE, args), num_classes=like.num_classes, size=like.prep.size)
+    assert isinstance(cascade, ResidualCascade)
+    for own, trained in zip(cascade.members, models, strict=True):
+        own.load_state_dict(trained.state_dict())
+    _take_input(cascade, like.model)
+    return Network(cascade.eval(), ARCHITECTURE, args, like.reference, None, like.class_names, like.record, like.path)
+
+
+def _take_input(model: nn.Module, like: nn.Module) -> None:
+    """Members of one cascade share one preprocessing."""
+    config: dict[str, Any] = like.pretrained_cfg  # type: ignore[assignment]
+    model.pretrained_cfg.update({key: config[key] for key in INPUT_KEYS if key in config})  # type: ignore[operator, union-attr]

@@ -1,0 +1,168 @@
+"""From a model spec to a network with fresh (or timm's pretrained) weights."""
+
+from __future__ import annotations
+
+import ast
+import difflib
+from dataclasses import dataclass, field
+from typing import Any
+
+import timm
+from torch import nn
+
+from kdcompress.data.preprocess import parse_size
+from kdcompress.data.sources import import_callable
+from kdcompress.errors import UserError, usage_error
+
+PREPROCESSING = ("mean", "std", "input_size", "interpolation", "crop_pct")
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """``NAME[,key=value…]``: an architecture, its arguments, and how its input is prepared.
+
+    Values are Python literals (numbers, ``True``, ``None``), else text; ``a/b/c`` is a tuple. The keys ``mean``,
+    ``std``, ``input_size``, ``interpolation`` and ``crop_pct`` describe the input, all others go to the constructor.
+    """
+
+    name: str
+    args: dict[str, Any] = field(default_factory=dict)
+    preprocessing: dict[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def parse(cls, text: str) -> ModelSpec:
+        """Read a spec.
+
+        Raises:
+            UserError: A part that is not ``key=value``.
+        """
+        name, *parts = text.split(",")
+        args: dict[str, Any] = {}
+        preprocessing: dict[str, Any] = {}
+        for part in parts:
+            key, equals, value = part.partition("=")
+            key = key.strip()
+            if not equals or not key.isidentifier():
+                raise usage_error(f"{part!r} in the model spec {text!r} is not key=value.", "Write NAME,key=value,…")
+            if key == "input_size":
+                preprocessing[key] = parse_size(value.strip(), 3)
+            elif key in PREPROCESSING:
+                preprocessing[key] = _literal(value)
+            else:
+                args[key] = _literal(value)
+        return cls(name.strip(), args, preprocessing)
+
+
+def build(
+    spec: ModelSpec,
+    *,
+    num_classes: int | None = None,
+    in_chans: int | None = None,
+    size: tuple[int, int] | None = None,
+    pretrained: bool = False,
+) -> tuple[nn.Module, dict[str, Any]]:
+    """Make a network.
+
+    Args:
+        num_classes, in_chans: The architecture's own where None.
+        size: (H, W) it will see; matters to architectures of a fixed input size.
+
+    Returns:
+        The network, whose ``pretrained_cfg`` says how its input is prepared, and the arguments that rebuild it.
+
+    Raises:
+        UserError: An unknown architecture, arguments it does not take, or weights that cannot be had.
+    """
+    wanted = {"num_classes": num_classes, "in_chans": in_chans}
+    args = {**{key: value for key, value in wanted.items() if value is not None}, **spec.args}
+    if spec.name.startswith("py:"):
+        model = _from_callable(spec.name, args)
+    else:
+        defaults = default_config(spec.name)
+        if size is not None and defaults.get("fixed_input_size") and tuple(defaults["input_size"][1:]) != size:
+            args.setdefault("img_size", size)
+        model = _from_timm(spec, args, pretrained)
+    config = dict(getattr(model, "pretrained_cfg", None) or {})
+    config.update({key: value for key, value in spec.preprocessing.items() if value is not None})
+    channels = args.get("in_chans") or config.get("input_size", (3, 224, 224))[0]
+    height, width = size or config.get("input_size", (3, 224, 224))[1:]
+    config.update(input_size=(channels, height, width), num_classes=args.get("num_classes", config.get("num_classes")))
+    config.pop("test_input_size", None)
+    model.pretrained_cfg = config  # type: ignore[assignment]
+    args.pop("num_classes", None)
+    return model, args
+
+
+def default_config(name: str) -> dict[str, Any]:
+    """timm's ``pretrained_cfg`` of an architecture, as a dict.
+
+    Raises:
+        UserError: There is no such architecture; the nearest name is offered.
+    """
+    from timm.models import get_pretrained_cfg, is_model
+
+    base = name.split(".")[0]
+    if "/" in name or ":" in name or not is_model(base):
+        near = difflib.get_close_matches(base, timm.list_models(), n=1, cutoff=0.5)
+        remedy = f"Did you mean {near[0]}? " if near else ""
+        raise usage_error(f"There is no model {name!r}.", f"{remedy}Any name of timm.list_models() will do.")
+    config = get_pretrained_cfg(name, allow_unregistered=True)
+    return config.to_dict() if config is not None else {"input_size": (3, 224, 224)}
+
+
+def zero_classifier(model: nn.Module) -> None:
+    """Set the last layer to zero, so that a sum with this network's logits starts unchanged.
+
+    Raises:
+        UserError: The network does not say which layer that is.
+    """
+    layers = model.get_classifier() if hasattr(model, "get_classifier") else None  # type: ignore[operator]
+    layers = layers if isinstance(layers, (tuple, list)) else [layers]
+    for layer in layers:
+        if not isinstance(getattr(layer, "weight", None), nn.Parameter):
+            raise UserError(
+                f"{type(model).__name__} has no classifier that could start at zero.",
+                "Use an architecture with get_classifier(), as all of timm's have.",
+            )
+        nn.init.zeros_(layer.weight)
+        if layer.bias is not None:
+            nn.init.zeros_(layer.bias)
+
+
+def _from_timm(spec: ModelSpec, args: dict[str, Any], pretrained: bool) -> nn.Module:
+    try:
+        return timm.create_model(spec.name, pretrained=pretrained, **args)
+    except TypeError as error:
+        raise usage_error(
+            f"{spec.name} cannot be made with {spec.args}: {error}", "Check the keys of the spec."
+        ) from error
+    except Exception as error:
+        first = (str(error).splitlines() or [type(error).__name__])[0]
+        if pretrained:
+            remedy = "Check the connection, or give the weights as a file with --arch."
+            raise UserError(f"The pretrained weights of {spec.name} cannot be loaded: {first}", remedy) from error
+        raise usage_error(
+            f"{spec.name} cannot be made: {first}", "Check the keys of the spec and --input-size."
+        ) from error
+
+
+def _from_callable(name: str, args: dict[str, Any]) -> nn.Module:
+    function = import_callable(name)
+    try:
+        model = function(**args)
+    except TypeError as error:
+        remedy = "It is called with num_classes, in_chans and the keys of the spec."
+        raise usage_error(f"{name} cannot be called: {error}", remedy) from error
+    if not isinstance(model, nn.Module):
+        raise usage_error(f"{name} returned {type(model).__name__}.", "Return a torch.nn.Module.")
+    return model
+
+
+def _literal(text: str) -> Any:
+    text = text.strip()
+    if "/" in text:
+        return tuple(_literal(part) for part in text.split("/"))
+    try:
+        return ast.literal_eval(text[:1].upper() + text[1:] if text in ("true", "false", "none") else text)
+    except (ValueError, SyntaxError):
+        return text

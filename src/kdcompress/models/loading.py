@@ -1,0 +1,260 @@
+"""Any reference to a trained network -> the network, ready to run.
+
+Nothing that is loaded can run code: weights come from safetensors or from ``torch.load(weights_only=True)``. The one
+exception is ``py:module:function``, which names code of the user's own.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from torch import Tensor, nn
+
+from kdcompress.data.preprocess import Preprocess
+from kdcompress.errors import UserError, usage_error
+from kdcompress.models.build import ModelSpec, build, default_config
+from kdcompress.models.residual_cascade import ARCHITECTURE as CASCADE
+from kdcompress.models.residual_cascade import ResidualCascade
+from kdcompress.runs import CONFIG, WEIGHTS, RunFolder, open_run
+
+CHECKPOINT_SUFFIXES = (".safetensors", ".pt", ".pth", ".th", ".bin", ".tar", ".ckpt")
+
+
+@dataclass
+class Network:
+    """A network and what is known about it.
+
+    Attributes:
+        model: In eval mode, on the CPU.
+        architecture: timm's name, or ``py:module:function``.
+        model_args: What rebuilds it besides the number of classes.
+        reference: Finds it again from any folder.
+        arch: The spec that ``reference`` needs, where it is a bare checkpoint.
+        class_names: In logit order, where known.
+        record: ``run.json`` of the run it comes from, else empty.
+        path: The run folder, or None.
+    """
+
+    model: nn.Module
+    architecture: str
+    model_args: dict[str, Any]
+    reference: str
+    arch: str | None = None
+    class_names: tuple[str, ...] | None = None
+    record: dict[str, Any] = field(default_factory=dict)
+    path: Path | None = None
+
+    @property
+    def prep(self) -> Preprocess:
+        return Preprocess.of(self.model)
+
+    @property
+    def num_classes(self) -> int:
+        return int(self.model.pretrained_cfg["num_classes"])  # type: ignore[index, union-attr]
+
+    @property
+    def input_size(self) -> tuple[int, int, int]:
+        prep = self.prep
+        return (prep.channels, *prep.size)
+
+    def cascade(self, purpose: str) -> ResidualCascade:
+        """The model as a cascade.
+
+        Raises:
+            UserError: It is a single network.
+        """
+        if not isinstance(self.model, ResidualCascade):
+            remedy = "Make a cascade first: kdcompress distill --method reskd, then kdcompress add-res-student."
+            raise UserError(f"{self.reference} is a single network ({self.architecture}), {purpose}.", remedy)
+        return self.model
+
+    def fingerprint(self) -> str:
+        """Hash of the weights."""
+        digest = hashlib.sha256()
+        for key, value in sorted(self.model.state_dict().items()):
+            digest.update(key.encode())
+            digest.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+        return digest.hexdigest()[:16]
+
+
+def load_network(reference: str, arch: str | None = None, *, weights: bool = True, **shape: Any) -> Network:
+    """Load a network.
+
+    Args:
+        reference: A run folder, ``local-dir:PATH``, ``hf-hub:ORG/NAME``, a checkpoint file, or a model spec.
+        arch: Model spec of a checkpoint file.
+        weights: Whether a bare model spec has to come with timm's pretrained weights.
+        shape: ``num_classes`` and ``in_chans`` of a bare model spec without weights.
+
+    Raises:
+        UserError: Nothing there, a checkpoint that does not fit, is truncated or holds code, unknown architecture.
+    """
+    path = Path(reference.removeprefix("local-dir:"))
+    if reference.startswith("local-dir:") or path.is_dir():
+        return _from_folder(path)
+    if path.is_file():
+        return _from_checkpoint(path, arch)
+    if reference.startswith("hf-hub:"):
+        return _from_hub(reference)
+    if path.suffix in CHECKPOINT_SUFFIXES or "/" in reference.split(",")[0]:
+        raise UserError(f"There is no file or folder {reference}.", "Check the path.")
+    return _from_spec(reference, weights, shape)
+
+
+def _from_folder(path: Path) -> Network:
+    run = open_run(path)
+    config, record = run.config(), run.record()
+    architecture, args = config.get("architecture"), dict(config.get("model_args") or {})
+    if not isinstance(architecture, str):
+        raise UserError(f"{run.path / CONFIG} names no architecture.", "The folder is damaged; use another run.")
+    classes = config.get("num_classes") or config.get("pretrained_cfg", {}).get("num_classes")
+    model = build(ModelSpec(architecture, args), num_classes=classes)[0]
+    model.pretrained_cfg = {**config.get("pretrained_cfg", {}), "num_classes": classes}  # type: ignore[assignment]
+    _fill(model, read_weights(run.path / WEIGHTS), run.path / WEIGHTS)
+    names = config.get("label_names") or config.get("pretrained_cfg", {}).get("label_names")
+    return Network(
+        model.eval(), architecture, args, str(run.path), None, tuple(names) if names else None, record, run.path
+    )
+
+
+def _from_checkpoint(path: Path, arch: str | None) -> Network:
+    if arch is None:
+        remedy = "Name its architecture, e.g. --arch resnet56_cifar,shortcut=A (for a teacher: --teacher-arch)."
+        raise usage_error(f"{path} is a bare checkpoint.", remedy)
+    spec = ModelSpec.parse(arch)
+    state = read_weights(path)
+    size = spec.preprocessing.get("input_size")
+    model, args = build(spec, size=size[1:] if size else None)
+    filtered = _translated(state, model)
+    config: dict[str, Any] = model.pretrained_cfg  # type: ignore[assignment]
+    shape: dict[str, int] = {}
+    head, stem = filtered.get(f"{config.get('classifier')}.weight"), filtered.get(f"{config.get('first_conv')}.weight")
+    if head is not None and "num_classes" not in spec.args:
+        shape["num_classes"] = head.shape[0]
+    if stem is not None and stem.ndim == 4 and "in_chans" not in spec.args:
+        shape["in_chans"] = stem.shape[1]
+    model, args = build(spec, size=size[1:] if size else None, **shape)
+    _fill(model, filtered, path)
+    return Network(model.eval(), spec.name, args, str(path.absolute()), arch)
+
+
+def _from_hub(reference: str) -> Network:
+    try:
+        model = timm.create_model(reference, pretrained=True)
+    except Exception as error:
+        first = (str(error).splitlines() or [type(error).__name__])[0]
+        raise UserError(f"{reference} cannot be loaded: {first}", "Check the name and the connection.") from error
+    config = model.pretrained_cfg
+    names = config.get("label_names")
+    return Network(model.eval(), config["architecture"], {}, reference, class_names=tuple(names) if names else None)
+
+
+def _from_spec(reference: str, weights: bool, shape: dict[str, Any]) -> Network:
+    spec = ModelSpec.parse(reference)
+    if weights and not spec.name.startswith("py:"):
+        config = default_config(spec.name)
+        if not any(config.get(key) for key in ("url", "hf_hub_id", "file")):
+            remedy = f"Train it: kdcompress train-teacher --model {reference}"
+            raise UserError(f"{spec.name} has no pretrained weights.", remedy)
+    size = spec.preprocessing.get("input_size")
+    model, args = build(spec, size=size[1:] if size else None, pretrained=weights, **shape)
+    return Network(model.eval(), spec.name, args, reference)
+
+
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """The state dict in a file, without wrappers and prefixes (``state_dict``, ``module.``, EMA first).
+
+    Raises:
+        UserError: Truncated, no weights, or pickled code (which is not run).
+    """
+    from timm.models import load_state_dict
+
+    try:
+        state: Any = load_state_dict(str(path))
+    except Exception as error:
+        text = str(error)
+        if "weights_only" in text or "Weights only" in text or "pickle" in type(error).__name__.lower():
+            remedy = "Save its state_dict with safetensors, or with torch.save, and give that file."
+            raise UserError(f"{path} holds pickled code, which was not run.", remedy) from error
+        first = (text.splitlines() or [type(error).__name__])[0]
+        raise UserError(f"{path} cannot be read as weights: {first}", "It may be cut off; fetch it again.") from error
+    if isinstance(state, Mapping) and not any(isinstance(value, Tensor) for value in state.values()):
+        inner = [value for value in state.values() if isinstance(value, Mapping) and value]
+        state = next((value for value in inner if all(isinstance(one, Tensor) for one in value.values())), {})
+    if not isinstance(state, Mapping) or not state:
+        raise UserError(f"{path} holds no state_dict.", "Save the model's state_dict() and give that file.")
+    return {key: value for key, value in state.items() if isinstance(value, Tensor)}
+
+
+def _translated(state: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
+    """Foreign parameter names as the architecture's own file translates them (timm's ``checkpoint_filter_fn``)."""
+    if state.keys() == model.state_dict().keys():
+        return state
+    translate = getattr(importlib.import_module(type(model).__module__), "checkpoint_filter_fn", None)
+    return dict(translate(state, model)) if translate is not None else state
+
+
+def _fill(model: nn.Module, state: Mapping[str, Tensor], source: Path) -> None:
+    """Strict loading that names the first tensor that does not fit.
+
+    Raises:
+        UserError: A tensor is missing, left over, or of another shape.
+    """
+    own = model.state_dict()
+    for key, value in own.items():
+        if key not in state:
+            if key.endswith("num_batches_tracked"):
+                continue
+            raise _misfit(source, f"the model's {key} {list(value.shape)} is not in it")
+        if state[key].shape != value.shape:
+            raise _misfit(source, f"{key} is {list(state[key].shape)} there and {list(value.shape)} in the model")
+    extra = next((key for key in state if key not in own), None)
+    if extra is not None:
+        raise _misfit(source, f"its {extra} {list(state[extra].shape)} is not in the model")
+    model.load_state_dict(state, strict=False)
+
+
+def _misfit(source: Path, detail: str) -> UserError:
+    return UserError(
+        f"{source} does not fit the architecture: {detail}.", "Check --arch and its keys (width, shortcut …)."
+    )
+
+
+def model_config(
+    network: nn.Module, architecture: str, args: Mapping[str, Any], names: tuple[str, ...] | None
+) -> dict[str, Any]:
+    """``config.json`` in timm's ``local-dir`` layout."""
+    pretrained = {
+        key: value
+        for key, value in network.pretrained_cfg.items()  # type: ignore[union-attr, operator]
+        if key not in ("url", "file", "hf_hub_id", "hf_hub_filename", "source", "state_dict", "tag", "custom_load")
+        and (value is not None or key in ("pool_size", "first_conv", "classifier"))
+    }
+    config: dict[str, Any] = {
+        "architecture": architecture,
+        "num_classes": pretrained["num_classes"],
+        "num_features": getattr(network, "num_features", None),
+        "model_args": {key: value for key, value in args.items() if key != "num_classes"},
+        "pretrained_cfg": pretrained,
+    }
+    if names is not None:
+        config["label_names"] = list(names)
+    return json.loads(json.dumps({key: value for key, value in config.items() if value is not None}))
+
+
+def save_network(run: RunFolder, model: nn.Module, config: Mapping[str, Any]) -> None:
+    """Write ``config.json`` and the weights."""
+    run.write_json(CONFIG, config)
+    run.write_weights(model.state_dict())
+
+
+def is_cascade(network: Network) -> bool:
+    return network.architecture == CASCADE

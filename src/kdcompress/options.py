@@ -1,0 +1,349 @@
+"""What a user can set, once: defaults, help texts and ranges for the command line, the config file and Python.
+
+Every command has one dataclass. A value is taken from the caller (flag or keyword), else from the environment
+(``KDCOMPRESS_EPOCHS``), else from the config file, else from the default here. Nothing in this module imports torch.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import math
+import os
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from kdcompress.errors import usage_error
+
+METHODS = ("ce", "label-smoothing", "tf-kd", "kd", "reskd")
+TEACHERLESS = ("ce", "label-smoothing", "tf-kd")
+DATA, TRAINING, RUN, SHELL = "Data", "Training", "Run", "Shell"
+
+T = TypeVar("T", bound="Options")
+
+
+def option(
+    default: Any,
+    help: str,
+    *,
+    choices: tuple[str, ...] = (),
+    low: float = -math.inf,
+    high: float = math.inf,
+    above: float = -math.inf,
+    below: float = math.inf,
+    panel: str | None = None,
+    argument: bool = False,
+) -> Any:
+    """A dataclass field with what the command line and the checks need to know about it.
+
+    Args:
+        low, high: Closed bounds. ``above`` and ``below`` are the open ones.
+        panel: Heading under which ``--help`` lists it.
+        argument: Positional on the command line.
+    """
+    bounds = {"low": low, "high": high, "above": above, "below": below}
+    metadata = {"help": help, "choices": choices, "panel": panel, "argument": argument, **bounds}
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+@dataclass(kw_only=True)
+class Options:
+    """Base of all option sets; checks itself on construction.
+
+    Raises:
+        UserError: An option that does not exist, or a value of the wrong type or out of range.
+    """
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            setattr(self, field.name, _checked(field, field_type(type(self), field.name), getattr(self, field.name)))
+
+    @classmethod
+    def resolve(
+        cls: type[T],
+        given: Mapping[str, Any],
+        config: Mapping[str, Any] | None = None,
+        environment: Mapping[str, str] | None = None,
+    ) -> T:
+        """Merge the sources of options; ``None`` in ``given`` means not given."""
+        names = [field.name for field in dataclasses.fields(cls)]
+        values: dict[str, Any] = {}
+        for key, value in (config or {}).items():
+            name = key.replace("-", "_")
+            if name not in names:
+                raise _unknown(key, names, "in the config file")
+            values[name] = value
+        for name in names:
+            if (text := (environment or {}).get(f"KDCOMPRESS_{name.upper()}")) is not None:
+                values[name] = text
+        for name, value in given.items():
+            if name not in names:
+                raise _unknown(name, names, "")
+            if value is not None and value != ():
+                values[name] = value
+        return cls(**values)
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            key: list(value) if isinstance(value, tuple) else value
+            for key, value in dataclasses.asdict(self).items()
+            if value is not None
+        }
+
+
+@dataclass(kw_only=True)
+class DataOptions(Options):
+    """Which images, and how they are read."""
+
+    data: str | None = option(
+        None,
+        "digits, a folder with train/CLASS and test/CLASS, torch/cifar10, hfds/NAME, py:module:function "
+        "(default: the run's own, else digits)",
+        panel=DATA,
+    )
+    data_dir: str | None = option(None, "where timm's named data sets are stored", panel=DATA)
+    download: bool = option(False, "download a torch/… data set that is not there yet", panel=DATA)
+    holdout: float | None = option(
+        None,
+        "share of the training split kept for calibration (default: the run's own, else 0.1)",
+        above=0,
+        below=1,
+        panel=DATA,
+    )
+    input_size: str | None = option(
+        None,
+        "side, HxW or CxHxW that the network sees (default: the images' own where they are small and alike)",
+        panel=DATA,
+    )
+    skip_bad_images: bool = option(False, "leave out images that cannot be read", panel=DATA)
+    loading: str = option(
+        "auto", "keep images in memory, or stream them", choices=("auto", "memory", "stream"), panel=DATA
+    )
+    workers: int | None = option(None, "processes that read images (default: one a core, up to 8)", low=0, panel=DATA)
+
+
+@dataclass(kw_only=True)
+class DeviceOptions(Options):
+    device: str = option("auto", "where to compute", choices=("auto", "cpu", "cuda", "mps"), panel=RUN)
+    precision: str = option("auto", "arithmetic", choices=("auto", "fp32", "bf16", "fp16"), panel=RUN)
+
+
+@dataclass(kw_only=True)
+class OutputOptions(Options):
+    out: str | None = option(None, "folder of the new run (default: a new one under runs/)", panel=RUN)
+    resume: bool = option(
+        False, "continue the run in --out if it was cut off; a finished one is left as it is", panel=RUN
+    )
+
+
+@dataclass(kw_only=True)
+class TrainingOptions(DataOptions, DeviceOptions, OutputOptions):
+    """How a network is trained; the same for every method."""
+
+    epochs: int = option(30, "passes over the fit split", low=1, panel=TRAINING)
+    batch_size: int | None = option(
+        None, "images a step, over all devices (default: up to 128, at least 40 steps an epoch)", low=1, panel=TRAINING
+    )
+    lr: float | None = option(
+        None, "peak learning rate (default: 0.1 (sgd) or 0.001 (others) times batch/128)", above=0, panel=TRAINING
+    )
+    weight_decay: float | None = option(None, "(default: 5e-4 for sgd, else 0.05)", low=0, panel=TRAINING)
+    momentum: float = option(0.9, "of sgd (Nesterov)", low=0, below=1, panel=TRAINING)
+    opt: str = option("sgd", "optimiser: sgd, adamw or any other of timm's", panel=TRAINING)
+    sched: str = option("cosine", "learning rate schedule", choices=("cosine", "step"), panel=TRAINING)
+    warmup_epochs: float | None = option(None, "of linear warm-up (default: 5 % of the epochs)", low=0, panel=TRAINING)
+    decay_epochs: float | None = option(
+        None, "epochs between drops of the step schedule (default: a third)", above=0, panel=TRAINING
+    )
+    decay_rate: float = option(0.1, "factor of each drop of the step schedule", above=0, high=1, panel=TRAINING)
+    label_smoothing: float | None = option(
+        None, "(default: 0.1 for --method label-smoothing, else 0)", low=0, below=1, panel=TRAINING
+    )
+    mixup: float = option(0.0, "alpha of mixup, 0 for none", low=0, panel=TRAINING)
+    cutmix: float = option(0.0, "alpha of cutmix, 0 for none", low=0, panel=TRAINING)
+    clip_grad: float | None = option(None, "largest norm of the gradient", above=0, panel=TRAINING)
+    grad_accum: int = option(1, "steps whose gradients are added up before an update", low=1, panel=TRAINING)
+    ema_decay: float | None = option(
+        None, "keep (and save) a moving average of the weights, e.g. 0.999", above=0, below=1, panel=TRAINING
+    )
+    augment: str = option(
+        "auto",
+        "crop: shifted crops, rrc: random resized crops (streamed images)",
+        choices=("auto", "none", "crop", "crop-flip", "rrc-flip"),
+        panel=TRAINING,
+    )
+    seed: int = option(0, "of weights, order and augmentation", low=0, high=2**31 - 1, panel=TRAINING)
+    tensorboard: bool = option(False, "also write TensorBoard events (extra: tensorboard)", panel=RUN)
+
+
+@dataclass(kw_only=True)
+class TrainTeacherOptions(TrainingOptions):
+    model: str = option("resnet32_cifar", "model spec, NAME[,key=value…]: ours or any of timm's")
+    pretrained: bool = option(False, "start from timm's pretrained weights")
+
+
+@dataclass(kw_only=True)
+class LogitOptions(Options):
+    """The loss shared by the methods that learn from logits."""
+
+    alpha: float | None = option(None, "weight of the distillation loss (default: 0.9; tf-kd 0.1)", low=0, high=1)
+    temperature: float | None = option(None, "softens the logits (default: 4; tf-kd 20)", above=0)
+
+
+@dataclass(kw_only=True)
+class TeacherOptions(Options):
+    teacher_arch: str | None = option(None, "model spec of a teacher that is a checkpoint file")
+
+
+@dataclass(kw_only=True)
+class ResidualOptions(LogitOptions):
+    residual_loss: str = option(
+        "kl",
+        "res-students learn from labels and teacher through the sum (kl), or fit the residual itself (mse)",
+        choices=("kl", "mse"),
+    )
+    arch: tuple[str, ...] = option(
+        (), "model spec of the res-student; repeat it for several, the last one serves the rest"
+    )
+
+
+@dataclass(kw_only=True)
+class DistillOptions(ResidualOptions, TeacherOptions, TrainingOptions):
+    teacher: str | None = option(
+        None,
+        "run folder, '-', timm name, local-dir:PATH, hf-hub:ORG/NAME, or a checkpoint with --teacher-arch",
+        argument=True,
+    )
+    method: str = option("kd", "how the student is trained", choices=METHODS)
+    student: str = option("resnet20_cifar", "model spec of the student")
+    pretrained: bool = option(False, "start the student from timm's pretrained weights")
+    res_students: int = option(0, "reskd: how many res-students to add at once (with --arch)", low=0)
+
+
+@dataclass(kw_only=True)
+class AddResStudentOptions(ResidualOptions, TeacherOptions, TrainingOptions):
+    run: str = option("-", "a distilled student or a cascade; '-' reads it from standard input", argument=True)
+    teacher: str | None = option(None, "the teacher, where it is not the one RUN was distilled from")
+
+
+@dataclass(kw_only=True)
+class GateCalibrateOptions(DataOptions, DeviceOptions, OutputOptions):
+    run: str = option("-", "a cascade; '-' reads it from standard input", argument=True)
+    max_drop: float | None = option(None, "least MACs that lose at most this many points of top-1", low=0, high=100)
+    target_macs: float | None = option(None, "best top-1 at this share of the teacher's MACs", above=0)
+    threshold: tuple[float, ...] = option((), "set it by hand: one for all stages, or one a stage", low=0, high=1)
+    measure: str = option("confidence", "what the gate looks at", choices=("confidence", "margin", "entropy"))
+    batch_size: int = option(256, "images at a time", low=1)
+
+
+@dataclass(kw_only=True)
+class ModelOptions(Options):
+    """A network to look at, by any reference."""
+
+    arch: str | None = option(None, "model spec, where the argument is a checkpoint file")
+
+
+@dataclass(kw_only=True)
+class ProfileFlopsOptions(ModelOptions):
+    model: str = option(
+        "-", "a run, '-', a model spec, local-dir:…, hf-hub:…, or a checkpoint with --arch", argument=True
+    )
+    by_module: bool = option(False, "list every module")
+    input_size: str | None = option(None, "side, HxW or CxHxW (default: the model's own)")
+    num_classes: int | None = option(None, "classes of a model spec (default: its own)", low=1)
+
+
+@dataclass(kw_only=True)
+class EvalOptions(ModelOptions, DataOptions, DeviceOptions):
+    run: str = option("-", "a run, '-', or any other trained network with --data", argument=True)
+    split: str = option("test", "which split", choices=("test", "calibration"))
+    batch_size: int = option(256, "images at a time", low=1)
+
+
+@dataclass(kw_only=True)
+class ShellOptions(Options):
+    """How the command line itself behaves."""
+
+    config: str | None = option(None, "YAML or JSON file of options; those of one command under its name", panel=SHELL)
+    json: bool | None = option(None, "result as one line of JSON (default: off a terminal)", panel=SHELL)
+    quiet: bool = option(False, "no progress", panel=SHELL)
+    verbose: bool = option(False, "a line per epoch, and the libraries' own warnings", panel=SHELL)
+
+
+def field_type(cls: type, name: str) -> Any:
+    """The type of a field without ``None``."""
+    hint = typing.get_type_hints(cls)[name]
+    if isinstance(hint, types.UnionType):
+        return next(part for part in typing.get_args(hint) if part is not type(None))
+    return hint
+
+
+def flag(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
+def _unknown(name: str, names: list[str], where: str) -> Exception:
+    near = difflib.get_close_matches(name.replace("-", "_"), names, n=1)
+    remedy = f"Did you mean {near[0]!r}?" if near else f"There are: {', '.join(sorted(names))}."
+    return usage_error(f"Unknown option {name!r} {where}".rstrip() + ".", remedy)
+
+
+def _checked(field: dataclasses.Field[Any], kind: Any, value: Any) -> Any:
+    if value is None or value == field.default:
+        return value
+    if typing.get_origin(kind) is tuple:
+        parts = value if isinstance(value, (list, tuple)) else [value]
+        element = typing.get_args(kind)[0]
+        return tuple(_checked_one(field, element, part) for part in parts)
+    return _checked_one(field, kind, value)
+
+
+def _checked_one(field: dataclasses.Field[Any], kind: type, value: Any) -> Any:
+    meta, name = field.metadata, flag(field.name)
+    try:
+        value = _converted(kind, value)
+    except (TypeError, ValueError):
+        word = {int: "a whole number", float: "a number", bool: "true or false"}.get(kind, "text")
+        raise usage_error(f"{name} takes {word}, not {value!r}.") from None
+    if meta["choices"] and value not in meta["choices"]:
+        near = difflib.get_close_matches(str(value), meta["choices"], n=1)
+        hint = f"Did you mean {near[0]}? " if near else ""
+        raise usage_error(f"{name} {value!r} is unknown.", f"{hint}Choose from: {', '.join(meta['choices'])}.")
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        good = meta["low"] <= value <= meta["high"] and meta["above"] < value < meta["below"]
+        if not good or not math.isfinite(value):
+            raise usage_error(f"{name} {value} is out of range.", f"It takes {_range(meta)}.")
+    return value
+
+
+def _converted(kind: type, value: Any) -> Any:
+    if kind is bool:
+        if isinstance(value, bool):
+            return value
+        words = {
+            "1": True,
+            "true": True,
+            "yes": True,
+            "on": True,
+            "0": False,
+            "false": False,
+            "no": False,
+            "off": False,
+        }
+        if str(value).lower() not in words:
+            raise ValueError(value)
+        return words[str(value).lower()]
+    if isinstance(value, bool) or (kind is int and isinstance(value, float) and value != int(value)):
+        raise ValueError(value)
+    return os.fspath(value) if kind is str and isinstance(value, os.PathLike) else kind(value)
+
+
+def _range(meta: Mapping[str, Any]) -> str:
+    parts = []
+    for key, words in (("low", "at least"), ("above", "more than"), ("high", "at most"), ("below", "less than")):
+        if math.isfinite(meta[key]):
+            parts.append(f"{words} {meta[key]:g}")
+    return "a number, " + " and ".join(parts) if parts else "a finite number"

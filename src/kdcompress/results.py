@@ -1,0 +1,136 @@
+"""What the commands return: typed results, whose fields are the keys of the JSON that the command line prints."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, TypeVar
+
+R = TypeVar("R", bound="Result")
+
+
+@dataclass(kw_only=True)
+class Result:
+    """Common to all.
+
+    Attributes:
+        command: Which command it is the result of.
+        run: Absolute path of the run folder; None for a network that is in none.
+        seconds: Wall-clock seconds of the command.
+    """
+
+    command: str
+    run: str | None
+    seconds: float
+
+    optional: ClassVar[frozenset[str]] = frozenset({"run"})
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values; what does not apply is left out."""
+        found = dataclasses.asdict(self)
+        return {key: value for key, value in found.items() if value is not None or key in self.optional}
+
+    @classmethod
+    def from_dict(cls: type[R], values: dict[str, Any]) -> R:
+        names = {item.name for item in dataclasses.fields(cls)}
+        return cls(**{key: value for key, value in values.items() if key in names})
+
+
+@dataclass(kw_only=True)
+class NetworkFacts:
+    """What a network is and costs. MACs are of one image."""
+
+    architecture: str
+    num_classes: int
+    input_size: tuple[int, int, int]
+    params: int
+    macs: int
+    flops: int
+    teacher: str | None = None
+    teacher_macs: int | None = None
+    macs_ratio: float | None = None
+    members: list[dict[str, Any]] | None = None
+
+
+@dataclass(kw_only=True)
+class TrainResult(NetworkFacts, Result):
+    """Of ``train-teacher``, ``distill`` and ``add-res-student``. Accuracies are on the calibration split.
+
+    Attributes:
+        energies: Of the residual against the teacher after each member; the last two are before and after.
+    """
+
+    method: str
+    data: str
+    epochs: int
+    seed: int
+    device: str
+    precision: str
+    split: str
+    n: int
+    top1: float
+    top5: float | None
+    loss: float
+    images_per_second: float | None
+    energies: list[float] | None = None
+
+
+@dataclass(kw_only=True)
+class GateFacts:
+    """A gate and what it does on a split; ``None`` in ``thresholds``: nobody stops after that member."""
+
+    measure: str | None = None
+    thresholds: list[float | None] | None = None
+    exit_rates: list[float] | None = None
+    expected_macs: float | None = None
+    expected_macs_ratio: float | None = None
+    full_top1: float | None = None
+    gated_top1: float | None = None
+
+
+@dataclass(kw_only=True)
+class GateResult(GateFacts, NetworkFacts, Result):
+    """Of ``gate-calibrate``, all of it measured on the calibration split.
+
+    Attributes:
+        curve: The best trade-offs that other thresholds would give.
+    """
+
+    data: str
+    split: str
+    n: int
+    curve: list[dict[str, Any]] = field(default_factory=list)
+
+
+@dataclass(kw_only=True)
+class ProfileResult(NetworkFacts, Result):
+    """Of ``profile-flops``."""
+
+    expected_macs: float | None = None
+    expected_macs_ratio: float | None = None
+    exit_rates: list[float] | None = None
+    by_module: list[dict[str, Any]] | None = None
+    unsupported_ops: dict[str, int] = field(default_factory=dict)
+
+
+@dataclass(kw_only=True)
+class EvalResult(GateFacts, NetworkFacts, Result):
+    """Of ``eval``. For a gated cascade ``top1`` is the gated one, and ``full_…`` is with every member run.
+
+    Attributes:
+        speedup: Wall-clock of the full cascade over that of the gated one; ``macs_speedup`` is what MACs promise.
+    """
+
+    data: str
+    split: str
+    n: int
+    top1: float
+    top5: float | None
+    loss: float
+    images_per_second: float
+    full_images_per_second: float | None = None
+    speedup: float | None = None
+    macs_speedup: float | None = None
+    hardware: str
+    device: str
+    precision: str

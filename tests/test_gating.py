@@ -1,0 +1,424 @@
+"""The gate: what it costs, what it loses, and that no better one exists."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+from collections.abc import Callable, Iterator, Sequence
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from kdcompress import gating
+from kdcompress.errors import UserError
+from kdcompress.gating import MEASURES, Gate, Outcome, Stages, expected_macs, outcome, search
+
+quick = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+measures = st.sampled_from(sorted(MEASURES))
+Thresholds = Sequence[float | None]
+
+
+@st.composite
+def cascades(draw: st.DrawFn, stages: int | None = None, levels: int = 4) -> Stages:
+    """A few samples on a coarse scale, so that ties are the rule."""
+    count = draw(st.integers(1, 3)) if stages is None else stages
+    samples = draw(st.integers(1, 9 if count < 3 else 6))
+    values = draw(st.lists(st.integers(0, levels), min_size=count * samples, max_size=count * samples))
+    correct = draw(st.lists(st.booleans(), min_size=(count + 1) * samples, max_size=(count + 1) * samples))
+    macs = draw(st.lists(st.integers(1, 50), min_size=count + 1, max_size=count + 1))
+    return Stages(
+        torch.tensor(values).view(count, samples) / levels,
+        torch.tensor(correct).view(count + 1, samples),
+        tuple(macs),
+    )
+
+
+def simulate(stages: Stages, measure: str, thresholds: Thresholds) -> tuple[int, int, list[int]]:
+    """One sample at a time: MACs and right answers of all samples together, and how many stop at each stage."""
+    macs, correct = list(stages.macs), stages.correct.tolist()
+    values = [[float(v) for v in row] for row in stages.values]
+    cost, right, exits = 0, 0, [0] * len(macs)
+    for sample in range(len(correct[0])):
+        for stage in range(len(macs)):
+            cost += int(macs[stage])
+            if stage < len(thresholds):
+                limit = thresholds[stage]
+                if limit is None:
+                    continue
+                sure = values[stage][sample]
+                if sure > limit if measure == "entropy" else sure < limit:
+                    continue
+            exits[stage] += 1
+            right += correct[stage][sample]
+            break
+    return cost, right, exits
+
+
+def every_gate(stages: Stages) -> Iterator[tuple[float | None, ...]]:
+    """Each observed value as a threshold: all the distinct ways to part the samples."""
+    choices = [[None, *sorted(set(row.tolist()))] for row in stages.values]
+    return itertools.product(*choices)
+
+
+def totals(stages: Stages, found: Outcome) -> tuple[int, int]:
+    samples = stages.correct.shape[1]
+    cost, right = round(found.expected_macs * samples), round(found.top1 * samples / 100)
+    assert found.expected_macs == cost / samples
+    assert found.top1 == 100 * right / samples
+    return cost, right
+
+
+def pareto(points: set[tuple[int, int]]) -> list[tuple[int, int]]:
+    return sorted(p for p in points if not any(q != p and q[0] <= p[0] and q[1] >= p[1] for q in points))
+
+
+@pytest.mark.parametrize("count", [1, 2, 3])
+@quick
+@given(data=st.data(), measure=measures)
+def test_search_by_drop_equals_brute_force(count: int, data: st.DataObject, measure: str) -> None:
+    """Lost: the promise that no cheaper gate keeps the accuracy asked for."""
+    stages = data.draw(cascades(count))
+    samples, full = stages.correct.shape[1], int(stages.correct[-1].sum())
+    lost = data.draw(st.integers(0, samples))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(gating, "_CHUNK", data.draw(st.sampled_from([1, 12, 1 << 18])))
+        found, curve = search(stages, measure, max_drop=100 * lost / samples)
+    gates = [simulate(stages, measure, gate)[:2] for gate in every_gate(stages)]
+    assert totals(stages, found) == min(((c, r) for c, r in gates if full - r <= lost), key=lambda g: (g[0], -g[1]))
+    assert [totals(stages, point) for point in curve] == pareto(set(gates))
+
+
+@pytest.mark.parametrize("count", [1, 2, 3])
+@quick
+@given(data=st.data(), measure=measures)
+def test_search_by_macs_equals_brute_force(count: int, data: st.DataObject, measure: str) -> None:
+    """Lost: the most accurate gate that a user's compute budget pays for."""
+    stages = data.draw(cascades(count))
+    samples = stages.correct.shape[1]
+    gates = [simulate(stages, measure, gate)[:2] for gate in every_gate(stages)]
+    budget = data.draw(st.sampled_from(sorted({cost for cost, _ in gates})))
+    found, _ = search(stages, measure, max_macs=budget / samples)
+    assert totals(stages, found) == min((g for g in gates if g[0] <= budget), key=lambda g: (-g[1], g[0]))
+
+
+@quick
+@given(stages=cascades(), measure=measures, data=st.data())
+def test_outcome_equals_one_sample_at_a_time(stages: Stages, measure: str, data: st.DataObject) -> None:
+    """Lost: every reported cost, exit rate and accuracy of a gate."""
+    gate = tuple(data.draw(st.one_of(st.none(), st.integers(0, 8).map(lambda i: i / 8))) for _ in stages.values)
+    found, samples = outcome(stages, measure, gate), stages.correct.shape[1]
+    cost, right, exits = simulate(stages, measure, gate)
+    assert (*totals(stages, found), found.thresholds) == (cost, right, gate)
+    assert found.exit_rates == tuple(e / samples for e in exits)
+    assert math.isclose(sum(found.exit_rates), 1)
+    assert math.isclose(expected_macs(found.exit_rates, stages.macs), found.expected_macs)
+
+
+@quick
+@given(stages=cascades(), measure=measures, data=st.data())
+def test_found_thresholds_do_what_search_says(stages: Stages, measure: str, data: st.DataObject) -> None:
+    """Lost: a saved gate that behaves as it was reported; thresholds that sit on a value flip with noise."""
+    found, curve = search(stages, measure, max_drop=data.draw(st.sampled_from([0.0, 12.5, 100.0])))
+    for point in [found, *curve]:
+        cost, right, _ = simulate(stages, measure, point.thresholds)
+        assert totals(stages, point) == (cost, right)
+        for limit, row in zip(point.thresholds, stages.values.tolist(), strict=True):
+            ends = {0.0, 1.0} & {limit}
+            if limit is not None and not ends:
+                below, above = max(v for v in row if v < limit), min(v for v in row if v > limit)
+                assert limit == (below + above) / 2
+
+
+@quick
+@given(stages=cascades(), measure=measures, data=st.data())
+def test_a_larger_allowance_never_costs_more(stages: Stages, measure: str, data: st.DataObject) -> None:
+    """Lost: trust in --max-drop: allowing more must not buy less."""
+    small, large = sorted(data.draw(st.lists(st.floats(0, 100), min_size=2, max_size=2)))
+    strict, loose = (search(stages, measure, max_drop=drop)[0] for drop in (small, large))
+    assert loose.expected_macs <= strict.expected_macs
+    full = outcome(stages, measure, [None] * len(stages.values))
+    assert strict.top1 >= full.top1 - small - 1e-9
+    assert strict.expected_macs <= full.expected_macs
+
+
+@quick
+@given(stages=cascades(levels=9), measure=measures, data=st.data())
+def test_beyond_the_exact_range_no_single_stage_can_do_better(
+    stages: Stages, measure: str, data: st.DataObject
+) -> None:
+    """Lost: gates of long cascades on large splits, where the grid alone is coarse."""
+    samples, full = stages.correct.shape[1], int(stages.correct[-1].sum())
+    by_drop = data.draw(st.booleans())
+    lost = data.draw(st.integers(0, samples))
+    budget = int(stages.macs[0]) + data.draw(st.integers(0, 100))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(gating, "_WORK", 1)
+        patch.setattr(gating, "_CURVE_POINTS", 2)
+        limit = {"max_drop": 100 * lost / samples} if by_drop else {"max_macs": float(budget)}
+        found, curve = search(stages, measure, **limit)
+
+    def loss(gate: Thresholds) -> tuple[float, float]:
+        cost, right, _ = simulate(stages, measure, gate)
+        if by_drop:
+            return (cost, -right) if full - right <= lost else (math.inf, 0)
+        return (-right, cost) if cost <= budget * samples else (math.inf, 0)
+
+    reached = loss(found.thresholds)
+    assert reached[0] < math.inf
+    for stage, row in enumerate(stages.values.tolist()):
+        for choice in [None, *row]:
+            gate = [*found.thresholds[:stage], choice, *found.thresholds[stage + 1 :]]
+            assert reached <= loss(gate)
+    assert curve[0].expected_macs == stages.macs[0]
+
+
+def random_cascade(members: int, samples: int, seed: int = 0) -> tuple[Tensor, Tensor, tuple[int, ...]]:
+    """Members' logits that help each other, as in a trained cascade: easy samples are right early."""
+    random = torch.Generator().manual_seed(seed)
+    labels = torch.randint(0, 5, (samples,), generator=random)
+    signal = torch.nn.functional.one_hot(labels, 5) * torch.rand(samples, 1, generator=random) * 4
+    logits = torch.randn(members, samples, 5, generator=random) + signal
+    return logits, labels, tuple(1000 // (m + 1) for m in range(members))
+
+
+def test_two_stages_are_exact_at_size() -> None:
+    """Lost: the optimum of an ordinary three-member cascade on some hundreds of images."""
+    logits, labels, macs = random_cascade(3, 500)
+    stages = Stages.from_logits(logits, labels, macs, "margin")
+    correct, values = stages.correct.numpy(), stages.values.numpy()
+    best: dict[int, int] = {}
+    order = np.argsort(-values[1], kind="stable")
+    for limit in [2.0, *values[0]]:
+        stop = values[0] >= limit
+        late = np.where(stop, macs[0], macs[0] + macs[1])[order]
+        end = np.where(stop, macs[0], sum(macs))[order]
+        right_late = np.where(stop, correct[0], correct[1])[order].astype(int)
+        right_end = np.where(stop, correct[0], correct[2])[order].astype(int)
+        for cost, right in zip(
+            end.sum() + np.cumsum(np.append(0, late - end)),
+            right_end.sum() + np.cumsum(np.append(0, right_late - right_end)),
+            strict=True,
+        ):
+            best[int(right)] = min(best.get(int(right), 10**9), int(cost))
+    full = int(correct[-1].sum())
+    for drop in [0.0, 0.2, 1.0, 5.0]:
+        found, curve = search(stages, "margin", max_drop=drop)
+        needed = full - round(drop * 5)
+        assert totals(stages, found)[0] == min(cost for right, cost in best.items() if right >= needed)
+    assert len(curve) == 50
+    assert totals(stages, curve[-1]) == (best[max(best)], max(best))
+
+
+def test_long_cascades_stay_close_to_the_optimum() -> None:
+    """Lost: most of the saving, when the search space is too large to try in full."""
+    logits, labels, macs = random_cascade(4, 120)
+    stages = Stages.from_logits(logits, labels, macs, "confidence")
+    exact, _ = search(stages, "confidence", max_drop=2.5)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(gating, "_WORK", 1_000_000)
+        near, _ = search(stages, "confidence", max_drop=2.5)
+    assert exact.expected_macs <= near.expected_macs <= 1.02 * exact.expected_macs
+
+
+def test_large_splits_are_searched_within_limits() -> None:
+    """Lost: calibration on an ImageNet-sized split that ends, and keeps to the accuracy asked for."""
+    logits, labels, macs = random_cascade(4, 20_000)
+    stages = Stages.from_logits(logits, labels, macs, "entropy")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(gating, "_WORK", 5_000_000)
+        found, curve = search(stages, "entropy", max_drop=0.5)
+    full = outcome(stages, "entropy", [None] * 3)
+    assert full.top1 - found.top1 <= 0.5
+    assert found.expected_macs < 0.9 * full.expected_macs
+    assert len(curve) == 50
+
+
+@pytest.mark.parametrize("measure", sorted(MEASURES))
+def test_curve_is_a_pareto_front_with_its_ends(measure: str) -> None:
+    """Lost: the trade-off that a user reads a threshold from."""
+    logits, labels, macs = random_cascade(3, 400)
+    stages = Stages.from_logits(logits, labels, macs, measure)
+    _, curve = search(stages, measure, max_drop=0.5)
+    assert len(curve) == 50
+    for one, next_one in itertools.pairwise(curve):
+        assert one.expected_macs < next_one.expected_macs
+        assert one.top1 < next_one.top1
+    assert curve[0] == outcome(stages, measure, [1.0 if measure == "entropy" else 0.0, None])
+    assert curve[0].exit_rates == (1.0, 0.0, 0.0)
+    assert curve[-1].top1 == search(stages, measure, max_macs=math.inf)[0].top1
+
+
+def test_joint_search_beats_stage_by_stage() -> None:
+    """Lost: savings at later stages, when an early one spends the whole allowance for little."""
+    values = torch.tensor([[0.9, 0.1, 0.1, 0.1, 0.1, 0.1], [0.1, 0.9, 0.8, 0.8, 0.8, 0.8]])
+    correct = torch.tensor([[0, 0, 0, 0, 0, 0], [1, 0, 1, 1, 1, 1], [1, 1, 1, 1, 1, 1]]).bool()
+    stages = Stages(values, correct, (1, 1, 10))
+    lost = 1
+
+    def cheapest(gates: list[tuple[float | None, ...]]) -> tuple[float | None, ...]:
+        allowed = [g for g in gates if simulate(stages, "margin", g)[1] >= 6 - lost]
+        return min(allowed, key=lambda g: simulate(stages, "margin", g)[0])
+
+    first = cheapest([(t, None) for t in (None, 0.9, 0.1)])[0]
+    stagewise = cheapest([(first, t) for t in (None, 0.9, 0.8, 0.1)])
+    found, _ = search(stages, "margin", max_drop=100 * lost / 6)
+    assert simulate(stages, "margin", stagewise)[0] == 61
+    assert totals(stages, found) == (22, 5)
+
+
+@pytest.mark.parametrize("measure", sorted(MEASURES))
+def test_gate_stops_the_samples_that_calibration_counted(measure: str) -> None:
+    """Lost: the promised cost, as soon as the cascade runs on real batches."""
+    logits, labels, macs = random_cascade(3, 300, seed=1)
+    stages = Stages.from_logits(logits, labels, macs, measure)
+    found, _ = search(stages, measure, max_drop=1.0)
+    gate = Gate.from_dict(json.loads(json.dumps(Gate(measure, found.thresholds).to_dict())))
+    assert gate == Gate(measure, found.thresholds)
+    index, total, exits, right = torch.arange(300), torch.zeros(300, 5), [], 0
+    for stage in range(3):
+        total = total + logits[stage, index]
+        stop = gate.stops(total, stage) if stage < 2 else torch.ones(len(index), dtype=torch.bool)
+        exits.append(int(stop.sum()))
+        right += int((total.argmax(-1) == labels[index])[stop].sum())
+        index, total = index[~stop], total[~stop]
+    assert found.exit_rates == tuple(e / 300 for e in exits)
+    assert found.top1 == 100 * right / 300
+    assert all(0 < e < 300 for e in exits)
+
+
+def test_a_gate_without_threshold_or_certainty_stops_nobody() -> None:
+    """Lost: accuracy, if samples with broken logits left early; they must run every member."""
+    broken = torch.tensor([[math.nan, 1.0], [9.0, 0.0]])
+    assert Gate("margin", (None,)).stops(broken, 0).tolist() == [False, False]
+    for measure, limit in [("margin", 0.5), ("confidence", 0.5), ("entropy", 0.5)]:
+        assert Gate(measure, (limit,)).stops(broken, 0).tolist() == [False, True]
+
+
+def naive(measure: str, row: list[float]) -> float:
+    top = max(row)
+    weights = [math.exp(x - top) for x in row]
+    p = sorted((w / sum(weights) for w in weights), reverse=True)
+    if measure == "confidence":
+        return p[0]
+    if measure == "margin":
+        return p[0] - p[1]
+    return -sum(x * math.log(x) for x in p if x > 0) / math.log(len(p))
+
+
+@quick
+@given(
+    rows=st.integers(2, 6).flatmap(
+        lambda k: st.lists(st.lists(st.floats(-1e4, 1e4, width=32), min_size=k, max_size=k), min_size=1, max_size=4)
+    ),
+    measure=measures,
+)
+def test_measures_equal_their_formulas(rows: list[list[float]], measure: str) -> None:
+    """Lost: thresholds that mean what the documentation says."""
+    found = MEASURES[measure].value(torch.tensor(rows))
+    assert found.shape == (len(rows),)
+    assert found.dtype == torch.float32
+    for value, row in zip(found.tolist(), rows, strict=True):
+        assert value == pytest.approx(naive(measure, row), abs=2e-6)
+        assert 0 <= value <= 1
+
+
+@pytest.mark.parametrize("measure", sorted(MEASURES))
+@pytest.mark.parametrize("classes", [2, 1000])
+def test_measures_stay_in_range_at_the_extremes(measure: str, classes: int) -> None:
+    """Lost: samples that no threshold in [0, 1] can stop or hold, because rounding left the range."""
+    sure, unsure = torch.zeros(1, classes), torch.full((1, classes), 7.0)
+    sure[0, 1] = 1e30
+    masked = torch.full((1, classes), -math.inf)
+    masked[0, :2] = 0.0
+    half = torch.randn(64, classes, generator=torch.Generator().manual_seed(0)).half()
+    measured: Callable[[Tensor], Tensor] = MEASURES[measure].value
+    top, flat = (0.0, 1.0) if measure == "entropy" else (1.0, 0.0 if measure == "margin" else 1 / classes)
+    assert measured(sure).item() == top
+    assert measured(unsure).item() == pytest.approx(flat, abs=1e-6)
+    for logits in (sure, unsure, masked, half, half * 1000):
+        value = measured(logits)
+        assert bool(((value >= 0) & (value <= 1)).all())
+    assert torch.allclose(measured(half), torch.tensor([naive(measure, r) for r in half.tolist()]), atol=1e-5)
+
+
+def test_neighbouring_floats_are_told_apart() -> None:
+    """Lost: a threshold between two values that have no float between them stops the wrong one."""
+    above = float(np.nextafter(np.float32(0.5), np.float32(1)))
+    for measure, values in [("confidence", [above, 0.5]), ("entropy", [0.5, above])]:
+        stages = Stages(torch.tensor([values]), torch.tensor([[True, False], [True, True]]), (1, 1))
+        assert search(stages, measure, max_drop=0)[0].exit_rates == (0.5, 0.5)
+
+
+def test_drop_is_counted_in_whole_samples() -> None:
+    """Lost: the last allowed mistake: 0.3 points of 1000 images are 3 images, not 2."""
+    values = torch.linspace(1, 0.001, 1000)[None]
+    correct = torch.ones(2, 1000, dtype=torch.bool)
+    correct[0, [100, 200, 300, 400]] = False
+    found, _ = search(Stages(values, correct, (1, 1)), "confidence", max_drop=0.3)
+    assert found.top1 == 99.7
+    assert found.exit_rates == (0.4, 0.6)
+
+
+def test_a_cascade_of_one_has_nothing_to_choose() -> None:
+    """Lost: calibration of a plain student, which scripts run before they add members."""
+    logits, labels, _ = random_cascade(1, 40)
+    stages = Stages.from_logits(logits, labels, torch.tensor([7]), "confidence")
+    found, curve = search(stages, "confidence", max_drop=1.0)
+    assert found == Outcome((), (1.0,), 7.0, 100 * int(stages.correct.sum()) / 40)
+    assert curve == [found]
+
+
+def test_mistakes_are_named() -> None:
+    """Lost: a usable message; the user sees a traceback, or a gate that ignores the limit."""
+    stages = Stages(torch.tensor([[0.5, 0.6]]), torch.ones(2, 2, dtype=torch.bool), (70, 30))
+    for limits, words in [
+        ({"max_macs": 69.9}, "70"),
+        ({"max_macs": math.nan}, "70"),
+        ({"max_drop": -0.1}, "-0.1"),
+        ({"max_drop": 100.1}, "100.1"),
+        ({"max_drop": math.nan}, "nan"),
+        ({}, "exactly one"),
+        ({"max_drop": 1.0, "max_macs": 80.0}, "exactly one"),
+    ]:
+        with pytest.raises(UserError, match=words) as caught:
+            search(stages, "margin", **limits)
+        assert caught.value.exit_code == 2
+    with pytest.raises(UserError, match="unknown measure 'sureness'"):
+        search(stages, "sureness", max_drop=1.0)
+    for bad in (-0.1, 1.1, math.nan):
+        with pytest.raises(UserError, match="outside"):
+            Gate("margin", (bad,))
+    with pytest.raises(UserError, match="2 thresholds for 2 members"):
+        outcome(stages, "margin", (None, None))
+    with pytest.raises(UserError, match="not a gate"):
+        Gate.from_dict({"measure": "margin"})
+    with pytest.raises(UserError, match="no samples"):
+        Stages(torch.empty(1, 0), torch.empty(2, 0, dtype=torch.bool), (1, 1))
+    with pytest.raises(UserError, match="two classes"):
+        MEASURES["margin"].value(torch.ones(3, 1))
+
+
+@pytest.mark.parametrize("member", [0, 1])
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+@pytest.mark.parametrize("measure", sorted(MEASURES))
+def test_broken_logits_are_refused(member: int, bad: float, measure: str) -> None:
+    """Lost: a diverged member is calibrated as if it were merely unsure."""
+    logits, labels, macs = random_cascade(3, 10)
+    logits[member, 3, 2] = bad
+    with pytest.raises(UserError, match=f"member {member}"):
+        Stages.from_logits(logits, labels, macs, measure)
+
+
+@quick
+@given(stages=cascades(stages=2), measure=measures)
+def test_search_is_deterministic_and_leaves_threads_alone(stages: Stages, measure: str) -> None:
+    """Lost: reruns that agree, and the speed of what runs after calibration."""
+    assume(len(stages.correct[0]) > 1)
+    threads = torch.get_num_threads()
+    assert search(stages, measure, max_drop=10.0) == search(stages, measure, max_drop=10.0)
+    assert torch.get_num_threads() == threads
