@@ -255,8 +255,8 @@ def test_curve_is_a_pareto_front_with_its_ends(measure: str) -> None:
 
 def test_joint_search_beats_stage_by_stage() -> None:
     """Lost: savings at later stages, when an early one spends the whole allowance for little."""
-    values = torch.tensor([[0.9, 0.1, 0.1, 0.1, 0.1, 0.1], [0.1, 0.9, 0.8, 0.8, 0.8, 0.8]])
-    correct = torch.tensor([[0, 0, 0, 0, 0, 0], [1, 0, 1, 1, 1, 1], [1, 1, 1, 1, 1, 1]]).bool()
+    values = torch.tensor([[0.75, 0.25, 0.25, 0.25, 0.25, 0.25], [0.25, 0.75, 0.5, 0.5, 0.5, 0.5]])
+    correct = torch.tensor([[0, 0, 0, 0, 0, 0], [0, 0, 1, 1, 1, 1], [1, 1, 1, 1, 1, 1]]).bool()
     stages = Stages(values, correct, (1, 1, 10))
     lost = 1
 
@@ -264,8 +264,8 @@ def test_joint_search_beats_stage_by_stage() -> None:
         allowed = [g for g in gates if simulate(stages, "margin", g)[1] >= 6 - lost]
         return min(allowed, key=lambda g: simulate(stages, "margin", g)[0])
 
-    first = cheapest([(t, None) for t in (None, 0.9, 0.1)])[0]
-    stagewise = cheapest([(first, t) for t in (None, 0.9, 0.8, 0.1)])
+    first = cheapest([(t, None) for t in (None, 0.75, 0.25)])[0]
+    stagewise = cheapest([(first, t) for t in (None, 0.75, 0.5, 0.25)])
     found, _ = search(stages, "margin", max_drop=100 * lost / 6)
     assert simulate(stages, "margin", stagewise)[0] == 61
     assert totals(stages, found) == (22, 5)

@@ -1,8 +1,8 @@
 """Registers our networks with timm as soon as both are imported, in whichever order.
 
 ``import kdcompress`` has to be enough for ``timm.create_model('local-dir:…')`` to know a cascade, yet it must not
-import torch by itself, or the command line could not answer ``--help`` at once. So: register now if timm is there already,
-else right after its import.
+import torch by itself, or the command line could not answer ``--help`` at once. So: register now if timm is there
+already, else right after its import.
 """
 
 from __future__ import annotations

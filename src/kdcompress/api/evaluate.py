@@ -51,7 +51,7 @@ def evaluate(options: EvalOptions | None = None, /, *, reporter: Reporter | None
     batches = data.evaluation(options.split, options.batch_size)
     profiles = member_profiles(network)
     teacher = network.record.get("teacher")
-    model = network.model.to(place.device, memory_format=torch.channels_last)
+    model = network.model.to(place.device).to(memory_format=torch.channels_last)
     gate: dict[str, Any] = {}
     if isinstance(model, ResidualCascade) and model.gate is not None:
         scores, gate = _gated(model, batches, place, profiles, teacher)

@@ -56,7 +56,7 @@ def gate_calibrate(
     source = open_data(options)
     check_classes(network, source, "cascade")
     data = Data(source, network.prep, options, place.device)
-    cascade.to(place.device, memory_format=torch.channels_last)
+    cascade.to(place.device).to(memory_format=torch.channels_last)
     logits, labels = collect(cascade.forward_members, data.evaluation("calibration", options.batch_size), place)
     cascade.cpu()
     profiles = member_profiles(network)

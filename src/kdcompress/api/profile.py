@@ -12,6 +12,7 @@ from kdcompress.data import parse_size
 from kdcompress.engine.progress import Reporter
 from kdcompress.flops import Profile, profile
 from kdcompress.gating import expected_macs
+from kdcompress.models.build import config_of
 from kdcompress.models.loading import Network, load_network
 from kdcompress.models.residual_cascade import ResidualCascade
 from kdcompress.options import ProfileFlopsOptions
@@ -40,7 +41,7 @@ def profile_flops(
     network = load_network(resolve(options.model), options.arch, weights=False, **shape)
     if options.input_size is not None:
         channels, height, width = parse_size(options.input_size, network.prep.channels)
-        network.model.pretrained_cfg["input_size"] = (channels, height, width)  # type: ignore[index, operator]
+        config_of(network.model)["input_size"] = (channels, height, width)
     cascade = network.model if isinstance(network.model, ResidualCascade) else None
     profiles = [profile(part, network.input_size) for part in (cascade.members if cascade else [network.model])]
     teacher = network.record.get("teacher")

@@ -104,8 +104,8 @@ def _command(name: str) -> Callable[..., None]:
     return with_options(call, option_set, sets.ShellOptions)
 
 
-for _name, (_, _, _help) in COMMANDS.items():
-    app.command(_name, help=_help, no_args_is_help=False)(_command(_name))
+for _name in COMMANDS:
+    app.command(_name, help=COMMANDS[_name][2])(_command(_name))
 
 
 def run(arguments: list[str]) -> int:

@@ -25,7 +25,8 @@ def with_options(function: Callable[[dict[str, Any]], None], *option_sets: type[
     def command(**values: Any) -> None:
         function(values)
 
-    arguments, options = [], []
+    arguments: list[inspect.Parameter] = []
+    options: list[inspect.Parameter] = []
     for option_set in option_sets:
         for field in dataclasses.fields(option_set):
             kind = inspect.Parameter.KEYWORD_ONLY

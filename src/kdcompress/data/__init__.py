@@ -134,7 +134,7 @@ def _stream_transform(prep: Preprocess, augment: str) -> Any:
             color_jitter=0.0,
             use_prefetcher=True,
         )
-    larger = tuple(round(side * 1.125) for side in prep.size)
+    larger = (round(prep.size[0] * 1.125), round(prep.size[1] * 1.125))
     enlarge = Preprocess(larger, prep.channels, prep.mean, prep.std, prep.interpolation).eval_transform()
     steps = [*enlarge.transforms[:-1], transforms.RandomCrop(prep.size)]  # type: ignore[attr-defined]
     if augment == "crop-flip":

@@ -139,7 +139,11 @@ class StreamImages:
             pin_memory=self.device.type == "cuda",
         )
         prefetch = PrefetchLoader(
-            _Checked(loader), self.prep.mean, self.prep.std, channels=self.prep.channels, device=self.device
+            _Checked(loader),  # type: ignore[arg-type]
+            self.prep.mean,
+            self.prep.std,
+            channels=self.prep.channels,
+            device=self.device,
         )
         return iter(prefetch)
 

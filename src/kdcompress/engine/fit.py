@@ -93,8 +93,9 @@ def fit(
                 row["calibration_loss"], row["calibration_top1"] = round(scores.loss, 6), round(scores.top1, 4)
                 trainer.finish_epoch(row)
                 reporter.epoch(row)
-                for key, value in row.items() if writer is not None else ():
-                    writer.add_scalar(key, value, row["epoch"])
+                if writer is not None:
+                    for key, value in row.items():
+                        writer.add_scalar(key, value, row["epoch"])
     finally:
         reporter.stop()
         if writer is not None:
@@ -119,6 +120,7 @@ class _Trainer:
         self.place, self.run = place, run
         task.to(place.device)
         module = task.get_trainable_module()
+        assert module is not None
         module.to(memory_format=torch.channels_last)
         if options.ema_decay:
             task.setup_ema(decay=options.ema_decay, use_warmup=True)
@@ -128,7 +130,7 @@ class _Trainer:
             self.optimizer,
             sched=options.sched,
             num_epochs=plan.epochs,
-            warmup_epochs=plan.warmup_epochs,
+            warmup_epochs=plan.warmup_epochs,  # type: ignore[arg-type]
             decay_epochs=plan.decay_epochs,
             decay_rate=options.decay_rate,
             warmup_lr=plan.lr / 100,
@@ -152,7 +154,9 @@ class _Trainer:
 
     def eval_model(self) -> torch.nn.Module:
         self.task.eval()
-        return self.task.get_eval_model(ema=self.task.has_ema())
+        model = self.task.get_eval_model(ema=self.task.has_ema())
+        assert model is not None
+        return model
 
     def run_epoch(self, stop: StopSignal, reporter: Reporter) -> dict[str, Any]:
         """All steps of an epoch that are still to do."""
@@ -224,7 +228,7 @@ class _Trainer:
         right = (result["output"].detach().argmax(1) == labels).sum()
         values = {key: value.detach() * n for key, value in result.items() if key != "output"}
         for key, value in {**values, "right": right, "images": torch.tensor(n, device=labels.device)}.items():
-            self.sums[key] = self.sums.get(key, 0) + value.to(self.place.sum_dtype)  # type: ignore[operator]
+            self.sums[key] = self.sums.get(key, 0) + value.to(self.place.sum_dtype)
         bad = ~torch.isfinite(result["loss"].detach()) & (self.bad_step < 0)
         self.bad_step = torch.where(bad, self.step, self.bad_step)
 

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from kdcompress.data.preprocess import Preprocess
-from kdcompress.models.build import ModelSpec, build, zero_classifier
+from kdcompress.models.build import ModelSpec, build, config_of, zero_classifier
 from kdcompress.models.loading import Network
 from kdcompress.models.residual_cascade import ARCHITECTURE, ResidualCascade
 
@@ -25,7 +25,7 @@ def new_network(
     """
     torch.manual_seed(seed)
     model, args = build(spec, num_classes=num_classes, in_chans=channels, size=size, pretrained=pretrained)
-    config: dict[str, Any] = model.pretrained_cfg  # type: ignore[assignment]
+    config = config_of(model)
     prep = Preprocess.of(model)
     config.update(mean=prep.mean, std=prep.std)
     config.pop("label_names", None)
@@ -71,5 +71,5 @@ def _cascade(models: list[nn.Module], members: list[dict[str, Any]], like: Netwo
 
 def _take_input(model: nn.Module, like: nn.Module) -> None:
     """Members of one cascade share one preprocessing."""
-    config: dict[str, Any] = like.pretrained_cfg  # type: ignore[assignment]
-    model.pretrained_cfg.update({key: config[key] for key in INPUT_KEYS if key in config})  # type: ignore[operator, union-attr]
+    config = config_of(like)
+    config_of(model).update({key: config[key] for key in INPUT_KEYS if key in config})

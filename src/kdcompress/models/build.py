@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 import difflib
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import timm
 from torch import nn
@@ -108,6 +108,11 @@ def default_config(name: str) -> dict[str, Any]:
         raise usage_error(f"There is no model {name!r}.", f"{remedy}Any name of timm.list_models() will do.")
     config = get_pretrained_cfg(name, allow_unregistered=True)
     return config.to_dict() if config is not None else {"input_size": (3, 224, 224)}
+
+
+def config_of(model: nn.Module) -> dict[str, Any]:
+    """A model's ``pretrained_cfg``, timm's description of its input and classes; the dict itself, not a copy."""
+    return cast(dict[str, Any], model.pretrained_cfg)
 
 
 def zero_classifier(model: nn.Module) -> None:

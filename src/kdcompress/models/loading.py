@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from kdcompress.data.preprocess import Preprocess
 from kdcompress.errors import UserError, usage_error
-from kdcompress.models.build import ModelSpec, build, default_config
+from kdcompress.models.build import ModelSpec, build, config_of, default_config
 from kdcompress.models.residual_cascade import ARCHITECTURE as CASCADE
 from kdcompress.models.residual_cascade import ResidualCascade
 from kdcompress.runs import CONFIG, WEIGHTS, RunFolder, open_run
@@ -58,7 +58,7 @@ class Network:
 
     @property
     def num_classes(self) -> int:
-        return int(self.model.pretrained_cfg["num_classes"])  # type: ignore[index, union-attr]
+        return int(config_of(self.model)["num_classes"])
 
     @property
     def input_size(self) -> tuple[int, int, int]:
@@ -134,8 +134,8 @@ def _from_checkpoint(path: Path, arch: str | None) -> Network:
     size = spec.preprocessing.get("input_size")
     model, args = build(spec, size=size[1:] if size else None)
     filtered = _translated(state, model)
-    config: dict[str, Any] = model.pretrained_cfg  # type: ignore[assignment]
-    shape: dict[str, int] = {}
+    config = config_of(model)
+    shape: dict[str, Any] = {}
     head, stem = filtered.get(f"{config.get('classifier')}.weight"), filtered.get(f"{config.get('first_conv')}.weight")
     if head is not None and "num_classes" not in spec.args:
         shape["num_classes"] = head.shape[0]
@@ -152,7 +152,7 @@ def _from_hub(reference: str) -> Network:
     except Exception as error:
         first = (str(error).splitlines() or [type(error).__name__])[0]
         raise UserError(f"{reference} cannot be loaded: {first}", "Check the name and the connection.") from error
-    config = model.pretrained_cfg
+    config = config_of(model)
     names = config.get("label_names")
     return Network(model.eval(), config["architecture"], {}, reference, class_names=tuple(names) if names else None)
 
@@ -234,7 +234,7 @@ def model_config(
     """``config.json`` in timm's ``local-dir`` layout."""
     pretrained = {
         key: value
-        for key, value in network.pretrained_cfg.items()  # type: ignore[union-attr, operator]
+        for key, value in config_of(network).items()
         if key not in ("url", "file", "hf_hub_id", "hf_hub_filename", "source", "state_dict", "tag", "custom_load")
         and (value is not None or key in ("pool_size", "first_conv", "classifier"))
     }
