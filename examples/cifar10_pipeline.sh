@@ -6,23 +6,21 @@
 # DATA is a folder with train/CLASS/… and test/CLASS/…. A run that was cut off goes on when the script is started again.
 set -eu
 data=$1 teacher=$2 out=${3:-runs/cifar10}
-epochs=${EPOCHS:-15}
+epochs=${EPOCHS:-10}
 arch=resnet56_cifar,shortcut=A
 mkdir -p "$out"
 
-kdcompress eval "$teacher" --arch "$arch" --data "$data" > "$out/eval-teacher.json"
 kdcompress distill "$teacher" --arch "$arch" --data "$data" --method reskd --student resnet14_cifar \
     --epochs "$epochs" --out "$out/s0" --resume \
   | tee "$out/s0.json" \
   | kdcompress add-res-student - --arch resnet8_cifar --epochs "$epochs" --out "$out/s0-r1" --resume \
-  | tee "$out/s0-r1.json" \
-  | kdcompress add-res-student - --arch resnet8_cifar --epochs "$epochs" --out "$out/s0-r1-r2" --resume \
-  > "$out/s0-r1-r2.json"
-for run in s0 s0-r1 s0-r1-r2; do
+  > "$out/s0-r1.json"
+
+kdcompress eval "$teacher" --arch "$arch" --data "$data" > "$out/eval-teacher.json"
+for run in s0 s0-r1; do
     kdcompress eval "$out/$run" > "$out/eval-$run.json"
 done
 for drop in 0.2 0.5 1.0; do
-    rm -rf "$out/gated-$drop"
-    kdcompress gate-calibrate "$out/s0-r1-r2" --max-drop "$drop" --out "$out/gated-$drop" \
+    kdcompress gate-calibrate "$out/s0-r1" --max-drop "$drop" --out "$out/gated-$drop" --resume \
       | kdcompress eval - > "$out/eval-gated-$drop.json"
 done

@@ -173,7 +173,7 @@ class Stages:
         """Measure each prefix of the cascade.
 
         Args:
-            member_logits: ``[M, N, K]``, each member's own logits (not summed).
+            member_logits: ``[M, N, K]``, each member's own logits (not summed); they are summed in float32.
             labels: ``[N]`` class indices.
             macs: ``[M]``, MACs of each member by itself.
             measure: A key of :data:`MEASURES`.
@@ -422,7 +422,7 @@ def _thin(points: Tensor, most: int) -> Tensor:
 
 
 def _most(limit: float, scale: int, samples: int) -> int:
-    """The largest count with ``count * scale / samples <= limit``, where a quotient that prints as the limit is it."""
+    """The largest count with ``count * scale / samples <= limit`` in floats: 3 of 1000 are 0.3 %, which no float is."""
     count = math.floor(Fraction(limit) * samples / scale)
     while (count + 1) * scale / samples <= limit:
         count += 1

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import functools
 import math
 import os
 import types
@@ -72,9 +73,9 @@ class Options:
         names = [field.name for field in dataclasses.fields(cls)]
         values: dict[str, Any] = {}
         for key, value in (config or {}).items():
-            name = key.replace("-", "_")
+            name = str(key).replace("-", "_")
             if name not in names:
-                raise _unknown(key, names, "in the config file")
+                raise _unknown(str(key), names, "in the config file")
             values[name] = value
         for name in names:
             if (text := (environment or {}).get(f"KDCOMPRESS_{name.upper()}")) is not None:
@@ -273,9 +274,12 @@ class ShellOptions(Options):
     verbose: bool = option(False, "a line per epoch, and the libraries' own warnings", panel=SHELL)
 
 
+_type_hints = functools.cache(typing.get_type_hints)  # half a millisecond a call, and --help asks for every field
+
+
 def field_type(cls: type, name: str) -> Any:
     """The type of a field without ``None``."""
-    hint = typing.get_type_hints(cls)[name]
+    hint = _type_hints(cls)[name]
     if isinstance(hint, types.UnionType):
         return next(part for part in typing.get_args(hint) if part is not type(None))
     return hint
@@ -292,8 +296,8 @@ def _unknown(name: str, names: list[str], where: str) -> Exception:
 
 
 def _checked(field: dataclasses.Field[Any], kind: Any, value: Any) -> Any:
-    if value is None or value == field.default:
-        return value
+    if value is None:
+        return field.default
     if typing.get_origin(kind) is tuple:
         parts = value if isinstance(value, (list, tuple)) else [value]
         element = typing.get_args(kind)[0]
@@ -305,7 +309,7 @@ def _checked_one(field: dataclasses.Field[Any], kind: type, value: Any) -> Any:
     meta, name = field.metadata, flag(field.name)
     try:
         value = _converted(kind, value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         word = {int: "a whole number", float: "a number", bool: "true or false"}.get(kind, "text")
         raise usage_error(f"{name} takes {word}, not {value!r}.") from None
     if meta["choices"] and value not in meta["choices"]:

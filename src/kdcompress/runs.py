@@ -117,7 +117,8 @@ class RunFolder:
     def finish(self, record: Mapping[str, Any]) -> None:
         """Mark the run as done; the last thing written, so that a finished run is a whole one."""
         self.write_json(RECORD, {**record, "status": "finished"})
-        (self.path / CHECKPOINT).unlink(missing_ok=True)
+        for left in (self.path / CHECKPOINT, *self.path.glob(".*.tmp")):  # a process killed while it wrote leaves one
+            left.unlink(missing_ok=True)
 
 
 def claim(out: str | None, stem: str, *, resume: bool) -> RunFolder:

@@ -33,19 +33,25 @@ class _AfterTimm(importlib.abc.MetaPathFinder):
         if fullname != "timm":
             return None
         sys.meta_path.remove(self)
-        spec = importlib.util.find_spec(fullname)
+        try:
+            spec = importlib.util.find_spec(fullname)
+        finally:
+            sys.meta_path.insert(0, self)  # to find is not to import: some only ask whether timm is there
         if spec is not None and spec.loader is not None:
-            spec.loader = _Loader(spec.loader)
+            spec.loader = _Loader(spec.loader, self)
         return spec
 
 
 class _Loader(importlib.abc.Loader):
-    def __init__(self, inner: importlib.abc.Loader) -> None:
-        self.inner = inner
+    def __init__(self, inner: importlib.abc.Loader, finder: _AfterTimm) -> None:
+        self.inner, self.finder = inner, finder
 
     def create_module(self, spec: ModuleSpec) -> ModuleType | None:
         return self.inner.create_module(spec)
 
     def exec_module(self, module: ModuleType) -> None:
+        assert module.__spec__ is not None
+        module.__spec__.loader = module.__loader__ = self.inner
         self.inner.exec_module(module)
+        sys.meta_path[:] = [finder for finder in sys.meta_path if finder is not self.finder]
         importlib.import_module("kdcompress.models")

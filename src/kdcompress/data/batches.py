@@ -6,6 +6,7 @@ an epoch can be entered at any step. With several processes each takes its share
 
 from __future__ import annotations
 
+import itertools
 import random
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -77,26 +78,26 @@ def load_into_memory(
         UserError: An image that cannot be read, unless ``skip_bad``.
     """
     height, width = prep.size
-    if isinstance(images, ArrayImages) and images.array.shape[1:3] == prep.size and prep.channels == 1:
+    if isinstance(images, ArrayImages) and images.array.shape[1:] == prep.size and prep.channels == 1:
         array, kept = images.array[indices], indices
     else:
         array = np.empty((len(indices), height, width, prep.channels), dtype=np.uint8)
         good = np.zeros(len(indices), dtype=bool)
         reader = _Reader(images, indices, prep.channels, prep.eval_transform(crop_pct=1.0))
-        for position, pixels, problem in DataLoader(
-            reader, batch_size=None, num_workers=workers if len(indices) > 2000 else 0
-        ):
+        for position, pixels, problem in _read_all(reader, workers if len(indices) > 2000 else 0):
             if problem and not skip_bad:
                 raise bad_image(problem)
             if not problem:
-                array[position], good[position] = pixels.permute(1, 2, 0).numpy(), True
-        array, kept = array[good], indices[good]
+                array[position], good[position] = pixels.transpose(1, 2, 0), True
+        kept = indices
+        if not good.all():
+            array, kept = array[good], indices[good]
     pixels = torch.from_numpy(np.ascontiguousarray(array)).reshape(-1, prep.channels)
     return MemoryImages(pixels.to(device), torch.from_numpy(images.labels[kept]).to(device), kept, prep)
 
 
 class _Reader(Dataset[Any]):
-    """Position -> (position, uint8 [C, H, W], what is wrong with it)."""
+    """Position -> (position, uint8 [C, H, W] or None, what is wrong with the image)."""
 
     def __init__(
         self, images: ImageList, indices: np.ndarray, channels: int, transform: Callable[[Image.Image], Any]
@@ -109,10 +110,18 @@ class _Reader(Dataset[Any]):
     def __getitem__(self, position: int) -> tuple[int, Any, str]:
         index = int(self.indices[position])
         try:
-            pixels = self.transform(read_image(self.images, index, self.channels))
+            return position, self.transform(read_image(self.images, index, self.channels)), ""
         except UserError as error:
-            return position, torch.empty(0), error.problem.removeprefix("Unreadable image ")
-        return position, torch.as_tensor(np.ascontiguousarray(pixels)), ""
+            return position, None, error.problem.removeprefix("Unreadable image ")
+
+
+def _read_all(reader: _Reader, workers: int) -> Iterator[tuple[int, Any, str]]:
+    # many at a time, and as arrays: handing over one tensor costs a worker more than reading a small image
+    return itertools.chain.from_iterable(DataLoader(reader, batch_size=64, collate_fn=list, num_workers=workers))
+
+
+def _nothing(image: Image.Image) -> None:
+    """A transform for who only wants to know whether an image can be read."""
 
 
 @dataclass
@@ -206,8 +215,7 @@ class _Checked:
 
 def find_good(images: ImageList, indices: np.ndarray, channels: int, workers: int) -> np.ndarray:
     """Those of ``indices`` whose images can be read (a pass over all of them)."""
-    reader = _Reader(images, indices, channels, lambda image: np.zeros(1, np.uint8))
-    found = DataLoader(reader, batch_size=None, num_workers=workers)
+    found = _read_all(_Reader(images, indices, channels, _nothing), workers)
     return np.array([indices[position] for position, _, problem in found if not problem], dtype=np.int64)
 
 

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from kdcompress.data.sources import IMAGE_MODES, ImageList
+from kdcompress.data.sources import IMAGE_MODES, UNREADABLE, ImageList
 from kdcompress.errors import UserError, usage_error
 
 
@@ -120,7 +120,7 @@ def read_image(images: ImageList, index: int, channels: int) -> Image.Image:
             values = np.asarray(image)
             image = Image.fromarray((values >> 8 if values.max(initial=0) > 255 else values).astype(np.uint8))
         return image.convert(IMAGE_MODES[channels])
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+    except UNREADABLE as error:
         raise bad_image(f"{images.name(index)}: {str(error).splitlines()[0] if str(error) else 'damaged'}") from error
 
 

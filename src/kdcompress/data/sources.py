@@ -1,7 +1,7 @@
 """From ``--data SPEC`` to images and labels: one small function per kind of source.
 
 A source is a list of images that are read on demand. What becomes of them (memory or stream, augmentation) is decided
-in :mod:`kdcompress.data.pipeline`.
+in :mod:`kdcompress.data.batches`.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from kdcompress.errors import UserError, usage_error
 
 IMAGE_MODES = {1: "L", 3: "RGB"}
 MAX_MEMORY_BYTES = 512 * 2**20
+UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)  # what Pillow raises
 
 
 class ImageList(Protocol):
@@ -99,15 +100,17 @@ class MapImages:
 
     def image(self, index: int) -> Image.Image:
         image = self.dataset[index][0]
-        if isinstance(image, torch.Tensor):
-            if image.dtype != torch.uint8 or image.ndim not in (2, 3):
-                raise UserError(
-                    f"The data set gives tensors of type {image.dtype}, shape {tuple(image.shape)}.",
-                    "Return PIL images, or uint8 tensors [C, H, W].",
-                )
-            array = image.numpy() if image.ndim == 2 else image.permute(1, 2, 0).numpy().squeeze()
-            return Image.fromarray(array)
-        return Image.fromarray(image) if isinstance(image, np.ndarray) else image
+        if isinstance(image, Image.Image):
+            return image
+        array = np.asarray(image)
+        if isinstance(image, torch.Tensor) and array.ndim == 3:
+            array = array.transpose(1, 2, 0)
+        if array.dtype != np.uint8 or array.ndim not in (2, 3) or array.shape[2:] not in ((), (1,), (3,)):
+            raise UserError(
+                f"The data set gives a {type(image).__name__} of type {array.dtype}, shape {np.shape(image)}.",
+                "Return PIL images, uint8 tensors [C, H, W] or uint8 arrays [H, W, C].",
+            )
+        return Image.fromarray(array[:, :, 0] if array.shape[2:] == (1,) else np.ascontiguousarray(array))
 
     def name(self, index: int) -> str:
         return f"image {index}"
@@ -224,7 +227,8 @@ def _list_images(split: Path) -> tuple[list[str], FileImages, list[str]]:
         )
     found = make_dataset(str(split), {name: i for i, name in enumerate(classes)}, IMG_EXTENSIONS, allow_empty=True)
     labels = np.array([label for _, label in found], dtype=np.int64)
-    empty = [name for i, name in enumerate(classes) if not (labels == i).any()]
+    counts = np.bincount(labels, minlength=len(classes))
+    empty = [name for name, count in zip(classes, counts, strict=True) if not count]
     if empty:
         remedy = f"Add images ({' '.join(IMG_EXTENSIONS)}) or remove the folder."
         raise UserError(f"The class folder {split / empty[0]} has no images.", remedy)
@@ -245,10 +249,7 @@ def _from_timm(spec: str, data_dir: str | None, download: bool) -> DataSource:
         first = (str(error).splitlines() or [type(error).__name__])[0]
         remedy = "Check the name and --data-dir, or fetch it with --download."
         raise UserError(f"The data set {spec} cannot be opened: {first}", remedy) from error
-    if not hasattr(train, "__getitem__"):
-        remedy = "Give data with an index: a folder, torch/NAME, hfds/NAME or py:module:function."
-        raise usage_error(f"{spec} is a stream, which cannot be split into fit and calibration.", remedy)
-    return _from_map(spec, train, test, flip="mnist" not in spec)
+    return _from_map(spec, train, test, flip="mnist" not in spec.lower())
 
 
 def _from_callable(spec: str) -> DataSource:
@@ -264,10 +265,17 @@ def _from_callable(spec: str) -> DataSource:
 
 
 def _from_map(spec: str, train: Any, test: Any, flip: bool) -> DataSource:
+    if isinstance(train, torch.utils.data.IterableDataset) or not hasattr(train, "__getitem__"):
+        remedy = "Give data with an index: a folder, torch/NAME, hfds/NAME or py:module:function."
+        raise usage_error(f"{spec} is a stream, which cannot be split into fit and calibration.", remedy)
     train_list = MapImages(train, _labels_of(train))
     test_list = MapImages(test, _labels_of(test)) if test is not None else None
     classes = getattr(train, "classes", None)
-    count = len(classes) if classes is not None else int(train_list.labels.max()) + 1
+    count = len(classes) if classes is not None else int(train_list.labels.max(initial=-1)) + 1
+    for part in filter(None, (train_list, test_list)):
+        if odd := {int(label) for label in part.labels if not 0 <= label < count}:
+            remedy = "Labels count from 0, and both splits have the same classes."
+            raise UserError(f"The data {spec} have {count} classes, yet an image of label {min(odd)}.", remedy)
     print_of = hashlib.sha256(train_list.labels.tobytes())
     for index in np.linspace(0, len(train_list.labels) - 1, 32).astype(int):
         print_of.update(np.asarray(train_list.image(int(index))).tobytes())
@@ -277,7 +285,7 @@ def _from_map(spec: str, train: Any, test: Any, flip: bool) -> DataSource:
 
 def _labels_of(dataset: Any) -> np.ndarray:
     for name in ("targets", "labels", "_labels"):
-        if (labels := getattr(dataset, name, None)) is not None and len(labels) == len(dataset):
+        if (labels := getattr(dataset, name, None)) is not None and np.shape(labels) == (len(dataset),):
             return np.asarray(labels, dtype=np.int64)
     reader = getattr(getattr(dataset, "reader", None), "dataset", None)
     if reader is not None and "label" in getattr(reader, "column_names", ()):
@@ -291,11 +299,11 @@ def _look_at(images: ImageList, sample: int = 64) -> tuple[int, tuple[int, int] 
     for index in np.unique(np.linspace(0, len(images.labels) - 1, sample).astype(int)):
         try:
             image = images.image(int(index))
-        except (OSError, SyntaxError):
+        except UNREADABLE:
             continue
         modes.add(image.mode)
         sizes.add((image.height, image.width))
-    grey = modes <= {"1", "L", "I", "F"} or all(mode.startswith("I;16") for mode in modes)
+    grey = all(mode in ("1", "L", "F") or mode.startswith("I") for mode in modes)
     return (1 if modes and grey else 3), (sizes.pop() if len(sizes) == 1 else None)
 
 

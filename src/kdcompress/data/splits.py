@@ -21,8 +21,8 @@ def fit_calibration(labels: np.ndarray, holdout: float) -> tuple[np.ndarray, np.
         Sorted indices of the fit images and of the calibration images.
     """
     fit, calibration = [], []
-    for label in np.unique(labels):
-        members = np.flatnonzero(labels == label)
+    classes, starts = np.unique(np.sort(labels), return_index=True)
+    for label, members in zip(classes, np.split(np.argsort(labels, kind="stable"), starts[1:]), strict=True):
         order = np.random.default_rng((SPLIT_SEED, int(label))).permutation(members)
         held = min(max(round(holdout * len(members)), 1), len(members) - 1)
         calibration.append(order[:held])

@@ -79,7 +79,7 @@ def fit(
         UserError: The loss is no longer finite, or a checkpoint was made with other options.
         Interrupted: Ctrl-C or SIGTERM; the state is saved.
     """
-    trainer = _Trainer(task, batches, options, plan, place, run, num_classes)
+    trainer = Trainer(task, batches, options, plan, place, run, num_classes)
     trainer.load()
     writer = _tensorboard(run) if options.tensorboard and place.is_main else None
     reporter.start(title, plan.epochs, len(batches), trainer.epoch)
@@ -103,7 +103,7 @@ def fit(
     return trainer.history
 
 
-class _Trainer:
+class Trainer:
     """The state of a training: what a checkpoint holds, and the step that advances it."""
 
     def __init__(
@@ -183,10 +183,13 @@ class _Trainer:
 
     def finish_epoch(self, row: dict[str, Any]) -> None:
         self.history.append(row)
-        self.epoch, self.step, self.sums, self.seconds = self.epoch + 1, 0, {}, 0.0
+        self.next_epoch()
         if self.place.is_main:
             self.run.write_metrics(self.history)
             self.save()
+
+    def next_epoch(self) -> None:
+        self.epoch, self.step, self.sums, self.seconds = self.epoch + 1, 0, {}, 0.0
 
     def _step(self, input: Tensor, target: Tensor, images: int) -> None:
         """One batch: forward, backward, and an update when ``grad_accum`` batches are together."""

@@ -10,19 +10,20 @@ from timm.utils import unwrap_model
 from torch import Tensor, nn
 
 from kdcompress.data import InputAdapter
+from kdcompress.models.fold import fold_batchnorm
 
 
 class Frozen(nn.Module):
     """A network that only tells: eval mode, no gradients, logits in float32.
 
     Args:
-        model: Kept as it is; its parameters stop requiring gradients.
+        model: Kept as it is; what runs is a copy with BatchNorm folded, where the network allows it.
         adapter: From the batches' preprocessing to this network's.
     """
 
     def __init__(self, model: nn.Module, adapter: InputAdapter | None = None) -> None:
         super().__init__()
-        self.model = model.requires_grad_(False).eval().to(memory_format=torch.channels_last)
+        self.model = fold_batchnorm(model.eval()).requires_grad_(False).to(memory_format=torch.channels_last)
         self.adapter = adapter
 
     def train(self, mode: bool = True) -> Frozen:

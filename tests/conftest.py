@@ -1,0 +1,20 @@
+"""Shared by all tests: one thread each, and a cache of their own."""
+
+import os
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _alone(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Tiny networks run faster on one thread, and what tests try out must not be remembered for the user."""
+    torch.set_num_threads(1)
+    former = os.environ.get("XDG_CACHE_HOME")
+    os.environ["XDG_CACHE_HOME"] = str(tmp_path_factory.mktemp("cache"))
+    yield
+    if former is None:
+        del os.environ["XDG_CACHE_HOME"]
+    else:
+        os.environ["XDG_CACHE_HOME"] = former
