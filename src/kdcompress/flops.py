@@ -82,7 +82,7 @@ def profile(model: nn.Module, input_size: Sequence[int]) -> Profile:
     size = tuple(input_size)
     if not size or any(not isinstance(n, int) or n < 1 for n in size):
         raise usage_error(
-            f"input size {input_size!r} is not made of positive whole numbers.",
+            f"The input size {input_size!r} is not made of positive whole numbers.",
             "Give channels, height and width, such as (3, 32, 32).",
         )
     # torch.compile's wrapper would hand the tracer one opaque call.
@@ -99,7 +99,7 @@ def profile(model: nn.Module, input_size: Sequence[int]) -> Profile:
         # A network's forward may raise anything at all.
         cause = textwrap.shorten(f"{type(error).__name__}: {error}", 300, placeholder=" …")
         raise UserError(
-            f"cannot profile {type(network).__name__} on input {'x'.join(map(str, size))}: {cause}",
+            f"{type(network).__name__} cannot be profiled on input {'x'.join(map(str, size))}: {cause}",
             "Give the input size that it takes, and a network that torch.jit.trace follows, not yet compiled.",
         ) from error
     names = _in_forward_order(network, order)

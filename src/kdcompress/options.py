@@ -310,8 +310,9 @@ def _checked_one(field: dataclasses.Field[Any], kind: type, value: Any) -> Any:
     try:
         value = _converted(kind, value)
     except (TypeError, ValueError, OverflowError):
-        word = {int: "a whole number", float: "a number", bool: "true or false"}.get(kind, "text")
-        raise usage_error(f"{name} takes {word}, not {value!r}.") from None
+        words = {int: ("a whole number", "3"), float: ("a number", "0.5"), bool: ("true or false", "true")}
+        word, example = words.get(kind, ("text", "TEXT"))
+        raise usage_error(f"{name} takes {word}, not {value!r}.", f"Write it like {name} {example}.") from None
     if meta["choices"] and value not in meta["choices"]:
         near = difflib.get_close_matches(str(value), meta["choices"], n=1)
         hint = f"Did you mean {near[0]}? " if near else ""

@@ -114,6 +114,12 @@ class RunFolder:
             remedy = f"Remove {self.path} and start again without --resume."
             raise UserError(f"{self.path / CHECKPOINT} cannot be read: {_first_line(error)}", remedy) from error
 
+    def discard(self) -> None:
+        """Take back a run that never began: its record, and the folder if nothing else is in it."""
+        (self.path / RECORD).unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            self.path.rmdir()
+
     def finish(self, record: Mapping[str, Any]) -> None:
         """Mark the run as done; the last thing written, so that a finished run is a whole one."""
         self.write_json(RECORD, {**record, "status": "finished"})

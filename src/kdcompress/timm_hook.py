@@ -8,12 +8,11 @@ already, else right after its import.
 from __future__ import annotations
 
 import importlib
-import importlib.abc
-import importlib.util
 import sys
 from collections.abc import Sequence
-from importlib.machinery import ModuleSpec
+from importlib.machinery import ModuleSpec, PathFinder
 from types import ModuleType
+from typing import Any
 
 
 def install() -> None:
@@ -24,8 +23,12 @@ def install() -> None:
         sys.meta_path.insert(0, _AfterTimm())
 
 
-class _AfterTimm(importlib.abc.MetaPathFinder):
-    """Finds timm as everyone does, with one thing to do after it is loaded."""
+class _AfterTimm:
+    """Finds timm as everyone does, with one thing to do after it is loaded.
+
+    A finder and a loader by their methods alone: the abstract classes for them take longer to import than the rest of
+    the command line's own code.
+    """
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
@@ -33,25 +36,22 @@ class _AfterTimm(importlib.abc.MetaPathFinder):
         if fullname != "timm":
             return None
         sys.meta_path.remove(self)
-        try:
-            spec = importlib.util.find_spec(fullname)
-        finally:
-            sys.meta_path.insert(0, self)  # to find is not to import: some only ask whether timm is there
+        spec = PathFinder.find_spec(fullname, path, target)
         if spec is not None and spec.loader is not None:
-            spec.loader = _Loader(spec.loader, self)
+            spec.loader = _Loader(spec.loader)  # type: ignore[assignment]
         return spec
 
 
-class _Loader(importlib.abc.Loader):
-    def __init__(self, inner: importlib.abc.Loader, finder: _AfterTimm) -> None:
-        self.inner, self.finder = inner, finder
+class _Loader:
+    def __init__(self, inner: Any) -> None:
+        self.inner = inner
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.inner, name)
 
     def create_module(self, spec: ModuleSpec) -> ModuleType | None:
         return self.inner.create_module(spec)
 
     def exec_module(self, module: ModuleType) -> None:
-        assert module.__spec__ is not None
-        module.__spec__.loader = module.__loader__ = self.inner
         self.inner.exec_module(module)
-        sys.meta_path[:] = [finder for finder in sys.meta_path if finder is not self.finder]
         importlib.import_module("kdcompress.models")

@@ -8,14 +8,15 @@ from typing import Any
 import torch
 
 from kdcompress.api.cost import facts, member_profiles
-from kdcompress.api.job import versions
+from kdcompress.api.job import finished, versions
 from kdcompress.api.reference import check_classes, inherit, open_data, resolve
 from kdcompress.data import Data
 from kdcompress.engine.distributed import from_main, start
 from kdcompress.engine.evaluate import collect
-from kdcompress.engine.progress import Reporter
+from kdcompress.engine.progress import Reporter, Silent
 from kdcompress.errors import UserError, usage_error
-from kdcompress.gating import Gate, Outcome, Stages, outcome, search
+from kdcompress.gate_search import search
+from kdcompress.gating import Gate, Outcome, Stages, outcome
 from kdcompress.models.loading import Network, load_network, model_config, save_network
 from kdcompress.options import GateCalibrateOptions
 from kdcompress.results import GateResult
@@ -46,6 +47,9 @@ def gate_calibrate(
         raise usage_error("gate-calibrate needs exactly one target.", remedy)
     # thresholds compare certainties, so they are found in the arithmetic in which most users will run them
     place = start(options.device, "fp32" if options.precision == "auto" else options.precision)
+    told = (reporter if place.is_main else None) or Silent()
+    if (done := finished(options, "gate-calibrate", GateResult, told)) is not None:
+        return done
     network = load_network(resolve(options.run))
     cascade = network.cascade("so there is no gate to calibrate")
     if len(cascade.members) < 2:

@@ -27,8 +27,8 @@ from kdcompress.errors import usage_error
 from kdcompress.methods.base import StudentTask
 from kdcompress.methods.losses import residual_energy
 from kdcompress.models.loading import Network, model_config, save_network
-from kdcompress.options import TrainingOptions
-from kdcompress.results import TrainResult
+from kdcompress.options import OutputOptions, TrainingOptions
+from kdcompress.results import R, TrainResult
 from kdcompress.runs import RECORD, RunFolder, claim
 
 EVAL_BATCH = 256
@@ -52,19 +52,8 @@ class Job:
         return cls(command, method, options, (reporter if place.is_main else None) or Silent(), place, began)
 
     def finished(self) -> TrainResult | None:
-        """The result of the run that ``--resume`` finds complete.
-
-        Raises:
-            UserError: It is a run of another command.
-        """
-        run = RunFolder(Path(self.options.out or "").absolute())
-        if not (self.options.resume and self.options.out) or not run.is_finished:
-            return None
-        record = run.record()
-        if record.get("command") != self.command:
-            raise usage_error(f"--out {run.path} is a run of {record.get('command')}.", "Choose another folder.")
-        self.reporter.note(f"{run.path} is finished already.")
-        return TrainResult.from_dict({**record["result"], "run": str(run.path)})
+        """As :func:`finished`."""
+        return finished(self.options, self.command, TrainResult, self.reporter)
 
     def train(
         self,
@@ -94,7 +83,7 @@ class Job:
         stem = f"{self.command}-{self.method}-{network.architecture}-{Path(source.spec).name}"
         run = from_main(lambda: claim(options.out, stem, resume=options.resume))
         provenance = self._provenance(data, teacher, parent)
-        if place.is_main:
+        if place.is_main and not run.has_checkpoint:
             run.write_json(RECORD, {**provenance, "status": "unfinished"})
         rows = fit(
             task, batches, calibration, options, plan, place, run, self.reporter,
@@ -154,6 +143,24 @@ class Job:
             "hardware": self.place.describe(),
             "versions": versions(),
         }
+
+
+def finished(options: OutputOptions, command: str, kind: type[R], reporter: Reporter) -> R | None:
+    """The result of the run that ``--resume`` finds complete.
+
+    Raises:
+        UserError: It is a run of another command, finished or not.
+    """
+    if not (options.resume and options.out):
+        return None
+    run = RunFolder(Path(options.out).absolute())
+    record = run.record()
+    if record.get("command", command) != command:
+        raise usage_error(f"--out {run.path} is a run of {record['command']}.", "Choose another folder.")
+    if not run.is_finished:
+        return None
+    reporter.note(f"{run.path} is finished already.")
+    return kind.from_dict({**record["result"], "run": str(run.path)})
 
 
 def versions() -> dict[str, str]:

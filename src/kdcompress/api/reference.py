@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import sys
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, TypeVar
 
 from kdcompress.api.cost import facts
@@ -99,7 +99,8 @@ def _from_stdin() -> str:
     if not lines:
         remedy = "The command before it printed nothing; look at its error above."
         raise usage_error("Standard input is empty.", remedy)
-    last = lines[-1]
+    # the last line may follow those of a log; an indented JSON object is all the lines
+    last = " ".join(lines) if lines[0] == "{" else lines[-1]
     if last.startswith("{"):
         try:
             run = json.loads(last).get("run")
@@ -112,7 +113,7 @@ def _from_stdin() -> str:
                 "The JSON on standard input names no run.", "Pipe in the output of a command that made one."
             )
         return run
-    if not Path(last).exists():
+    if not os.path.exists(last):  # unlike Path.exists, it takes any text
         remedy = "Pipe in the output of a kdcompress command, or the path of a run."
         raise usage_error(f"Standard input holds neither JSON nor a path: {last[:60]!r}.", remedy)
     return last

@@ -7,11 +7,11 @@ import time
 from pathlib import Path
 from typing import Any
 
-from kdcompress.api.job import Job
+from kdcompress.api.job import Job, finished
 from kdcompress.api.reference import Teacher, check_channels, check_classes, inherit, load_teacher, open_data, resolve
 from kdcompress.data import Data, DataSource, InputAdapter, Preprocess, choose_channels, choose_size
 from kdcompress.engine.distributed import from_main, start
-from kdcompress.engine.progress import Reporter
+from kdcompress.engine.progress import Reporter, Silent
 from kdcompress.errors import UserError, usage_error
 from kdcompress.methods.base import Frozen, StudentTask
 from kdcompress.methods.kd import KdTask
@@ -19,7 +19,7 @@ from kdcompress.methods.reskd import ResKdTask
 from kdcompress.methods.supervised import SupervisedTask, TfKdTask
 from kdcompress.models.assemble import as_cascade, joined, new_member, new_network
 from kdcompress.models.build import ModelSpec, default_config
-from kdcompress.models.loading import Network, load_network
+from kdcompress.models.loading import CHECKPOINT_SUFFIXES, Network, load_network
 from kdcompress.models.residual_cascade import ResidualCascade
 from kdcompress.options import (
     TEACHERLESS,
@@ -165,12 +165,23 @@ def _grow(options: DistillOptions, reporter: Reporter | None) -> TrainResult:
     """S0 and its res-students in one command: each a run of its own, below the folder of the last one."""
     began = time.perf_counter()
     place = start(options.device, options.precision)
+    told = (reporter if place.is_main else None) or Silent()
+    if (done := finished(options, "add-res-student", TrainResult, told)) is not None:
+        return dataclasses.replace(done, command="distill")
+    for spec in map(ModelSpec.parse, options.arch):
+        if not spec.name.startswith("py:"):
+            default_config(spec.name)  # before S0 is trained for nothing
     stem = f"distill-reskd-{options.student}-{options.res_students}-res-students"
     run = from_main(lambda: claim(options.out, stem, resume=options.resume))
     if place.is_main and not (run.path / RECORD).exists():
         run.write_json(RECORD, {"command": "add-res-student", "status": "unfinished"})
     first = dataclasses.replace(options, res_students=0, arch=(), out=str(run.path / "member-0"), resume=True)
-    result = distill(first, reporter=reporter)
+    try:
+        result = distill(first, reporter=reporter)
+    except UserError:
+        if place.is_main and not Path(str(first.out)).exists():  # it was refused before it began
+            run.discard()
+        raise
     shared = {field.name for field in dataclasses.fields(AddResStudentOptions)} - {"run", "teacher", "arch", "out"}
     values = {name: getattr(options, name) for name in shared}
     for number in range(1, options.res_students + 1):
@@ -194,7 +205,9 @@ def _check_distill(options: DistillOptions) -> None:
 
 def _teacher_arch_first(options: DistillOptions) -> DistillOptions:
     """``--arch`` names the architecture of a checkpoint that is the teacher, as it does for the other commands."""
-    if options.teacher_arch is None and options.arch and options.teacher and Path(options.teacher).is_file():
+    path = Path(options.teacher or "")
+    checkpoint = path.suffix in CHECKPOINT_SUFFIXES or path.is_file()
+    if options.teacher_arch is None and options.arch and checkpoint:
         return dataclasses.replace(options, teacher_arch=options.arch[0], arch=options.arch[1:])
     return options
 

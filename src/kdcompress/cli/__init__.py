@@ -12,9 +12,7 @@ from typing import Any
 
 import typer
 
-from kdcompress import options as sets
 from kdcompress.cli.output import print_error, print_result
-from kdcompress.cli.params import with_options
 from kdcompress.errors import UserError, usage_error
 
 TEACHER_HELP = """Train, or fine-tune, a network on labels.
@@ -54,28 +52,34 @@ Example: kdcompress eval runs/gated
 Example: kdcompress eval resnet56.safetensors --arch resnet56_cifar,shortcut=A --data cifar10/
 """
 
-# command -> (function of kdcompress.api, its options, help)
-COMMANDS: dict[str, tuple[str, type[sets.Options], str]] = {
-    "train-teacher": ("train_teacher", sets.TrainTeacherOptions, TEACHER_HELP),
-    "distill": ("distill", sets.DistillOptions, DISTILL_HELP),
-    "add-res-student": ("add_res_student", sets.AddResStudentOptions, ADD_HELP),
-    "gate-calibrate": ("gate_calibrate", sets.GateCalibrateOptions, GATE_HELP),
-    "profile-flops": ("profile_flops", sets.ProfileFlopsOptions, PROFILE_HELP),
-    "eval": ("evaluate", sets.EvalOptions, EVAL_HELP),
+# command -> (function of kdcompress.api, its options in kdcompress.options, help)
+COMMANDS: dict[str, tuple[str, str, str]] = {
+    "train-teacher": ("train_teacher", "TrainTeacherOptions", TEACHER_HELP),
+    "distill": ("distill", "DistillOptions", DISTILL_HELP),
+    "add-res-student": ("add_res_student", "AddResStudentOptions", ADD_HELP),
+    "gate-calibrate": ("gate_calibrate", "GateCalibrateOptions", GATE_HELP),
+    "profile-flops": ("profile_flops", "ProfileFlopsOptions", PROFILE_HELP),
+    "eval": ("evaluate", "EvalOptions", EVAL_HELP),
 }
 
-app = typer.Typer(
-    name="kdcompress",
-    help="Compress a trained image classifier by knowledge distillation, and know exactly what the result costs.",
-    epilog="Every command prints its result as one line of JSON into a pipe, and '-' reads it from one.",
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
-)
+
+def _app(arguments: list[str]) -> typer.Typer:
+    """All commands by name, and the options of the one that is asked for: the rest would only cost time."""
+    app = typer.Typer(
+        name="kdcompress",
+        help="Compress a trained image classifier by knowledge distillation, and know exactly what the result costs.",
+        epilog="Every command prints its result as one line of JSON into a pipe, and '-' reads it from one.",
+        no_args_is_help=True,
+        add_completion=False,
+        pretty_exceptions_enable=False,
+        context_settings={"help_option_names": ["-h", "--help"]},
+    )
+    app.callback(invoke_without_command=True)(_main)
+    for name, (_, _, text) in COMMANDS.items():
+        app.command(name, help=text)(_command(name) if name in arguments[:1] else lambda: None)
+    return app
 
 
-@app.callback(invoke_without_command=True)
 def _main(version: bool = typer.Option(False, "--version", help="Show the version and leave.")) -> None:
     if version:
         from importlib.metadata import version as installed
@@ -84,7 +88,10 @@ def _main(version: bool = typer.Option(False, "--version", help="Show the versio
 
 
 def _command(name: str) -> Callable[..., None]:
-    function_name, option_set, _ = COMMANDS[name]
+    from kdcompress import options as sets
+    from kdcompress.cli.params import with_options
+
+    function_name, option_set = COMMANDS[name][0], getattr(sets, COMMANDS[name][1])
 
     def call(values: dict[str, Any]) -> None:
         own = {field: values.pop(field) for field in sets.ShellOptions.__dataclass_fields__}
@@ -97,15 +104,15 @@ def _command(name: str) -> Callable[..., None]:
         from kdcompress.engine.progress import Silent, Terminal
 
         reporter = Silent() if shell.quiet else Terminal(shell.verbose)
-        result = getattr(api, function_name)(options, reporter=reporter)
+        try:
+            result = getattr(api, function_name)(options, reporter=reporter)
+        except KeyboardInterrupt as interrupt:
+            # told here: Typer makes an Abort of it that knows nothing of the run
+            raise _interrupted(interrupt) from interrupt
         if int(os.environ.get("RANK", "0")) == 0:
             print_result(result, shell.json)
 
     return with_options(call, option_set, sets.ShellOptions)
-
-
-for _name in COMMANDS:
-    app.command(_name, help=COMMANDS[_name][2])(_command(_name))
 
 
 def run(arguments: list[str]) -> int:
@@ -113,14 +120,11 @@ def run(arguments: list[str]) -> int:
     signal.signal(signal.SIGTERM, _terminate)
     try:
         # standalone_mode off: what goes wrong comes here as an exception
-        return int(app(arguments, standalone_mode=False) or 0)
+        return int(_app(arguments)(arguments, standalone_mode=False) or 0)
     except UserError as error:
         print_error(error.problem, error.remedy)
         status = error.exit_code
-    except KeyboardInterrupt as interrupt:
-        path = getattr(interrupt, "path", None)
-        remedy = f"The state is saved: run the same command with --resume --out {path}" if path else ""
-        print_error("Interrupted.", remedy)
+    except KeyboardInterrupt:
         status = 130
     except BrokenPipeError:
         # the reader of our output has left; Python would complain once more when it flushes
@@ -133,8 +137,16 @@ def run(arguments: list[str]) -> int:
     return status
 
 
+def _interrupted(interrupt: KeyboardInterrupt) -> UserError:
+    path = getattr(interrupt, "path", None)
+    remedy = f"The state is saved: run the same command with --resume --out {path}" if path else ""
+    return UserError("Interrupted.", remedy, exit_code=130)
+
+
 def _report(error: Exception, arguments: list[str]) -> int:
     """Errors that are not ours: Typer's about usage, and those of the libraries below."""
+    if type(error).__name__ == "NoArgsIsHelpError":  # the help is printed already
+        return 2
     if hasattr(error, "format_message"):
         command = f"kdcompress {arguments[0]}" if arguments and arguments[0] in COMMANDS else "kdcompress"
         print_error(error.format_message(), f"See {command} --help.")
@@ -159,7 +171,19 @@ def _read_config(path: str | None, command: str) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise usage_error(f"--config {path} holds no options.", "Write lines like 'epochs: 30'.")
     section = content.get(command) or {}
-    return {**{key: value for key, value in content.items() if key not in COMMANDS}, **section}
+    if not isinstance(section, dict):
+        raise usage_error(f"--config {path}: {command} holds no options.", "Write lines like '  epochs: 30' below it.")
+    from kdcompress import options as sets
+
+    # one file serves a whole pipeline: at its top may be what only other commands know
+    fields = {name: getattr(sets, entry[1]).__dataclass_fields__ for name, entry in COMMANDS.items()}
+    others = {field for names in fields.values() for field in names} - set(fields[command])
+    common = {key: value for key, value in content.items() if key not in COMMANDS and _name(key) not in others}
+    return {**common, **section}
+
+
+def _name(key: Any) -> str:
+    return str(key).replace("-", "_")
 
 
 def _terminate(number: int, frame: object) -> None:

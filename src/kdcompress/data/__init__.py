@@ -95,8 +95,9 @@ class Data:
         height, width = self.prep.size
         size = len(indices) * height * width * self.prep.channels
         small = max(height, width) <= SMALL_SIDE and size <= MAX_MEMORY_BYTES
+        loaded: MemoryImages | StreamImages
         if self.options.loading == "memory" or (self.options.loading == "auto" and small):
-            return load_into_memory(
+            loaded = load_into_memory(
                 images,
                 indices,
                 self.prep,
@@ -104,9 +105,14 @@ class Data:
                 workers=self.workers,
                 skip_bad=self.options.skip_bad_images,
             )
-        if self.options.skip_bad_images:
-            indices = find_good(images, indices, self.prep.channels, self.workers)
-        return StreamImages(images, indices, self.prep, self.device, self.workers)
+        else:
+            if self.options.skip_bad_images:
+                indices = find_good(images, indices, self.prep.channels, self.workers)
+            loaded = StreamImages(images, indices, self.prep, self.device, self.workers)
+        if not len(loaded.ids):
+            remedy = "Two images a class or more are needed, in a format that Pillow reads."
+            raise UserError(f"The {split} split of {self.source.spec} has no image that can be read.", remedy)
+        return loaded
 
     def _select(self, split: str) -> tuple[ImageList, np.ndarray]:
         if split == "test":

@@ -110,7 +110,7 @@ class _Reader(Dataset[Any]):
     def __getitem__(self, position: int) -> tuple[int, Any, str]:
         index = int(self.indices[position])
         try:
-            return position, self.transform(read_image(self.images, index, self.channels)), ""
+            return position, np.asarray(self.transform(read_image(self.images, index, self.channels))), ""
         except UserError as error:
             return position, None, error.problem.removeprefix("Unreadable image ")
 
@@ -120,8 +120,9 @@ def _read_all(reader: _Reader, workers: int) -> Iterator[tuple[int, Any, str]]:
     return itertools.chain.from_iterable(DataLoader(reader, batch_size=64, collate_fn=list, num_workers=workers))
 
 
-def _nothing(image: Image.Image) -> None:
-    """A transform for who only wants to know whether an image can be read."""
+def _no_pixels(image: Image.Image) -> tuple[()]:
+    """A transform for who only wants to know whether an image can be read; at top level, so that it can be pickled."""
+    return ()
 
 
 @dataclass
@@ -215,7 +216,7 @@ class _Checked:
 
 def find_good(images: ImageList, indices: np.ndarray, channels: int, workers: int) -> np.ndarray:
     """Those of ``indices`` whose images can be read (a pass over all of them)."""
-    found = _read_all(_Reader(images, indices, channels, _nothing), workers)
+    found = _read_all(_Reader(images, indices, channels, _no_pixels), workers)
     return np.array([indices[position] for position, _, problem in found if not problem], dtype=np.int64)
 
 

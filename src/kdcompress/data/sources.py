@@ -107,7 +107,7 @@ class MapImages:
             array = array.transpose(1, 2, 0)
         if array.dtype != np.uint8 or array.ndim not in (2, 3) or array.shape[2:] not in ((), (1,), (3,)):
             raise UserError(
-                f"The data set gives a {type(image).__name__} of type {array.dtype}, shape {np.shape(image)}.",
+                f"The data set gives a {type(image).__name__} of type {array.dtype}, shape {tuple(np.shape(image))}.",
                 "Return PIL images, uint8 tensors [C, H, W] or uint8 arrays [H, W, C].",
             )
         return Image.fromarray(array[:, :, 0] if array.shape[2:] == (1,) else np.ascontiguousarray(array))
@@ -272,10 +272,12 @@ def _from_map(spec: str, train: Any, test: Any, flip: bool) -> DataSource:
     test_list = MapImages(test, _labels_of(test)) if test is not None else None
     classes = getattr(train, "classes", None)
     count = len(classes) if classes is not None else int(train_list.labels.max(initial=-1)) + 1
-    for part in filter(None, (train_list, test_list)):
-        if odd := {int(label) for label in part.labels if not 0 <= label < count}:
+    if count == 0 or not len(train_list.labels):
+        raise UserError(f"The data {spec} have no images.", "A classifier needs two classes or more.")
+    for labels in (train_list.labels, *([] if test_list is None else [test_list.labels])):
+        if len(odd := labels[(labels < 0) | (labels >= count)]):
             remedy = "Labels count from 0, and both splits have the same classes."
-            raise UserError(f"The data {spec} have {count} classes, yet an image of label {min(odd)}.", remedy)
+            raise UserError(f"The data {spec} have {count} classes, but an image has the label {odd[0]}.", remedy)
     print_of = hashlib.sha256(train_list.labels.tobytes())
     for index in np.linspace(0, len(train_list.labels) - 1, 32).astype(int):
         print_of.update(np.asarray(train_list.image(int(index))).tobytes())

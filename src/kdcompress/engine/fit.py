@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 from timm.data import Mixup
-from timm.optim import create_optimizer_v2
+from timm.optim import create_optimizer_v2, list_optimizers
 from timm.scheduler import create_scheduler_v2
 from timm.task import TrainingTask
 from timm.utils import NativeScaler, dispatch_clip_grad, unwrap_model
@@ -21,7 +21,7 @@ from kdcompress.engine.distributed import Place, summed
 from kdcompress.engine.evaluate import evaluate
 from kdcompress.engine.interrupt import Interrupted, StopSignal
 from kdcompress.engine.progress import Reporter
-from kdcompress.errors import UserError
+from kdcompress.errors import UserError, usage_error
 from kdcompress.options import TrainingOptions
 from kdcompress.runs import RunFolder
 
@@ -43,7 +43,14 @@ class Plan:
 
     @classmethod
     def of(cls, options: TrainingOptions, images: int) -> Plan:
-        """Our choice: 128 images a step, fewer where an epoch would have under 40 steps; the rate goes with it."""
+        """Our choice: 128 images a step, fewer where an epoch would have under 40 steps; the rate goes with it.
+
+        Raises:
+            UserError: timm has no such optimiser.
+        """
+        if options.opt.lower().split("_")[-1] not in list_optimizers():
+            remedy = "Choose one of timm's, e.g. sgd, adamw, lamb (timm.optim.list_optimizers())."
+            raise usage_error(f"--opt {options.opt} is unknown.", remedy)
         batch = options.batch_size
         if batch is None:
             batch = min(BASE_BATCH, max(16, 2 ** int(math.log2(max(images / MIN_STEPS, 1)))))
@@ -163,7 +170,7 @@ class Trainer:
         self.task.train()
         sizes, began, shown, unreported = self.batches.sizes(), time.perf_counter(), 0.0, 0
         for input, target in self.batches.epoch(self.epoch, self.step):
-            self._step(input, target, sizes[self.step])
+            due = self._step(input, target, sizes[self.step])
             self.step += 1
             unreported += 1
             now = time.perf_counter()
@@ -174,7 +181,7 @@ class Trainer:
                 speed = done * self.place.world / (self.seconds + now - began)
                 reporter.step(self.epoch, self.sums["loss"].item() / done, speed, unreported)
                 unreported = 0
-            if stop.requested:
+            if stop.requested and due:  # between updates, half-summed gradients would be lost
                 self.seconds += now - began
                 self._interrupt()
         self._check_finite()
@@ -191,14 +198,14 @@ class Trainer:
     def next_epoch(self) -> None:
         self.epoch, self.step, self.sums, self.seconds = self.epoch + 1, 0, {}, 0.0
 
-    def _step(self, input: Tensor, target: Tensor, images: int) -> None:
-        """One batch: forward, backward, and an update when ``grad_accum`` batches are together."""
+    def _step(self, input: Tensor, target: Tensor, images: int) -> bool:
+        """One batch: forward, backward, and an update when ``grad_accum`` batches are together; whether there was."""
         _seed(self.options.seed, self.epoch, self.step, self.place.rank)
         accum, last = self.options.grad_accum, len(self.batches) - 1
         first = self.step - self.step % accum
         group = min(accum, last + 1 - first)
         due = self.step == last or (self.step + 1) % accum == 0
-        if due or self.step == first:
+        if due:
             self.scheduler.step_update(self.update)
         input = input.contiguous(memory_format=torch.channels_last)
         labels = target
@@ -224,16 +231,17 @@ class Trainer:
             if self.task.has_ema():
                 self.task.update_ema(step=self.update)
         self._record(result, labels)
+        return due
 
     def _record(self, result: dict[str, Tensor], labels: Tensor) -> None:
         """Sums on the device: nothing here waits for it."""
         n = len(labels)
         right = (result["output"].detach().argmax(1) == labels).sum()
         values = {key: value.detach() * n for key, value in result.items() if key != "output"}
-        for key, value in {**values, "right": right, "images": torch.tensor(n, device=labels.device)}.items():
+        for key, value in {**values, "right": right, "images": torch.full_like(right, n)}.items():
             self.sums[key] = self.sums.get(key, 0) + value.to(self.place.sum_dtype)
         bad = ~torch.isfinite(result["loss"].detach()) & (self.bad_step < 0)
-        self.bad_step = torch.where(bad, self.step, self.bad_step)
+        self.bad_step.masked_fill_(bad, self.step)
 
     def _check_finite(self) -> None:
         step = int(self.bad_step.item())
@@ -312,13 +320,15 @@ class Trainer:
 
 
 def _optimizer(module: torch.nn.Module, options: TrainingOptions, plan: Plan) -> torch.optim.Optimizer:
+    # timm's sgd is Nesterov's, which there is not without momentum
+    opt = "momentum" if options.opt == "sgd" and not options.momentum else options.opt
     try:
         return create_optimizer_v2(
-            module, opt=options.opt, lr=plan.lr, weight_decay=plan.weight_decay, momentum=options.momentum
+            module, opt=opt, lr=plan.lr, weight_decay=plan.weight_decay, momentum=options.momentum
         )
-    except (ValueError, AssertionError, KeyError) as error:
-        remedy = "Choose one of timm's, e.g. sgd, adamw, lamb (timm.optim.list_optimizers())."
-        raise UserError(f"--opt {options.opt} is unknown.", remedy, exit_code=2) from error
+    except (ValueError, AssertionError, KeyError, TypeError) as error:
+        first = (str(error).splitlines() or [type(error).__name__])[0]
+        raise usage_error(f"--opt {options.opt} cannot be used: {first}", "Choose another, e.g. adamw.") from error
 
 
 def _mixed(mixup: Mixup, x: Tensor, target: Tensor, classes: int) -> tuple[Tensor, Tensor]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from typing import Any, Protocol
@@ -47,7 +48,7 @@ class Terminal:
 
     def __init__(self, verbose: bool = False) -> None:
         self.console = Console(stderr=True, highlight=False, soft_wrap=True)
-        self.live = self.console.is_terminal
+        self.live = self.console.is_terminal and not os.environ.get("NO_COLOR")
         self.verbose = verbose
         self.bar: Progress | None = None
         self.epochs = 0

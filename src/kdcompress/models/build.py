@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, cast
 
 import timm
+from timm.layers import to_2tuple
 from torch import nn
 
 from kdcompress.data.preprocess import parse_size
@@ -46,6 +47,8 @@ class ModelSpec:
                 raise usage_error(f"{part!r} in the model spec {text!r} is not key=value.", "Write NAME,key=value,…")
             if key == "input_size":
                 preprocessing[key] = parse_size(value.strip(), 3)
+            elif key in ("mean", "std"):
+                preprocessing[key] = _numbers(part, value)
             elif key in PREPROCESSING:
                 preprocessing[key] = _literal(value)
             else:
@@ -81,6 +84,8 @@ def build(
         defaults = default_config(spec.name)
         if size is not None and defaults.get("fixed_input_size") and tuple(defaults["input_size"][1:]) != size:
             args.setdefault("img_size", size)
+        if "img_size" in args:
+            size = to_2tuple(args["img_size"])
         model = _from_timm(spec, args, pretrained)
     config = dict(getattr(model, "pretrained_cfg", None) or {})
     config.update({key: value for key, value in spec.preprocessing.items() if value is not None})
@@ -161,6 +166,14 @@ def _from_callable(name: str, args: dict[str, Any]) -> nn.Module:
     if not isinstance(model, nn.Module):
         raise usage_error(f"{name} returned {type(model).__name__}.", "Return a torch.nn.Module.")
     return model
+
+
+def _numbers(part: str, value: str) -> tuple[float, ...]:
+    found = _literal(value)
+    numbers = found if isinstance(found, tuple) else (found,)
+    if not all(isinstance(number, (int, float)) for number in numbers):
+        raise usage_error(f"{part!r} in the model spec is not a number.", "Write one, or one per channel: 0.5/0.4/0.3.")
+    return numbers
 
 
 def _literal(text: str) -> Any:

@@ -58,7 +58,14 @@ class Network:
 
     @property
     def num_classes(self) -> int:
-        return int(config_of(self.model)["num_classes"])
+        """Raises:
+        UserError: A network of the user's own that does not say.
+        """
+        count = config_of(self.model)["num_classes"]
+        if count is None:
+            remedy = f"Add it to the reference: {self.reference},num_classes=10."
+            raise usage_error(f"How many classes {self.reference} has is not known.", remedy)
+        return int(count)
 
     @property
     def input_size(self) -> tuple[int, int, int]:
@@ -181,9 +188,12 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         state: Any = load_state_dict(str(path))
     except Exception as error:
         text = str(error)
-        if "weights_only" in text or "Weights only" in text or "pickle" in type(error).__name__.lower():
+        if "weights_only" in text:
+            # "Unsupported operand": what follows is nothing that torch.save writes, a web page for instance
+            foreign = "Unsupported operand" in str(error.__cause__)
+            what = "is not a checkpoint of PyTorch" if foreign else "holds pickled code, which was not run"
             remedy = "Save its state_dict with safetensors, or with torch.save, and give that file."
-            raise UserError(f"{path} holds pickled code, which was not run.", remedy) from error
+            raise UserError(f"{path} {what}.", remedy) from error
         first = (text.splitlines() or [type(error).__name__])[0]
         raise UserError(f"{path} cannot be read as weights: {first}", "It may be cut off; fetch it again.") from error
     if isinstance(state, Mapping) and not any(isinstance(value, Tensor) for value in state.values()):
@@ -195,8 +205,9 @@ def read_weights(path: Path) -> dict[str, Tensor]:
 
 
 def _translated(state: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
-    """Foreign parameter names as the architecture's own file translates them (timm's ``checkpoint_filter_fn``)."""
-    if state.keys() == model.state_dict().keys():
+    """Foreign names and sizes as the architecture's own file translates them (timm's ``checkpoint_filter_fn``)."""
+    own = model.state_dict()
+    if state.keys() == own.keys() and all(state[key].shape == own[key].shape for key in own):
         return state
     translate = getattr(importlib.import_module(type(model).__module__), "checkpoint_filter_fn", None)
     return dict(translate(state, model)) if translate is not None else state

@@ -25,6 +25,8 @@ class ResidualCascade(nn.Module):
     In eval mode with a gate, each member sees only the samples that no earlier stage was sure of: the sub-batches
     really shrink. Without a gate, and in training mode, every member sees every sample.
 
+    Logits are summed in float32, whatever the members compute in: thresholds are calibrated on such sums.
+
     Args:
         members: ``{"architecture": name, "model_args": {…}}`` of each member.
         gate: ``Gate.to_dict()``, or None to run all members always.
@@ -65,14 +67,14 @@ class ResidualCascade(nn.Module):
 
     def forward_full(self, x: Tensor) -> Tensor:
         """Every member on every sample: [B, num_classes]."""
-        logits = self.members[0](x)
+        logits = self.members[0](x).float()
         for member in self.members[1:]:
             logits = logits + member(x)
         return logits
 
     def forward_members(self, x: Tensor) -> Tensor:
         """Each member's own logits, [M, B, num_classes]."""
-        return torch.stack([member(x) for member in self.members])
+        return torch.stack([member(x).float() for member in self.members])
 
     def forward_gated(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Run each member only on the samples that need it.
@@ -80,7 +82,7 @@ class ResidualCascade(nn.Module):
         Returns:
             Logits [B, num_classes] and the stage at which each sample stopped [B], 0 for the first member alone.
         """
-        logits = self.members[0](x)
+        logits = self.members[0](x).float()
         stages = torch.zeros(len(x), dtype=torch.long, device=x.device)
         going = torch.arange(len(x), device=x.device)
         for stage, member in enumerate(self.members[1:]):
@@ -88,7 +90,7 @@ class ResidualCascade(nn.Module):
                 going = going[~self.gate.stops(logits[going], stage)]
             if len(going) == 0:
                 break
-            logits[going] = logits[going] + member(x[going]).to(logits.dtype)
+            logits[going] = logits[going] + member(x[going])
             stages[going] = stage + 1
         return logits, stages
 

@@ -1,0 +1,59 @@
+"""Write the results table into README.md from the JSON that cifar10_pipeline.sh left::
+
+    python examples/readme_table.py OUT README.md
+
+Everything between the two ``cifar10-table`` marks is made anew; nothing there is typed by hand.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+BEGIN, END = "<!-- cifar10-table: begin -->", "<!-- cifar10-table: end -->"
+
+
+def main(out: Path, readme: Path) -> None:
+    teacher = _read(out / "eval-teacher.json")
+    rows = [_row("teacher, ResNet-56", teacher, teacher, None)]
+    rows.append(_row("S0, `resnet14_cifar`", _read(out / "eval-s0.json"), teacher, None))
+    rows.append(_row("S0 + R1 `resnet8_cifar`, all run", _read(out / "eval-s0-r1.json"), teacher, None))
+    for path in sorted(out.glob("eval-gated-*.json")):
+        drop = path.stem.removeprefix("eval-gated-")
+        result = _read(path)
+        rows.append(_row(f"**gated, `--max-drop {drop}`**", result, teacher, result["speedup"] / result["macs_speedup"]))
+    record = _read(out / "s0" / "run.json")
+    versions = record["versions"]
+    lines = [
+        BEGIN,
+        "| CIFAR-10 test | top-1 | MACs an image | of the teacher | speed-up kept¹ |",
+        "| --- | ---: | ---: | ---: | ---: |",
+        *rows,
+        "",
+        f"{teacher['n']:,} test images, {record['options']['epochs']} epochs a network, seed {record['seed']}, "
+        f"last epoch; made by `examples/cifar10_pipeline.sh` on {teacher['hardware']} "
+        f"(torch {versions['torch']}, {record['result']['precision']}), table by `examples/readme_table.py`. "
+        "The images are the JPEG version of CIFAR-10, so all accuracies are a little below the published ones.",
+        "",
+        "¹ wall-clock speed-up of the gated cascade over the full one, as a share of what its MACs promise.",
+        END,
+    ]
+    text = readme.read_text()
+    before, rest = text.split(BEGIN)
+    readme.write_text(before + "\n".join(lines) + rest.split(END)[1])
+
+
+def _row(name: str, result: dict[str, Any], teacher: dict[str, Any], kept: float | None) -> str:
+    macs = result.get("expected_macs", result.get("macs"))
+    share = "–" if kept is None else f"{kept:.2f}"
+    return f"| {name} | {result['top1']:.2f} % | {macs / 1e6:.1f} M | {100 * macs / teacher['macs']:.1f} % | {share} |"
+
+
+def _read(path: Path) -> dict[str, Any]:
+    return json.loads(path.read_text())
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), Path(sys.argv[2]))

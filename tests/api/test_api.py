@@ -1,0 +1,611 @@
+"""The commands as functions: the pipeline end to end on digits, and what is written down about it."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import kdcompress
+from kdcompress.api import job as job_module
+from kdcompress.api import train as train_module
+from kdcompress.api.reference import Teacher
+from kdcompress.data import Data, load_source
+from kdcompress.engine.distributed import Place
+from kdcompress.engine.interrupt import Interrupted
+from kdcompress.errors import UserError
+from kdcompress.models.assemble import new_network
+from kdcompress.models.build import ModelSpec
+from kdcompress.models.loading import load_network
+from kdcompress.models.residual_cascade import ResidualCascade
+from kdcompress.options import TrainingOptions
+from kdcompress.results import EvalResult, GateResult, ProfileResult, TrainResult
+from kdcompress.runs import CONFIG, METRICS, RECORD, WEIGHTS
+
+CPU = Place(torch.device("cpu"), "fp32")
+SMALL, TINY = "resnet8_cifar,width=0.5", "resnet8_cifar,width=0.25"
+FIT, CALIBRATION, TEST = 1295, 142, 360
+COMMON: dict[str, Any] = {"device": "cpu", "precision": "fp32", "epochs": 1}
+WHERE: dict[str, Any] = {"device": "cpu", "precision": "fp32"}
+
+
+@dataclasses.dataclass
+class Chain:
+    """One pipeline, made once for all tests that look at it."""
+
+    folder: Path
+    teacher: TrainResult
+    student: TrainResult
+    cascade: TrainResult
+    longer: TrainResult
+    gated: GateResult
+
+
+@pytest.fixture(scope="module")
+def chain(tmp_path_factory: pytest.TempPathFactory) -> Chain:
+    folder = tmp_path_factory.mktemp("chain")
+
+    def out(name: str) -> dict[str, Any]:
+        return {**COMMON, "out": str(folder / name)}
+
+    teacher = kdcompress.train_teacher(model="resnet8_cifar", data="digits", **{**out("teacher"), "epochs": 2})
+    student = kdcompress.distill(teacher=teacher.run, method="reskd", student=SMALL, **out("student"))
+    cascade = kdcompress.add_res_student(run=student.run, arch=TINY, **out("cascade"))
+    longer = kdcompress.add_res_student(run=cascade.run, arch="lenet5,width=0.5", **out("longer"))
+    gated = kdcompress.gate_calibrate(run=longer.run, max_drop=2.0, out=str(folder / "gated"), **WHERE)
+    return Chain(folder, teacher, student, cascade, longer, gated)
+
+
+def record_of(run: str | None) -> dict[str, Any]:
+    return json.loads((Path(str(run)) / RECORD).read_text())
+
+
+def weights_of(run: str | None) -> dict[str, torch.Tensor]:
+    return load_file(Path(str(run)) / WEIGHTS)
+
+
+def same_weights(one: str | None, other: str | None) -> bool:
+    left, right = weights_of(one), weights_of(other)
+    return left.keys() == right.keys() and all(torch.equal(left[key], right[key]) for key in left)
+
+
+def source_and_data(prep: Any) -> Data:
+    return Data(load_source("digits"), prep, TrainingOptions(), CPU.device)
+
+
+@torch.no_grad()
+def logits_on(network: Any, split: str) -> tuple[torch.Tensor, torch.Tensor]:
+    batches = list(source_and_data(network.prep).evaluation(split, 1000))
+    return network.model(batches[0][0]), batches[0][1]
+
+
+def top1(logits: torch.Tensor, labels: torch.Tensor) -> float:
+    return 100 * float((logits.argmax(1) == labels).float().mean())
+
+
+# --- the pipeline
+
+
+def test_results_are_typed_and_complete(chain: Chain) -> None:
+    """Scripts read these fields; a missing one breaks the next link of the pipe."""
+    for result, command in (
+        (chain.teacher, "train-teacher"),
+        (chain.student, "distill"),
+        (chain.cascade, "add-res-student"),
+    ):
+        assert type(result) is TrainResult
+        assert result.command == command
+        assert result.run is not None
+        assert Path(result.run).is_absolute()
+        assert (result.data, result.num_classes, result.input_size) == ("digits", 10, (1, 8, 8))
+        assert (result.split, result.n, result.epochs, result.seed) == ("calibration", CALIBRATION, COMMON["epochs"], 0) or (
+            command == "train-teacher" and result.epochs == 2
+        )  # fmt: skip
+        assert result.flops == 2 * result.macs
+        assert result.seconds > 0
+        assert json.loads(json.dumps(result.to_dict(), allow_nan=False))["run"] == result.run
+    assert (chain.teacher.method, chain.student.method, chain.cascade.method) == ("ce", "reskd", "reskd")
+    assert chain.teacher.architecture == "resnet8_cifar"
+    assert chain.student.architecture == "residual_cascade"
+
+
+def test_run_folders_hold_what_they_should(chain: Chain) -> None:
+    """A finished run has no resume state left over and everything else in place."""
+    for result in (chain.teacher, chain.student, chain.cascade, chain.longer):
+        names = {path.name for path in Path(str(result.run)).iterdir()}
+        assert names == {CONFIG, WEIGHTS, RECORD, METRICS}
+    assert {path.name for path in Path(str(chain.gated.run)).iterdir()} == {CONFIG, WEIGHTS, RECORD}
+
+
+def test_reported_accuracy_is_that_of_the_saved_network(chain: Chain) -> None:
+    """The figure printed must be the file's, not the one of some network in memory."""
+    for result in (chain.teacher, chain.student, chain.cascade, chain.longer):
+        logits, labels = logits_on(load_network(str(result.run)), "calibration")
+        assert result.top1 == pytest.approx(top1(logits, labels), abs=1e-3)
+        assert result.loss == pytest.approx(float(torch.nn.functional.cross_entropy(logits, labels)), abs=1e-4)
+
+
+def test_energies_are_those_of_the_sums(chain: Chain) -> None:
+    """The energy decides whether another res-student is worth its cost."""
+    told, _ = logits_on(load_network(str(chain.teacher.run)), "calibration")
+    cascade = load_network(str(chain.longer.run)).model
+    assert isinstance(cascade, ResidualCascade)
+    with torch.no_grad():
+        x = next(iter(source_and_data(load_network(str(chain.longer.run)).prep).evaluation("calibration", 1000)))[0]
+        sums = cascade.forward_members(x).cumsum(0)
+    expected = [float((told - total).square().mean()) for total in sums]
+    assert chain.longer.energies == pytest.approx(expected, rel=1e-4)
+    assert chain.cascade.energies == pytest.approx(expected[:2], rel=1e-4)
+    assert chain.student.energies == pytest.approx(expected[:1], rel=1e-4)
+    assert expected[0] > expected[1] > expected[2]
+
+
+def test_frozen_members_are_not_touched(chain: Chain) -> None:
+    """A later member trained into the earlier ones would break every earlier threshold and number."""
+    before, after = weights_of(chain.cascade.run), weights_of(chain.longer.run)
+    assert all(torch.equal(value, after[key]) for key, value in before.items())
+    assert {key.split(".")[1] for key in after} == {"0", "1", "2"}
+
+
+def test_costs_add_up(chain: Chain) -> None:
+    """The ratio to the teacher is the product's headline."""
+    cascade = chain.longer
+    assert cascade.members is not None
+    assert [member["architecture"] for member in cascade.members] == [SMALL, TINY, "lenet5,width=0.5"]
+    alone = kdcompress.profile_flops(model="resnet8_cifar,in_chans=1,input_size=1x8x8")
+    assert chain.teacher.macs == alone.macs
+    assert cascade.macs == sum(member["macs"] for member in cascade.members)
+    assert cascade.params == sum(member["params"] for member in cascade.members)
+    assert cascade.teacher == chain.teacher.run
+    assert cascade.teacher_macs == chain.teacher.macs
+    assert cascade.macs_ratio == pytest.approx(cascade.macs / chain.teacher.macs, abs=1e-6)
+    assert chain.teacher.teacher_macs is None
+
+
+def test_provenance_is_written_down(chain: Chain) -> None:
+    """A year later, run.json is all that says where the weights come from."""
+    record = record_of(chain.longer.run)
+    teacher = load_network(str(chain.teacher.run))
+    assert record["status"] == "finished"
+    assert (record["command"], record["method"]) == ("add-res-student", "reskd")
+    assert record["parents"] == [chain.cascade.run]
+    assert record["teacher"]["reference"] == chain.teacher.run
+    assert record["teacher"]["fingerprint"] == teacher.fingerprint()
+    assert record["teacher"]["macs"] == chain.teacher.macs
+    assert record["options"]["data"] == "digits"
+    assert record["options"]["holdout"] == 0.1
+    assert record["options"]["epochs"] == 1
+    assert record["data_fingerprint"] == load_source("digits").fingerprint
+    assert record["seed"] == 0
+    assert {"kdcompress", "torch", "timm", "python"} <= set(record["versions"])
+    assert record["result"] == json.loads(json.dumps(chain.longer.to_dict()))
+    assert record_of(chain.teacher.run)["teacher"] is None
+
+
+def test_the_gate_is_counted_by_hand(chain: Chain) -> None:
+    """expected_macs is what the user pays: each member's MACs times the share of images that ran it."""
+    gated = chain.gated
+    network = load_network(str(gated.run))
+    cascade = network.model
+    assert isinstance(cascade, ResidualCascade)
+    assert cascade.gate is not None
+    assert list(cascade.gate.thresholds) == gated.thresholds
+    x, labels = next(iter(source_and_data(network.prep).evaluation("calibration", 1000)))
+    with torch.no_grad():
+        logits, stages = cascade.forward_gated(x)
+        full = cascade.forward_full(x)
+    assert gated.members is not None
+    macs = [member["macs"] for member in gated.members]
+    by_hand = sum(sum(macs[: stage + 1]) for stage in stages.tolist()) / CALIBRATION
+    assert gated.expected_macs == pytest.approx(by_hand, abs=0.1)
+    assert gated.expected_macs_ratio == pytest.approx(by_hand / chain.teacher.macs, abs=1e-5)
+    shares = [float((stages == stage).float().mean()) for stage in range(3)]
+    assert gated.exit_rates == pytest.approx(shares, abs=1e-5)
+    assert gated.gated_top1 == pytest.approx(top1(logits, labels), abs=1e-3)
+    assert gated.full_top1 == pytest.approx(top1(full, labels), abs=1e-3)
+    assert gated.gated_top1 >= gated.full_top1 - 2.0
+    assert gated.expected_macs is not None
+    assert gated.expected_macs < gated.macs
+    assert (gated.split, gated.n) == ("calibration", CALIBRATION)
+    assert same_weights(gated.run, chain.longer.run)
+
+
+def test_eval_scores_gated_and_full_on_the_test_split(chain: Chain) -> None:
+    """The test split is for this alone, and it is what users quote."""
+    result = kdcompress.evaluate(run=chain.gated.run, **WHERE)
+    assert type(result) is EvalResult
+    assert (result.split, result.n, result.data) == ("test", TEST, "digits")
+    network = load_network(str(chain.gated.run))
+    cascade = network.model
+    assert isinstance(cascade, ResidualCascade)
+    x, labels = next(iter(source_and_data(network.prep).evaluation("test", 1000)))
+    with torch.no_grad():
+        logits, stages = cascade.forward_gated(x)
+        full = cascade.forward_full(x)
+    assert result.top1 == result.gated_top1 == pytest.approx(top1(logits, labels), abs=1e-3)
+    assert result.full_top1 == pytest.approx(top1(full, labels), abs=1e-3)
+    assert result.exit_rates == pytest.approx([float((stages == stage).float().mean()) for stage in range(3)], abs=1e-5)
+    assert result.members is not None
+    macs = [member["macs"] for member in result.members]
+    by_hand = sum(sum(macs[: stage + 1]) for stage in stages.tolist()) / TEST
+    assert result.expected_macs == pytest.approx(by_hand, abs=0.1)
+    assert result.macs_speedup == pytest.approx(sum(macs) / by_hand, abs=1e-3)
+    assert result.thresholds == chain.gated.thresholds
+    assert result.teacher_macs == chain.teacher.macs
+    assert result.hardware
+
+
+def test_eval_of_a_plain_network_has_no_gate(chain: Chain) -> None:
+    """Keys that do not apply are left out of the JSON, not null."""
+    result = kdcompress.evaluate(run=chain.teacher.run, split="calibration", **WHERE)
+    assert result.top1 == pytest.approx(chain.teacher.top1, abs=1e-3)
+    assert result.n == CALIBRATION
+    assert not {"exit_rates", "gated_top1", "thresholds", "expected_macs", "members"} & set(result.to_dict())
+    assert kdcompress.evaluate(run=chain.longer.run, split="calibration", **WHERE).top1 == chain.longer.top1
+
+
+def test_profile_of_a_gated_cascade(chain: Chain) -> None:
+    """Cost as expected with the exits of the calibration split, and by module."""
+    result = kdcompress.profile_flops(model=chain.gated.run, by_module=True)
+    assert type(result) is ProfileResult
+    assert (result.macs, result.params, result.members) == (chain.longer.macs, chain.longer.params, chain.longer.members)
+    assert result.expected_macs == pytest.approx(chain.gated.expected_macs, rel=1e-4)
+    assert result.macs_ratio == chain.longer.macs_ratio
+    assert result.by_module is not None
+    assert any(entry["module"] == "members.1.conv1" for entry in result.by_module)
+    assert kdcompress.profile_flops(model=chain.longer.run).expected_macs is None
+
+
+def test_a_member_added_to_a_gated_cascade(chain: Chain, tmp_path: Path) -> None:
+    """The old gate cannot know the new member: it goes, and the energies go on as a whole series."""
+    notes: list[str] = []
+
+    class Told(job_module.Silent):
+        def note(self, text: str) -> None:
+            notes.append(text)
+
+    result = kdcompress.add_res_student(
+        run=chain.gated.run, arch=TINY, out=str(tmp_path / "more"), reporter=Told(), **COMMON
+    )
+    assert any("gate" in note for note in notes)
+    cascade = load_network(str(result.run)).model
+    assert isinstance(cascade, ResidualCascade)
+    assert cascade.gate is None
+    assert len(cascade.members) == 4
+    assert result.energies is not None
+    assert result.energies[:3] == pytest.approx(chain.longer.energies, rel=1e-4)
+    assert len(result.energies) == 4
+
+
+def test_a_res_student_for_a_plain_student(chain: Chain, tmp_path: Path) -> None:
+    """RUN may be any distilled student; its teacher is on record."""
+    student = kdcompress.distill(teacher=chain.teacher.run, student=SMALL, out=str(tmp_path / "kd"), **COMMON)
+    result = kdcompress.add_res_student(run=student.run, arch=TINY, residual_loss="mse", out=str(tmp_path / "c"), **COMMON)
+    assert result.members is not None
+    assert len(result.members) == 2
+    assert result.energies is not None
+    assert result.energies[1] < result.energies[0]
+    plain, member = weights_of(student.run), weights_of(result.run)
+    assert all(torch.equal(value, member[f"members.0.{key}"]) for key, value in plain.items())
+
+
+@pytest.mark.parametrize("loss", ["kl", "mse"])
+def test_a_new_member_starts_at_zero(
+    chain: Chain, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, loss: str
+) -> None:
+    """Before its first step the sum is the former student, to the bit."""
+    first: list[dict[str, Any]] = []
+    genuine = train_module.ResKdTask.forward
+
+    def spy(self: Any, input: torch.Tensor, target: torch.Tensor) -> Any:
+        result = genuine(self, input, target)
+        if not first:
+            first.append({"output": result["output"].detach(), "sum": self.members(input)})
+        return result
+
+    monkeypatch.setattr(train_module.ResKdTask, "forward", spy)
+    kdcompress.add_res_student(
+        run=chain.student.run, arch=TINY, residual_loss=loss, out=str(tmp_path / "run"), **COMMON
+    )
+    assert torch.equal(first[0]["output"], first[0]["sum"])
+
+
+# --- several res-students in one command
+
+
+def grow(chain: Chain, out: Path, **given: Any) -> TrainResult:
+    return kdcompress.distill(
+        teacher=chain.teacher.run, method="reskd", student=SMALL, res_students=2, arch=(TINY, "lenet5,width=0.5"),
+        out=str(out), **{**COMMON, **given},
+    )  # fmt: skip
+
+
+def test_res_students_in_one_command_are_the_chain(chain: Chain, tmp_path: Path) -> None:
+    """--res-students is a shorthand: the same weights as one command after another."""
+    result = grow(chain, tmp_path / "grown")
+    assert result.command == "distill"
+    assert result.run == str(tmp_path / "grown")
+    assert same_weights(result.run, chain.longer.run)
+    assert result.energies == chain.longer.energies
+    assert result.members == chain.longer.members
+
+
+def test_res_students_resume_in_the_middle(chain: Chain, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Killed in the second of three trainings, it goes on there, and ends with the same weights."""
+    calls: list[int] = []
+    genuine = train_module.ResKdTask.forward
+
+    def stopping(self: Any, input: torch.Tensor, target: torch.Tensor) -> Any:
+        calls.append(1)
+        if len(calls) == 7:
+            signal.raise_signal(signal.SIGTERM)
+        return genuine(self, input, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(train_module.ResKdTask, "forward", stopping)
+        with pytest.raises(Interrupted):
+            grow(chain, tmp_path / "grown")
+    before = (tmp_path / "grown" / "member-0" / WEIGHTS).stat().st_mtime_ns
+    with pytest.raises(UserError, match="exists"):
+        grow(chain, tmp_path / "grown")
+    result = grow(chain, tmp_path / "grown", resume=True)
+    assert (tmp_path / "grown" / "member-0" / WEIGHTS).stat().st_mtime_ns == before
+    assert same_weights(result.run, chain.longer.run)
+    again = grow(chain, tmp_path / "grown", resume=True)
+    assert again.command == "distill"
+    assert again.top1 == result.top1
+
+
+# --- resuming a single run
+
+
+def test_an_interrupted_distillation_resumes(chain: Chain, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The whole command, not only the loop: same weights, same result as if it was never stopped."""
+    given = {**COMMON, "teacher": chain.teacher.run, "student": TINY, "ema_decay": 0.9, "mixup": 0.2}
+    whole = kdcompress.distill(out=str(tmp_path / "whole"), **given)
+    genuine, calls = train_module.KdTask.forward, []
+
+    def stopping(self: Any, input: torch.Tensor, target: torch.Tensor) -> Any:
+        calls.append(1)
+        if len(calls) == 9:
+            signal.raise_signal(signal.SIGINT)
+        return genuine(self, input, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(train_module.KdTask, "forward", stopping)
+        with pytest.raises(Interrupted):
+            kdcompress.distill(out=str(tmp_path / "broken"), **given)
+    assert record_of(str(tmp_path / "broken"))["status"] == "unfinished"
+    with pytest.raises(UserError, match="unfinished"):
+        kdcompress.evaluate(run=str(tmp_path / "broken"), **WHERE)
+    resumed = kdcompress.distill(out=str(tmp_path / "broken"), resume=True, **given)
+    assert same_weights(resumed.run, whole.run)
+    volatile = ("run", "seconds", "images_per_second")
+    assert {k: v for k, v in resumed.to_dict().items() if k not in volatile} == {
+        k: v for k, v in whole.to_dict().items() if k not in volatile
+    }
+
+
+@pytest.mark.parametrize("changed", ["teacher", "data"])
+def test_resuming_with_another_teacher_or_data_is_refused(
+    chain: Chain, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changed: str
+) -> None:
+    """Half distilled from one teacher and half from another: nobody could tell from the record."""
+    other = kdcompress.train_teacher(model=SMALL, out=str(tmp_path / "other"), **COMMON)
+    code = "from kdcompress.data import load_source\n\nclass Set(list):\n    classes = [str(k) for k in range(10)]\n\n"
+    code += "def make():\n    source = load_source('digits').train\n"
+    code += "    items = [(source.image(i), int(source.labels[i])) for i in range(400)]\n    return Set(items), None\n"
+    (tmp_path / "other_data.py").write_text(code)
+    monkeypatch.syspath_prepend(tmp_path)
+    genuine, calls = train_module.KdTask.forward, []
+
+    def stopping(self: Any, input: torch.Tensor, target: torch.Tensor) -> Any:
+        calls.append(1)
+        if len(calls) == 3:
+            signal.raise_signal(signal.SIGINT)
+        return genuine(self, input, target)
+
+    given = {**COMMON, "student": TINY, "out": str(tmp_path / "run"), "batch_size": 32}
+    with monkeypatch.context() as patch:
+        patch.setattr(train_module.KdTask, "forward", stopping)
+        with pytest.raises(Interrupted):
+            kdcompress.distill(teacher=chain.teacher.run, **given)
+    with pytest.raises(UserError, match=changed):
+        if changed == "teacher":
+            kdcompress.distill(teacher=other.run, resume=True, **given)
+        else:
+            kdcompress.distill(teacher=chain.teacher.run, data="py:other_data:make", resume=True, **given)
+    kdcompress.distill(teacher=chain.teacher.run, resume=True, **given)
+
+
+def test_a_finished_run_is_left_as_it_is(chain: Chain) -> None:
+    """--resume in a script that is started again must cost nothing."""
+    stamp = (Path(str(chain.student.run)) / WEIGHTS).stat().st_mtime_ns
+    again = kdcompress.distill(
+        teacher=chain.teacher.run, method="reskd", student=SMALL, out=str(chain.student.run), resume=True, **COMMON
+    )
+    assert again == chain.student
+    assert (Path(str(chain.student.run)) / WEIGHTS).stat().st_mtime_ns == stamp
+    with pytest.raises(UserError, match="train-teacher"):
+        kdcompress.distill(teacher=chain.teacher.run, out=str(chain.teacher.run), resume=True, **COMMON)
+
+
+# --- methods
+
+
+@pytest.mark.parametrize("method", ["ce", "label-smoothing", "tf-kd", "kd"])
+def test_every_method_trains_a_plain_student(chain: Chain, tmp_path: Path, method: str) -> None:
+    """Four baselines that every study compares with; each better than chance after an epoch."""
+    teacher = {"teacher": chain.teacher.run} if method == "kd" else {}
+    result = kdcompress.distill(method=method, student="resnet8_cifar", out=str(tmp_path / "run"), **teacher, **COMMON)
+    assert result.method == record_of(result.run)["method"] == method
+    assert result.architecture == "resnet8_cifar"
+    assert result.top1 > 30
+    assert (result.teacher_macs is None) == (method != "kd")
+    assert kdcompress.load(str(result.run)).class_names == tuple("0123456789")
+
+
+def test_methods_differ(chain: Chain, tmp_path: Path) -> None:
+    """A --method, --alpha or --temperature that is read and forgotten trains the same network."""
+    variants: list[dict[str, Any]] = [
+        {"method": "ce"},
+        {"method": "label-smoothing"},
+        {"method": "tf-kd"},
+        {"method": "tf-kd", "alpha": 0.5},
+        {"method": "kd", "teacher": chain.teacher.run},
+        {"method": "kd", "teacher": chain.teacher.run, "temperature": 1.0},
+        {"method": "kd", "teacher": chain.teacher.run, "alpha": 0.2},
+        {"method": "ce", "label_smoothing": 0.2},
+    ]
+    prints = [
+        kdcompress.load(
+            str(kdcompress.distill(student=TINY, out=str(tmp_path / str(number)), batch_size=256, **given, **COMMON).run)
+        ).fingerprint()
+        for number, given in enumerate(variants)
+    ]
+    assert len(set(prints)) == len(variants)
+
+
+def test_the_average_is_what_is_saved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """--ema-decay: the reported accuracy and the file must be of the same weights, the averaged ones."""
+    tasks: list[Any] = []
+    genuine = job_module.fit
+    monkeypatch.setattr(job_module, "fit", lambda task, *a, **k: (tasks.append(task), genuine(task, *a, **k))[1])
+    result = kdcompress.train_teacher(model=TINY, ema_decay=0.95, out=str(tmp_path / "run"), **COMMON)
+    saved, average = weights_of(result.run), tasks[0].get_trainable_module(ema=True).module.state_dict()
+    assert all(torch.equal(value, average[key]) for key, value in saved.items())
+    logits, labels = logits_on(load_network(str(result.run)), "calibration")
+    assert result.top1 == pytest.approx(top1(logits, labels), abs=1e-3)
+
+
+def test_wrong_combinations_are_told_before_anything_is_done(chain: Chain, tmp_path: Path) -> None:
+    """Each ends in a line and a remedy, and leaves no folder behind."""
+    run, teacher = str(chain.student.run), str(chain.teacher.run)
+    cases = [
+        (lambda out: kdcompress.distill(method="ce", teacher=teacher, out=out), "takes no teacher"),
+        (lambda out: kdcompress.distill(method="kd", out=out), "needs a TEACHER"),
+        (lambda out: kdcompress.distill(teacher=teacher, res_students=1, out=out), "--res-students"),
+        (lambda out: kdcompress.add_res_student(run=run, out=out), "--arch"),
+        (lambda out: kdcompress.add_res_student(run=run, arch="resnt8_cifar", out=out, **COMMON), "resnt8_cifar"),
+        (lambda out: kdcompress.add_res_student(run=teacher, arch=TINY, out=out, **COMMON), "no teacher on record"),
+        (lambda out: kdcompress.gate_calibrate(run=teacher, max_drop=1.0, out=out, **WHERE), "single network"),
+        (lambda out: kdcompress.gate_calibrate(run=run, max_drop=1.0, out=out, **WHERE), "single member"),
+        (lambda out: kdcompress.gate_calibrate(run=run, out=out, **WHERE), "exactly one target"),
+        (lambda out: kdcompress.train_teacher(model="resnt8_cifar", out=out, **COMMON), "resnt8_cifar"),
+        (lambda out: kdcompress.train_teacher(modle="resnet8_cifar", out=out), "modle"),
+    ]
+    for number, (call, words) in enumerate(cases):
+        out = tmp_path / str(number)
+        with pytest.raises(UserError, match=words) as caught:
+            call(str(out))
+        assert caught.value.remedy
+        assert not out.exists()
+
+
+# --- teacher and student that want other inputs
+
+
+def pair(student: str, teacher: str, size: tuple[int, int] = (8, 8)) -> tuple[Any, Any, Any]:
+    """A student for 8x8 and a teacher, frozen as the API freezes it, and the batches' preprocessing."""
+    ours = new_network(ModelSpec.parse(student), num_classes=10, channels=1, size=(8, 8), seed=0)
+    theirs = new_network(ModelSpec.parse(teacher), num_classes=10, channels=1, size=size, seed=1)
+    with torch.no_grad():
+        theirs.model.train()(torch.randn(64, 1, *size))
+    theirs.model.eval()
+    prep = train_module._larger(ours.prep, theirs.prep)
+    frozen = Teacher(theirs, {}).freeze(train_module._adapter(prep, theirs.prep))
+    return ours, (theirs, frozen), prep
+
+
+@torch.no_grad()
+def test_other_normalisation_is_translated_exactly() -> None:
+    """A teacher that sees wrongly normalised images teaches nonsense with great confidence."""
+    student, (teacher, frozen), prep = pair(f"{TINY},mean=0.1,std=0.3", "resnet8_cifar,width=0.5,mean=0.6,std=0.15")
+    assert prep == student.prep
+    direct, _ = logits_on(teacher, "test")
+    batches = source_and_data(prep).evaluation("test", 1000)
+    adapted = frozen(next(iter(batches))[0])
+    torch.testing.assert_close(adapted, direct, rtol=1e-3, atol=1e-4)
+    assert direct.std() > 0.01
+
+
+@torch.no_grad()
+def test_other_size_and_family_are_translated_closely() -> None:
+    """LeNet-5 at 28x28 as the teacher of a ResNet at 8x8; resizing rounds to whole grey levels, no more."""
+    _student, (teacher, frozen), prep = pair(TINY, "lenet5,mean=0.13,std=0.3", (28, 28))
+    direct, _ = logits_on(teacher, "test")
+    adapted = frozen(next(iter(source_and_data(prep).evaluation("test", 1000)))[0])
+    assert (adapted - direct).abs().max() < 0.02 * (direct.max() - direct.min())
+    assert (adapted.argmax(1) == direct.argmax(1)).float().mean() > 0.98
+
+
+@torch.no_grad()
+def test_the_student_keeps_its_own_images() -> None:
+    """Enlarged for the teacher and shrunk again, 8x8 digits arrive blurred: other images than those of eval."""
+    student, _, prep = pair(TINY, "lenet5", (28, 28))
+    adapter = train_module._adapter(prep, student.prep)
+    x = next(iter(source_and_data(prep).evaluation("test", 1000)))[0]
+    own = next(iter(source_and_data(student.prep).evaluation("test", 1000)))[0]
+    torch.testing.assert_close(x if adapter is None else adapter(x), own, rtol=1e-3, atol=1e-4)
+
+
+def test_a_teacher_of_another_family_size_and_normalisation(tmp_path: Path) -> None:
+    """End to end: what training reports is what eval then finds, at the student's own size."""
+    teacher = kdcompress.train_teacher(
+        model="lenet5,mean=0.13,std=0.3", input_size="28", out=str(tmp_path / "teacher"), **COMMON
+    )
+    assert teacher.input_size == (1, 28, 28)
+    for method in ("kd", "reskd"):
+        out = str(tmp_path / method)
+        student = kdcompress.distill(teacher=teacher.run, method=method, student=TINY, out=out, **COMMON)
+        assert student.input_size == (1, 8, 8)
+        found = kdcompress.evaluate(run=student.run, split="calibration", **WHERE)
+        assert found.top1 == pytest.approx(student.top1, abs=1e-3)
+        assert found.loss == pytest.approx(student.loss, abs=1e-4)
+
+
+def test_a_checkpoint_as_teacher_is_found_again(chain: Chain, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """add-res-student finds the teacher on record, bare file or not, from any folder."""
+    weights = {f"module.{key}": value for key, value in weights_of(chain.teacher.run).items()}
+    torch.save({"state_dict": weights}, tmp_path / "teacher.pth")
+    monkeypatch.chdir(tmp_path)
+    student = kdcompress.distill(
+        teacher="teacher.pth", teacher_arch="resnet8_cifar,input_size=1x8x8", method="reskd", student=SMALL,
+        data="digits", input_size="1x8x8", out="student", **COMMON,
+    )  # fmt: skip
+    assert student.teacher_macs == chain.teacher.macs
+    assert student.energies == pytest.approx(chain.student.energies, rel=1e-3)
+    monkeypatch.chdir("/")
+    result = kdcompress.add_res_student(run=student.run, arch=TINY, out=str(tmp_path / "cascade"), **COMMON)
+    assert result.teacher_macs == chain.teacher.macs
+
+
+def test_classes_and_channels_must_agree(chain: Chain, tmp_path: Path) -> None:
+    """A teacher of other classes gives soft targets for the wrong things."""
+    from kdcompress.models.loading import model_config, save_network
+    from kdcompress.runs import RunFolder
+
+    def folder(name: str, classes: int, names: tuple[str, ...] | None, channels: int = 1) -> str:
+        network = new_network(ModelSpec.parse(TINY), num_classes=classes, channels=channels, size=(8, 8), seed=0)
+        (tmp_path / name).mkdir()
+        config = model_config(network.model, network.architecture, network.model_args, names)
+        save_network(RunFolder(tmp_path / name), network.model, config)
+        return str(tmp_path / name)
+
+    digits = tuple("0123456789")
+    cases = [
+        (folder("seven", 7, None), "has 7 classes.*10"),
+        (folder("order", 10, digits[::-1]), "another order"),
+        (folder("names", 10, (*digits[:9], "ten")), "9, ten"),
+        (folder("colour", 10, digits, 3), "3 channels"),
+    ]
+    for teacher, words in cases:
+        with pytest.raises(UserError, match=words):
+            kdcompress.distill(teacher=teacher, student=TINY, out=str(tmp_path / "run"), **COMMON)
+        assert not (tmp_path / "run").exists()

@@ -1,0 +1,210 @@
+"""Runs that are cut off: nothing is lost but the epoch in hand, and --resume ends where an unbroken run would."""
+
+from __future__ import annotations
+
+import csv
+import json
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from cli.conftest import Cli
+from cli.shell import TINY, Done, spawn, tree
+
+import kdcompress
+
+EPOCHS = 6
+SETTINGS = ["--epochs", str(EPOCHS), "--seed", "11", "--mixup", "0.2", "--ema-decay", "0.99", "--warmup-epochs", "1"]
+TRAIN = ["train-teacher", "--model", "resnet8_cifar,width=0.5", *SETTINGS]
+
+
+def wait_for(process: subprocess.Popen[str], text: str) -> str:
+    """Read standard error until a line begins with ``text``."""
+    assert process.stderr is not None
+    seen = ""
+    for line in process.stderr:
+        seen += line
+        if line.startswith(text):
+            return seen
+    raise AssertionError(f"{text!r} never came: {seen}")
+
+
+def finished(process: subprocess.Popen[str]) -> Done:
+    out, err = process.communicate(timeout=120)
+    return Done(process.returncode, out, err)
+
+
+def weights(run: Path) -> bytes:
+    return (run / "model.safetensors").read_bytes()
+
+
+@pytest.fixture(scope="module")
+def unbroken(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run that nothing happened to."""
+    run = tmp_path_factory.mktemp("whole") / "unbroken"
+    settings = {"epochs": EPOCHS, "seed": 11, "mixup": 0.2, "ema_decay": 0.99, "warmup_epochs": 1}
+    kdcompress.train_teacher(model="resnet8_cifar,width=0.5", device="cpu", precision="fp32", out=run, **settings)
+    return run
+
+
+@pytest.mark.parametrize(("epoch", "delay"), [(1, 0.05), (3, 0.21)])
+def test_kill_and_resume_is_bit_identical(epoch: int, delay: float, cli: Cli, here: Path, unbroken: Path) -> None:
+    """Else a crash costs the run, or a resumed result cannot be compared with any other."""
+    run = here / "killed"
+    process = spawn([*TRAIN, "--out", str(run)], here)
+    wait_for(process, f"epoch {epoch}/")
+    time.sleep(delay)
+    process.kill()
+    assert finished(process).status == -signal.SIGKILL
+    assert not (run / "model.safetensors").exists()
+    assert epoch <= torch.load(run / "checkpoint.pt", weights_only=True)["epoch"] < EPOCHS
+    done = cli(*TRAIN, "--out", run, "--resume")
+    assert "epoch 1/" not in done.err, "it began anew"
+    assert weights(run) == weights(unbroken)
+    assert done.result["loss"] == json.loads((unbroken / "run.json").read_text())["result"]["loss"]
+    with open(run / "metrics.csv") as file:
+        assert [row["epoch"] for row in csv.DictReader(file)] == [str(number + 1) for number in range(EPOCHS)]
+    left = {path.name for path in run.iterdir()}
+    assert left == {"config.json", "metrics.csv", "model.safetensors", "run.json"}, "temporary files stay behind"
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_signal_saves_and_exits_130(number: signal.Signals, cli: Cli, here: Path, unbroken: Path) -> None:
+    """Else Ctrl-C, or a cluster that asks for its node, throws the epoch away and looks like a crash."""
+    run = here / "stopped"
+    process = spawn([*TRAIN, "--out", str(run)], here)
+    wait_for(process, "epoch 2/")
+    time.sleep(0.1)
+    process.send_signal(number)
+    done = finished(process)
+    assert done.status == 130
+    assert done.out == ""
+    assert "Traceback" not in done.err
+    lines = [line for line in done.err.splitlines() if not line.startswith("epoch")]
+    assert lines[0].startswith("Error: Interrupted"), done.err
+    assert f"--resume --out {run}" in lines[1]
+    assert len(lines) == 2
+    state = torch.load(run / "checkpoint.pt", weights_only=True)
+    assert state["epoch"] >= 2
+    assert state["step"] > 0, "the steps of the epoch in hand are lost"
+    assert cli(*TRAIN, "--out", run, "--resume").status == 0
+    assert weights(run) == weights(unbroken)
+
+
+def test_signal_in_distillation(cli: Cli, here: Path, runs: Path) -> None:
+    """Else what holds for teachers does not hold for students, whose task has frozen networks in it."""
+    command = ["add-res-student", str(runs / "single"), "--arch", "resnet8_cifar,width=0.5", *SETTINGS[:4]]
+    process = spawn([*command, "--out", str(here / "stopped")], here)
+    wait_for(process, "epoch 1/")
+    process.send_signal(signal.SIGINT)
+    assert finished(process).status == 130
+    resumed = cli(*command, "--out", here / "stopped", "--resume").result
+    whole = cli(*command, "--out", here / "whole").result
+    assert weights(here / "stopped") == weights(here / "whole")
+    assert resumed["energies"] == whole["energies"]
+
+
+def test_interrupt_before_the_training_begins(here: Path) -> None:
+    """Else Ctrl-C during the seconds of imports shows a traceback."""
+    process = spawn(["train-teacher", "--model", TINY, "--epochs", "1"], here)
+    time.sleep(1.5)
+    process.send_signal(signal.SIGINT)
+    done = finished(process)
+    assert done.status == 130, done.err
+    assert "Traceback" not in done.err
+    assert done.out == ""
+
+
+def poison(here: Path) -> list[object]:
+    """Arguments of a training that breaks off in its second epoch while the file ``poison`` exists."""
+    (here / "breaks.py").write_text(
+        "from pathlib import Path\n"
+        "import timm\n"
+        "def make(num_classes=10, in_chans=3):\n"
+        "    model = timm.create_model('resnet8_cifar', width=0.25, num_classes=num_classes, in_chans=in_chans)\n"
+        "    steps = [0]\n"
+        "    def count(module, args, output):\n"
+        "        steps[0] += module.training\n"
+        "        return output * float('nan') if steps[0] > 50 and Path('poison').exists() else output\n"
+        "    model.register_forward_hook(count)\n"
+        "    return model\n"
+    )
+    (here / "poison").touch()
+    return ["train-teacher", "--model", "py:breaks:make", "--epochs", 2, "--out", here / "run"]
+
+
+def test_resume_with_other_options_is_refused(cli: Cli, here: Path) -> None:
+    """Else one half of a run has another learning rate, and its record lies about it."""
+    command = poison(here)
+    assert cli(*command).status == 1
+    before = tree(here / "run")
+    for more in (["--lr", 0.5], ["--seed", 3], ["--batch-size", 64], ["--mixup", 0.5]):
+        done = cli(*command, "--resume", *more, "--quiet")
+        done.error(str(here / "run"), "other options", more[0].removeprefix("--").replace("-", "_"), status=1)
+        assert tree(here / "run") == before
+    done = cli("train-teacher", "--model", TINY, "--epochs", 2, "--out", here / "run", "--resume", "--quiet")
+    done.error("other options", "model")
+    done = cli("distill", "--method", "ce", "--student", TINY, "--epochs", 2, "--out", here / "run", "--resume")
+    done.error("train-teacher")
+    assert tree(here / "run") == before
+    (here / "poison").unlink()
+    assert cli(*command, "--resume").status == 0
+
+
+def test_resume_without_out_finds_the_run(cli: Cli, here: Path) -> None:
+    """Else a user who let us choose the name has to look it up to go on."""
+    command = poison(here)[:-2]
+    assert cli(*command).status == 1
+    (here / "poison").unlink()
+    done = cli(*command, "--resume")
+    assert done.result["run"] == str(next((here / "runs").iterdir()))
+    assert "epoch 1/" not in done.err
+
+
+def test_resume_of_a_finished_run_prints_its_result(cli: Cli, here: Path, runs: Path) -> None:
+    """Else a script that is run again trains everything again."""
+    commands: dict[str, list[object]] = {
+        "teacher": ["train-teacher", "--model", TINY, "--epochs", 1],
+        "single": ["distill", runs / "teacher", "--method", "reskd", "--student", TINY, "--epochs", 1],
+        "cascade": ["add-res-student", runs / "single", "--arch", TINY, "--epochs", 1],
+        "gated": ["gate-calibrate", runs / "cascade", "--threshold", 0.3],
+    }
+    before = tree(runs)
+    for name, command in commands.items():
+        done = cli(*command, "--out", runs / name, "--resume")
+        assert done.result == json.loads((runs / name / "run.json").read_text())["result"]
+        assert "epoch" not in done.err
+    assert tree(runs) == before
+
+
+def test_resume_with_nothing_there_starts(cli: Cli, here: Path) -> None:
+    """Else a script needs two commands, one for the first time and one for the others."""
+    done = cli("train-teacher", "--model", TINY, "--epochs", 1, "--out", here / "new", "--resume")
+    assert done.result["run"] == str(here / "new")
+    assert "epoch 1/1" in done.err
+
+
+def test_several_res_students_resume_where_they_were(cli: Cli, here: Path, runs: Path) -> None:
+    """Else the long command that trains a whole cascade starts anew after a crash."""
+    command = ["distill", runs / "teacher", "--method", "reskd", "--student", TINY, "--res-students", 2, "--arch", TINY]
+    command += ["--epochs", 1, "--out", here / "grown"]
+    whole = cli(*command).result
+    assert len(whole["members"]) == 3
+    assert whole["command"] == "distill"
+    first = weights(here / "grown" / "member-0")
+    again = cli(*command, "--resume")
+    assert again.result["loss"] == whole["loss"]
+    assert "epoch" not in again.err
+    # as if it had been killed in the last training
+    last = weights(here / "grown")
+    record = json.loads((here / "grown" / "run.json").read_text())
+    (here / "grown" / "run.json").write_text(json.dumps({**record, "status": "unfinished"}))
+    (here / "grown" / "model.safetensors").unlink()
+    done = cli(*command, "--resume")
+    assert done.result["loss"] == whole["loss"]
+    assert done.err.count("epoch 1/1") == 1
+    assert weights(here / "grown" / "member-0") == first
+    assert weights(here / "grown") == last

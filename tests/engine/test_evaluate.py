@@ -1,0 +1,122 @@
+"""Scores, against the plainest way to compute them."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from kdcompress.data import EvalBatches, Preprocess
+from kdcompress.data.batches import MemoryImages
+from kdcompress.engine.distributed import Place
+from kdcompress.engine.evaluate import collect, evaluate
+
+CPU = Place(torch.device("cpu"), "fp32")
+
+
+def split(images: int = 53, classes: int = 10, batch: int = 16) -> tuple[EvalBatches, Tensor, Tensor]:
+    """Random pixels; the batches, and all of it at once."""
+    torch.manual_seed(0)
+    pixels = torch.randint(0, 256, (images * 16, 1), dtype=torch.uint8)
+    labels = torch.randint(0, classes, (images,))
+    memory = MemoryImages(pixels, labels, np.arange(images), Preprocess((4, 4), 1, (0.5,), (0.5,)))
+    batches = EvalBatches(memory, batch)
+    return batches, torch.cat([x for x, _ in batches]), labels
+
+
+def linear(classes: int) -> torch.nn.Module:
+    torch.manual_seed(1)
+    return torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(16, classes)).eval()
+
+
+@pytest.mark.parametrize("classes", [2, 5, 6, 10])
+@pytest.mark.parametrize("batch", [1, 16, 53, 100])
+@torch.no_grad()
+def test_scores_are_the_naive_ones(classes: int, batch: int) -> None:
+    """The figure that every claim rests on; a last, smaller batch must count by its images."""
+    batches, x, labels = split(classes=classes, batch=batch)
+    model = linear(classes)
+    scores = evaluate(model, batches, CPU)
+    rows = model(x).tolist()
+    ranks = [sorted(range(classes), key=lambda k, row=row: -row[k]) for row in rows]
+    right = sum(rank[0] == label for rank, label in zip(ranks, labels.tolist(), strict=True))
+    right5 = sum(label in rank[:5] for rank, label in zip(ranks, labels.tolist(), strict=True))
+    losses = [
+        math.log(sum(math.exp(value) for value in row)) - row[label]
+        for row, label in zip(rows, labels.tolist(), strict=True)
+    ]
+    assert scores.n == 53
+    assert scores.top1 == pytest.approx(100 * right / 53)
+    assert scores.loss == pytest.approx(sum(losses) / 53, rel=1e-5)
+    if classes > 5:
+        assert scores.top5 == pytest.approx(100 * right5 / 53)
+    else:
+        assert scores.top5 is None  # always 100 % would look like a merit
+    assert scores.images_per_second > 0
+    assert scores.exits == ()
+
+
+def test_exits_are_counted() -> None:
+    """Expected MACs are these counts times each member's cost."""
+    batches, x, labels = split()
+    model = linear(10)
+    stage_of = {tuple(image.flatten().tolist()): number % 3 for number, image in enumerate(x)}
+
+    def gated(batch: Tensor) -> tuple[Tensor, Tensor]:
+        stages = [stage_of[tuple(image.flatten().tolist())] for image in batch]
+        return model(batch), torch.tensor(stages)
+
+    scores = evaluate(gated, batches, CPU, stages=4)
+    assert scores.exits == (18, 18, 17, 0)
+    assert scores.top1 == evaluate(model, batches, CPU).top1
+
+
+def test_further_passes_change_the_speed_only() -> None:
+    """Counting each pass would report several times the images."""
+    batches, _, _ = split()
+    calls: list[int] = []
+    model = linear(10)
+
+    def forward(x: Tensor) -> Tensor:
+        calls.append(len(x))
+        return model(x)
+
+    once, thrice = evaluate(model, batches, CPU), evaluate(forward, batches, CPU, passes=3)
+    assert (thrice.top1, thrice.loss, thrice.n) == (once.top1, once.loss, once.n)
+    assert calls == [16, *[16] * 3, *[16] * 3, *[16] * 3, *[5] * 3]  # a warm-up first
+
+
+def test_speed_is_that_of_the_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Images per second of the fastest pass, without reading and without the warm-up."""
+    import kdcompress.engine.evaluate as module
+
+    clock = iter(np.cumsum([0, 1, 50, 2, 50, 4, 50, 1, 50, 3, 50, 1]).tolist())  # pairs: from, to
+    monkeypatch.setattr(module.time, "perf_counter", lambda: next(clock))
+    batches, _, _ = split(images=30)
+    scores = evaluate(linear(10), batches, CPU, passes=3)
+    assert scores.images_per_second == pytest.approx(30 / (1 + 1))
+
+
+@torch.no_grad()
+def test_collect_gives_all_outputs_in_order() -> None:
+    """Thresholds are searched on these: a row out of place belongs to another label."""
+    batches, x, labels = split()
+    model = linear(10)
+    logits, found = collect(model, batches, CPU)
+    torch.testing.assert_close(logits, model(x))
+    assert torch.equal(found, labels)
+    stacked, _ = collect(lambda x: torch.stack([model(x), -model(x)]), batches, CPU)
+    assert stacked.shape == (2, 53, 10)
+    torch.testing.assert_close(stacked[1], -model(x))
+
+
+def test_shares_of_processes_are_all_images_once() -> None:
+    """Two processes that score the same images would weigh them double."""
+    batches, x, _ = split()
+    parts = [EvalBatches(batches.images, 16, rank, 2) for rank in range(2)]
+    seen = torch.cat([x for part in parts for x, _ in part])
+    assert len(seen) == 53
+    assert sorted(seen.flatten(1).tolist()) == sorted(x.flatten(1).tolist())

@@ -1,0 +1,235 @@
+"""Each method's task: its loss is the formula of METHODS.md, and what is frozen stays as it was."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+
+import pytest
+import torch
+from timm.task import TrainingTask
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from kdcompress.data import InputAdapter, Preprocess
+from kdcompress.methods.base import Frozen, StudentTask
+from kdcompress.methods.kd import KdTask
+from kdcompress.methods.reskd import ResKdTask
+from kdcompress.methods.supervised import SupervisedTask, TfKdTask
+from kdcompress.models.build import ModelSpec, build, zero_classifier
+
+CLASSES = 5
+
+
+def network(seed: int, spec: str = "resnet8_cifar,width=0.25") -> nn.Module:
+    """With BatchNorm statistics that are not the initial ones."""
+    torch.manual_seed(seed)
+    model, _ = build(ModelSpec.parse(spec), num_classes=CLASSES, in_chans=1, size=(8, 8))
+    with torch.no_grad():
+        for _ in range(3):
+            model.train()(2 * torch.randn(32, 1, 8, 8) + 1)
+    return model.train()
+
+
+def tasks() -> dict[str, Callable[[], StudentTask]]:
+    """Every task, made anew at each call."""
+    return {
+        "ce": lambda: SupervisedTask(network(0)),
+        "label-smoothing": lambda: SupervisedTask(network(0), label_smoothing=0.1),
+        "tf-kd": lambda: TfKdTask(network(0)),
+        "kd": lambda: KdTask(network(0), Frozen(network(1))),
+        "reskd": lambda: ResKdTask(network(0), Frozen(network(2)), Frozen(network(1))),
+        "reskd-mse": lambda: ResKdTask(network(0), Frozen(network(2)), Frozen(network(1)), residual_loss="mse"),
+    }
+
+
+@pytest.fixture
+def x() -> Tensor:
+    torch.manual_seed(3)
+    return torch.randn(16, 1, 8, 8)
+
+
+@pytest.fixture
+def y() -> Tensor:
+    return torch.arange(16) % CLASSES
+
+
+def naive_ce(logits: Tensor, target: Tensor, smoothing: float = 0.0) -> Tensor:
+    soft = F.one_hot(target, CLASSES).float() if target.ndim == 1 else target
+    soft = soft * (1 - smoothing) + smoothing / CLASSES
+    return -(soft * logits.log_softmax(1)).sum(1).mean()
+
+
+def naive_kl(teacher: Tensor, student: Tensor, tau: float) -> Tensor:
+    p = (teacher / tau).softmax(1)
+    return (p * (p.log() - (student / tau).log_softmax(1))).sum(1).mean() * tau**2
+
+
+def logits_of(model: nn.Module, x: Tensor, *, train: bool) -> Tensor:
+    """From a copy, so that no statistics move."""
+    return copy.deepcopy(model).train(train)(x)
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.2])
+def test_supervised_is_cross_entropy(x: Tensor, y: Tensor, smoothing: float) -> None:
+    """The baseline of every comparison."""
+    model = network(0)
+    expected = logits_of(model, x, train=True)
+    result = SupervisedTask(model, label_smoothing=smoothing)(x, y)
+    torch.testing.assert_close(result["output"], expected)
+    torch.testing.assert_close(result["loss"], naive_ce(expected, y, smoothing))
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.2])
+def test_kd_is_the_weighted_sum(x: Tensor, y: Tensor, smoothing: float) -> None:
+    """Swapped weights still train, only worse: nobody would notice."""
+    student, teacher = network(0), network(1)
+    logits, told = logits_of(student, x, train=True), logits_of(teacher, x, train=False)
+    result = KdTask(student, Frozen(teacher), label_smoothing=smoothing, alpha=0.7, temperature=3.0)(x, y)
+    expected = 0.3 * naive_ce(logits, y, smoothing) + 0.7 * naive_kl(told, logits, 3.0)
+    torch.testing.assert_close(result["loss"], expected)
+    torch.testing.assert_close(result["task_loss"], naive_ce(logits, y, smoothing))
+    torch.testing.assert_close(result["kd_loss"], naive_kl(told, logits, 3.0))
+
+
+def test_tf_kd_is_kd_from_the_hand_made_teacher(x: Tensor, y: Tensor) -> None:
+    """The control of LW-KD: a wrong virtual teacher would flatter our own method."""
+    student = network(0)
+    logits = logits_of(student, x, train=True)
+    result = TfKdTask(student, alpha=0.4, temperature=20.0)(x, y)
+    virtual = torch.full((16, CLASSES), 0.01 / (CLASSES - 1))
+    virtual[torch.arange(16), y] = 0.99
+    expected = 0.6 * naive_ce(logits, y) + 0.4 * naive_kl(virtual.log(), logits, 20.0)
+    torch.testing.assert_close(result["loss"], expected)
+
+
+@pytest.mark.parametrize("loss", ["kl", "mse"])
+def test_reskd_trains_through_the_sum(x: Tensor, y: Tensor, loss: str) -> None:
+    """A res-student trained by itself, not in the sum, would not correct anything."""
+    member, members, teacher = network(0), network(2), network(1)
+    total = logits_of(members, x, train=False) + logits_of(member, x, train=True)
+    told = logits_of(teacher, x, train=False)
+    task = ResKdTask(member, Frozen(members), Frozen(teacher), residual_loss=loss, alpha=0.7, temperature=3.0)
+    result = task(x, y)
+    energy = (told - total).square().mean()
+    expected = energy if loss == "mse" else 0.3 * naive_ce(total, y) + 0.7 * naive_kl(told, total, 3.0)
+    torch.testing.assert_close(result["loss"], expected)
+    torch.testing.assert_close(result["energy"], energy)
+    torch.testing.assert_close(result["output"], total)
+
+
+def test_a_res_student_starts_at_the_former_sum_exactly(x: Tensor, y: Tensor) -> None:
+    """Adding a member must start from what was there: else early epochs repair our own damage."""
+    member, members = network(0), Frozen(network(2))
+    zero_classifier(member)
+    expected = members(x)
+    task = ResKdTask(member, members, Frozen(network(1)))
+    assert torch.equal(task(x, y)["output"], expected)
+    assert torch.equal(task.eval().get_eval_model()(x), expected)
+
+
+@pytest.mark.parametrize("method", ["kd", "reskd", "reskd-mse"])
+def test_frozen_networks_stay_as_they_were(x: Tensor, y: Tensor, method: str) -> None:
+    """A teacher that drifts with the student's batches is no teacher, and the run's fingerprint would lie."""
+    task = tasks()[method]()
+    frozen = [module for module in task.children() if isinstance(module, Frozen)]
+    assert frozen
+    before = [copy.deepcopy(module.state_dict()) for module in frozen]
+    start = copy.deepcopy(task.trainable_module.state_dict())
+    optimizer = torch.optim.SGD([p for p in task.parameters() if p.requires_grad], lr=0.1)
+    for _ in range(3):
+        task.train()
+        optimizer.zero_grad()
+        task(x, y)["loss"].backward()
+        optimizer.step()
+    for module, state in zip(frozen, before, strict=True):
+        assert not any(part.training for part in module.modules())
+        assert all(p.grad is None and not p.requires_grad for p in module.parameters())
+        assert all(torch.equal(value, state[key]) for key, value in module.state_dict().items())
+    after = task.trainable_module.state_dict()
+    assert all(not torch.equal(after[key], start[key]) for key in ("bn1.running_mean", "conv1.weight", "fc.weight"))
+
+
+@pytest.mark.parametrize("method", list(tasks()))
+def test_only_the_student_is_trained_and_saved(method: str) -> None:
+    """timm's protocol: optimiser, EMA, clipping and checkpoint see the student alone."""
+    task = tasks()[method]()
+    assert isinstance(task, TrainingTask)
+    student = task.get_trainable_module()
+    assert student is not None
+    trainable = {id(p) for p in task.parameters() if p.requires_grad}
+    assert trainable == {id(p) for p in student.parameters()} == {id(p) for p in task.get_clip_parameters()}
+    assert not task.has_ema()
+    task.setup_ema(decay=0.5)
+    assert task.has_ema()
+    task.update_ema(step=1)
+    state = task.get_task_state()
+    assert not state
+    assert set(task.train().state_dict()) >= {f"trainable_module.{key}" for key in student.state_dict()}
+
+
+@pytest.mark.parametrize("method", list(tasks()))
+def test_results_follow_the_protocol(x: Tensor, y: Tensor, method: str) -> None:
+    """The loop logs every entry but the output as a number per batch."""
+    result = tasks()[method]()(x, y)
+    assert result["output"].shape == (16, CLASSES)
+    assert all(value.ndim == 0 for key, value in result.items() if key != "output")
+    assert result["loss"].requires_grad
+
+
+@pytest.mark.parametrize("method", list(tasks()))
+def test_soft_targets_generalise_labels(x: Tensor, y: Tensor, method: str) -> None:
+    """Mixup gives soft targets: one-hot ones must change nothing, mixed ones must count."""
+    hard = tasks()[method]()(x, y)["loss"]
+    soft = F.one_hot(y, CLASSES).float()
+    torch.testing.assert_close(tasks()[method]()(x, soft)["loss"], hard)
+    mixed = 0.5 * soft + 0.5 * soft.flip(0)
+    loss = tasks()[method]()(x, mixed)["loss"]
+    assert torch.isfinite(loss)
+    assert (loss == hard) == (method == "reskd-mse")
+
+
+def test_tf_kd_mixes_its_teacher_as_the_targets_are_mixed(x: Tensor) -> None:
+    """Of two classes mixed in half each, the hand-made teacher must favour neither."""
+    student = network(0)
+    logits = logits_of(student, x, train=True)
+    mixed = torch.zeros(16, CLASSES)
+    mixed[:, :2] = 0.5
+    kd_loss = TfKdTask(student, temperature=1.0)(x, mixed)["kd_loss"]
+    p = torch.tensor([0.99, 0.99, *[0.01 / (CLASSES - 1)] * (CLASSES - 2)])
+    geometric = torch.tensor([(0.99 * 0.01 / (CLASSES - 1)) ** 0.5] * 2 + [0.01 / (CLASSES - 1)] * (CLASSES - 2))
+    assert p[0] == p[1]
+    torch.testing.assert_close(kd_loss, naive_kl(geometric.log().expand(16, -1), logits, 1.0))
+
+
+def test_adapters_reach_each_network(x: Tensor, y: Tensor) -> None:
+    """Teacher and student of other normalisation and size must each get what it was made for."""
+    batch = Preprocess((8, 8), 1, (0.4,), (0.2,))
+    student, teacher = network(0), network(1)
+    narrow, wide = Preprocess((8, 8), 1, (0.1,), (0.3,)), Preprocess((16, 16), 1, (0.4,), (0.2,))
+    ours, theirs = InputAdapter(batch, narrow), InputAdapter(batch, wide)
+    logits = logits_of(student, (x * 0.2 + 0.4 - 0.1) / 0.3, train=True)
+    larger = F.interpolate(x, (16, 16), mode="bilinear", antialias=True)
+    told = logits_of(teacher, larger, train=False)
+    result = KdTask(student, Frozen(teacher, theirs), ours, alpha=0.5, temperature=2.0)(x, y)
+    torch.testing.assert_close(result["output"], logits, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(result["kd_loss"], naive_kl(told, logits, 2.0), rtol=1e-4, atol=1e-5)
+
+
+def test_the_eval_model_takes_the_batches_of_the_task(x: Tensor, y: Tensor) -> None:
+    """The calibration score would be of wrongly normalised images, or of the res-student without its sum."""
+    adapter = InputAdapter(Preprocess((8, 8), 1, (0.4,), (0.2,)), Preprocess((8, 8), 1, (0.1,), (0.3,)))
+    for task in (
+        SupervisedTask(network(0), adapter),
+        ResKdTask(network(0), Frozen(network(2), adapter), Frozen(network(1)), adapter),
+    ):
+        task.eval()
+        with torch.no_grad():
+            torch.testing.assert_close(task.get_eval_model()(x), task(x, y)["output"])
+
+
+def test_a_frozen_network_answers_in_float32(x: Tensor) -> None:
+    """KL in half precision loses the small probabilities that distillation lives on."""
+    frozen = Frozen(network(1).bfloat16())
+    frozen.model.forward = lambda x: torch.zeros(len(x), CLASSES, dtype=torch.bfloat16)
+    assert frozen(x).dtype == torch.float32

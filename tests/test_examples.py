@@ -1,0 +1,100 @@
+"""The scripts under examples/ do what they say, as a user would run them."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+EXAMPLES = ROOT / "examples"
+
+
+def _environment() -> dict[str, str]:
+    """This environment, with the console script of the interpreter that runs the tests first on the path."""
+    return {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
+
+
+def test_quickstart_keeps_its_promises(tmp_path: Path) -> None:
+    """The first command of the README fails, or the pipeline no longer gives an accurate cascade for little."""
+    script = ["sh", str(EXAMPLES / "quickstart.sh"), str(tmp_path)]
+    done = subprocess.run(script, capture_output=True, text=True, env=_environment(), timeout=600)
+    assert done.returncode == 0, done.stderr
+    gated = json.loads(done.stdout)
+    record = json.loads(Path(gated["run"], "run.json").read_text())
+    teacher = subprocess.run(
+        ["kdcompress", "eval", record["teacher"]["reference"]], capture_output=True, text=True, env=_environment()
+    )
+    top1 = json.loads(teacher.stdout)["top1"]
+    assert top1 >= 97
+    assert gated["gated_top1"] >= top1 - 2
+    assert gated["expected_macs_ratio"] < 0.25
+    assert gated["expected_macs"] < gated["macs"]
+
+
+def test_bench_loop_measures_both_loops() -> None:
+    """The script that shows the loop's overhead no longer runs."""
+    script = [sys.executable, str(EXAMPLES / "bench_loop.py")]
+    small = ["--model", "resnet8_cifar,width=0.25", "--batch-size", "16", "--steps", "3", "--rounds", "2"]
+    done = subprocess.run([*script, *small], capture_output=True, text=True, env=_environment(), timeout=300)
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout)
+    assert result["bare_images_per_second"] > 0
+    assert result["our_images_per_second"] > 0
+    assert result["overhead"] > -1
+
+
+def test_readme_table_is_made_from_the_runs(tmp_path: Path) -> None:
+    """The table in the README could drift from the JSON that it claims to show."""
+    sys.path.insert(0, str(EXAMPLES))
+    try:
+        import readme_table
+    finally:
+        sys.path.remove(str(EXAMPLES))
+    teacher = {"top1": 90.28, "macs": 100_000_000, "n": 10_000, "hardware": "a processor"}
+    results = {
+        "eval-teacher": teacher,
+        "eval-s0": {"top1": 86.0, "macs": 20_000_000},
+        "eval-s0-r1": {"top1": 87.5, "macs": 30_000_000},
+        "eval-gated-0.5": {
+            "top1": 87.1,
+            "macs": 30_000_000,
+            "expected_macs": 23.4e6,
+            "speedup": 1.2,
+            "macs_speedup": 1.25,
+        },
+    }
+    for name, result in results.items():
+        (tmp_path / f"{name}.json").write_text(json.dumps(result))
+    record = {"versions": {"torch": "2"}, "options": {"epochs": 3}, "seed": 0, "result": {"precision": "fp32"}}
+    (tmp_path / "s0").mkdir()
+    (tmp_path / "s0" / "run.json").write_text(json.dumps(record))
+    readme = tmp_path / "README.md"
+    readme.write_text(f"before\n{readme_table.BEGIN}\nold\n{readme_table.END}\nafter\n")
+    readme_table.main(tmp_path, readme)
+    text = readme.read_text()
+    assert "| **gated, `--max-drop 0.5`** | 87.10 % | 23.4 M | 23.4 % | 0.96 |" in text
+    assert "3 epochs" in text
+    assert "old" not in text
+    assert text.startswith("before\n")
+    assert text.endswith("\nafter\n")
+
+
+@pytest.mark.skipif(shutil.which("sh") is None, reason="needs a shell")
+@pytest.mark.parametrize("script", sorted(EXAMPLES.glob("*.sh")), ids=lambda path: path.name)
+def test_shell_scripts_name_real_options(script: Path) -> None:
+    """A script uses an option that the command line no longer has."""
+    from kdcompress import options
+    from kdcompress.cli import COMMANDS
+
+    subprocess.run(["sh", "-n", str(script)], check=True)
+    text = script.read_text().replace("\\\n", " ")
+    for line in text.splitlines():
+        words = line.replace("|", " ").split()
+        for command in COMMANDS:
+            if "kdcompress" in words and words[words.index("kdcompress") + 1] == command:
+                known = {options.flag(name) for name in getattr(options, COMMANDS[command][1]).__dataclass_fields__}
+                assert {word for word in words if word.startswith("--")} <= known, line
