@@ -66,7 +66,6 @@ def test_defaults_pass_their_own_checks(option_set: type[Options]) -> None:
         (3, "5", 7, 3),
         (3, None, 7, 3),
         ("3", "5", None, 3),
-        (None, None, None, 30),
     ],
 )
 def test_flag_beats_environment_beats_config(

@@ -72,9 +72,14 @@ def test_a_crash_in_the_middle_leaves_the_old_file(tmp_path: Path, error: BaseEx
     """A crash while saving would destroy the run's last good state, or litter its folder."""
     path = tmp_path / "run.json"
     path.write_bytes(b"old")
-    with pytest.raises(type(error)), atomic_file(path) as file:
-        file.write(b"ne")
-        raise error
+
+    def crash() -> None:
+        with atomic_file(path) as file:
+            file.write(b"ne")
+            raise error
+
+    with pytest.raises(type(error)):
+        crash()
     assert path.read_bytes() == b"old"
     assert names(tmp_path) == ["run.json"]
 
@@ -122,10 +127,15 @@ def test_an_error_of_the_disk_is_told_and_the_old_file_stays(
 
     if moment != "write":
         monkeypatch.setattr(os, {"fsync": "fsync", "rename": "replace"}[moment], fail)
-    with pytest.raises(UserError, match=words) as caught, atomic_file(path) as file:
-        file.write(b"new")
-        if moment == "write":
-            fail()
+
+    def write() -> None:
+        with atomic_file(path) as file:
+            file.write(b"new")
+            if moment == "write":
+                fail()
+
+    with pytest.raises(UserError, match=words) as caught:
+        write()
     assert str(path) in caught.value.problem
     assert caught.value.remedy
     assert caught.value.exit_code == 1

@@ -51,6 +51,10 @@ class NetworkFacts:
     macs_ratio: float | None = None
     members: list[dict[str, Any]] | None = None
 
+    def __post_init__(self) -> None:
+        channels, height, width = self.input_size
+        self.input_size = (channels, height, width)  # JSON has lists only
+
 
 @dataclass(kw_only=True)
 class TrainResult(NetworkFacts, Result):

@@ -10,7 +10,7 @@ from __future__ import annotations
 import importlib
 import sys
 from collections.abc import Sequence
-from importlib.machinery import ModuleSpec, PathFinder
+from importlib.machinery import ModuleSpec
 from types import ModuleType
 from typing import Any
 
@@ -35,16 +35,16 @@ class _AfterTimm:
     ) -> ModuleSpec | None:
         if fullname != "timm":
             return None
-        sys.meta_path.remove(self)
-        spec = PathFinder.find_spec(fullname, path, target)
+        others = (finder for finder in sys.meta_path if finder is not self)
+        spec = next((spec for finder in others if (spec := finder.find_spec(fullname, path, target))), None)
         if spec is not None and spec.loader is not None:
-            spec.loader = _Loader(spec.loader)  # type: ignore[assignment]
+            spec.loader = _Loader(spec.loader, self)  # type: ignore[assignment]
         return spec
 
 
 class _Loader:
-    def __init__(self, inner: Any) -> None:
-        self.inner = inner
+    def __init__(self, inner: Any, finder: _AfterTimm) -> None:
+        self.inner, self.finder = inner, finder
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.inner, name)
@@ -53,5 +53,9 @@ class _Loader:
         return self.inner.create_module(spec)
 
     def exec_module(self, module: ModuleType) -> None:
+        assert module.__spec__ is not None
+        module.__spec__.loader = module.__loader__ = self.inner
         self.inner.exec_module(module)
+        # only now: to find is not to import, and some libraries merely ask whether timm is there
+        sys.meta_path[:] = [finder for finder in sys.meta_path if finder is not self.finder]
         importlib.import_module("kdcompress.models")

@@ -16,7 +16,7 @@ import kdcompress
 from kdcompress.api import job as job_module
 from kdcompress.api import train as train_module
 from kdcompress.api.reference import Teacher
-from kdcompress.data import Data, load_source
+from kdcompress.data import Data, Preprocess, load_source
 from kdcompress.engine.distributed import Place
 from kdcompress.engine.interrupt import Interrupted
 from kdcompress.errors import UserError
@@ -104,9 +104,8 @@ def test_results_are_typed_and_complete(chain: Chain) -> None:
         assert result.run is not None
         assert Path(result.run).is_absolute()
         assert (result.data, result.num_classes, result.input_size) == ("digits", 10, (1, 8, 8))
-        assert (result.split, result.n, result.epochs, result.seed) == ("calibration", CALIBRATION, COMMON["epochs"], 0) or (
-            command == "train-teacher" and result.epochs == 2
-        )  # fmt: skip
+        assert (result.split, result.n, result.seed) == ("calibration", CALIBRATION, 0)
+        assert result.epochs == (2 if command == "train-teacher" else 1)
         assert result.flops == 2 * result.macs
         assert result.seconds > 0
         assert json.loads(json.dumps(result.to_dict(), allow_nan=False))["run"] == result.run
@@ -254,7 +253,11 @@ def test_profile_of_a_gated_cascade(chain: Chain) -> None:
     """Cost as expected with the exits of the calibration split, and by module."""
     result = kdcompress.profile_flops(model=chain.gated.run, by_module=True)
     assert type(result) is ProfileResult
-    assert (result.macs, result.params, result.members) == (chain.longer.macs, chain.longer.params, chain.longer.members)
+    assert (result.macs, result.params, result.members) == (
+        chain.longer.macs,
+        chain.longer.params,
+        chain.longer.members,
+    )
     assert result.expected_macs == pytest.approx(chain.gated.expected_macs, rel=1e-4)
     assert result.macs_ratio == chain.longer.macs_ratio
     assert result.by_module is not None
@@ -286,7 +289,9 @@ def test_a_member_added_to_a_gated_cascade(chain: Chain, tmp_path: Path) -> None
 def test_a_res_student_for_a_plain_student(chain: Chain, tmp_path: Path) -> None:
     """RUN may be any distilled student; its teacher is on record."""
     student = kdcompress.distill(teacher=chain.teacher.run, student=SMALL, out=str(tmp_path / "kd"), **COMMON)
-    result = kdcompress.add_res_student(run=student.run, arch=TINY, residual_loss="mse", out=str(tmp_path / "c"), **COMMON)
+    result = kdcompress.add_res_student(
+        run=student.run, arch=TINY, residual_loss="mse", out=str(tmp_path / "c"), **COMMON
+    )
     assert result.members is not None
     assert len(result.members) == 2
     assert result.energies is not None
@@ -296,9 +301,7 @@ def test_a_res_student_for_a_plain_student(chain: Chain, tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("loss", ["kl", "mse"])
-def test_a_new_member_starts_at_zero(
-    chain: Chain, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, loss: str
-) -> None:
+def test_a_new_member_starts_at_zero(chain: Chain, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, loss: str) -> None:
     """Before its first step the sum is the former student, to the bit."""
     first: list[dict[str, Any]] = []
     genuine = train_module.ResKdTask.forward
@@ -416,11 +419,9 @@ def test_resuming_with_another_teacher_or_data_is_refused(
         patch.setattr(train_module.KdTask, "forward", stopping)
         with pytest.raises(Interrupted):
             kdcompress.distill(teacher=chain.teacher.run, **given)
-    with pytest.raises(UserError, match=changed):
-        if changed == "teacher":
-            kdcompress.distill(teacher=other.run, resume=True, **given)
-        else:
-            kdcompress.distill(teacher=chain.teacher.run, data="py:other_data:make", resume=True, **given)
+    now = {"teacher": other.run} if changed == "teacher" else {"data": "py:other_data:make"}
+    with pytest.raises(UserError, match=f"another {changed}"):
+        kdcompress.distill(resume=True, **{"teacher": chain.teacher.run, **given, **now})
     kdcompress.distill(teacher=chain.teacher.run, resume=True, **given)
 
 
@@ -465,7 +466,9 @@ def test_methods_differ(chain: Chain, tmp_path: Path) -> None:
     ]
     prints = [
         kdcompress.load(
-            str(kdcompress.distill(student=TINY, out=str(tmp_path / str(number)), batch_size=256, **given, **COMMON).run)
+            str(
+                kdcompress.distill(student=TINY, out=str(tmp_path / str(number)), batch_size=256, **given, **COMMON).run
+            )
         ).fingerprint()
         for number, given in enumerate(variants)
     ]
@@ -518,7 +521,7 @@ def pair(student: str, teacher: str, size: tuple[int, int] = (8, 8)) -> tuple[An
     with torch.no_grad():
         theirs.model.train()(torch.randn(64, 1, *size))
     theirs.model.eval()
-    prep = train_module._larger(ours.prep, theirs.prep)
+    prep = train_module._shared(ours.prep, theirs.prep, load_source("digits"))
     frozen = Teacher(theirs, {}).freeze(train_module._adapter(prep, theirs.prep))
     return ours, (theirs, frozen), prep
 
@@ -609,3 +612,24 @@ def test_classes_and_channels_must_agree(chain: Chain, tmp_path: Path) -> None:
         with pytest.raises(UserError, match=words):
             kdcompress.distill(teacher=teacher, student=TINY, out=str(tmp_path / "run"), **COMMON)
         assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("student", "teacher", "images", "expected"),
+    [
+        ((32, 32), (32, 32), (32, 32), (32, 32)),
+        ((32, 32), (224, 224), (32, 32), (32, 32)),  # the teacher enlarges: nothing is lost, and 49 times less moved
+        ((16, 16), (224, 224), (32, 32), (32, 32)),
+        ((16, 16), (24, 24), (32, 32), (24, 24)),
+        ((32, 32), (16, 16), (32, 32), (32, 32)),
+        ((64, 64), (32, 32), (8, 8), (64, 64)),
+        ((128, 128), (224, 224), None, (224, 224)),  # photographs of any size
+    ],
+)
+def test_batches_are_no_larger_than_the_images(student: Any, teacher: Any, images: Any, expected: Any) -> None:
+    """CIFAR enlarged to an ImageNet teacher's size would not fit in memory, and blur the student's input."""
+    source = load_source("digits")
+    source.size = images
+    prep = Preprocess(student, 1, (0.1,), (0.2,))
+    found = train_module._shared(prep, Preprocess(teacher, 1, (0.5,), (0.5,)), source)
+    assert found == dataclasses.replace(prep, size=expected)

@@ -9,9 +9,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from cli.shell import FOREIGN, SETTINGS, TINY, Done, Stdin
 
 import kdcompress
+from cli.shell import FOREIGN, SETTINGS, TINY, Done, Stdin
 from kdcompress.cli import run
 
 Cli = Callable[..., Done]

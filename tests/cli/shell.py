@@ -1,4 +1,4 @@
-"""How the tests of the command line call it: in this process where many cases are tried, else as a user's shell does."""
+"""How the tests call the command line: in this process where many cases are tried, else as a user's shell does."""
 
 from __future__ import annotations
 
@@ -22,7 +22,12 @@ TINY = "resnet8_cifar,width=0.25"
 ESCAPE = re.compile(r"\x1b|\r")
 # what a terminal, a CI system or another test may have set, and a user's plain shell has not
 FOREIGN = re.compile(r"KDCOMPRESS_|(NO|FORCE)_COLOR|TTY_|COLUMNS|LINES|CI|RANK|WORLD_SIZE|LOCAL_RANK|PYTEST_")
-SETTINGS = {"KDCOMPRESS_DEVICE": "cpu", "KDCOMPRESS_PRECISION": "fp32", "OMP_NUM_THREADS": "1", "TERM": "xterm-256color"}
+SETTINGS = {
+    "KDCOMPRESS_DEVICE": "cpu",
+    "KDCOMPRESS_PRECISION": "fp32",
+    "OMP_NUM_THREADS": "1",
+    "TERM": "xterm-256color",
+}
 
 
 @dataclass(frozen=True)

@@ -14,9 +14,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
+
 from cli.conftest import Cli
 from cli.shell import TINY, cut_off, photos, shell, tree
-from safetensors.torch import load_file, save_file
 
 ONCE = ("--epochs", "1")
 
@@ -145,9 +146,7 @@ def test_no_command_shows_the_commands(cli: Cli) -> None:
     assert "Error" not in done.err
 
 
-def test_environment_and_config_are_checked_like_flags(
-    cli: Cli, here: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_environment_and_config_are_checked_like_flags(cli: Cli, here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Else a typing error in a config file or a variable is silently ignored."""
     (here / "wrong.yaml").write_text("epoch: 3\n")
     cli("train-teacher", "--config", "wrong.yaml").error("'epoch'", "epochs", status=2)
@@ -604,9 +603,7 @@ def test_errors_of_real_commands(here: Path, runs: Path) -> None:
     assert tree(here, runs) == before
 
 
-def test_debug_shows_the_traceback_of_what_is_not_ours(
-    cli: Cli, here: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_debug_shows_the_traceback_of_what_is_not_ours(cli: Cli, here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Else an accident in a library can neither be reported nor found."""
     (here / "odd.py").write_text("def make():\n    raise ZeroDivisionError('odd data')\n")
     plain = cli("train-teacher", "--data", "py:odd:make")

@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from cli.conftest import Cli
-from cli.shell import TINY, Done, spawn, tree
 
 import kdcompress
+from cli.conftest import Cli
+from cli.shell import TINY, Done, spawn, tree
 
 EPOCHS = 6
 SETTINGS = ["--epochs", str(EPOCHS), "--seed", "11", "--mixup", "0.2", "--ema-decay", "0.99", "--warmup-epochs", "1"]
@@ -110,7 +110,9 @@ def test_signal_in_distillation(cli: Cli, here: Path, runs: Path) -> None:
 def test_interrupt_before_the_training_begins(here: Path) -> None:
     """Else Ctrl-C during the seconds of imports shows a traceback."""
     process = spawn(["train-teacher", "--model", TINY, "--epochs", "1"], here)
-    time.sleep(1.5)
+    maps, until = Path(f"/proc/{process.pid}/maps"), time.monotonic() + 60
+    while maps.exists() and "libtorch" not in maps.read_text() and time.monotonic() < until:
+        time.sleep(0.05)
     process.send_signal(signal.SIGINT)
     done = finished(process)
     assert done.status == 130, done.err

@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from cli.conftest import Cli
 from cli.shell import BIN, ESCAPE, TINY, environment, shell
-
 from kdcompress import options
 from kdcompress.cli import COMMANDS
 from kdcompress.options import ShellOptions, flag

@@ -145,8 +145,8 @@ def test_preprocess_follows_the_model() -> None:
 
 def test_a_grey_model_gets_one_mean() -> None:
     """A network for grey images would get three channels' normalisation."""
-    model = timm.create_model("test_resnet", in_chans=1, pretrained_cfg_overlay={"mean": (0.1, 0.2, 0.3)})
-    prep = Preprocess.of(model)
+    cfg = {"mean": (0.1, 0.2, 0.3), "input_size": (1, 40, 48)}
+    prep = Preprocess.of(timm.create_model("test_resnet", in_chans=1, pretrained_cfg_overlay=cfg))
     assert prep.channels == 1
     assert len(prep.mean) == len(prep.std) == 1
     assert prep.mean[0] == pytest.approx(0.2)

@@ -428,7 +428,7 @@ def make(): return Subset(Data(), [5, 0, 1]), None
         ("def make(): return [(torch.zeros(2, 4, 4).byte(), i) for i in range(4)], None", "uint8, shape (2, 4, 4)"),
         ("def make(): return [(torch.zeros(16).byte(), i) for i in range(4)], None", "shape (16,)"),
         (
-            "class Endless(IterableDataset):\n  def __iter__(self): return iter(())\ndef make(): return Endless(), None",
+            "class Endless(IterableDataset):\n    def __iter__(self): yield\n\ndef make(): return Endless(), None",
             "is a stream",
         ),
         ("make = 3", "is not callable"),

@@ -61,7 +61,7 @@ def test_scores_are_the_naive_ones(classes: int, batch: int) -> None:
 
 def test_exits_are_counted() -> None:
     """Expected MACs are these counts times each member's cost."""
-    batches, x, labels = split()
+    batches, x, _labels = split()
     model = linear(10)
     stage_of = {tuple(image.flatten().tolist()): number % 3 for number, image in enumerate(x)}
 

@@ -338,7 +338,7 @@ def test_a_spec_to_profile_needs_no_weights() -> None:
 
 @pytest.mark.parametrize("reference", ["nothing/here", "runs/teacher", "gone.pth", "gone.safetensors"])
 def test_a_path_that_is_not_there_is_no_model_name(reference: str) -> None:
-    """"There is no model runs/teacher" would send the user looking for architectures."""
+    """ "There is no model runs/teacher" would send the user looking for architectures."""
     assert f"no file or folder {reference}" in refused(reference).problem
 
 

@@ -23,7 +23,7 @@ from kdcompress.engine.distributed import Place, from_main, start
 from kdcompress.engine.evaluate import collect, evaluate
 from kdcompress.engine.fit import Plan, fit
 from kdcompress.engine.progress import Reporter, Silent
-from kdcompress.errors import usage_error
+from kdcompress.errors import UserError, usage_error
 from kdcompress.methods.base import StudentTask
 from kdcompress.methods.losses import residual_energy
 from kdcompress.models.loading import Network, model_config, save_network
@@ -83,7 +83,9 @@ class Job:
         stem = f"{self.command}-{self.method}-{network.architecture}-{Path(source.spec).name}"
         run = from_main(lambda: claim(options.out, stem, resume=options.resume))
         provenance = self._provenance(data, teacher, parent)
-        if place.is_main and not run.has_checkpoint:
+        if run.has_checkpoint:
+            _check_origin(run, provenance)
+        elif place.is_main:
             run.write_json(RECORD, {**provenance, "status": "unfinished"})
         rows = fit(
             task, batches, calibration, options, plan, place, run, self.reporter,
@@ -143,6 +145,24 @@ class Job:
             "hardware": self.place.describe(),
             "versions": versions(),
         }
+
+
+def _check_origin(run: RunFolder, now: dict[str, Any]) -> None:
+    """A run that goes on must do so with the data and the teacher it began with.
+
+    Raises:
+        UserError: It has others.
+    """
+
+    def origin(record: dict[str, Any]) -> dict[str, Any]:
+        teacher = record.get("teacher") or {}
+        return {"data": record.get("data_fingerprint"), "teacher": teacher.get("fingerprint")}
+
+    then = origin(run.record())
+    for name, value in origin(now).items():
+        if then[name] != value:
+            remedy = f"Resume with the same {name}, or start a new run without --resume."
+            raise UserError(f"The run {run.path} was started with another {name}.", remedy)
 
 
 def finished(options: OutputOptions, command: str, kind: type[R], reporter: Reporter) -> R | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import time
 from pathlib import Path
 from typing import Any
@@ -92,7 +93,7 @@ def distill(options: DistillOptions | None = None, /, *, reporter: Reporter | No
             channels = teacher.network.prep.channels
         check_channels(teacher.network, channels, "teacher")
     student = _fresh(options.student, source, options, channels, options.pretrained)
-    prep = _larger(student.prep, teacher.network.prep) if teacher else student.prep
+    prep = _shared(student.prep, teacher.network.prep, source) if teacher else student.prep
     task = _task(options, student, teacher, prep)
     cascade = options.method == "reskd"
     return job.train(
@@ -138,7 +139,7 @@ def add_res_student(
         job.reporter.note("Notice: the gate of the run does not fit another member; calibrate it again.")
         base.model.gate = None
     member = new_member(ModelSpec.parse(options.arch[0]), base, options.seed)
-    prep = _larger(base.prep, teacher.network.prep)
+    prep = _shared(base.prep, teacher.network.prep, source)
     task = ResKdTask(
         member.model,
         Frozen(base.model, _adapter(prep, base.prep)),
@@ -149,7 +150,8 @@ def add_res_student(
         **_logit_weights(options),
     )
     data = _data(source, prep, job)
-    earlier = base.record.get("result", {}).get("energies") or []
+    # the result of a gated cascade is its gate's; that of its training is kept beside it
+    earlier = (base.record.get("training") or base.record.get("result") or {}).get("energies") or []
     return job.train(
         task,
         member,
@@ -242,11 +244,13 @@ def _data(source: DataSource, prep: Preprocess, job: Job) -> Data:
     return Data(source, prep, job.options, job.place.device, job.place.rank, job.place.world)
 
 
-def _larger(student: Preprocess, teacher: Preprocess) -> Preprocess:
-    """Batches are made for the student, at the larger size of the two."""
-    if teacher.size[0] * teacher.size[1] > student.size[0] * student.size[1]:
-        return dataclasses.replace(student, size=teacher.size)
-    return student
+def _shared(student: Preprocess, teacher: Preprocess, source: DataSource) -> Preprocess:
+    """Batches are made for the student, at the larger size of the two where the images have so many pixels.
+
+    Images enlarged for the teacher and shrunk again would reach the student blurred; so the teacher enlarges its own.
+    """
+    sizes = [teacher.size] if source.size is None else [teacher.size, source.size]
+    return dataclasses.replace(student, size=max(student.size, min(sizes, key=math.prod), key=math.prod))
 
 
 def _adapter(made_for: Preprocess, wanted: Preprocess) -> InputAdapter | None:

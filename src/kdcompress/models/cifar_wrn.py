@@ -8,7 +8,7 @@ from timm.models import build_model_with_cfg, generate_default_cfgs, register_mo
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from kdcompress.models.cifar_resnet import (
+from kdcompress.models.small_network import (
     SmallNetwork,
     checkpoint_filter_fn,
     default_cfg,
