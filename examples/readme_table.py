@@ -23,7 +23,8 @@ def main(out: Path, readme: Path) -> None:
     for path in sorted(out.glob("eval-gated-*.json")):
         drop = path.stem.removeprefix("eval-gated-")
         result = _read(path)
-        rows.append(_row(f"**gated, `--max-drop {drop}`**", result, teacher, result["speedup"] / result["macs_speedup"]))
+        kept = result["speedup"] / result["macs_speedup"]
+        rows.append(_row(f"**gated, `--max-drop {drop}`**", result, teacher, kept))
     record = _read(out / "s0" / "run.json")
     versions = record["versions"]
     lines = [

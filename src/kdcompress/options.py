@@ -23,6 +23,11 @@ METHODS = ("ce", "label-smoothing", "tf-kd", "kd", "reskd")
 TEACHERLESS = ("ce", "label-smoothing", "tf-kd")
 DATA, TRAINING, RUN, SHELL = "Data", "Training", "Run", "Shell"
 
+# what may differ when a run goes on: where things are and how they are watched, not what comes out
+FREE_OPTIONS = frozenset(
+    ("out", "resume", "tensorboard", "workers", "device", "precision", "download", "data_dir", "run", "teacher", "data")
+)
+
 T = TypeVar("T", bound="Options")
 
 

@@ -140,14 +140,15 @@ def claim(out: str | None, stem: str, *, resume: bool) -> RunFolder:
     """
     if out is not None:
         path = Path(out).absolute()
-        if path.exists() and not (path.is_dir() and not any(path.iterdir())):
-            if not resume:
-                raise usage_error(
-                    f"--out {out} exists already.", "Choose another folder, or add --resume to go on with it."
-                )
-            if not (path / RECORD).is_file():
-                raise usage_error(f"--out {out} is not a run that could be resumed.", "Choose another folder.")
-        return _made(path)
+        if _is_free(path):
+            return _made(path)
+        if not resume:
+            raise usage_error(
+                f"--out {out} exists already.", "Choose another folder, or add --resume to go on with it."
+            )
+        if not (path / RECORD).is_file():
+            raise usage_error(f"--out {out} is not a run that could be resumed.", "Choose another folder.")
+        return RunFolder(path)
     stem = re.sub(r"[^\w.=-]+", "-", stem).strip("-")
     number = 1
     while True:
@@ -156,7 +157,7 @@ def claim(out: str | None, stem: str, *, resume: bool) -> RunFolder:
         run = RunFolder(path)
         if not path.exists():
             with contextlib.suppress(FileExistsError):
-                return _made(path, exist_ok=False)
+                return _made(path)
         elif resume and (path / RECORD).is_file() and not run.is_finished:
             return run
 
@@ -182,9 +183,21 @@ def open_run(path: str | Path) -> RunFolder:
     return run
 
 
-def _made(path: Path, exist_ok: bool = True) -> RunFolder:
+def _is_free(path: Path) -> bool:
+    """Not there, or empty but for what a run left that was killed before its first file was whole."""
+    return not path.exists() or (
+        path.is_dir() and all(re.fullmatch(r"\..*\.tmp", entry.name) for entry in path.iterdir())
+    )
+
+
+def _made(path: Path) -> RunFolder:
+    """Make the folder, or take an empty one.
+
+    Raises:
+        FileExistsError: Another process was faster.
+    """
     try:
-        path.mkdir(parents=True, exist_ok=exist_ok)
+        path.mkdir(parents=True, exist_ok=path.exists())
     except FileExistsError:
         raise
     except OSError as error:

@@ -210,3 +210,12 @@ def test_several_res_students_resume_where_they_were(cli: Cli, here: Path, runs:
     assert done.err.count("epoch 1/1") == 1
     assert weights(here / "grown" / "member-0") == first
     assert weights(here / "grown") == last
+
+
+def test_a_finished_run_is_not_taken_for_another(cli: Cli, runs: Path) -> None:
+    """A script that raises --epochs gets the old result, and nobody notices."""
+    before = tree(runs)
+    done = cli("train-teacher", "--model", TINY, "--epochs", "7", "--out", runs / "teacher", "--resume")
+    assert done.status == 2
+    assert "was made with --epochs 1" in done.err
+    assert tree(runs) == before

@@ -24,6 +24,7 @@ from kdcompress.options import DataOptions
 
 from .images import MakeFolder, random_image
 
+pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create")  # this machine may have one core
 CPU = torch.device("cpu")
 PREP = Preprocess((12, 10), 3, (0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
 GREY = Preprocess((8, 8), 1, (0.5,), (0.25,))

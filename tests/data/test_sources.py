@@ -441,6 +441,17 @@ def test_what_is_wrong_with_a_python_data_set_is_told(module: Module, body: str,
     assert words in refused(module(body)).problem
 
 
+def test_a_bad_image_does_not_keep_python_data_from_opening(module: Module, make_folder: MakeFolder) -> None:
+    """--skip-bad-images could not go on without it."""
+    path = make_folder() / "train/ant/0.png"
+    path.write_bytes(path.read_bytes()[:150])
+    paths = [str(path), *(str(path.with_name(f"{i}.png")) for i in (1, 2, 3))]
+    source = load_source(module(f"def make(): return [(Image.open(p), i % 2) for i, p in enumerate({paths})], None"))
+    with pytest.raises(UserError, match="image 0: "):
+        read_image(source.train, 0, 3)
+    assert read_image(source.train, 1, 3).size == (10, 12)
+
+
 @pytest.mark.parametrize("spec", ["py:", "py:json", "py:json:", "py:no_such_module:f", "py::f"])
 def test_a_python_spec_that_leads_nowhere(spec: str) -> None:
     """A traceback instead of how to write it."""

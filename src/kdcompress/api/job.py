@@ -27,7 +27,7 @@ from kdcompress.errors import UserError, usage_error
 from kdcompress.methods.base import StudentTask
 from kdcompress.methods.losses import residual_energy
 from kdcompress.models.loading import Network, model_config, save_network
-from kdcompress.options import OutputOptions, TrainingOptions
+from kdcompress.options import FREE_OPTIONS, OutputOptions, TrainingOptions, flag
 from kdcompress.results import R, TrainResult
 from kdcompress.runs import RECORD, RunFolder, claim
 
@@ -169,7 +169,7 @@ def finished(options: OutputOptions, command: str, kind: type[R], reporter: Repo
     """The result of the run that ``--resume`` finds complete.
 
     Raises:
-        UserError: It is a run of another command, finished or not.
+        UserError: It is a run of another command, finished or not, or was made with other options.
     """
     if not (options.resume and options.out):
         return None
@@ -179,6 +179,12 @@ def finished(options: OutputOptions, command: str, kind: type[R], reporter: Repo
         raise usage_error(f"--out {run.path} is a run of {record['command']}.", "Choose another folder.")
     if not run.is_finished:
         return None
+    then = record.get("options", {})
+    changed = [key for key, value in options.to_dict().items() if key not in FREE_OPTIONS and then.get(key) != value]
+    if changed:
+        detail = ", ".join(f"{flag(key)} {then.get(key)}" for key in changed[:3])
+        remedy = "Give the same options to take its result, or choose another folder."
+        raise usage_error(f"The run {run.path} is finished, but was made with {detail}.", remedy)
     reporter.note(f"{run.path} is finished already.")
     return kind.from_dict({**record["result"], "run": str(run.path)})
 

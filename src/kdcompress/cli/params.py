@@ -43,6 +43,8 @@ def with_options(function: Callable[[dict[str, Any]], None], *option_sets: type[
 def _annotation(option_set: type[Options], field: dataclasses.Field[Any]) -> Any:
     kind, meta = field_type(option_set, field.name), field.metadata
     help_text = meta["help"]
+    if meta["choices"]:
+        help_text += f": {', '.join(meta['choices'])}"
     if not meta["argument"] and field.default not in (None, (), False):
         help_text += f" (default: {field.default})"
     if meta["argument"]:
@@ -54,7 +56,7 @@ def _annotation(option_set: type[Options], field: dataclasses.Field[Any]) -> Any
     if typing.get_origin(kind) is tuple:
         metavar = METAVARS[typing.get_args(kind)[0]]
         return Annotated[Optional[list[str]], typer.Option(flag(field.name), metavar=metavar, **shared)]  # noqa: UP045
-    metavar = "|".join(meta["choices"]) or METAVARS[kind]
+    metavar = "CHOICE" if meta["choices"] else METAVARS[kind]
     return Annotated[Optional[str], typer.Option(flag(field.name), metavar=metavar, **shared)]  # noqa: UP045
 
 

@@ -60,7 +60,11 @@ class Data:
 
     @property
     def workers(self) -> int:
-        return self.options.workers if self.options.workers is not None else min(os.cpu_count() or 1, 8)
+        if self.options.workers is not None:
+            return self.options.workers
+        # containers and batch systems give a process fewer cores than the machine has
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        return min(max(cores // self.world, 1), 8)
 
     def fit_size(self) -> int:
         return len(fit_calibration(self.source.train.labels, self.holdout)[0])

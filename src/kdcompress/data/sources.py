@@ -6,6 +6,7 @@ in :mod:`kdcompress.data.batches`.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import importlib
 import sys
@@ -280,7 +281,8 @@ def _from_map(spec: str, train: Any, test: Any, flip: bool) -> DataSource:
             raise UserError(f"The data {spec} have {count} classes, but an image has the label {odd[0]}.", remedy)
     print_of = hashlib.sha256(train_list.labels.tobytes())
     for index in np.linspace(0, len(train_list.labels) - 1, 32).astype(int):
-        print_of.update(np.asarray(train_list.image(int(index))).tobytes())
+        with contextlib.suppress(*UNREADABLE):  # met, and named, later
+            print_of.update(np.asarray(train_list.image(int(index))).tobytes())
     names = tuple(str(name) for name in classes) if classes is not None else None
     return DataSource(spec, train_list, test_list, count, names, print_of.hexdigest()[:16], flip)
 

@@ -22,7 +22,7 @@ from kdcompress.engine.evaluate import evaluate
 from kdcompress.engine.interrupt import Interrupted, StopSignal
 from kdcompress.engine.progress import Reporter
 from kdcompress.errors import UserError, usage_error
-from kdcompress.options import TrainingOptions
+from kdcompress.options import FREE_OPTIONS, TrainingOptions
 from kdcompress.runs import RunFolder
 
 BASE_BATCH = 128
@@ -314,8 +314,7 @@ class Trainer:
 
     def _fixed_options(self) -> dict[str, Any]:
         """What must not change under a run that goes on: all that decides its result."""
-        free = {"out", "resume", "tensorboard", "workers", "device", "download", "data_dir", "run", "teacher", "data"}
-        options = {key: value for key, value in self.options.to_dict().items() if key not in free}
+        options = {key: value for key, value in self.options.to_dict().items() if key not in FREE_OPTIONS}
         return {**options, **vars(self.plan), "precision": self.place.precision, "world": self.place.world}
 
 
