@@ -34,7 +34,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture
 def cli(here: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Iterator[Cli]:
     """``cli("eval", run, stdin=…)`` runs the command line in this process, in the folder ``here``."""
-    former = signal.getsignal(signal.SIGTERM)
+    former = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
 
     def call(*arguments: object, stdin: str = "") -> Done:
         monkeypatch.setattr(sys, "stdin", Stdin(stdin))
@@ -43,7 +43,8 @@ def cli(here: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.Monke
         return Done(status, *capfd.readouterr())
 
     yield call
-    signal.signal(signal.SIGTERM, former)
+    for number, handler in former.items():
+        signal.signal(number, handler)
 
 
 @pytest.fixture(scope="session")

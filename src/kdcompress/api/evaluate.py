@@ -30,7 +30,7 @@ def evaluate(options: EvalOptions | None = None, /, *, reporter: Reporter | None
 
     Args:
         options: All options at once; else give them by name (the fields of :class:`EvalOptions`).
-        reporter: Not used; there for symmetry with the other commands.
+        reporter: Told what is about to be scored.
 
     Raises:
         UserError: Nothing to load, data that do not fit, or no test split.
@@ -48,6 +48,8 @@ def evaluate(options: EvalOptions | None = None, /, *, reporter: Reporter | None
     if network.record.get("data_fingerprint") != source.fingerprint:
         check_channels(network, choose_channels(source, options), "network")
     data = Data(source, network.prep, options, place.device, place.rank, place.world)
+    if reporter is not None and place.is_main:
+        reporter.note(f"Scoring {network.architecture} on the {options.split} split of {source.spec}.")
     batches = data.evaluation(options.split, options.batch_size)
     profiles = member_profiles(network)
     teacher = network.record.get("teacher")

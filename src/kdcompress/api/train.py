@@ -167,12 +167,13 @@ def _grow(options: DistillOptions, reporter: Reporter | None) -> TrainResult:
     """S0 and its res-students in one command: each a run of its own, below the folder of the last one."""
     began = time.perf_counter()
     place = start(options.device, options.precision)
-    told = (reporter if place.is_main else None) or Silent()
-    if (done := finished(options, "add-res-student", TrainResult, told)) is not None:
-        return dataclasses.replace(done, command="distill")
     for spec in map(ModelSpec.parse, options.arch):
         if not spec.name.startswith("py:"):
             default_config(spec.name)  # before S0 is trained for nothing
+    archs = [options.arch[min(number, len(options.arch) - 1)] for number in range(options.res_students)]
+    told = (reporter if place.is_main else None) or Silent()
+    if (done := finished(_step(options, archs[-1]), "add-res-student", TrainResult, told)) is not None:
+        return dataclasses.replace(done, command="distill")
     stem = f"distill-reskd-{options.student}-{options.res_students}-res-students"
     run = from_main(lambda: claim(options.out, stem, resume=options.resume))
     if place.is_main and not (run.path / RECORD).exists():
@@ -184,14 +185,17 @@ def _grow(options: DistillOptions, reporter: Reporter | None) -> TrainResult:
         if place.is_main and not Path(str(first.out)).exists():  # it was refused before it began
             run.discard()
         raise
-    shared = {field.name for field in dataclasses.fields(AddResStudentOptions)} - {"run", "teacher", "arch", "out"}
-    values = {name: getattr(options, name) for name in shared}
-    for number in range(1, options.res_students + 1):
-        arch = options.arch[min(number, len(options.arch)) - 1]
-        out = run.path if number == options.res_students else run.path / f"member-{number}"
-        step = AddResStudentOptions(**{**values, "run": result.run, "arch": (arch,), "out": str(out), "resume": True})
+    for number, arch in enumerate(archs, start=1):
+        out = run.path if number == len(archs) else run.path / f"member-{number}"
+        step = dataclasses.replace(_step(options, arch), run=str(result.run), out=str(out), resume=True)
         result = add_res_student(step, reporter=reporter)
     return dataclasses.replace(result, command="distill", seconds=round(time.perf_counter() - began, 3))
+
+
+def _step(options: DistillOptions, arch: str) -> AddResStudentOptions:
+    """What ``add-res-student`` is told, as far as ``distill`` was told the same."""
+    shared = {field.name for field in dataclasses.fields(AddResStudentOptions)} - {"run", "teacher", "teacher_arch"}
+    return AddResStudentOptions(**{**{name: getattr(options, name) for name in shared}, "arch": (arch,)})
 
 
 def _check_distill(options: DistillOptions) -> None:

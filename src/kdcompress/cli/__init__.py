@@ -13,6 +13,7 @@ from typing import Any
 import typer
 
 from kdcompress.cli.output import print_error, print_result
+from kdcompress.engine.interrupt import Asked, interrupt
 from kdcompress.errors import UserError, usage_error
 
 TEACHER_HELP = """Train, or fine-tune, a network on labels.
@@ -117,7 +118,9 @@ def _command(name: str) -> Callable[..., None]:
 
 def run(arguments: list[str]) -> int:
     """Run the command line and return its exit status."""
-    signal.signal(signal.SIGTERM, _terminate)
+    Asked.once = False
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, interrupt)
     try:
         # standalone_mode off: what goes wrong comes here as an exception
         return int(_app(arguments)(arguments, standalone_mode=False) or 0)
@@ -184,7 +187,3 @@ def _read_config(path: str | None, command: str) -> dict[str, Any]:
 
 def _name(key: Any) -> str:
     return str(key).replace("-", "_")
-
-
-def _terminate(number: int, frame: object) -> None:
-    raise KeyboardInterrupt

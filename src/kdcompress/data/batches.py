@@ -41,6 +41,11 @@ class MemoryImages:
     ids: np.ndarray
     prep: Preprocess
 
+    def __post_init__(self) -> None:
+        # made once: a tensor made on a GPU from Python numbers waits for it
+        mean, std = (torch.tensor(values).mul(255).view(1, -1, 1, 1) for values in (self.prep.mean, self.prep.std))
+        self.mean, self.std = mean.to(self.pixels.device), std.to(self.pixels.device)
+
     def training(self, positions: np.ndarray, seed: int, view: int, augment: str) -> Batch:
         height, width = self.prep.size
         if augment == "none":
@@ -56,17 +61,14 @@ class MemoryImages:
         height, width = self.prep.size
         chosen = torch.from_numpy(positions)
         index = ((chosen[:, None] * height + rows)[:, :, None] * width + columns[:, None, :]).flatten()
-        device = self.pixels.device
-        x = self.pixels.index_select(0, index.to(device, non_blocking=True))
+        x = self.pixels.index_select(0, self._moved(index))
         x = x.view(len(positions), height, width, self.prep.channels).permute(0, 3, 1, 2)
-        return normalise(x, self.prep), self.labels[chosen.to(device)]
+        return x.float().sub_(self.mean).div_(self.std), self.labels.index_select(0, self._moved(chosen))
 
-
-def normalise(x: Tensor, prep: Preprocess) -> Tensor:
-    """uint8 [B, C, H, W] to normalised float32 of the same memory layout."""
-    mean = torch.tensor(prep.mean, device=x.device).mul_(255).view(1, -1, 1, 1)
-    std = torch.tensor(prep.std, device=x.device).mul_(255).view(1, -1, 1, 1)
-    return x.float().sub_(mean).div_(std)
+    def _moved(self, index: Tensor) -> Tensor:
+        """To the pixels' device, without waiting for it."""
+        device = self.pixels.device
+        return index.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else index.to(device)
 
 
 def load_into_memory(

@@ -92,6 +92,6 @@ def collect(forward: Callable[[Tensor], Tensor], batches: EvalBatches, place: Pl
 def _timed(forward: Callable[[Tensor], Any], x: Tensor, place: Place) -> tuple[Any, float]:
     start = time.perf_counter()
     output = forward(x)
-    if place.device.type == "cuda":
-        torch.cuda.synchronize(place.device)
+    if place.device.type != "cpu":
+        torch.get_device_module(place.device).synchronize()
     return output, time.perf_counter() - start

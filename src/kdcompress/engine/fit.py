@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
 from dataclasses import dataclass
@@ -211,20 +212,11 @@ class Trainer:
         labels = target
         if self.mixup is not None:
             input, target = _mixed(self.mixup, input, target, self.num_classes)
-        with self.place.autocast():
-            result = self.task(input, target)
-        # processes average their gradients; their shares of a batch may differ by one image
-        share = len(labels) * self.place.world / images
-        loss = result["loss"] * (share / group)
-        if self.scaler is not None:
-            parameters = list(self.task.get_clip_parameters())
-            self.scaler(loss, self.optimizer, self.options.clip_grad, parameters=parameters, need_update=due)
-        else:
-            loss.backward()
-            if due:
-                if self.options.clip_grad:
-                    dispatch_clip_grad(self.task.get_clip_parameters(), self.options.clip_grad)
-                self.optimizer.step()
+        with contextlib.nullcontext() if due else self.task.no_sync():
+            with self.place.autocast():
+                result = self.task(input, target)
+            # processes average their gradients; their shares of a batch may differ by one image
+            self._backward(result["loss"] * (len(labels) * self.place.world / images / group), due)
         if due:
             self.optimizer.zero_grad()
             self.update += 1
@@ -232,6 +224,19 @@ class Trainer:
                 self.task.update_ema(step=self.update)
         self._record(result, labels)
         return due
+
+    def _backward(self, loss: Tensor, due: bool) -> None:
+        """Gradients, and where an update is due also that, clipped if asked for."""
+        clip = self.options.clip_grad
+        if self.scaler is not None:
+            parameters = list(self.task.get_clip_parameters())
+            self.scaler(loss, self.optimizer, clip, parameters=parameters, need_update=due)
+            return
+        loss.backward()
+        if due:
+            if clip:
+                dispatch_clip_grad(self.task.get_clip_parameters(), clip)
+            self.optimizer.step()
 
     def _record(self, result: dict[str, Tensor], labels: Tensor) -> None:
         """Sums on the device: nothing here waits for it."""

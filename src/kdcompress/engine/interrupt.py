@@ -9,6 +9,18 @@ from types import FrameType, TracebackType
 from typing import Any
 
 
+class Asked:
+    """Whether this process was asked to stop: libraries swallow a KeyboardInterrupt that meets them in their imports."""
+
+    once = False
+
+
+def interrupt(number: int, frame: FrameType | None) -> None:
+    """Signal handler of the command line: leave now, or, if that is swallowed, at the first chance."""
+    Asked.once = True
+    raise KeyboardInterrupt
+
+
 class Interrupted(KeyboardInterrupt):
     """A training was asked to stop; exit status 130.
 
@@ -29,6 +41,7 @@ class StopSignal:
         self.former: dict[int, Any] = {}
 
     def __enter__(self) -> StopSignal:
+        self.requested = Asked.once
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGINT, signal.SIGTERM):
                 self.former[number] = signal.signal(number, self._ask)

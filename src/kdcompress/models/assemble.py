@@ -29,7 +29,9 @@ def new_network(
     prep = Preprocess.of(model)
     config.update(mean=prep.mean, std=prep.std)
     config.pop("label_names", None)
-    return Network(model, spec.name, args, spec.name)
+    # a tag names pretrained weights, which the trained network no longer has
+    architecture = spec.name if spec.name.startswith("py:") else spec.name.split(".")[0]
+    return Network(model, architecture, args, spec.name)
 
 
 def new_member(spec: ModelSpec, base: Network, seed: int) -> Network:

@@ -6,6 +6,7 @@ exception is ``py:module:function``, which names code of the user's own.
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import importlib
 import json
@@ -23,7 +24,7 @@ from kdcompress.errors import UserError, usage_error
 from kdcompress.models.build import ModelSpec, build, config_of, default_config
 from kdcompress.models.residual_cascade import ARCHITECTURE as CASCADE
 from kdcompress.models.residual_cascade import ResidualCascade
-from kdcompress.runs import CONFIG, WEIGHTS, RunFolder, open_run
+from kdcompress.runs import CONFIG, RECORD, WEIGHTS, RunFolder, open_run
 
 CHECKPOINT_SUFFIXES = (".safetensors", ".pt", ".pth", ".th", ".bin", ".tar", ".ckpt")
 
@@ -110,13 +111,16 @@ def load_network(reference: str, arch: str | None = None, *, weights: bool = Tru
     if path.is_file():
         return _from_checkpoint(path, arch)
     if reference.startswith("hf-hub:"):
-        return _from_hub(reference)
+        return _by_timm(reference)
     if path.suffix in CHECKPOINT_SUFFIXES or "/" in reference.split(",")[0]:
         raise UserError(f"There is no file or folder {reference}.", "Check the path.")
     return _from_spec(reference, weights, shape)
 
 
 def _from_folder(path: Path) -> Network:
+    run = RunFolder(path.absolute())
+    if (run.path / CONFIG).is_file() and not (run.path / RECORD).is_file() and "model_args" not in run.config():
+        return dataclasses.replace(_by_timm(f"local-dir:{run.path}"), path=run.path)  # none of ours
     run = open_run(path)
     config, record = run.config(), run.record()
     architecture, args = config.get("architecture"), dict(config.get("model_args") or {})
@@ -143,25 +147,32 @@ def _from_checkpoint(path: Path, arch: str | None) -> Network:
     filtered = _translated(state, model)
     config = config_of(model)
     shape: dict[str, Any] = {}
-    head, stem = filtered.get(f"{config.get('classifier')}.weight"), filtered.get(f"{config.get('first_conv')}.weight")
+    head_name, stem_name = f"{config.get('classifier')}.weight", f"{config.get('first_conv')}.weight"
+    head, stem = filtered.get(head_name), filtered.get(stem_name)
     if head is not None and "num_classes" not in spec.args:
         shape["num_classes"] = head.shape[0]
     if stem is not None and stem.ndim == 4 and "in_chans" not in spec.args:
         shape["in_chans"] = stem.shape[1]
-    model, args = build(spec, size=size[1:] if size else None, **shape)
+    own = model.state_dict()
+    if any(key in own and own[key].shape != filtered[key].shape for key in (head_name, stem_name) if key in filtered):
+        model, args = build(spec, size=size[1:] if size else None, **shape)
     _fill(model, filtered, path)
     return Network(model.eval(), spec.name, args, str(path.absolute()), arch)
 
 
-def _from_hub(reference: str) -> Network:
+def _by_timm(reference: str) -> Network:
+    """A model folder that others made, here or on the hub: in any of the layouts that timm knows."""
     try:
         model = timm.create_model(reference, pretrained=True)
     except Exception as error:
         first = (str(error).splitlines() or [type(error).__name__])[0]
-        raise UserError(f"{reference} cannot be loaded: {first}", "Check the name and the connection.") from error
+        raise UserError(
+            f"{reference} cannot be loaded: {first}", "Check the name, its files and the connection."
+        ) from error
     config = config_of(model)
     names = config.get("label_names")
-    return Network(model.eval(), config["architecture"], {}, reference, class_names=tuple(names) if names else None)
+    architecture = config["architecture"]
+    return Network(model.eval(), architecture, {}, reference, class_names=tuple(names) if names else None)
 
 
 def _from_spec(reference: str, weights: bool, shape: dict[str, Any]) -> Network:

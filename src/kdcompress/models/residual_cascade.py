@@ -44,7 +44,6 @@ class ResidualCascade(nn.Module):
         gate: dict[str, Any] | None = None,
         num_classes: int = 10,
         in_chans: int = 3,
-        **_: Any,
     ) -> None:
         super().__init__()
         if not members:
