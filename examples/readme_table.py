@@ -25,7 +25,7 @@ def main(out: Path, readme: Path) -> None:
         result = _read(path)
         kept = result["speedup"] / result["macs_speedup"]
         rows.append(_row(f"**gated, `--max-drop {drop}`**", result, teacher, kept))
-    record = _read(out / "s0" / "run.json")
+    record, res_record = _read(out / "s0" / "run.json"), _read(out / "s0-r1" / "run.json")
     versions = record["versions"]
     lines = [
         BEGIN,
@@ -33,8 +33,8 @@ def main(out: Path, readme: Path) -> None:
         "| --- | ---: | ---: | ---: | ---: |",
         *rows,
         "",
-        f"{teacher['n']:,} test images, {record['options']['epochs']} epochs a network, seed {record['seed']}, "
-        f"last epoch; made by `examples/cifar10_pipeline.sh` on {teacher['hardware']} "
+        f"{teacher['n']:,} test images; S0 {record['options']['epochs']} epochs, R1 {res_record['options']['epochs']}, "
+        f"one seed, last epoch; made by `examples/cifar10_pipeline.sh` on {teacher['hardware']} "
         f"(torch {versions['torch']}, {record['result']['precision']}), table by `examples/readme_table.py`. "
         "The images are the JPEG version of CIFAR-10, so all accuracies are a little below the published ones.",
         "",

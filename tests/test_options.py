@@ -13,20 +13,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
-from kdcompress import options as sets
 from kdcompress.cli.params import with_options
 from kdcompress.errors import UserError
+from kdcompress.option_set import Options, field_type, flag
 from kdcompress.options import (
     AddResStudentOptions,
     DataOptions,
     DistillOptions,
     EvalOptions,
     GateCalibrateOptions,
-    Options,
     ProfileFlopsOptions,
     ShellOptions,
     TrainTeacherOptions,
-    flag,
 )
 
 ALL = (
@@ -42,7 +40,7 @@ NUMBERS = [
     pytest.param(option_set, field, id=f"{option_set.__name__}.{field.name}")
     for option_set in (TrainTeacherOptions, DistillOptions, GateCalibrateOptions)
     for field in dataclasses.fields(option_set)
-    if sets.field_type(option_set, field.name) in (int, float)
+    if field_type(option_set, field.name) in (int, float)
 ]
 
 
@@ -221,7 +219,7 @@ def test_any_number_is_kept_or_refused_by_its_range(
 ) -> None:
     """A number would come out changed, or one that the help allows be refused."""
     meta = field.metadata
-    whole = sets.field_type(option_set, field.name) is int
+    whole = field_type(option_set, field.name) is int
     value = data.draw(st.integers(-(2**33), 2**33) | st.integers(-3, 3) if whole else st.floats() | st.floats(-2, 2))
     good = math.isfinite(value)
     good = good and meta["low"] <= value <= meta["high"] and meta["above"] < value < meta["below"]

@@ -8,6 +8,7 @@ import pytest
 import kdcompress
 from kdcompress import options
 from kdcompress.cli import COMMANDS
+from kdcompress.option_set import flag
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -46,7 +47,7 @@ def test_commands_in_the_readme_exist_with_their_options() -> None:
             if command not in COMMANDS:
                 assert line.startswith(("torchrun", "python3")), line
                 continue
-            known = {options.flag(name) for name in getattr(options, COMMANDS[command][1]).__dataclass_fields__}
+            known = {flag(name) for name in getattr(options, COMMANDS[command][1]).__dataclass_fields__}
             assert {word for word in rest if word.startswith("--")} <= known, part
             seen += 1
     assert seen >= 10

@@ -1,23 +1,13 @@
-"""What a user can set, once: defaults, help texts and ranges for the command line, the config file and Python.
+"""What a user can set: defaults, help texts and ranges, once for the command line, the config file and Python.
 
-Every command has one dataclass. A value is taken from the caller (flag or keyword), else from the environment
-(``KDCOMPRESS_EPOCHS``), else from the config file, else from the default here. Nothing in this module imports torch.
+Every command has one dataclass. Nothing in this module imports torch.
 """
 
 from __future__ import annotations
 
-import dataclasses
-import difflib
-import functools
-import math
-import os
-import types
-import typing
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, TypeVar
 
-from kdcompress.errors import usage_error
+from kdcompress.option_set import Options, option
 
 METHODS = ("ce", "label-smoothing", "tf-kd", "kd", "reskd")
 TEACHERLESS = ("ce", "label-smoothing", "tf-kd")
@@ -27,77 +17,6 @@ DATA, TRAINING, RUN, SHELL = "Data", "Training", "Run", "Shell"
 FREE_OPTIONS = frozenset(
     ("out", "resume", "tensorboard", "workers", "device", "precision", "download", "data_dir", "run", "teacher", "data")
 )
-
-T = TypeVar("T", bound="Options")
-
-
-def option(
-    default: Any,
-    help: str,
-    *,
-    choices: tuple[str, ...] = (),
-    low: float = -math.inf,
-    high: float = math.inf,
-    above: float = -math.inf,
-    below: float = math.inf,
-    panel: str | None = None,
-    argument: bool = False,
-) -> Any:
-    """A dataclass field with what the command line and the checks need to know about it.
-
-    Args:
-        low, high: Closed bounds. ``above`` and ``below`` are the open ones.
-        panel: Heading under which ``--help`` lists it.
-        argument: Positional on the command line.
-    """
-    bounds = {"low": low, "high": high, "above": above, "below": below}
-    metadata = {"help": help, "choices": choices, "panel": panel, "argument": argument, **bounds}
-    return dataclasses.field(default=default, metadata=metadata)
-
-
-@dataclass(kw_only=True)
-class Options:
-    """Base of all option sets; checks itself on construction.
-
-    Raises:
-        UserError: An option that does not exist, or a value of the wrong type or out of range.
-    """
-
-    def __post_init__(self) -> None:
-        for field in dataclasses.fields(self):
-            setattr(self, field.name, _checked(field, field_type(type(self), field.name), getattr(self, field.name)))
-
-    @classmethod
-    def resolve(
-        cls: type[T],
-        given: Mapping[str, Any],
-        config: Mapping[str, Any] | None = None,
-        environment: Mapping[str, str] | None = None,
-    ) -> T:
-        """Merge the sources of options; ``None`` in ``given`` means not given."""
-        names = [field.name for field in dataclasses.fields(cls)]
-        values: dict[str, Any] = {}
-        for key, value in (config or {}).items():
-            name = str(key).replace("-", "_")
-            if name not in names:
-                raise _unknown(str(key), names, "in the config file")
-            values[name] = value
-        for name in names:
-            if (text := (environment or {}).get(f"KDCOMPRESS_{name.upper()}")) is not None:
-                values[name] = text
-        for name, value in given.items():
-            if name not in names:
-                raise _unknown(name, names, "")
-            if value is not None and value != ():
-                values[name] = value
-        return cls(**values)
-
-    def to_dict(self) -> dict[str, Any]:
-        return {
-            key: list(value) if isinstance(value, tuple) else value
-            for key, value in dataclasses.asdict(self).items()
-            if value is not None
-        }
 
 
 @dataclass(kw_only=True)
@@ -277,83 +196,3 @@ class ShellOptions(Options):
     json: bool | None = option(None, "result as one line of JSON (default: off a terminal)", panel=SHELL)
     quiet: bool = option(False, "no progress", panel=SHELL)
     verbose: bool = option(False, "a line per epoch, and the libraries' own warnings", panel=SHELL)
-
-
-_type_hints = functools.cache(typing.get_type_hints)  # half a millisecond a call, and --help asks for every field
-
-
-def field_type(cls: type, name: str) -> Any:
-    """The type of a field without ``None``."""
-    hint = _type_hints(cls)[name]
-    if isinstance(hint, types.UnionType):
-        return next(part for part in typing.get_args(hint) if part is not type(None))
-    return hint
-
-
-def flag(name: str) -> str:
-    return "--" + name.replace("_", "-")
-
-
-def _unknown(name: str, names: list[str], where: str) -> Exception:
-    near = difflib.get_close_matches(name.replace("-", "_"), names, n=1)
-    remedy = f"Did you mean {near[0]!r}?" if near else f"There are: {', '.join(sorted(names))}."
-    return usage_error(f"Unknown option {name!r} {where}".rstrip() + ".", remedy)
-
-
-def _checked(field: dataclasses.Field[Any], kind: Any, value: Any) -> Any:
-    if value is None:
-        return field.default
-    if typing.get_origin(kind) is tuple:
-        parts = value if isinstance(value, (list, tuple)) else [value]
-        element = typing.get_args(kind)[0]
-        return tuple(_checked_one(field, element, part) for part in parts)
-    return _checked_one(field, kind, value)
-
-
-def _checked_one(field: dataclasses.Field[Any], kind: type, value: Any) -> Any:
-    meta, name = field.metadata, flag(field.name)
-    try:
-        value = _converted(kind, value)
-    except (TypeError, ValueError, OverflowError):
-        words = {int: ("a whole number", "3"), float: ("a number", "0.5"), bool: ("true or false", "true")}
-        word, example = words.get(kind, ("text", "TEXT"))
-        raise usage_error(f"{name} takes {word}, not {value!r}.", f"Write it like {name} {example}.") from None
-    if meta["choices"] and value not in meta["choices"]:
-        near = difflib.get_close_matches(str(value), meta["choices"], n=1)
-        hint = f"Did you mean {near[0]}? " if near else ""
-        raise usage_error(f"{name} {value!r} is unknown.", f"{hint}Choose from: {', '.join(meta['choices'])}.")
-    if isinstance(value, (int, float)) and not isinstance(value, bool):
-        good = meta["low"] <= value <= meta["high"] and meta["above"] < value < meta["below"]
-        if not good or not math.isfinite(value):
-            raise usage_error(f"{name} {value} is out of range.", f"It takes {_range(meta)}.")
-    return value
-
-
-def _converted(kind: type, value: Any) -> Any:
-    if kind is bool:
-        if isinstance(value, bool):
-            return value
-        words = {
-            "1": True,
-            "true": True,
-            "yes": True,
-            "on": True,
-            "0": False,
-            "false": False,
-            "no": False,
-            "off": False,
-        }
-        if str(value).lower() not in words:
-            raise ValueError(value)
-        return words[str(value).lower()]
-    if isinstance(value, bool) or (kind is int and isinstance(value, float) and value != int(value)):
-        raise ValueError(value)
-    return os.fspath(value) if kind is str and isinstance(value, os.PathLike) else kind(value)
-
-
-def _range(meta: Mapping[str, Any]) -> str:
-    parts = []
-    for key, words in (("low", "at least"), ("above", "more than"), ("high", "at most"), ("below", "less than")):
-        if math.isfinite(meta[key]):
-            parts.append(f"{words} {meta[key]:g}")
-    return "a number, " + " and ".join(parts) if parts else "a finite number"

@@ -18,7 +18,8 @@ from cli.conftest import Cli
 from cli.shell import BIN, ESCAPE, TINY, environment, shell
 from kdcompress import options
 from kdcompress.cli import COMMANDS
-from kdcompress.options import ShellOptions, flag
+from kdcompress.option_set import flag
+from kdcompress.options import ShellOptions
 
 COLOUR = re.compile(r"\x1b\[[\d;]*\b(?:3[0-7]|9[0-7]|38|4[0-7])\b[\d;]*m")
 ALWAYS = {"command", "run", "seconds"}

@@ -48,9 +48,9 @@ def evaluate(options: EvalOptions | None = None, /, *, reporter: Reporter | None
     if network.record.get("data_fingerprint") != source.fingerprint:
         check_channels(network, choose_channels(source, options), "network")
     data = Data(source, network.prep, options, place.device, place.rank, place.world)
+    batches = data.evaluation(options.split, options.batch_size)
     if reporter is not None and place.is_main:
         reporter.note(f"Scoring {network.architecture} on the {options.split} split of {source.spec}.")
-    batches = data.evaluation(options.split, options.batch_size)
     profiles = member_profiles(network)
     teacher = network.record.get("teacher")
     model = network.model.to(place.device).to(memory_format=torch.channels_last)

@@ -27,7 +27,8 @@ from kdcompress.errors import UserError, usage_error
 from kdcompress.methods.base import StudentTask
 from kdcompress.methods.losses import residual_energy
 from kdcompress.models.loading import Network, model_config, save_network
-from kdcompress.options import FREE_OPTIONS, OutputOptions, TrainingOptions, flag
+from kdcompress.option_set import flag
+from kdcompress.options import FREE_OPTIONS, OutputOptions, TrainingOptions
 from kdcompress.results import R, TrainResult
 from kdcompress.runs import RECORD, RunFolder, claim
 

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Optional
 
 import typer
 
-from kdcompress.options import Options, field_type, flag
+from kdcompress.option_set import Options, field_type, flag
 
 METAVARS = {int: "INTEGER", float: "NUMBER", str: "TEXT"}
 

@@ -10,7 +10,7 @@ from typing import Any
 
 
 class Asked:
-    """Whether this process was asked to stop: libraries swallow a KeyboardInterrupt that meets them in their imports."""
+    """Whether this process was asked to stop; a library swallows a KeyboardInterrupt that meets it on import."""
 
     once = False
 
