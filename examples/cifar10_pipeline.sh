@@ -3,28 +3,25 @@
 #
 #   examples/cifar10_pipeline.sh DATA TEACHER.safetensors [OUT]
 #
-# The gradient of a res-student starts small, for the sum is good already: AdamW does not mind. Its seed differs from
-# S0's, which has fitted the very views that its own seed gives.
-#
 # DATA is a folder with train/CLASS/… and test/CLASS/…. A run that was cut off goes on when the script is started again.
 set -eu
 data=$1 teacher=$2 out=${3:-runs/cifar10}
-epochs=${EPOCHS:-10} res_epochs=${RES_EPOCHS:-5}
+epochs=${EPOCHS:-10}
 arch=resnet56_cifar,shortcut=A
 mkdir -p "$out"
 
 kdcompress distill "$teacher" --arch "$arch" --data "$data" --method reskd --student resnet14_cifar \
     --epochs "$epochs" --out "$out/s0" --resume \
   | tee "$out/s0.json" \
-  | kdcompress add-res-student - --arch resnet8_cifar --opt adamw --lr 0.003 --seed 1 \
-      --epochs "$res_epochs" --out "$out/s0-r1" --resume \
+  | kdcompress add-res-student - --arch resnet8_cifar --epochs "$epochs" --out "$out/s0-r1" --resume \
   > "$out/s0-r1.json"
 
 kdcompress eval "$teacher" --arch "$arch" --data "$data" > "$out/eval-teacher.json"
 for run in s0 s0-r1; do
     kdcompress eval "$out/$run" > "$out/eval-$run.json"
 done
-for drop in 0.2 0.5 1.0; do
-    kdcompress gate-calibrate "$out/s0-r1" --max-drop "$drop" --out "$out/gated-$drop" --resume \
-      | kdcompress eval - > "$out/eval-gated-$drop.json"
+for target in "--max-drop 0.5" "--threshold 0.7" "--threshold 0.9"; do
+    name=gated-$(echo "$target" | tr -d -- '- ')
+    # shellcheck disable=SC2086 # two words are meant
+    kdcompress gate-calibrate "$out/s0-r1" $target --out "$out/$name" --resume | kdcompress eval - > "$out/eval-$name.json"
 done

@@ -14,6 +14,8 @@ from typing import Any
 
 BEGIN, END = "<!-- cifar10-table: begin -->", "<!-- cifar10-table: end -->"
 
+TARGETS = ("max_drop", "target_macs", "threshold")
+
 
 def main(out: Path, readme: Path) -> None:
     teacher = _read(out / "eval-teacher.json")
@@ -21,10 +23,11 @@ def main(out: Path, readme: Path) -> None:
     rows.append(_row("S0, `resnet14_cifar`", _read(out / "eval-s0.json"), teacher, None))
     rows.append(_row("S0 + R1 `resnet8_cifar`, all run", _read(out / "eval-s0-r1.json"), teacher, None))
     for path in sorted(out.glob("eval-gated-*.json")):
-        drop = path.stem.removeprefix("eval-gated-")
         result = _read(path)
+        options = _read(Path(result["run"]) / "run.json")["options"]
+        target = next(f"--{key.replace('_', '-')} {_first(options[key])}" for key in TARGETS if options.get(key))
         kept = result["speedup"] / result["macs_speedup"]
-        rows.append(_row(f"**gated, `--max-drop {drop}`**", result, teacher, kept))
+        rows.append(_row(f"**gated, `{target}`**", result, teacher, kept))
     record, res_record = _read(out / "s0" / "run.json"), _read(out / "s0-r1" / "run.json")
     versions = record["versions"]
     lines = [
@@ -50,6 +53,10 @@ def _row(name: str, result: dict[str, Any], teacher: dict[str, Any], kept: float
     macs = result.get("expected_macs", result.get("macs"))
     share = "–" if kept is None else f"{kept:.2f}"
     return f"| {name} | {result['top1']:.2f} % | {macs / 1e6:.1f} M | {100 * macs / teacher['macs']:.1f} % | {share} |"
+
+
+def _first(value: Any) -> Any:
+    return value[0] if isinstance(value, list) else value
 
 
 def _read(path: Path) -> dict[str, Any]:

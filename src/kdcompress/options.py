@@ -157,7 +157,9 @@ class AddResStudentOptions(ResidualOptions, TeacherOptions, TrainingOptions):
 @dataclass(kw_only=True)
 class GateCalibrateOptions(DataOptions, DeviceOptions, OutputOptions):
     run: str = option("-", "a cascade; '-' reads it from standard input", argument=True)
-    max_drop: float | None = option(None, "least MACs that lose at most this many points of top-1", low=0, high=100)
+    max_drop: float | None = option(
+        None, "least MACs that lose at most so many points of top-1 against running all members", low=0, high=100
+    )
     target_macs: float | None = option(None, "best top-1 at this share of the teacher's MACs", above=0)
     threshold: tuple[float, ...] = option((), "set it by hand: one for all stages, or one a stage", low=0, high=1)
     measure: str = option("confidence", "what the gate looks at", choices=("confidence", "margin", "entropy"))

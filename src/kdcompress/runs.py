@@ -171,7 +171,8 @@ def open_run(path: str | Path) -> RunFolder:
     run = RunFolder(Path(path).absolute())
     if not run.path.is_dir():
         raise UserError(f"There is no run folder {path}.", 'Give the folder that an earlier command printed as "run".')
-    if not (run.path / WEIGHTS).is_file():
+    unfinished = (run.path / RECORD).is_file() and run.record().get("status") == "unfinished"
+    if unfinished or not (run.path / WEIGHTS).is_file():
         if run.has_checkpoint or run.record().get("status") == "unfinished":
             remedy = f"Finish it first: run the command that made it with --resume --out {run.path}."
             raise UserError(f"The run {run.path} is unfinished and has no weights yet.", remedy)

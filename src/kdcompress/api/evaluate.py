@@ -9,7 +9,7 @@ import torch
 
 from kdcompress.api.cost import facts, member_profiles
 from kdcompress.api.gate import expected
-from kdcompress.api.reference import check_channels, check_classes, inherit, open_data, resolve
+from kdcompress.api.reference import check_channels, check_classes, inherit, open_data, resize_input, resolve
 from kdcompress.data import Data, EvalBatches, choose_channels
 from kdcompress.engine.distributed import Place, start
 from kdcompress.engine.evaluate import Scores
@@ -43,6 +43,7 @@ def evaluate(options: EvalOptions | None = None, /, *, reporter: Reporter | None
     place = start(options.device, "fp32" if options.precision == "auto" else options.precision)
     network = load_network(resolve(options.run), options.arch)
     options = inherit(options, network.record)
+    resize_input(network, options)
     source = open_data(options)
     check_classes(network, source, "network")
     if network.record.get("data_fingerprint") != source.fingerprint:

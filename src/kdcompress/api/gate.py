@@ -9,7 +9,7 @@ import torch
 
 from kdcompress.api.cost import facts, member_profiles
 from kdcompress.api.job import finished, versions
-from kdcompress.api.reference import check_classes, inherit, open_data, resolve
+from kdcompress.api.reference import check_classes, inherit, open_data, resize_input, resolve
 from kdcompress.data import Data
 from kdcompress.engine.distributed import from_main, start
 from kdcompress.engine.evaluate import collect
@@ -57,6 +57,7 @@ def gate_calibrate(
             f"{network.reference} has a single member: nothing to skip.", "Run kdcompress add-res-student first."
         )
     options = inherit(options, network.record)
+    resize_input(network, options)
     source = open_data(options)
     check_classes(network, source, "cascade")
     data = Data(source, network.prep, options, place.device)

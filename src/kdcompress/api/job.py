@@ -66,6 +66,7 @@ class Job:
         assemble: Callable[[Network], Network] = lambda network: network,
         energies: list[float] | None = None,
         parent: Network | None = None,
+        views: int = 0,
     ) -> TrainResult:
         """Fit, score on the calibration split, profile and save.
 
@@ -74,12 +75,14 @@ class Job:
             assemble: From the trained network to the artifact.
             energies: Of the residual so far; where given, that of the new sum is appended.
             parent: The run that this one builds on.
+            views: Shifts the views of the images; members before have fitted those that their own number gave.
         """
         options, place, source = self.options, self.place, data.source
         plan = Plan.of(options, data.fit_size())
         if plan.batch_size < 2 * place.world:
-            raise usage_error(f"--batch-size {plan.batch_size} is too small for {place.world} processes.", "Raise it.")
-        batches = data.training(plan.batch_size, options.seed, options.augment)
+            remedy = f"Give {2 * place.world} or more: BatchNorm takes no batch of one image."
+            raise usage_error(f"--batch-size {plan.batch_size} is too small for {place.world} process(es).", remedy)
+        batches = data.training(plan.batch_size, options.seed + views, options.augment)
         calibration = data.evaluation("calibration", EVAL_BATCH)
         stem = f"{self.command}-{self.method}-{network.architecture}-{Path(source.spec).name}"
         run = from_main(lambda: claim(options.out, stem, resume=options.resume))

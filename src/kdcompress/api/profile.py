@@ -37,7 +37,10 @@ def profile_flops(
     """
     began = time.perf_counter()
     options = options or ProfileFlopsOptions.resolve(given)
-    shape = {"num_classes": options.num_classes} if options.num_classes else {}
+    shape: dict[str, Any] = {"num_classes": options.num_classes} if options.num_classes else {}
+    if options.input_size is not None:
+        wanted, *size = parse_size(options.input_size)
+        shape.update(size=tuple(size), **({"in_chans": wanted} if wanted else {}))
     network = load_network(resolve(options.model), options.arch, weights=False, **shape)
     if options.input_size is not None:
         channels, height, width = parse_size(options.input_size, network.prep.channels)
@@ -52,7 +55,7 @@ def profile_flops(
         seconds=0.0,
         unsupported_ops=_added(profiles),
         by_module=_by_module(profiles, cascade is not None) if options.by_module else None,
-        **(_gated(network, profiles, teacher if same_size else None)),
+        **(_gated(network, profiles, teacher) if same_size else {}),
         **facts(network, teacher if same_size else None, profiles),
     )
     result.seconds = round(time.perf_counter() - began, 3)

@@ -10,10 +10,11 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from kdcompress.api.cost import facts
-from kdcompress.data import DataSource, InputAdapter, load_source
+from kdcompress.data import DataSource, InputAdapter, load_source, parse_size
 from kdcompress.engine.distributed import from_main
 from kdcompress.errors import UserError, usage_error
 from kdcompress.methods.base import Frozen
+from kdcompress.models.build import config_of
 from kdcompress.models.loading import Network, load_network
 from kdcompress.options import DataOptions
 
@@ -26,12 +27,31 @@ def resolve(reference: str) -> str:
 
 
 def inherit(options: D, record: dict[str, Any]) -> D:
-    """Fill in the data options that the user left open from the run that this one builds on."""
+    """Fill in the data options that the user left open from the run that this one builds on.
+
+    Raises:
+        UserError: Another holdout on the same data: images that were fitted on would become calibration images.
+    """
     past = record.get("options", {})
-    own = {
+    own: dict[str, Any] = {
         name: past[name] for name in ("data", "data_dir", "holdout") if getattr(options, name) is None and name in past
     }
+    if past.get("skip_bad_images"):
+        own["skip_bad_images"] = True
+    same_data = options.data is None or options.data == past.get("data")
+    if same_data and "holdout" in past and options.holdout not in (None, past["holdout"]):
+        raise usage_error(
+            f"--holdout {options.holdout} differs from the {past['holdout']} of the run that this one builds on.",
+            "Leave it out: images that a network has fitted on cannot calibrate it.",
+        )
     return dataclasses.replace(options, **own)
+
+
+def resize_input(network: Network, options: DataOptions) -> None:
+    """Let a network see images of ``--input-size``, where that was given."""
+    if options.input_size is not None:
+        _, height, width = parse_size(options.input_size)
+        config_of(network.model)["input_size"] = (network.prep.channels, height, width)
 
 
 def open_data(options: DataOptions) -> DataSource:

@@ -9,7 +9,16 @@ from pathlib import Path
 from typing import Any
 
 from kdcompress.api.job import Job, finished
-from kdcompress.api.reference import Teacher, check_channels, check_classes, inherit, load_teacher, open_data, resolve
+from kdcompress.api.reference import (
+    Teacher,
+    check_channels,
+    check_classes,
+    inherit,
+    load_teacher,
+    open_data,
+    resize_input,
+    resolve,
+)
 from kdcompress.data import Data, DataSource, InputAdapter, Preprocess, choose_channels, choose_size
 from kdcompress.engine.distributed import from_main, start
 from kdcompress.engine.progress import Reporter, Silent
@@ -22,6 +31,7 @@ from kdcompress.models.assemble import as_cascade, joined, new_member, new_netwo
 from kdcompress.models.build import ModelSpec, default_config
 from kdcompress.models.loading import CHECKPOINT_SUFFIXES, Network, load_network
 from kdcompress.models.residual_cascade import ResidualCascade
+from kdcompress.option_set import flag
 from kdcompress.options import (
     TEACHERLESS,
     AddResStudentOptions,
@@ -131,6 +141,7 @@ def add_res_student(
     assert isinstance(base.model, ResidualCascade)
     teacher = _teacher_of(base, options, job)
     options = job.options = inherit(options, base.record)
+    resize_input(base, options)
     source = open_data(options)
     check_classes(teacher.network, source, "teacher")
     check_classes(base, source, "student")
@@ -160,6 +171,7 @@ def add_res_student(
         assemble=lambda network: joined(base, network),
         energies=[*earlier[:-1], job.energy(task.members, teacher.frozen, data)],
         parent=base,
+        views=len(base.model.members),
     )
 
 
@@ -205,6 +217,19 @@ def _check_distill(options: DistillOptions) -> None:
         raise usage_error(f"--method {options.method} needs a TEACHER.", "Give a run folder, '-', or a checkpoint.")
     if options.res_students and (options.method != "reskd" or not options.arch):
         raise usage_error("--res-students goes with --method reskd and --arch.", "Add them, or leave it out.")
+    unused = [
+        name
+        for name, used in (
+            ("alpha", options.method not in ("ce", "label-smoothing")),
+            ("temperature", options.method not in ("ce", "label-smoothing")),
+            ("teacher_arch", options.teacher is not None),
+        )
+        if getattr(options, name) is not None and not used
+    ]
+    if options.residual_loss != "kl" and not options.res_students:
+        unused.append("residual_loss")
+    if unused:
+        raise usage_error(f"{flag(unused[0])} has no meaning here (--method {options.method}).", "Leave it out.")
     if options.arch and not options.res_students:
         raise usage_error("--arch is for res-students, or for a TEACHER that is a checkpoint.", "Add --res-students N.")
 
@@ -266,7 +291,8 @@ def _task(options: DistillOptions, student: Network, teacher: Teacher | None, pr
     """The task of a method, with the method's own defaults."""
     adapter, smoothing = _adapter(prep, student.prep), options.label_smoothing or 0.0
     if options.method == "label-smoothing":
-        return SupervisedTask(student.model, adapter, options.label_smoothing or LABEL_SMOOTHING)
+        given = options.label_smoothing
+        return SupervisedTask(student.model, adapter, LABEL_SMOOTHING if given is None else given)
     if options.method == "tf-kd":
         return TfKdTask(student.model, adapter, smoothing, **_logit_weights(options))
     if teacher is None:

@@ -96,8 +96,11 @@ def _command(name: str) -> Callable[..., None]:
 
     def call(values: dict[str, Any]) -> None:
         own = {field: values.pop(field) for field in sets.ShellOptions.__dataclass_fields__}
-        shell = sets.ShellOptions.resolve(own, environment=os.environ)
-        options = option_set.resolve(values, _read_config(shell.config, name), os.environ)
+        path = sets.ShellOptions.resolve(own, environment=os.environ).config
+        config = _read_config(path, name)
+        of_shell = {key: config.pop(key) for key in list(config) if _name(key) in own}
+        shell = sets.ShellOptions.resolve(own, of_shell, os.environ)
+        options = option_set.resolve(values, config, os.environ)
         if not shell.verbose:
             warnings.simplefilter("ignore")
         # imported here: torch comes with it

@@ -19,7 +19,7 @@ def print_result(result: Result, as_json: bool | None) -> None:
     if as_json is None:
         as_json = not sys.stdout.isatty()
     if as_json:
-        print(json.dumps(values), flush=True)
+        print(json.dumps(values, allow_nan=False), flush=True)
     else:
         _print_table(values)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from dataclasses import dataclass
 from typing import Any
@@ -53,6 +54,10 @@ class Data:
     device: torch.device
     rank: int = 0
     world: int = 1
+
+    def __post_init__(self) -> None:
+        if self.source.size == self.prep.size:  # images made for this size: to enlarge and crop them would only harm
+            self.prep = dataclasses.replace(self.prep, crop_pct=1.0)
 
     @property
     def holdout(self) -> float:

@@ -85,7 +85,7 @@ def load_into_memory(
     else:
         array = np.empty((len(indices), height, width, prep.channels), dtype=np.uint8)
         good = np.zeros(len(indices), dtype=bool)
-        reader = _Reader(images, indices, prep.channels, prep.eval_transform(crop_pct=1.0))
+        reader = _Reader(images, indices, prep.channels, prep.eval_transform())
         for position, pixels, problem in _read_all(reader, workers if len(indices) > 2000 else 0):
             if problem and not skip_bad:
                 raise bad_image(problem)
@@ -239,7 +239,11 @@ class TrainBatches:
     world: int = 1
 
     def __len__(self) -> int:
-        return -(-len(self.images.ids) // self.batch_size)
+        images = len(self.images.ids)
+        count = -(-images // self.batch_size)
+        if images // count < 2 * self.world:  # a process would be left with one image
+            count = max(images // self.batch_size, 1)
+        return count
 
     def sizes(self) -> list[int]:
         """Images of each batch over all processes."""

@@ -56,14 +56,14 @@ class Preprocess:
             crop_pct=config["crop_pct"],
         )
 
-    def eval_transform(self, crop_pct: float | None = None) -> Callable[[Image.Image], np.ndarray]:
-        """timm's evaluation transform up to uint8 [C, H, W]; nothing is resized that has the right size."""
+    def eval_transform(self) -> Callable[[Image.Image], np.ndarray]:
+        """timm's evaluation transform up to uint8 [C, H, W]; with ``crop_pct`` 1 the right size stays as it is."""
         from timm.data import create_transform
 
         return create_transform(
             (self.channels, *self.size),
             interpolation=self.interpolation,
-            crop_pct=crop_pct or self.crop_pct,
+            crop_pct=self.crop_pct,
             use_prefetcher=True,
         )
 

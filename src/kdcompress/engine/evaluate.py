@@ -22,7 +22,7 @@ class Scores:
         top1, top5: Percent; ``top5`` is None with five classes or fewer.
         loss: Mean cross-entropy.
         n: Images.
-        images_per_second: Of the network alone, over all processes; reading images and the first batch not counted.
+        images_per_second: Of the network alone, over all processes; reading images and the warm-up not counted.
         exits: Of a gated network, how many images stopped at each stage.
     """
 
@@ -90,8 +90,9 @@ def collect(forward: Callable[[Tensor], Tensor], batches: EvalBatches, place: Pl
 
 
 def _timed(forward: Callable[[Tensor], Any], x: Tensor, place: Place) -> tuple[Any, float]:
+    wait = torch.get_device_module(place.device).synchronize if place.device.type != "cpu" else lambda: None
+    wait()
     start = time.perf_counter()
     output = forward(x)
-    if place.device.type != "cpu":
-        torch.get_device_module(place.device).synchronize()
+    wait()
     return output, time.perf_counter() - start

@@ -55,7 +55,7 @@ class Plan:
         batch = options.batch_size
         if batch is None:
             batch = min(BASE_BATCH, max(16, 2 ** int(math.log2(max(images / MIN_STEPS, 1)))))
-        sgd = options.opt == "sgd"
+        sgd = options.opt.lower() == "sgd"
         lr = options.lr or (0.1 if sgd else 1e-3) * batch * options.grad_accum / BASE_BATCH
         decay = options.weight_decay if options.weight_decay is not None else (5e-4 if sgd else 0.05)
         warmup = options.warmup_epochs if options.warmup_epochs is not None else 0.05 * options.epochs
@@ -98,6 +98,7 @@ def fit(
             while trainer.epoch < plan.epochs:
                 row = trainer.run_epoch(stop, reporter)
                 scores = evaluate(trainer.eval_model(), calibration, place)
+                trainer.check_calibration(scores.loss)
                 row["calibration_loss"], row["calibration_top1"] = round(scores.loss, 6), round(scores.top1, 4)
                 trainer.finish_epoch(row)
                 reporter.epoch(row)
@@ -247,6 +248,12 @@ class Trainer:
             self.sums[key] = self.sums.get(key, 0) + value.to(self.place.sum_dtype)
         bad = ~torch.isfinite(result["loss"].detach()) & (self.bad_step < 0)
         self.bad_step.masked_fill_(bad, self.step)
+
+    def check_calibration(self, loss: float) -> None:
+        """What the last update of an epoch did shows on the calibration split, before anything is saved."""
+        if not math.isfinite(loss):
+            self.bad_step.fill_(len(self.batches) - 1)
+        self._check_finite()
 
     def _check_finite(self) -> None:
         step = int(self.bad_step.item())

@@ -22,7 +22,6 @@ from torch import Tensor, nn
 from kdcompress.data.preprocess import Preprocess
 from kdcompress.errors import UserError, usage_error
 from kdcompress.models.build import ModelSpec, build, config_of, default_config
-from kdcompress.models.residual_cascade import ARCHITECTURE as CASCADE
 from kdcompress.models.residual_cascade import ResidualCascade
 from kdcompress.runs import CONFIG, RECORD, WEIGHTS, RunFolder, open_run
 
@@ -100,7 +99,7 @@ def load_network(reference: str, arch: str | None = None, *, weights: bool = Tru
         reference: A run folder, ``local-dir:PATH``, ``hf-hub:ORG/NAME``, a checkpoint file, or a model spec.
         arch: Model spec of a checkpoint file.
         weights: Whether a bare model spec has to come with timm's pretrained weights.
-        shape: ``num_classes`` and ``in_chans`` of a bare model spec without weights.
+        shape: ``num_classes``, ``in_chans`` and ``size`` (H, W) of a bare model spec without weights.
 
     Raises:
         UserError: Nothing there, a checkpoint that does not fit, is truncated or holds code, unknown architecture.
@@ -183,7 +182,7 @@ def _from_spec(reference: str, weights: bool, shape: dict[str, Any]) -> Network:
             remedy = f"Train it: kdcompress train-teacher --model {reference}"
             raise UserError(f"{spec.name} has no pretrained weights.", remedy)
     size = spec.preprocessing.get("input_size")
-    model, args = build(spec, size=size[1:] if size else None, pretrained=weights, **shape)
+    model, args = build(spec, pretrained=weights, **{"size": size[1:] if size else None, **shape})
     return Network(model.eval(), spec.name, args, reference)
 
 
@@ -276,7 +275,3 @@ def save_network(run: RunFolder, model: nn.Module, config: Mapping[str, Any]) ->
     """Write ``config.json`` and the weights."""
     run.write_json(CONFIG, config)
     run.write_weights(model.state_dict())
-
-
-def is_cascade(network: Network) -> bool:
-    return network.architecture == CASCADE
