@@ -100,7 +100,7 @@ USAGE = [
     (["profile-flops", "lenet6"], ["'lenet6'"]),
     (["profile-flops", "lenet5", "--num-classes", "0"], ["--num-classes 0"]),
     (["profile-flops", "lenet5", "--input-size", "0"], ["'0'"]),
-    (["profile-flops", "vit_tiny_patch16_224", "--input-size", "1x1"], ["3x1x1", "224"]),
+    (["profile-flops", "vit_tiny_patch16_224", "--input-size", "1x1"], ["3x1x1"]),
     (["eval", "RUNS/teacher", "--split", "train"], ["'train'", "calibration"]),
     (["eval", "RUNS"], ["RUNS", "weights"]),
     (["eval", "lenet5"], ["no pretrained weights"]),

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -86,6 +86,8 @@ def test_an_epoch_has_every_image_once(count: int, batch: int, seed: int, epoch:
 def test_the_shares_of_the_processes_make_up_each_batch(count: int, batch: int, world: int, epoch: int) -> None:
     """Training on two devices would see other batches than on one, and end with another network."""
     images = numbered(count)
+    # where a process would be left with one image, several processes take larger batches than one
+    assume(count // -(-count // batch) >= 2 * world)
     whole = [target.tolist() for _, target in TrainBatches(images, batch, 3, "none").epoch(epoch)]
     ranks = [
         [target.tolist() for _, target in TrainBatches(images, batch, 3, "none", None, rank, world).epoch(epoch)]
@@ -370,3 +372,13 @@ def test_what_data_cannot_do_is_told(make_folder: MakeFolder) -> None:
     with pytest.raises(UserError, match="have no test split") as caught:
         data.evaluation("test", 4)
     assert "--split calibration" in caught.value.remedy
+
+
+@given(st.integers(4, 60), st.integers(2, 20), st.integers(1, 4))
+@quick
+def test_no_process_is_left_with_one_image(count: int, batch: int, world: int) -> None:
+    """BatchNorm stops a training whose last batch holds a single image."""
+    assume(batch >= 2 * world and count >= 2 * world)
+    batches = TrainBatches(numbered(count), batch, 0, "none", None, 0, world)
+    assert min(batches.sizes()) >= 2 * world
+    assert sum(batches.sizes()) == count
