@@ -614,3 +614,38 @@ def test_debug_shows_the_traceback_of_what_is_not_ours(cli: Cli, here: Path, mon
     monkeypatch.setenv("KDCOMPRESS_DEBUG", "1")
     with pytest.raises(ZeroDivisionError, match="odd data"):
         cli("train-teacher", "--data", "py:odd:make")
+
+
+@pytest.mark.parametrize("command", [["gate-calibrate", "--max-drop", "1"], ["eval", "--split", "calibration"]])
+def test_images_that_were_fitted_on_never_calibrate(command: list[str], cli: Cli, here: Path, runs: Path) -> None:
+    """Else thresholds come from images on which every member is surer than it will ever be again."""
+    name, *rest = command
+    cli(name, runs / "cascade", *rest, "--holdout", "0.6").error("--holdout 0.6", status=2)
+
+
+def test_a_last_step_that_diverges_is_named(cli: Cli, here: Path) -> None:
+    """Else a network of NaN is saved as a finished run."""
+    settings = ["--quiet", "--epochs", 1, "--lr", 1e30, "--warmup-epochs", 0, "--batch-size", 1295]
+    cli("train-teacher", "--model", TINY, *settings, "--out", here / "nan").error("not finite", status=1)
+    assert not (here / "nan" / "model.safetensors").exists()
+    cli("eval", here / "nan").error("unfinished", status=1)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [["ce", "--alpha", "0.3"], ["label-smoothing", "--temperature", "9"], ["tf-kd", "--residual-loss", "mse"]],
+)
+def test_options_without_meaning_are_refused(options: list[str], cli: Cli, here: Path) -> None:
+    """Else a user believes that an option did something."""
+    cli("distill", "--method", *options).error(options[1], status=2)
+
+
+def test_eval_sees_the_size_that_was_asked_for(cli: Cli, here: Path, runs: Path) -> None:
+    """Else --input-size is taken and does nothing."""
+    assert cli("eval", runs / "teacher", "--input-size", "12").result["input_size"][1:] == [12, 12]
+
+
+def test_profile_takes_any_size_and_channels(cli: Cli, here: Path) -> None:
+    """Else a transformer can only be profiled at the size that it was trained at."""
+    assert cli("profile-flops", "test_vit", "--input-size", "96").result["input_size"] == [3, 96, 96]
+    assert cli("profile-flops", "test_resnet", "--input-size", "1x64x64").result["input_size"] == [1, 64, 64]
