@@ -73,6 +73,8 @@ def _app(arguments: list[str]) -> typer.Typer:
         no_args_is_help=True,
         add_completion=False,
         pretty_exceptions_enable=False,
+        # plain help at the top: importing Rich would take it a third longer than it has
+        rich_markup_mode="rich" if arguments[:1] and arguments[0] in COMMANDS else None,
         context_settings={"help_option_names": ["-h", "--help"]},
     )
     app.callback(invoke_without_command=True)(_main)
@@ -151,7 +153,8 @@ def _interrupted(interrupt: KeyboardInterrupt) -> UserError:
 
 def _report(error: Exception, arguments: list[str]) -> int:
     """Errors that are not ours: Typer's about usage, and those of the libraries below."""
-    if type(error).__name__ == "NoArgsIsHelpError":  # the help is printed already
+    if type(error).__name__ == "NoArgsIsHelpError":
+        print(error.format_message(), file=sys.stderr)  # type: ignore[attr-defined]
         return 2
     if hasattr(error, "format_message"):
         command = f"kdcompress {arguments[0]}" if arguments and arguments[0] in COMMANDS else "kdcompress"
