@@ -65,11 +65,11 @@ def test_readme_table_is_made_from_the_runs(tmp_path: Path) -> None:
             "expected_macs": 23.4e6,
             "speedup": 1.2,
             "macs_speedup": 1.25,
+            "run": str(tmp_path / "gated"),
         },
     }
     for name, result in results.items():
         (tmp_path / f"{name}.json").write_text(json.dumps(result))
-    results["eval-gated-0.5"]["run"] = str(tmp_path / "gated")
     record = {"versions": {"torch": "2"}, "options": {"epochs": 3}, "seed": 0, "result": {"precision": "fp32"}}
     record["options"]["max_drop"] = 0.5
     for name in ("s0", "s0-r1", "gated"):
