@@ -26,3 +26,8 @@ class UserError(Exception):
 def usage_error(problem: str, remedy: str = "") -> UserError:
     """A :class:`UserError` for wrong usage: exit status 2."""
     return UserError(problem, remedy, exit_code=2)
+
+
+def first_line(error: BaseException) -> str:
+    """What an error of a library below says, short enough for a :class:`UserError`; its type where it says nothing."""
+    return (str(error).splitlines() or [type(error).__name__])[0]

@@ -21,7 +21,7 @@ from typing import IO, Any
 import torch
 from safetensors.torch import save as safetensors_bytes
 
-from kdcompress.errors import UserError, usage_error
+from kdcompress.errors import UserError, first_line, usage_error
 
 WEIGHTS, CONFIG, RECORD, METRICS, CHECKPOINT = (
     "model.safetensors",
@@ -112,7 +112,7 @@ class RunFolder:
             return torch.load(self.path / CHECKPOINT, map_location="cpu", weights_only=True)
         except Exception as error:
             remedy = f"Remove {self.path} and start again without --resume."
-            raise UserError(f"{self.path / CHECKPOINT} cannot be read: {_first_line(error)}", remedy) from error
+            raise UserError(f"{self.path / CHECKPOINT} cannot be read: {first_line(error)}", remedy) from error
 
     def discard(self) -> None:
         """Take back a run that never began: its record, and the folder if nothing else is in it."""
@@ -141,7 +141,7 @@ def claim(out: str | None, stem: str, *, resume: bool) -> RunFolder:
     if out is not None:
         path = Path(out).absolute()
         if _is_free(path):
-            return _made(path)
+            return _made(path, exist_ok=path.exists())
         if not resume:
             raise usage_error(
                 f"--out {out} exists already.", "Choose another folder, or add --resume to go on with it."
@@ -171,9 +171,9 @@ def open_run(path: str | Path) -> RunFolder:
     run = RunFolder(Path(path).absolute())
     if not run.path.is_dir():
         raise UserError(f"There is no run folder {path}.", 'Give the folder that an earlier command printed as "run".')
-    unfinished = (run.path / RECORD).is_file() and run.record().get("status") == "unfinished"
+    unfinished = run.record().get("status") == "unfinished"
     if unfinished or not (run.path / WEIGHTS).is_file():
-        if run.has_checkpoint or run.record().get("status") == "unfinished":
+        if unfinished or run.has_checkpoint:
             remedy = f"Finish it first: run the command that made it with --resume --out {run.path}."
             raise UserError(f"The run {run.path} is unfinished and has no weights yet.", remedy)
         raise UserError(f"The folder {run.path} has no weights ({WEIGHTS}).", "Give a finished run, or train one.")
@@ -191,14 +191,14 @@ def _is_free(path: Path) -> bool:
     )
 
 
-def _made(path: Path) -> RunFolder:
+def _made(path: Path, *, exist_ok: bool = False) -> RunFolder:
     """Make the folder, or take an empty one.
 
     Raises:
         FileExistsError: Another process was faster.
     """
     try:
-        path.mkdir(parents=True, exist_ok=path.exists())
+        path.mkdir(parents=True, exist_ok=exist_ok)
     except FileExistsError:
         raise
     except OSError as error:
@@ -211,12 +211,8 @@ def _read_json(path: Path) -> dict[str, Any]:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise UserError(
-            f"{path} cannot be read: {_first_line(error)}", "The folder is damaged; use another run."
+            f"{path} cannot be read: {first_line(error)}", "The folder is damaged; use another run."
         ) from error
     if not isinstance(content, dict):
         raise UserError(f"{path} holds no JSON object.", "The folder is damaged; use another run.")
     return content
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -339,21 +341,28 @@ def test_res_students_in_one_command_are_the_chain(chain: Chain, tmp_path: Path)
     assert result.members == chain.longer.members
 
 
-def test_res_students_resume_in_the_middle(chain: Chain, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Killed in the second of three trainings, it goes on there, and ends with the same weights."""
+@contextlib.contextmanager
+def stopped(task: Any, step: int, number: signal.Signals, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """What runs in it is sent a signal in that step of such a task, and leaves as interrupted."""
     calls: list[int] = []
-    genuine = train_module.ResKdTask.forward
+    genuine = task.forward
 
     def stopping(self: Any, input: torch.Tensor, target: torch.Tensor) -> Any:
         calls.append(1)
-        if len(calls) == 7:
-            signal.raise_signal(signal.SIGTERM)
+        if len(calls) == step:
+            signal.raise_signal(number)
         return genuine(self, input, target)
 
     with monkeypatch.context() as patch:
-        patch.setattr(train_module.ResKdTask, "forward", stopping)
+        patch.setattr(task, "forward", stopping)
         with pytest.raises(Interrupted):
-            grow(chain, tmp_path / "grown")
+            yield
+
+
+def test_res_students_resume_in_the_middle(chain: Chain, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Killed in the second of three trainings, it goes on there, and ends with the same weights."""
+    with stopped(train_module.ResKdTask, 7, signal.SIGTERM, monkeypatch):
+        grow(chain, tmp_path / "grown")
     before = (tmp_path / "grown" / "member-0" / WEIGHTS).stat().st_mtime_ns
     with pytest.raises(UserError, match="exists"):
         grow(chain, tmp_path / "grown")
@@ -372,18 +381,8 @@ def test_an_interrupted_distillation_resumes(chain: Chain, tmp_path: Path, monke
     """The whole command, not only the loop: same weights, same result as if it was never stopped."""
     given = {**COMMON, "teacher": chain.teacher.run, "student": TINY, "ema_decay": 0.9, "mixup": 0.2}
     whole = kdcompress.distill(out=str(tmp_path / "whole"), **given)
-    genuine, calls = train_module.KdTask.forward, []
-
-    def stopping(self: Any, input: torch.Tensor, target: torch.Tensor) -> Any:
-        calls.append(1)
-        if len(calls) == 9:
-            signal.raise_signal(signal.SIGINT)
-        return genuine(self, input, target)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(train_module.KdTask, "forward", stopping)
-        with pytest.raises(Interrupted):
-            kdcompress.distill(out=str(tmp_path / "broken"), **given)
+    with stopped(train_module.KdTask, 9, signal.SIGINT, monkeypatch):
+        kdcompress.distill(out=str(tmp_path / "broken"), **given)
     assert record_of(str(tmp_path / "broken"))["status"] == "unfinished"
     with pytest.raises(UserError, match="unfinished"):
         kdcompress.evaluate(run=str(tmp_path / "broken"), **WHERE)

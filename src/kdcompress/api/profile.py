@@ -5,12 +5,12 @@ from __future__ import annotations
 import time
 from typing import Any
 
-from kdcompress.api.cost import facts
+from kdcompress.api.cost import facts, member_profiles
 from kdcompress.api.gate import expected
 from kdcompress.api.reference import resolve
 from kdcompress.data import parse_size
 from kdcompress.engine.progress import Reporter
-from kdcompress.flops import Profile, profile
+from kdcompress.flops import Profile
 from kdcompress.gating import expected_macs
 from kdcompress.models.build import config_of
 from kdcompress.models.loading import Network, load_network
@@ -45,8 +45,7 @@ def profile_flops(
     if options.input_size is not None:
         channels, height, width = parse_size(options.input_size, network.prep.channels)
         config_of(network.model)["input_size"] = (channels, height, width)
-    cascade = network.model if isinstance(network.model, ResidualCascade) else None
-    profiles = [profile(part, network.input_size) for part in (cascade.members if cascade else [network.model])]
+    profiles = member_profiles(network)
     teacher = network.record.get("teacher")
     same_size = options.input_size is None
     result = ProfileResult(
@@ -54,7 +53,7 @@ def profile_flops(
         run=str(network.path) if network.path else None,
         seconds=0.0,
         unsupported_ops=_added(profiles),
-        by_module=_by_module(profiles, cascade is not None) if options.by_module else None,
+        by_module=_by_module(profiles, isinstance(network.model, ResidualCascade)) if options.by_module else None,
         **(_gated(network, profiles, teacher) if same_size else {}),
         **facts(network, teacher if same_size else None, profiles),
     )

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from kdcompress.errors import UserError, usage_error
+from kdcompress.errors import UserError, first_line, usage_error
 
 IMAGE_MODES = {1: "L", 3: "RGB"}
 MAX_MEMORY_BYTES = 512 * 2**20
@@ -247,7 +247,7 @@ def _from_timm(spec: str, data_dir: str | None, download: bool) -> DataSource:
     try:
         train, test = split("train", download), split("validation" if spec.startswith("torch/") else "test", download)
     except (Exception, AssertionError) as error:
-        first = (str(error).splitlines() or [type(error).__name__])[0]
+        first = first_line(error)
         remedy = "Check the name and --data-dir, or fetch it with --download."
         raise UserError(f"The data set {spec} cannot be opened: {first}", remedy) from error
     return _from_map(spec, train, test, flip="mnist" not in spec.lower())

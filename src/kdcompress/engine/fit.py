@@ -22,7 +22,7 @@ from kdcompress.engine.distributed import Place, summed
 from kdcompress.engine.evaluate import evaluate
 from kdcompress.engine.interrupt import Interrupted, StopSignal
 from kdcompress.engine.progress import Reporter
-from kdcompress.errors import UserError, usage_error
+from kdcompress.errors import UserError, first_line, usage_error
 from kdcompress.options import FREE_OPTIONS, TrainingOptions
 from kdcompress.runs import RunFolder
 
@@ -338,7 +338,7 @@ def _optimizer(module: torch.nn.Module, options: TrainingOptions, plan: Plan) ->
             module, opt=opt, lr=plan.lr, weight_decay=plan.weight_decay, momentum=options.momentum
         )
     except (ValueError, AssertionError, KeyError, TypeError) as error:
-        first = (str(error).splitlines() or [type(error).__name__])[0]
+        first = first_line(error)
         raise usage_error(f"--opt {options.opt} cannot be used: {first}", "Choose another, e.g. adamw.") from error
 
 

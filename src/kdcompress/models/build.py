@@ -13,7 +13,7 @@ from torch import nn
 
 from kdcompress.data.preprocess import parse_size
 from kdcompress.data.sources import import_callable
-from kdcompress.errors import UserError, usage_error
+from kdcompress.errors import UserError, first_line, usage_error
 
 PREPROCESSING = ("mean", "std", "input_size", "interpolation", "crop_pct")
 
@@ -147,7 +147,7 @@ def _from_timm(spec: ModelSpec, args: dict[str, Any], pretrained: bool) -> nn.Mo
             f"{spec.name} cannot be made with {spec.args}: {error}", "Check the keys of the spec."
         ) from error
     except Exception as error:
-        first = (str(error).splitlines() or [type(error).__name__])[0]
+        first = first_line(error)
         if pretrained:
             remedy = "Check the connection, or give the weights as a file with --arch."
             raise UserError(f"The pretrained weights of {spec.name} cannot be loaded: {first}", remedy) from error

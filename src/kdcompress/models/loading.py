@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from kdcompress.data.preprocess import Preprocess
-from kdcompress.errors import UserError, usage_error
+from kdcompress.errors import UserError, first_line, usage_error
 from kdcompress.models.build import ModelSpec, build, config_of, default_config
 from kdcompress.models.residual_cascade import ResidualCascade
 from kdcompress.runs import CONFIG, RECORD, WEIGHTS, RunFolder, open_run
@@ -164,7 +164,7 @@ def _by_timm(reference: str) -> Network:
     try:
         model = timm.create_model(reference, pretrained=True)
     except Exception as error:
-        first = (str(error).splitlines() or [type(error).__name__])[0]
+        first = first_line(error)
         raise UserError(
             f"{reference} cannot be loaded: {first}", "Check the name, its files and the connection."
         ) from error
@@ -204,7 +204,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
             what = "is not a checkpoint of PyTorch" if foreign else "holds pickled code, which was not run"
             remedy = "Save its state_dict with safetensors, or with torch.save, and give that file."
             raise UserError(f"{path} {what}.", remedy) from error
-        first = (text.splitlines() or [type(error).__name__])[0]
+        first = first_line(error)
         raise UserError(f"{path} cannot be read as weights: {first}", "It may be cut off; fetch it again.") from error
     if isinstance(state, Mapping) and not any(isinstance(value, Tensor) for value in state.values()):
         inner = [value for value in state.values() if isinstance(value, Mapping) and value]
