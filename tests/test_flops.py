@@ -152,6 +152,20 @@ def test_shared_parameters_count_once_and_reuse_counts_each_time() -> None:
     assert found.by_module["blocks"].params == 16 * 16 + 2 * 16
     assert found.by_module["blocks.0"].macs == 2 * 16 * 16
     assert found.unsupported_ops == {"aten::gelu": 4}
+    assert found.missed == []
+
+
+class Distances(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        points = F.softmax(F.hardswish(x), dim=-1).flatten(2).transpose(1, 2).mean(0)
+        return torch.cdist(points, points)
+
+
+def test_only_operations_that_may_hide_products_are_missed() -> None:
+    """A warning of every activation would bury the one that matters."""
+    found = profile(Distances(), (3, 4, 4))
+    assert found.missed == ["aten::cdist"]
+    assert len(found.unsupported_ops) > 1
 
 
 def test_modules_come_in_forward_order_and_add_up() -> None:

@@ -78,6 +78,15 @@ def test_flag_beats_environment_beats_config(
     assert options.epochs == expected
 
 
+def test_a_variable_holds_several_values() -> None:
+    """Thresholds of a cascade of three could not be set by the environment."""
+    options = GateCalibrateOptions.resolve({}, {}, {"KDCOMPRESS_THRESHOLD": "0.7 0.9"})
+    assert options.threshold == (0.7, 0.9)
+    assert AddResStudentOptions.resolve({}, {}, {"KDCOMPRESS_ARCH": "resnet8_cifar,width=0.5/0.4/0.3"}).arch == (
+        "resnet8_cifar,width=0.5/0.4/0.3",
+    )
+
+
 def test_a_false_flag_and_a_zero_are_values() -> None:
     """--no-download or --seed 0 would not undo what the config file says."""
     given_ = {"download": False, "seed": 0, "holdout": None, "warmup_epochs": 0}

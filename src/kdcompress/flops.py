@@ -55,6 +55,14 @@ class Profile:
     unsupported_ops: dict[str, int]
 
     @property
+    def missed(self) -> list[str]:
+        """Those of ``unsupported_ops`` that may hide products, such as ``['aten::cdist']``: the MACs are too few then.
+
+        The others visit each element a few times at most: activations, copies, pooling.
+        """
+        return [name for name in self.unsupported_ops if not _is_linear(name)]
+
+    @property
     def flops(self) -> int:
         """Floating-point operations: two for each MAC."""
         return 2 * self.macs
@@ -105,6 +113,16 @@ def profile(model: nn.Module, input_size: Sequence[int]) -> Profile:
     names = _in_forward_order(network, order)
     by_module = {name: ModuleCost(params[name], macs[name]) for name in names if params[name] or macs[name]}
     return Profile(params[""], macs[""], size, by_module, unsupported)
+
+
+def _is_linear(operation: str) -> bool:
+    """Whether an operation's work grows with its elements alone."""
+    namespace, _, name = operation.partition("::")
+    if name.rstrip("_") in _LINEAR:
+        return True
+    packet = getattr(getattr(torch.ops, namespace), name, None)
+    overloads = [getattr(packet, overload) for overload in packet.overloads()] if packet is not None else []
+    return any(torch.Tag.pointwise in overload.tags for overload in overloads)
 
 
 def _params(module: nn.Module) -> int:
@@ -206,6 +224,17 @@ def _recurrent(inputs: Sequence[Any], _: Sequence[Any]) -> int:
     weights = [get_shape(value) for value in inputs[2].node().inputs()]
     return math.prod(steps) * sum(math.prod(shape) for shape in weights if len(shape) == 2)
 
+
+# What torch does not tag as pointwise, though it only moves, pools or reduces.
+_LINEAR = frozenset(
+    """
+    all amax amin any arange argmax avg_pool1d avg_pool2d avg_pool3d col2im constant_pad_nd cumsum
+    expand_as fill gather hardswish im2col index_select linalg_norm linalg_vector_norm log_softmax
+    logsumexp max max_pool1d max_pool2d max_pool3d mean min norm one_hot pad prod reflection_pad2d
+    repeat repeat_interleave replication_pad2d reshape_as roll scatter softmax sort std sum topk type_as
+    unfold upsample_bicubic2d upsample_linear1d var view_as
+    """.split()  # noqa: SIM905
+)
 
 _HANDLES: dict[str, Handle] = {
     # fvcore's own handler counts a product too low when the left factor is broadcast, and refuses vectors.

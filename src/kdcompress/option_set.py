@@ -74,8 +74,8 @@ class Options:
                 raise _unknown(str(key), names, "in the config file")
             values[name] = value
         for name in names:
-            if (text := (environment or {}).get(f"KDCOMPRESS_{name.upper()}")) is not None:
-                values[name] = text
+            if (text := (environment or {}).get(variable(name))) is not None:
+                values[name] = text.split() if typing.get_origin(field_type(cls, name)) is tuple else text
         for name, value in given.items():
             if name not in names:
                 raise _unknown(name, names, "")
@@ -104,6 +104,11 @@ def field_type(cls: type, name: str) -> Any:
 
 def flag(name: str) -> str:
     return "--" + name.replace("_", "-")
+
+
+def variable(name: str) -> str:
+    """The environment variable of an option; one that takes several values holds them with spaces between."""
+    return f"KDCOMPRESS_{name.upper()}"
 
 
 def _unknown(name: str, names: list[str], where: str) -> Exception:

@@ -53,7 +53,12 @@ class DataOptions(Options):
 @dataclass(kw_only=True)
 class DeviceOptions(Options):
     device: str = option("auto", "where to compute", choices=("auto", "cpu", "cuda", "mps"), panel=RUN)
-    precision: str = option("auto", "arithmetic", choices=("auto", "fp32", "bf16", "fp16"), panel=RUN)
+    precision: str = option(
+        "auto",
+        "arithmetic; auto trains in the fastest and evaluates in fp32",
+        choices=("auto", "fp32", "bf16", "fp16"),
+        panel=RUN,
+    )
 
 
 @dataclass(kw_only=True)
@@ -73,13 +78,18 @@ class TrainingOptions(DataOptions, DeviceOptions, OutputOptions):
         None, "images a step, over all devices (default: up to 128, at least 40 steps an epoch)", low=1, panel=TRAINING
     )
     lr: float | None = option(
-        None, "peak learning rate (default: 0.1 (sgd) or 0.001 (others) times batch/128)", above=0, panel=TRAINING
+        None,
+        "peak learning rate (default: 0.1 (sgd) or 0.001 (others) times batch/128; a tenth with --pretrained)",
+        above=0,
+        panel=TRAINING,
     )
     weight_decay: float | None = option(None, "(default: 5e-4 for sgd, else 0.05)", low=0, panel=TRAINING)
     momentum: float = option(0.9, "of sgd (Nesterov)", low=0, below=1, panel=TRAINING)
     opt: str = option("sgd", "optimiser: sgd, adamw or any other of timm's", panel=TRAINING)
     sched: str = option("cosine", "learning rate schedule", choices=("cosine", "step"), panel=TRAINING)
-    warmup_epochs: float | None = option(None, "of linear warm-up (default: 5 % of the epochs)", low=0, panel=TRAINING)
+    warmup_epochs: float | None = option(
+        None, "of linear warm-up, fewer than --epochs (default: 5 % of them)", low=0, panel=TRAINING
+    )
     decay_epochs: float | None = option(
         None, "epochs between drops of the step schedule (default: a third)", above=0, panel=TRAINING
     )
@@ -102,6 +112,11 @@ class TrainingOptions(DataOptions, DeviceOptions, OutputOptions):
     )
     seed: int = option(0, "of weights, order and augmentation", low=0, high=2**31 - 1, panel=TRAINING)
     tensorboard: bool = option(False, "also write TensorBoard events (extra: tensorboard)", panel=RUN)
+
+    @property
+    def fine_tunes(self) -> bool:
+        """Whether training starts from good weights, which a full learning rate would destroy."""
+        return bool(getattr(self, "pretrained", False))
 
 
 @dataclass(kw_only=True)
@@ -130,9 +145,7 @@ class ResidualOptions(LogitOptions):
         "res-students learn from labels and teacher through the sum (kl), or fit the residual itself (mse)",
         choices=("kl", "mse"),
     )
-    arch: tuple[str, ...] = option(
-        (), "model spec of the res-student; repeat it for several, the last one serves the rest"
-    )
+    arch: tuple[str, ...] = option((), "model spec of the res-student")
 
 
 @dataclass(kw_only=True)
@@ -141,6 +154,11 @@ class DistillOptions(ResidualOptions, TeacherOptions, TrainingOptions):
         None,
         "run folder, '-', timm name, local-dir:PATH, hf-hub:ORG/NAME, or a checkpoint with --teacher-arch",
         argument=True,
+    )
+    arch: tuple[str, ...] = option(
+        (),
+        "model spec of a TEACHER that is a checkpoint; after it, or alone, of the res-students: repeat it for several, "
+        "the last one serves the rest",
     )
     method: str = option("kd", "how the student is trained", choices=METHODS)
     student: str = option("resnet20_cifar", "model spec of the student")

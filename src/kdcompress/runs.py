@@ -139,16 +139,9 @@ def claim(out: str | None, stem: str, *, resume: bool) -> RunFolder:
         UserError: ``out`` exists and ``resume`` is off, or it is not a run.
     """
     if out is not None:
+        check_claim(out, resume=resume)
         path = Path(out).absolute()
-        if _is_free(path):
-            return _made(path, exist_ok=path.exists())
-        if not resume:
-            raise usage_error(
-                f"--out {out} exists already.", "Choose another folder, or add --resume to go on with it."
-            )
-        if not (path / RECORD).is_file():
-            raise usage_error(f"--out {out} is not a run that could be resumed.", "Choose another folder.")
-        return RunFolder(path)
+        return _made(path, exist_ok=path.exists()) if _is_free(path) else RunFolder(path)
     stem = re.sub(r"[^\w.=-]+", "-", stem).strip("-")
     number = 1
     while True:
@@ -160,6 +153,21 @@ def claim(out: str | None, stem: str, *, resume: bool) -> RunFolder:
                 return _made(path)
         elif resume and (path / RECORD).is_file() and not run.is_finished:
             return run
+
+
+def check_claim(out: str, *, resume: bool) -> None:
+    """Whether :func:`claim` would take this folder; asked before anything is loaded.
+
+    Raises:
+        UserError: It exists and ``resume`` is off, or it is not a run.
+    """
+    path = Path(out).absolute()
+    if _is_free(path):
+        return
+    if not resume:
+        raise usage_error(f"--out {out} exists already.", "Choose another folder, or add --resume to go on with it.")
+    if not (path / RECORD).is_file():
+        raise usage_error(f"--out {out} is not a run that could be resumed.", "Choose another folder.")
 
 
 def open_run(path: str | Path) -> RunFolder:

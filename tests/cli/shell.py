@@ -82,11 +82,11 @@ def shell(script: str, cwd: Path, timeout: float = 300, **more: str) -> Done:
     return Done(done.returncode, done.stdout, done.stderr)
 
 
-def spawn(arguments: Sequence[str], cwd: Path) -> subprocess.Popen[str]:
-    """Start ``kdcompress`` and let it run."""
+def spawn(arguments: Sequence[str], cwd: Path, program: str = "kdcompress") -> subprocess.Popen[str]:
+    """Start ``kdcompress`` (or ``torchrun`` with it) and let it run."""
     pipe = subprocess.PIPE
     return subprocess.Popen(
-        [str(BIN / "kdcompress"), *arguments],
+        [str(BIN / program), *arguments],
         cwd=cwd,
         env=environment(),
         stdin=subprocess.DEVNULL,
@@ -94,6 +94,22 @@ def spawn(arguments: Sequence[str], cwd: Path) -> subprocess.Popen[str]:
         stderr=pipe,
         text=True,
     )
+
+
+def wait_for(process: subprocess.Popen[str], text: str) -> str:
+    """Read standard error until a line begins with ``text``."""
+    assert process.stderr is not None
+    seen = ""
+    for line in process.stderr:
+        seen += line
+        if line.startswith(text):
+            return seen
+    raise AssertionError(f"{text!r} never came: {seen}")
+
+
+def finished(process: subprocess.Popen[str]) -> Done:
+    out, err = process.communicate(timeout=120)
+    return Done(process.returncode, out, err)
 
 
 class Stdin(io.StringIO):

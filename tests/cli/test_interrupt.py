@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import json
 import signal
-import subprocess
 import time
 from pathlib import Path
 
@@ -14,27 +13,11 @@ import torch
 
 import kdcompress
 from cli.conftest import Cli
-from cli.shell import TINY, Done, spawn, tree
+from cli.shell import TINY, finished, spawn, tree, wait_for
 
 EPOCHS = 6
 SETTINGS = ["--epochs", str(EPOCHS), "--seed", "11", "--mixup", "0.2", "--ema-decay", "0.99", "--warmup-epochs", "1"]
 TRAIN = ["train-teacher", "--model", "resnet8_cifar,width=0.5", *SETTINGS]
-
-
-def wait_for(process: subprocess.Popen[str], text: str) -> str:
-    """Read standard error until a line begins with ``text``."""
-    assert process.stderr is not None
-    seen = ""
-    for line in process.stderr:
-        seen += line
-        if line.startswith(text):
-            return seen
-    raise AssertionError(f"{text!r} never came: {seen}")
-
-
-def finished(process: subprocess.Popen[str]) -> Done:
-    out, err = process.communicate(timeout=120)
-    return Done(process.returncode, out, err)
 
 
 def weights(run: Path) -> bytes:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import signal
 from pathlib import Path
 
 import pytest
 import torch
 
 from cli.conftest import Cli
-from cli.shell import TINY, Done, shell, tree
+from cli.shell import TINY, Done, finished, shell, spawn, tree, wait_for
 
 pytestmark = pytest.mark.skipif(not torch.distributed.is_gloo_available(), reason="PyTorch without gloo")
 # --standalone: links of one pipe would else ask for the same port
@@ -90,3 +91,19 @@ def test_error_of_two_processes(here: Path, runs: Path) -> None:
     assert "Error: There is no model 'resnet8_cifer'." in done.err
     assert "Traceback" not in done.err.split("torch/distributed")[0]
     assert tree(here, runs) == before
+
+
+def test_sigterm_of_two_processes(here: Path, runs: Path) -> None:
+    """Else a cluster that wants its machine back leaves one process waiting for the other's gradients."""
+    command = f"{TORCHRUN} distill {runs}/teacher --student {TINY} --epochs 400 --out {here}/run"
+    program, *arguments = command.split()
+    process = spawn(arguments, here, program)
+    wait_for(process, "epoch 2/")
+    process.send_signal(signal.SIGTERM)
+    done = finished(process)
+    assert done.status != 0
+    assert "Error: Interrupted." in done.err
+    assert "all_reduce" not in done.err.lower()
+    assert "Connection closed" not in done.err
+    state = torch.load(here / "run" / "checkpoint.pt", weights_only=True)
+    assert state["epoch"] >= 2

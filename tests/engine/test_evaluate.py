@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from torch import Tensor
 from kdcompress.data import EvalBatches, Preprocess
 from kdcompress.data.batches import MemoryImages
 from kdcompress.engine.distributed import Place
-from kdcompress.engine.evaluate import collect, evaluate
+from kdcompress.engine.evaluate import collect, compare, evaluate
 
 CPU = Place(torch.device("cpu"), "fp32")
 
@@ -59,6 +60,22 @@ def test_scores_are_the_naive_ones(classes: int, batch: int) -> None:
     assert scores.exits == ()
 
 
+def test_compared_networks_score_as_alone_and_take_turns() -> None:
+    """A machine that slows down half-way would make one network look faster than the other."""
+    batches, _, _ = split()
+    models = [linear(10), torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(16, 10)).eval()]
+    seen: list[int] = []
+
+    def told(number: int) -> Callable[[Tensor], Tensor]:
+        return lambda x: seen.append(number) or models[number](x)  # type: ignore[func-returns-value]
+
+    both = compare([told(0), told(1)], batches, CPU, passes=2, stages=(0, 0))
+    for scores, model in zip(both, models, strict=True):
+        alone = evaluate(model, batches, CPU)
+        assert (scores.top1, scores.loss, scores.n) == (alone.top1, alone.loss, alone.n)
+    assert seen == [0, 1] * (len(seen) // 2)
+
+
 def test_exits_are_counted() -> None:
     """Expected MACs are these counts times each member's cost."""
     batches, x, _labels = split()
@@ -69,7 +86,7 @@ def test_exits_are_counted() -> None:
         stages = [stage_of[tuple(image.flatten().tolist())] for image in batch]
         return model(batch), torch.tensor(stages)
 
-    scores = evaluate(gated, batches, CPU, stages=4)
+    (scores,) = compare([gated], batches, CPU, stages=[4])
     assert scores.exits == (18, 18, 17, 0)
     assert scores.top1 == evaluate(model, batches, CPU).top1
 

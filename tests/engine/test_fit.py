@@ -30,7 +30,7 @@ from kdcompress.methods.kd import KdTask
 from kdcompress.methods.supervised import SupervisedTask
 from kdcompress.models.assemble import new_network
 from kdcompress.models.build import ModelSpec
-from kdcompress.options import TrainingOptions
+from kdcompress.options import TrainingOptions, TrainTeacherOptions
 from kdcompress.runs import METRICS, RunFolder
 
 CPU = Place(torch.device("cpu"), "fp32")
@@ -351,6 +351,20 @@ def test_cosine_warms_up_and_decays(tmp_path: Path, rates: list[float]) -> None:
     expected = [0.002 + (0.2 - 0.002) * t / warm for t in range(warm)]
     expected += [0.1 * (1 + math.cos(math.pi * t / total)) for t in range(warm, total)]
     assert rates == pytest.approx(expected)
+
+
+def test_a_warm_up_that_never_ends_is_refused() -> None:
+    """The rate would never reach its peak, and the accuracy would be poor for no visible reason."""
+    with pytest.raises(UserError, match="warmup-epochs 5"):
+        Plan.of(TrainTeacherOptions(epochs=5, warmup_epochs=5), 1000)
+
+
+@pytest.mark.parametrize(("opt", "usual"), [("sgd", 0.1), ("adamw", 1e-3)])
+def test_pretrained_weights_get_a_tenth_of_the_rate(opt: str, usual: float) -> None:
+    """The full rate would destroy what was paid for."""
+    plans = [Plan.of(TrainTeacherOptions(opt=opt, pretrained=given), 10**5) for given in (False, True)]
+    assert [plan.lr for plan in plans] == pytest.approx([usual, usual / 10])
+    assert Plan.of(TrainTeacherOptions(opt=opt, pretrained=True, lr=0.3), 10**5).lr == 0.3
 
 
 def test_steps_drop_after_the_warm_up(tmp_path: Path, rates: list[float]) -> None:

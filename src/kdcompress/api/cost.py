@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from kdcompress.engine.progress import Reporter
 from kdcompress.flops import Profile, profile
 from kdcompress.models.loading import Network
 from kdcompress.models.residual_cascade import ResidualCascade
@@ -14,6 +15,13 @@ def member_profiles(network: Network) -> list[Profile]:
     model = network.model
     parts = list(model.members) if isinstance(model, ResidualCascade) else [model]
     return [profile(part, network.input_size) for part in parts]
+
+
+def note_missed(profiles: list[Profile], name: str, reporter: Reporter) -> None:
+    """Say so where the MACs that follow are too few."""
+    missed = sorted({operation for found in profiles for operation in found.missed})
+    if missed:
+        reporter.note(f"Notice: fvcore cannot count {', '.join(missed)}; the MACs of {name} are too few.")
 
 
 def facts(network: Network, teacher: dict[str, Any] | None, profiles: list[Profile] | None = None) -> dict[str, Any]:

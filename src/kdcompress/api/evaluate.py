@@ -12,7 +12,7 @@ from kdcompress.api.gate import expected
 from kdcompress.api.reference import check_channels, check_classes, inherit, open_data, resize_input, resolve
 from kdcompress.data import Data, EvalBatches, choose_channels
 from kdcompress.engine.distributed import Place, start
-from kdcompress.engine.evaluate import Scores
+from kdcompress.engine.evaluate import Scores, compare
 from kdcompress.engine.evaluate import evaluate as score
 from kdcompress.engine.progress import Reporter
 from kdcompress.flops import Profile
@@ -89,8 +89,8 @@ def _gated(
     """Scores with the gate, and beside them those with every member run."""
     assert model.gate is not None
     macs = [found.macs for found in profiles]
-    full = score(model.forward_full, batches, place, passes=PASSES)
-    scores = score(model.forward_gated, batches, place, passes=PASSES, stages=len(macs))
+    forwards = (model.forward_full, model.forward_gated)
+    full, scores = compare(forwards, batches, place, passes=PASSES, stages=(0, len(macs)))
     rates = [count / scores.n for count in scores.exits]
     cost = expected_macs(rates, macs)
     return scores, {

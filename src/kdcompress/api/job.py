@@ -16,7 +16,7 @@ import torch
 from timm.utils import unwrap_model
 from torch import nn
 
-from kdcompress.api.cost import facts
+from kdcompress.api.cost import facts, member_profiles, note_missed
 from kdcompress.api.reference import Teacher
 from kdcompress.data import Data
 from kdcompress.engine.distributed import Place, from_main, start
@@ -30,7 +30,7 @@ from kdcompress.models.loading import Network, model_config, save_network
 from kdcompress.option_set import flag
 from kdcompress.options import FREE_OPTIONS, OutputOptions, TrainingOptions
 from kdcompress.results import R, TrainResult
-from kdcompress.runs import RECORD, RunFolder, claim
+from kdcompress.runs import RECORD, RunFolder, check_claim, claim
 
 EVAL_BATCH = 256
 
@@ -102,6 +102,8 @@ class Job:
             energies = [*energies, self.energy(final, teacher.frozen, data)]
         network.model.load_state_dict(unwrap_model(task.get_trainable_module(ema=task.has_ema())).state_dict())
         made = assemble(dataclasses.replace(network, model=network.model.cpu().eval()))
+        profiles = member_profiles(made)
+        note_missed(profiles, made.architecture, self.reporter)
         result = TrainResult(
             command=self.command,
             run=str(run.path),
@@ -119,7 +121,7 @@ class Job:
             loss=round(scores.loss, 6),
             images_per_second=rows[-1]["images_per_second"],
             energies=energies,
-            **facts(made, teacher.entry if teacher else None),
+            **facts(made, teacher.entry if teacher else None, profiles),
         )
         if place.is_main:
             config = model_config(made.model, made.architecture, made.model_args, source.class_names)
@@ -173,9 +175,14 @@ def finished(options: OutputOptions, command: str, kind: type[R], reporter: Repo
     """The result of the run that ``--resume`` finds complete.
 
     Raises:
-        UserError: It is a run of another command, finished or not, or was made with other options.
+        UserError: ``--out`` exists and is not to be resumed, or it is a run of another command, finished or not, or was
+            made with other options.
     """
-    if not (options.resume and options.out):
+    if not options.out:
+        return None
+    out = options.out
+    from_main(lambda: check_claim(out, resume=options.resume))
+    if not options.resume:
         return None
     run = RunFolder(Path(options.out).absolute())
     record = run.record()
@@ -186,7 +193,7 @@ def finished(options: OutputOptions, command: str, kind: type[R], reporter: Repo
     then = record.get("options", {})
     changed = [key for key, value in options.to_dict().items() if key not in FREE_OPTIONS and then.get(key) != value]
     if changed:
-        detail = ", ".join(f"{flag(key)} {then.get(key)}" for key in changed[:3])
+        detail = ", ".join(f"{flag(key)} {then[key]}" if key in then else f"no {flag(key)}" for key in changed[:3])
         remedy = "Give the same options to take its result, or choose another folder."
         raise usage_error(f"The run {run.path} is finished, but was made with {detail}.", remedy)
     reporter.note(f"{run.path} is finished already.")

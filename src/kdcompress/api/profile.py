@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from typing import Any
 
-from kdcompress.api.cost import facts, member_profiles
+from kdcompress.api.cost import facts, member_profiles, note_missed
 from kdcompress.api.gate import expected
 from kdcompress.api.reference import resolve
 from kdcompress.data import parse_size
@@ -26,7 +26,7 @@ def profile_flops(
 
     Args:
         options: All options at once; else give them by name (the fields of :class:`ProfileFlopsOptions`).
-        reporter: Told which operations could not be counted.
+        reporter: Told what is not counted.
 
     Raises:
         UserError: Nothing to load, or a network that cannot be traced at that input size.
@@ -58,9 +58,11 @@ def profile_flops(
         **facts(network, teacher if same_size else None, profiles),
     )
     result.seconds = round(time.perf_counter() - began, 3)
-    if result.unsupported_ops and reporter is not None:
-        names = ", ".join(f"{name.removeprefix('aten::')} x{count}" for name, count in result.unsupported_ops.items())
-        reporter.note(f"Notice: fvcore does not count {names}.")
+    if reporter is not None:
+        note_missed(profiles, network.reference, reporter)
+        missed = {name for found in profiles for name in found.missed}
+        if small := [name.removeprefix("aten::") for name in result.unsupported_ops if name not in missed]:
+            reporter.note(f"Not counted, as linear in the elements: {', '.join(small)}.")
     return result
 
 

@@ -9,9 +9,10 @@ import sys
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-from kdcompress.api.cost import facts
+from kdcompress.api.cost import facts, member_profiles, note_missed
 from kdcompress.data import DataSource, InputAdapter, load_source, parse_size
 from kdcompress.engine.distributed import from_main
+from kdcompress.engine.progress import Reporter
 from kdcompress.errors import UserError, usage_error
 from kdcompress.methods.base import Frozen
 from kdcompress.models.build import config_of
@@ -71,10 +72,12 @@ class Teacher:
         return self.frozen
 
 
-def load_teacher(reference: str, arch: str | None) -> Teacher:
+def load_teacher(reference: str, arch: str | None, reporter: Reporter) -> Teacher:
     """Load and profile a teacher."""
     network = load_network(resolve(reference), arch)
-    cost = facts(network, None)
+    profiles = member_profiles(network)
+    note_missed(profiles, network.reference, reporter)
+    cost = facts(network, None, profiles)
     entry = {"reference": network.reference, "arch": network.arch, "fingerprint": network.fingerprint()}
     return Teacher(network, {**entry, **{key: cost[key] for key in ("architecture", "macs", "params")}})
 

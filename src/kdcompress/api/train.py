@@ -93,7 +93,7 @@ def distill(options: DistillOptions | None = None, /, *, reporter: Reporter | No
     job = Job.begin("distill", options.method, options, reporter)
     if (done := job.finished()) is not None:
         return done
-    teacher = load_teacher(options.teacher, options.teacher_arch) if options.teacher is not None else None
+    teacher = load_teacher(options.teacher, options.teacher_arch, job.reporter) if options.teacher is not None else None
     options = job.options = inherit(options, teacher.network.record if teacher else {})
     source = open_data(options)
     channels = choose_channels(source, options)
@@ -246,12 +246,12 @@ def _teacher_arch_first(options: DistillOptions) -> DistillOptions:
 def _teacher_of(base: Network, options: AddResStudentOptions, job: Job) -> Teacher:
     known = base.record.get("teacher")
     if options.teacher is not None:
-        return load_teacher(options.teacher, options.teacher_arch)
+        return load_teacher(options.teacher, options.teacher_arch, job.reporter)
     if known is None:
         raise UserError(
             f"The run {base.reference} has no teacher on record.", "Give the one to learn from: --teacher REF."
         )
-    teacher = load_teacher(known["reference"], known.get("arch"))
+    teacher = load_teacher(known["reference"], known.get("arch"), job.reporter)
     if teacher.entry["fingerprint"] != known["fingerprint"]:
         job.reporter.note(f"Notice: the teacher {known['reference']} has changed since this run was distilled.")
     return teacher

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import os
 import signal
 import sys
@@ -12,9 +13,11 @@ from typing import Any
 
 import typer
 
+from kdcompress import options as sets
 from kdcompress.cli.output import print_error, print_result
 from kdcompress.engine.interrupt import Asked, interrupt
 from kdcompress.errors import UserError, usage_error
+from kdcompress.option_set import variable
 
 TEACHER_HELP = """Train, or fine-tune, a network on labels.
 
@@ -91,12 +94,12 @@ def _main(version: bool = typer.Option(False, "--version", help="Show the versio
 
 
 def _command(name: str) -> Callable[..., None]:
-    from kdcompress import options as sets
     from kdcompress.cli.params import with_options
 
     function_name, option_set = COMMANDS[name][0], getattr(sets, COMMANDS[name][1])
 
     def call(values: dict[str, Any]) -> None:
+        _check_environment()
         own = {field: values.pop(field) for field in sets.ShellOptions.__dataclass_fields__}
         path = sets.ShellOptions.resolve(own, environment=os.environ).config
         config = _read_config(path, name)
@@ -167,6 +170,20 @@ def _report(error: Exception, arguments: list[str]) -> int:
     return 1
 
 
+def _option_names() -> dict[str, set[str]]:
+    return {name: set(getattr(sets, entry[1]).__dataclass_fields__) for name, entry in COMMANDS.items()}
+
+
+def _check_environment() -> None:
+    """A variable of ours that no command knows is a slip of the pen; said, for it may be another version's."""
+    names = set().union(sets.ShellOptions.__dataclass_fields__, *_option_names().values())
+    known = {"KDCOMPRESS_DEBUG", *map(variable, names)}
+    for name in sorted(os.environ):
+        if name.startswith("KDCOMPRESS_") and name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            print(f"Notice: {name} is no option{f'; did you mean {near[0]}?' if near else '.'}", file=sys.stderr)
+
+
 def _read_config(path: str | None, command: str) -> dict[str, Any]:
     """Options of a config file: those at the top level that are no command's section, and this command's section."""
     if path is None:
@@ -182,11 +199,9 @@ def _read_config(path: str | None, command: str) -> dict[str, Any]:
     section = content.get(command) or {}
     if not isinstance(section, dict):
         raise usage_error(f"--config {path}: {command} holds no options.", "Write lines like '  epochs: 30' below it.")
-    from kdcompress import options as sets
-
     # one file serves a whole pipeline: at its top may be what only other commands know
-    fields = {name: getattr(sets, entry[1]).__dataclass_fields__ for name, entry in COMMANDS.items()}
-    others = {field for names in fields.values() for field in names} - set(fields[command])
+    fields = _option_names()
+    others = set().union(*fields.values()) - fields[command]
     common = {key: value for key, value in content.items() if key not in COMMANDS and _name(key) not in others}
     return {**common, **section}
 

@@ -97,6 +97,11 @@ def summed(values: Tensor) -> Tensor:
     return values
 
 
+def anyone(flag: bool, place: Place) -> bool:
+    """Whether it holds for any process; all of them must ask."""
+    return bool(summed(torch.tensor(float(flag), device=place.device)).item())
+
+
 def _leave() -> None:
     if dist.is_initialized():
         dist.destroy_process_group()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +16,7 @@ from kdcompress.engine.distributed import Place, summed
 
 @dataclass(frozen=True)
 class Scores:
-    """What :func:`evaluate` found.
+    """What :func:`evaluate` found of a network.
 
     Attributes:
         top1, top5: Percent; ``top5`` is None with five classes or fewer.
@@ -34,42 +34,69 @@ class Scores:
     exits: tuple[int, ...] = ()
 
 
-def evaluate(
-    forward: Callable[[Tensor], Any], batches: EvalBatches, place: Place, *, passes: int = 1, stages: int = 0
-) -> Scores:
+def evaluate(forward: Callable[[Tensor], Tensor], batches: EvalBatches, place: Place, *, passes: int = 1) -> Scores:
     """Run a network over a split.
 
     Args:
-        forward: Images [B, C, H, W] to logits [B, K], in eval mode, on the device. With ``stages``, to logits and the
-            stage at which each image stopped [B].
+        forward: Images [B, C, H, W] to logits [B, K], in eval mode, on the device.
         passes: How often each batch is run; the fastest counts for the speed.
-        stages: How many stages a gated network has.
     """
-    sums = torch.zeros(4, dtype=place.sum_dtype, device=place.device)
-    exits = torch.zeros(stages, dtype=torch.long, device=place.device)
-    seconds, timed, many = 0.0, 0, False
+    return compare([forward], batches, place, passes=passes)[0]
+
+
+def compare(
+    forwards: Sequence[Callable[[Tensor], Any]],
+    batches: EvalBatches,
+    place: Place,
+    *,
+    passes: int = 1,
+    stages: Sequence[int] = (0,),
+) -> list[Scores]:
+    """Run several networks over a split, batch by batch in turn: what slows the machine then slows them all alike.
+
+    Args:
+        forwards: As for :func:`evaluate`; of a gated network to logits and the stage where each image stopped [B].
+        stages: For each of them, how many stages it has if it is gated, else 0.
+    """
+    tallies = [_Tally(place, count) for count in stages]
     with torch.inference_mode(), place.autocast():
         for number, (x, target) in enumerate(batches):
             if number == 0:
-                forward(x)  # warm-up
-            output, took = _timed(forward, x, place)
-            for _ in range(passes - 1):
-                took = min(took, _timed(forward, x, place)[1])
-            seconds, timed = seconds + took, timed + len(x)
-            if stages:
-                output, stopped = output
-                exits += torch.bincount(stopped, minlength=stages)
-            logits = output.float()
-            many = logits.shape[1] > 5
-            top = logits.topk(min(5, logits.shape[1]), dim=1).indices == target[:, None]
-            loss = nn.functional.cross_entropy(logits, target, reduction="sum")
-            count = torch.tensor(len(x), device=x.device)
-            sums += torch.stack([top[:, 0].sum(), top.any(1).sum(), loss, count]).to(sums.dtype)
-    speed = summed(torch.tensor(timed / seconds if seconds else 0.0, device=place.device))
-    right, right5, loss_sum, total = summed(sums).tolist()
-    n = max(int(total), 1)
-    top5 = 100 * right5 / n if many else None
-    return Scores(100 * right / n, top5, loss_sum / n, n, float(speed), tuple(summed(exits).tolist()))
+                for forward in forwards:
+                    forward(x)  # warm-up
+            runs = [[_timed(forward, x, place) for forward in forwards] for _ in range(passes)]
+            for position, tally in enumerate(tallies):
+                tally.add(runs[0][position][0], target, min(run[position][1] for run in runs))
+    return [tally.scores() for tally in tallies]
+
+
+class _Tally:
+    """What is added up over the batches of a split."""
+
+    def __init__(self, place: Place, stages: int) -> None:
+        self.place, self.stages = place, stages
+        self.sums = torch.zeros(4, dtype=place.sum_dtype, device=place.device)
+        self.exits = torch.zeros(stages, dtype=torch.long, device=place.device)
+        self.seconds, self.timed, self.many = 0.0, 0, False
+
+    def add(self, output: Any, target: Tensor, seconds: float) -> None:
+        if self.stages:
+            output, stopped = output
+            self.exits += torch.bincount(stopped, minlength=self.stages)
+        logits = output.float()
+        self.seconds, self.timed, self.many = self.seconds + seconds, self.timed + len(logits), logits.shape[1] > 5
+        top = logits.topk(min(5, logits.shape[1]), dim=1).indices == target[:, None]
+        loss = nn.functional.cross_entropy(logits, target, reduction="sum")
+        count = torch.tensor(len(logits), device=logits.device)
+        self.sums += torch.stack([top[:, 0].sum(), top.any(1).sum(), loss, count]).to(self.sums.dtype)
+
+    def scores(self) -> Scores:
+        speed = torch.tensor(self.timed / self.seconds if self.seconds else 0.0, device=self.place.device)
+        images_per_second = float(summed(speed))
+        right, right5, loss_sum, total = summed(self.sums).tolist()
+        n = max(int(total), 1)
+        top5 = 100 * right5 / n if self.many else None
+        return Scores(100 * right / n, top5, loss_sum / n, n, images_per_second, tuple(summed(self.exits).tolist()))
 
 
 def collect(forward: Callable[[Tensor], Tensor], batches: EvalBatches, place: Place) -> tuple[Tensor, Tensor]:

@@ -18,7 +18,7 @@ from timm.utils import NativeScaler, dispatch_clip_grad, unwrap_model
 from torch import Tensor
 
 from kdcompress.data import EvalBatches, TrainBatches
-from kdcompress.engine.distributed import Place, summed
+from kdcompress.engine.distributed import Place, anyone, summed
 from kdcompress.engine.evaluate import evaluate
 from kdcompress.engine.interrupt import Interrupted, StopSignal
 from kdcompress.engine.progress import Reporter
@@ -29,6 +29,7 @@ from kdcompress.runs import RunFolder
 BASE_BATCH = 128
 MIN_STEPS = 40
 REPORT_SECONDS = 0.5
+AGREE_EVERY = 16
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,7 @@ class Plan:
         """Our choice: 128 images a step, fewer where an epoch would have under 40 steps; the rate goes with it.
 
         Raises:
-            UserError: timm has no such optimiser.
+            UserError: timm has no such optimiser, or the warm-up never ends.
         """
         if options.opt.lower().split("_")[-1] not in list_optimizers():
             remedy = "Choose one of timm's, e.g. sgd, adamw, lamb (timm.optim.list_optimizers())."
@@ -56,9 +57,13 @@ class Plan:
         if batch is None:
             batch = min(BASE_BATCH, max(16, 2 ** int(math.log2(max(images / MIN_STEPS, 1)))))
         sgd = options.opt.lower() == "sgd"
-        lr = options.lr or (0.1 if sgd else 1e-3) * batch * options.grad_accum / BASE_BATCH
+        usual = (0.1 if sgd else 1e-3) * (0.1 if options.fine_tunes else 1.0)
+        lr = options.lr or usual * batch * options.grad_accum / BASE_BATCH
         decay = options.weight_decay if options.weight_decay is not None else (5e-4 if sgd else 0.05)
         warmup = options.warmup_epochs if options.warmup_epochs is not None else 0.05 * options.epochs
+        if warmup >= options.epochs:
+            remedy = f"Give fewer, e.g. --warmup-epochs {0.05 * options.epochs:g}, or more --epochs."
+            raise usage_error(f"--warmup-epochs {warmup:g} leave none of {options.epochs} epochs to train in.", remedy)
         return cls(options.epochs, batch, lr, decay, warmup, options.decay_epochs or options.epochs / 3)
 
 
@@ -183,12 +188,18 @@ class Trainer:
                 speed = done * self.place.world / (self.seconds + now - began)
                 reporter.step(self.epoch, self.sums["loss"].item() / done, speed, unreported)
                 unreported = 0
-            if stop.requested and due:  # between updates, half-summed gradients would be lost
+            if due and self._asked(stop):  # between updates, half-summed gradients would be lost
                 self.seconds += now - began
                 self._interrupt()
         self._check_finite()
         self.seconds += time.perf_counter() - began
         return self._row()
+
+    def _asked(self, stop: StopSignal) -> bool:
+        """Whether to leave; of several processes all at the same step, lest one waits for another's gradients."""
+        if self.place.world == 1:
+            return stop.requested
+        return self.update % AGREE_EVERY == 0 and anyone(stop.requested, self.place)
 
     def finish_epoch(self, row: dict[str, Any]) -> None:
         self.history.append(row)

@@ -148,6 +148,9 @@ def _from_timm(spec: ModelSpec, args: dict[str, Any], pretrained: bool) -> nn.Mo
         ) from error
     except Exception as error:
         first = first_line(error)
+        if pretrained and not timm.is_model_pretrained(spec.name):
+            remedy = "Leave out --pretrained, or choose one of timm.list_pretrained()."
+            raise usage_error(f"There are no pretrained weights of {spec.name}.", remedy) from error
         if pretrained:
             remedy = "Check the connection, or give the weights as a file with --arch."
             raise UserError(f"The pretrained weights of {spec.name} cannot be loaded: {first}", remedy) from error
