@@ -51,4 +51,17 @@ class Twice(nn.Module):
 def test_a_convolution_that_runs_twice_is_left_alone() -> None:
     """A network of the user's own would silently give other logits."""
     model = settled(Twice())
-    assert fold_batchnorm(model) is model
+    x = torch.randn(2, 3, 8, 8)
+    with torch.no_grad():
+        assert torch.equal(model(x), fold_batchnorm(model)(x))
+
+
+def test_the_copy_tells_what_the_model_tells() -> None:
+    """Methods that look at feature maps would have to do without."""
+    model = settled(timm.create_model("resnet8_cifar"))
+    x = torch.randn(2, 3, 32, 32)
+    with torch.no_grad():
+        final, maps = fold_batchnorm(model).forward_intermediates(x)
+        expected_final, expected = model.forward_intermediates(x)
+    for found, wanted in zip([final, *maps], [expected_final, *expected], strict=True):
+        torch.testing.assert_close(found, wanted, rtol=1e-3, atol=1e-4)
