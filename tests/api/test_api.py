@@ -139,7 +139,7 @@ def test_energies_are_those_of_the_sums(chain: Chain) -> None:
     assert isinstance(cascade, ResidualCascade)
     with torch.no_grad():
         x = next(iter(source_and_data(load_network(str(chain.longer.run)).prep).evaluation("calibration", 1000)))[0]
-        sums = cascade.forward_members(x).cumsum(0)
+        sums = cascade.forward_stages(x).cumsum(0)
     expected = [float((told - total).square().mean()) for total in sums]
     assert chain.longer.energies == pytest.approx(expected, rel=1e-4)
     assert chain.cascade.energies == pytest.approx(expected[:2], rel=1e-4)

@@ -37,7 +37,7 @@ def make(gate: dict[str, Any] | None = None, members: list[dict[str, Any]] | Non
 
 def gate_at(cascade: ResidualCascade, x: Tensor, measure: str = "confidence", quantile: float = 0.5) -> dict[str, Any]:
     """Thresholds that part the samples at every stage, halfway between two of them."""
-    logits, thresholds = cascade.forward_members(x).cumsum(0), []
+    logits, thresholds = cascade.forward_stages(x).cumsum(0), []
     for sums in logits[:-1]:
         values = MEASURES[measure].value(sums).sort().values
         at = int(quantile * (len(values) - 1))
@@ -93,8 +93,8 @@ def test_full_is_the_sum_of_its_members(x: Tensor) -> None:
     expected = sum(member(x) for member in cascade.members)
     torch.testing.assert_close(cascade(x), expected)
     torch.testing.assert_close(cascade.forward_full(x), expected)
-    torch.testing.assert_close(cascade.forward_members(x).sum(0), expected)
-    assert cascade.forward_members(x).shape == (3, 64, CLASSES)
+    torch.testing.assert_close(cascade.forward_stages(x).sum(0), expected)
+    assert cascade.forward_stages(x).shape == (3, 64, CLASSES)
 
 
 @pytest.mark.parametrize("measure", sorted(MEASURES))
@@ -150,7 +150,7 @@ def test_all_stop_or_none_stops(x: Tensor, thresholds: list[float | None], seen_
     assert seen == seen_expected
     ran = sum(count > 0 for count in seen)
     assert stopped.tolist() == [ran - 1] * 64
-    torch.testing.assert_close(logits, cascade.forward_members(x)[:ran].sum(0))
+    torch.testing.assert_close(logits, cascade.forward_stages(x)[:ran].sum(0))
 
 
 @torch.no_grad()

@@ -62,7 +62,7 @@ def gate_calibrate(
     check_classes(network, source, "cascade")
     data = Data(source, network.prep, options, place.device)
     cascade.to(place.device).to(memory_format=torch.channels_last)
-    logits, labels = collect(cascade.forward_members, data.evaluation("calibration", options.batch_size), place)
+    logits, labels = collect(cascade.forward_stages, data.evaluation("calibration", options.batch_size), place)
     cascade.cpu()
     profiles = member_profiles(network)
     stages = Stages.from_logits(logits, labels, [found.macs for found in profiles], options.measure)

@@ -1,0 +1,108 @@
+"""Model separation: one given model becomes a student and an assistant that together cost no more than it did.
+
+Given by Residual KD with an assistant (arXiv 2002.09168); that the two differ from the model in width alone, and that
+the widths are found by measuring, is our choice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from functools import cache
+from typing import Any
+
+import torch
+
+from kdcompress.errors import UserError, usage_error
+from kdcompress.flops import profile
+from kdcompress.models.build import ModelSpec, config_of
+from kdcompress.models.narrow import narrow
+from kdcompress.models.student_assistant import embedding_size
+
+STEPS = 1000  # widths are whole thousandths
+AT_LEAST = 0.97
+
+
+@dataclass(frozen=True)
+class Separation:
+    """The widths of a student and its assistant, and what they cost.
+
+    Attributes:
+        widths: Of S and A, as factors on the given model's channels.
+        student_macs, assistant_macs: MACs of the two without a classifier.
+        integration_macs: Of both projections, and of the classifier on either.
+        undivided_macs: Of the given model with its classifier.
+    """
+
+    widths: tuple[float, float]
+    student_macs: int
+    assistant_macs: int
+    integration_macs: int
+    undivided_macs: int
+
+    @property
+    def macs(self) -> int:
+        return self.student_macs + self.assistant_macs + self.integration_macs
+
+    def costs(self) -> dict[str, int]:
+        """The four figures by name."""
+        return {name: value for name, value in asdict(self).items() if name != "widths"}
+
+
+def separate(spec: ModelSpec, share: float, *, features: int, num_classes: int, **shape: Any) -> Separation:
+    """The widest assistant within ``share`` of the model's MACs, and the widest student that then fits.
+
+    Where widths are so coarse that more than 3 % would be left over, the assistant gets what is left.
+
+    Args:
+        spec: The given model.
+        share: Of its MACs, for the assistant; in (0, 1).
+        features: F, size of the summed feature.
+        shape: ``in_chans`` and ``size`` (H, W) of the images.
+
+    Raises:
+        UserError: The share is outside (0, 1) or leaves one of the two without channels, or no two widths use at least
+            97 % of the MACs.
+    """
+    if not 0 < share < 1:
+        raise usage_error(f"--assistant-share {share:g} is outside (0, 1).", "Give the assistant's part, e.g. 0.1.")
+    given = measured(spec, STEPS, num_classes=num_classes, **shape)[0]
+
+    @cache
+    def cost(width: int) -> tuple[int, int]:
+        """MACs of a narrow backbone, and those with its projection and its pass through the classifier."""
+        macs, size = measured(spec, width, num_classes=0, **shape)
+        return macs, macs + features * (size + num_classes)
+
+    def widest(budget: float) -> int:
+        return _largest(lambda width: cost(width)[1] <= budget)
+
+    assistant = widest(share * given)
+    student = widest(given - cost(assistant)[1]) if assistant else 0
+    if student and cost(student)[1] + cost(assistant)[1] < AT_LEAST * given:
+        assistant = widest(given - cost(student)[1])
+    total = cost(student)[1] + cost(assistant)[1] if student and assistant else 0
+    if total < AT_LEAST * given:
+        which = "assistant" if not assistant else "student" if not student else "two"
+        remedy = "Choose another --assistant-share, nearer to 0.5, or a larger --student."
+        why = "would have no channels left" if which != "two" else "would use too little of its cost"
+        raise UserError(f"At --assistant-share {share:g} the {which} out of {spec.name} {why}.", remedy)
+    student_macs, assistant_macs = cost(student)[0], cost(assistant)[0]
+    integration = total - student_macs - assistant_macs
+    return Separation((student / STEPS, assistant / STEPS), student_macs, assistant_macs, integration, given)
+
+
+def measured(spec: ModelSpec, width: int, **shape: Any) -> tuple[int, int]:
+    """MACs, and size of what comes out, of a network ``width`` thousandths wide."""
+    with torch.random.fork_rng(devices=[]):
+        network = narrow(spec, width / STEPS, **shape)
+    return profile(network, config_of(network)["input_size"]).macs, embedding_size(network)
+
+
+def _largest(fits: Callable[[int], bool]) -> int:
+    """The largest width in thousandths, below the whole, that fits; 0 if none does. Cost grows with the width."""
+    low, high = 0, STEPS
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if fits(middle) else (low, middle)
+    return low

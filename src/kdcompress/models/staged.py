@@ -1,0 +1,68 @@
+"""What composite networks share: stages whose logits add up, and a gate that skips those that are not needed."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from kdcompress.gating import Gate
+
+
+class Staged(nn.Module):
+    """Stages that all see the image, each adding to the logits of those before it.
+
+    In eval mode with a gate, each stage sees only the samples that no earlier one was sure of: the sub-batches really
+    shrink. Without a gate, and in training mode, every stage sees every sample.
+
+    Logits are summed in float32, whatever the stages compute in: thresholds are calibrated on such sums.
+
+    Args:
+        gate: ``Gate.to_dict()``, or None to run all stages always.
+    """
+
+    def __init__(self, gate: dict[str, Any] | None) -> None:
+        super().__init__()
+        self.gate = Gate.from_dict(gate) if gate else None
+
+    def stages(self) -> list[nn.Module]:
+        """Each stage as a network of its own, from images [B, C, H, W] to the logits that it adds [B, K]."""
+        raise NotImplementedError
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Summed logits [B, K] of images [B, C, H, W]."""
+        if self.gate is None or self.training:
+            return self.forward_full(x)
+        return self.forward_gated(x)[0]
+
+    def forward_full(self, x: Tensor) -> Tensor:
+        """Every stage on every sample: [B, K]."""
+        first, *others = self.stages()
+        logits = first(x).float()
+        for stage in others:
+            logits = logits + stage(x)
+        return logits
+
+    def forward_stages(self, x: Tensor) -> Tensor:
+        """What each stage adds, [M, B, K]."""
+        return torch.stack([stage(x).float() for stage in self.stages()])
+
+    def forward_gated(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Run each stage only on the samples that need it.
+
+        Returns:
+            Logits [B, K] and the stage at which each sample stopped [B], 0 for the first one alone.
+        """
+        first, *others = self.stages()
+        logits = first(x).float()
+        stopped = torch.zeros(len(x), dtype=torch.long, device=x.device)
+        going = torch.arange(len(x), device=x.device)
+        for number, stage in enumerate(others):
+            if self.gate is not None:
+                going = going[~self.gate.stops(logits[going], number)]
+            if len(going) == 0:
+                break
+            logits[going] = logits[going] + stage(x[going])
+            stopped[going] = number + 1
+        return logits, stopped
