@@ -10,17 +10,17 @@ epochs=${EPOCHS:-10}
 arch=resnet56_cifar,shortcut=A
 mkdir -p "$out"
 
-kdcompress distill "$teacher" --arch "$arch" --data "$data" --method reskd --student resnet14_cifar \
+kdcompress distill "$teacher" --arch "$arch" --data "$data" --method reskd --student resnet8_cifar \
     --epochs "$epochs" --out "$out/s0" --resume \
   | tee "$out/s0.json" \
-  | kdcompress add-res-student - --arch resnet8_cifar --epochs "$epochs" --out "$out/s0-r1" --resume \
+  | kdcompress add-res-student - --arch resnet20_cifar --epochs "$epochs" --out "$out/s0-r1" --resume \
   > "$out/s0-r1.json"
 
 kdcompress eval "$teacher" --arch "$arch" --data "$data" > "$out/eval-teacher.json"
 for run in s0 s0-r1; do
     kdcompress eval "$out/$run" > "$out/eval-$run.json"
 done
-for target in "--max-drop 0.5" "--threshold 0.7" "--threshold 0.9"; do
+for target in "--max-drop 0.5" "--target-macs 0.2" "--target-macs 0.3"; do
     name=gated-$(echo "$target" | tr -d -- '- ')
     # shellcheck disable=SC2086 # two words are meant
     kdcompress gate-calibrate "$out/s0-r1" $target --out "$out/$name" --resume | kdcompress eval - > "$out/eval-$name.json"

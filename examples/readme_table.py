@@ -20,8 +20,10 @@ TARGETS = ("max_drop", "target_macs", "threshold")
 def main(out: Path, readme: Path) -> None:
     teacher = _read(out / "eval-teacher.json")
     rows = [_row("teacher, ResNet-56", teacher, teacher, None)]
-    rows.append(_row("S0, `resnet14_cifar`", _read(out / "eval-s0.json"), teacher, None))
-    rows.append(_row("S0 + R1 `resnet8_cifar`, all run", _read(out / "eval-s0-r1.json"), teacher, None))
+    full = _read(out / "eval-s0-r1.json")
+    first, second = (member["architecture"] for member in full["members"])
+    rows.append(_row(f"S0, `{first}`", _read(out / "eval-s0.json"), teacher, None))
+    rows.append(_row(f"S0 + R1 `{second}`, all run", full, teacher, None))
     for path in sorted(out.glob("eval-gated-*.json")):
         result = _read(path)
         options = _read(Path(result["run"]) / "run.json")["options"]

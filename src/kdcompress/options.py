@@ -9,8 +9,9 @@ from dataclasses import dataclass
 
 from kdcompress.option_set import Options, option
 
-METHODS = ("ce", "label-smoothing", "tf-kd", "kd", "reskd")
+METHODS = ("ce", "label-smoothing", "tf-kd", "kd", "reskd", "rkd-assistant")
 TEACHERLESS = ("ce", "label-smoothing", "tf-kd")
+ASSISTANT = "Residual KD with an assistant"
 DATA, TRAINING, RUN, SHELL = "Data", "Training", "Run", "Shell"
 
 # what may differ when a run goes on: where things are and how they are watched, not what comes out
@@ -145,11 +146,43 @@ class ResidualOptions(LogitOptions):
         "res-students learn from labels and teacher through the sum (kl), or fit the residual itself (mse)",
         choices=("kl", "mse"),
     )
+    residual_warmup: float = option(
+        0.5,
+        "share of the training in which a res-student turns from learning all that the teacher says to what the others "
+        "leave of it",
+        low=0,
+        high=1,
+    )
     arch: tuple[str, ...] = option((), "model spec of the res-student")
 
 
 @dataclass(kw_only=True)
-class DistillOptions(ResidualOptions, TeacherOptions, TrainingOptions):
+class AssistantOptions(Options):
+    """Residual KD with an assistant (not Relational KD)."""
+
+    assistant_share: float = option(
+        0.1, "rkd-assistant: the assistant's part of --student's MACs", above=0, below=1, panel=ASSISTANT
+    )
+    scheme: str = option(
+        "progressive",
+        "student, then assistant, then classifier; or all at once",
+        choices=("progressive", "end-to-end"),
+        panel=ASSISTANT,
+    )
+    transfer: str = option(
+        "fitnets", "distance between feature maps: L2, or of attention maps", choices=("fitnets", "at"), panel=ASSISTANT
+    )
+    transfer_weight: float = option(1.0, "of the feature maps beside the cross-entropy", low=0, panel=ASSISTANT)
+    logit_weight: float = option(0.0, "of the teacher's logits beside the cross-entropy", low=0, panel=ASSISTANT)
+    undivided: bool = option(
+        False, "train --student itself with the same transfer: the control, and plain FitNets or AT", panel=ASSISTANT
+    )
+    reuse_teacher_classifier: bool = option(False, "start from the teacher's classifier", panel=ASSISTANT)
+    freeze_classifier: bool = option(False, "and keep it as it is", panel=ASSISTANT)
+
+
+@dataclass(kw_only=True)
+class DistillOptions(AssistantOptions, ResidualOptions, TeacherOptions, TrainingOptions):
     teacher: str | None = option(
         None,
         "run folder, '-', timm name, local-dir:PATH, hf-hub:ORG/NAME, or a checkpoint with --teacher-arch",

@@ -38,7 +38,12 @@ class Result:
 
 @dataclass(kw_only=True)
 class NetworkFacts:
-    """What a network is and costs. MACs are of one image."""
+    """What a network is and costs. MACs are of one image.
+
+    Attributes:
+        student_macs, assistant_macs, integration_macs: Of a student with an assistant; they sum to ``macs``.
+        undivided_macs: Of the model that the two were made of.
+    """
 
     architecture: str
     num_classes: int
@@ -50,6 +55,10 @@ class NetworkFacts:
     teacher_macs: int | None = None
     macs_ratio: float | None = None
     members: list[dict[str, Any]] | None = None
+    student_macs: int | None = None
+    assistant_macs: int | None = None
+    integration_macs: int | None = None
+    undivided_macs: int | None = None
 
     def __post_init__(self) -> None:
         channels, height, width = self.input_size
@@ -122,6 +131,7 @@ class EvalResult(GateFacts, NetworkFacts, Result):
     """Of ``eval``. For a gated cascade ``top1`` is the gated one, and ``full_…`` is with every member run.
 
     Attributes:
+        stage_top1: Where a network has several stages, accuracy with the first of them alone, with two, and so on.
         speedup: Wall-clock of the full cascade over that of the gated one; ``macs_speedup`` is what MACs promise.
     """
 
@@ -134,6 +144,7 @@ class EvalResult(GateFacts, NetworkFacts, Result):
     images_per_second: float
     full_images_per_second: float | None = None
     speedup: float | None = None
+    stage_top1: list[float] | None = None
     macs_speedup: float | None = None
     hardware: str
     device: str

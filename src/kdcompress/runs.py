@@ -97,7 +97,8 @@ class RunFolder:
     def write_metrics(self, rows: Sequence[Mapping[str, Any]]) -> None:
         """All rows anew, so that a resumed run never holds an epoch twice."""
         text = io.StringIO()
-        writer = csv.DictWriter(text, fieldnames=list(rows[0]) if rows else ["epoch"], lineterminator="\n")
+        columns = dict.fromkeys(column for row in rows for column in row)
+        writer = csv.DictWriter(text, fieldnames=columns or ["epoch"], restval="", lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
         with atomic_file(self.path / METRICS) as file:

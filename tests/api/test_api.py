@@ -316,7 +316,7 @@ def test_a_new_member_starts_at_zero(chain: Chain, tmp_path: Path, monkeypatch: 
 
     monkeypatch.setattr(train_module.ResKdTask, "forward", spy)
     kdcompress.add_res_student(
-        run=chain.student.run, arch=TINY, residual_loss=loss, out=str(tmp_path / "run"), **COMMON
+        run=chain.student.run, arch=TINY, residual_loss=loss, residual_warmup=0, out=str(tmp_path / "run"), **COMMON
     )
     assert torch.equal(first[0]["output"], first[0]["sum"])
 

@@ -104,12 +104,15 @@ def test_tf_kd_is_kd_from_the_hand_made_teacher(x: Tensor, y: Tensor) -> None:
 
 
 @pytest.mark.parametrize("loss", ["kl", "mse"])
-def test_reskd_trains_through_the_sum(x: Tensor, y: Tensor, loss: str) -> None:
-    """A res-student trained by itself, not in the sum, would not correct anything."""
+@pytest.mark.parametrize(("progress", "weight"), [(0.0, 0.0), (0.1, 0.25), (0.4, 1.0), (0.9, 1.0)])
+def test_reskd_trains_through_the_sum(x: Tensor, y: Tensor, loss: str, progress: float, weight: float) -> None:
+    """One trained by itself, not in the sum, would not correct anything; one that never was would learn nothing."""
     member, members, teacher = network(0), network(2), network(1)
-    total = logits_of(members, x, train=False) + logits_of(member, x, train=True)
+    total = weight * logits_of(members, x, train=False) + logits_of(member, x, train=True)
     told = logits_of(teacher, x, train=False)
-    task = ResKdTask(member, Frozen(members), Frozen(teacher), residual_loss=loss, alpha=0.7, temperature=3.0)
+    shared = {"residual_loss": loss, "alpha": 0.7, "temperature": 3.0, "warmup": 0.4}
+    task = ResKdTask(member, Frozen(members), Frozen(teacher), **shared)
+    task.progress = progress
     result = task(x, y)
     energy = (told - total).square().mean()
     expected = energy if loss == "mse" else 0.3 * naive_ce(total, y) + 0.7 * naive_kl(told, total, 3.0)
@@ -123,7 +126,7 @@ def test_a_res_student_starts_at_the_former_sum_exactly(x: Tensor, y: Tensor) ->
     member, members = network(0), Frozen(network(2))
     zero_classifier(member)
     expected = members(x)
-    task = ResKdTask(member, members, Frozen(network(1)))
+    task = ResKdTask(member, members, Frozen(network(1)), warmup=0)
     assert torch.equal(task(x, y)["output"], expected)
     assert torch.equal(task.eval().get_eval_model()(x), expected)
 

@@ -8,12 +8,14 @@ from kdcompress.engine.progress import Reporter
 from kdcompress.flops import Profile, profile
 from kdcompress.models.loading import Network
 from kdcompress.models.residual_cascade import ResidualCascade
+from kdcompress.models.staged import Staged
+from kdcompress.models.student_assistant import StudentAssistant
 
 
 def member_profiles(network: Network) -> list[Profile]:
-    """One profile per member; of a single network, its own. Never through a gate: a tracer follows one branch only."""
+    """One profile per stage; of a single network, its own. Never through a gate: a tracer follows one branch only."""
     model = network.model
-    parts = list(model.members) if isinstance(model, ResidualCascade) else [model]
+    parts = model.stages() if isinstance(model, Staged) else [model]
     return [profile(part, network.input_size) for part in parts]
 
 
@@ -33,29 +35,50 @@ def facts(network: Network, teacher: dict[str, Any] | None, profiles: list[Profi
     profiles = profiles or member_profiles(network)
     macs = sum(found.macs for found in profiles)
     teacher_macs = teacher.get("macs") if teacher else None
-    members = None
-    if isinstance(network.model, ResidualCascade):
-        entries = network.model_args["members"]
-        members = [
-            {"architecture": spec_of(entry), "params": found.params, "macs": found.macs}
-            for entry, found in zip(entries, profiles, strict=True)
-        ]
+    parts = _parts(network)
+    members = [
+        {"architecture": name, "params": found.params, "macs": found.macs}
+        for name, found in zip(parts, profiles, strict=False)
+    ]
     return {
         "architecture": spec_of({"architecture": network.architecture, "model_args": network.model_args}),
         "num_classes": network.num_classes,
         "input_size": network.input_size,
-        "params": sum(found.params for found in profiles),
+        "params": sum(parameter.numel() for parameter in network.model.parameters()),
         "macs": macs,
         "flops": 2 * macs,
         "teacher": teacher.get("reference") if teacher else None,
         "teacher_macs": teacher_macs,
         "macs_ratio": round(macs / teacher_macs, 6) if teacher_macs else None,
-        "members": members,
+        "members": members or None,
+        **(_separation(network, profiles) if isinstance(network.model, StudentAssistant) else {}),
+    }
+
+
+def _parts(network: Network) -> list[str]:
+    """What the stages of a network are, as specs; none of a single network."""
+    if isinstance(network.model, ResidualCascade):
+        return [spec_of(entry) for entry in network.model_args["members"]]
+    if isinstance(network.model, StudentAssistant):
+        spec = spec_of(network.model_args["model"])
+        return [f"{spec} x {width:g}" for width in network.model_args["widths"]]
+    return []
+
+
+def _separation(network: Network, profiles: list[Profile]) -> dict[str, int]:
+    """What S, A and that which brings them together cost, and what the undivided model would."""
+    assert isinstance(network.model, StudentAssistant)
+    student, assistant = (found.by_module["backbone"].macs for found in profiles)
+    return {
+        "student_macs": student,
+        "assistant_macs": assistant,
+        "integration_macs": sum(found.macs for found in profiles) - student - assistant,
+        "undivided_macs": profile(network.model.undivided(), network.input_size).macs,
     }
 
 
 def spec_of(entry: dict[str, Any]) -> str:
     """``NAME[,key=value…]`` of an architecture and its arguments, without those that follow from data or members."""
-    hidden = ("in_chans", "members", "gate", "img_size")
+    hidden = ("in_chans", "members", "gate", "img_size", "model", "widths", "features")
     args = [f"{key}={value}" for key, value in entry.get("model_args", {}).items() if key not in hidden]
     return ",".join([entry["architecture"], *args])

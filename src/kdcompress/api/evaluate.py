@@ -11,14 +11,14 @@ from kdcompress.api.cost import facts, member_profiles
 from kdcompress.api.gate import expected
 from kdcompress.api.reference import check_channels, check_classes, inherit, open_data, resize_input, resolve
 from kdcompress.data import Data, EvalBatches, choose_channels
-from kdcompress.engine.distributed import Place, start
-from kdcompress.engine.evaluate import Scores, compare
+from kdcompress.engine.distributed import Place, start, summed
+from kdcompress.engine.evaluate import Scores, collect, compare
 from kdcompress.engine.evaluate import evaluate as score
 from kdcompress.engine.progress import Reporter
 from kdcompress.flops import Profile
 from kdcompress.gating import expected_macs
 from kdcompress.models.loading import load_network
-from kdcompress.models.residual_cascade import ResidualCascade
+from kdcompress.models.staged import Staged
 from kdcompress.options import EvalOptions
 from kdcompress.results import EvalResult
 
@@ -56,10 +56,12 @@ def evaluate(options: EvalOptions | None = None, /, *, reporter: Reporter | None
     teacher = network.record.get("teacher")
     model = network.model.to(place.device).to(memory_format=torch.channels_last)
     gate: dict[str, Any] = {}
-    if isinstance(model, ResidualCascade) and model.gate is not None:
+    if isinstance(model, Staged) and model.gate is not None:
         scores, gate = _gated(model, batches, place, profiles, teacher)
     else:
         scores = score(model, batches, place, passes=PASSES)
+    if isinstance(model, Staged) and len(profiles) > 1:
+        gate["stage_top1"] = _by_stage(model, batches, place)
     return EvalResult(
         command="eval",
         run=str(network.path) if network.path else None,
@@ -79,8 +81,16 @@ def evaluate(options: EvalOptions | None = None, /, *, reporter: Reporter | None
     )
 
 
+def _by_stage(model: Staged, batches: EvalBatches, place: Place) -> list[float]:
+    """Accuracy of the first stage alone, of the first two, and so on."""
+    logits, labels = collect(model.forward_stages, batches, place)
+    right = (logits.cumsum(0).argmax(-1) == labels).sum(-1).tolist()
+    *counts, n = summed(torch.tensor([*right, len(labels)], device=place.device)).tolist()
+    return [round(100 * count / n, 4) for count in counts]
+
+
 def _gated(
-    model: ResidualCascade,
+    model: Staged,
     batches: EvalBatches,
     place: Place,
     profiles: list[Profile],

@@ -51,8 +51,8 @@ def gate_calibrate(
     if (done := finished(options, "gate-calibrate", GateResult, told)) is not None:
         return done
     network = load_network(resolve(options.run))
-    cascade = network.cascade("so there is no gate to calibrate")
-    if len(cascade.members) < 2:
+    cascade = network.staged("so there is no gate to calibrate")
+    if len(cascade.stages()) < 2:
         raise UserError(
             f"{network.reference} has a single member: nothing to skip.", "Run kdcompress add-res-student first."
         )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import platform
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -13,7 +13,6 @@ from typing import Any
 
 import timm
 import torch
-from timm.utils import unwrap_model
 from torch import nn
 
 from kdcompress.api.cost import facts, member_profiles, note_missed
@@ -21,7 +20,7 @@ from kdcompress.api.reference import Teacher
 from kdcompress.data import Data
 from kdcompress.engine.distributed import Place, from_main, start
 from kdcompress.engine.evaluate import collect, evaluate
-from kdcompress.engine.fit import Plan, fit
+from kdcompress.engine.fit import Plan, fit, phase_of
 from kdcompress.engine.progress import Reporter, Silent
 from kdcompress.errors import UserError, usage_error
 from kdcompress.methods.base import StudentTask
@@ -33,6 +32,20 @@ from kdcompress.results import R, TrainResult
 from kdcompress.runs import RECORD, RunFolder, check_claim, claim
 
 EVAL_BATCH = 256
+
+
+@dataclass(frozen=True)
+class Phase:
+    """One training of a run.
+
+    Attributes:
+        task: Makes it, when its turn comes: it may choose what of a network learns.
+        epochs: Those that the user asked for where None.
+    """
+
+    task: Callable[[], StudentTask]
+    epochs: int | None = None
+    name: str = ""
 
 
 @dataclass
@@ -58,7 +71,7 @@ class Job:
 
     def train(
         self,
-        task: StudentTask,
+        phases: Sequence[Phase],
         network: Network,
         data: Data,
         teacher: Teacher | None = None,
@@ -71,14 +84,15 @@ class Job:
         """Fit, score on the calibration split, profile and save.
 
         Args:
-            task: Trains ``network``.
+            phases: Train ``network``, one after the other.
             assemble: From the trained network to the artifact.
             energies: Of the residual so far; where given, that of the new sum is appended.
             parent: The run that this one builds on.
             views: Shifts the views of the images; members before have fitted those that their own number gave.
         """
         options, place, source = self.options, self.place, data.source
-        plan = Plan.of(options, data.fit_size())
+        plans = [Plan.of(options, data.fit_size(), phase.epochs) for phase in phases]
+        plan = plans[0]
         if plan.batch_size < 2 * place.world:
             remedy = f"Give {2 * place.world} or more: BatchNorm takes no batch of one image."
             raise usage_error(f"--batch-size {plan.batch_size} is too small for {place.world} process(es).", remedy)
@@ -91,16 +105,19 @@ class Job:
             _check_origin(run, provenance)
         elif place.is_main:
             run.write_json(RECORD, {**provenance, "status": "unfinished"})
-        rows = fit(
-            task, batches, calibration, options, plan, place, run, self.reporter,
-            title=f"{self.command} {network.architecture}", num_classes=source.num_classes,
-        )  # fmt: skip
+        rows: list[dict[str, Any]] = []
+        for number in range(phase_of(run), len(phases)):
+            task = phases[number].task()
+            title = f"{self.command} {network.architecture} {phases[number].name}".rstrip()
+            rows = fit(
+                task, batches, calibration, options, plans[number], place, run, self.reporter,
+                title=title, num_classes=source.num_classes, phase=number, history=rows,
+            )  # fmt: skip
         task.eval()
-        final = task.get_eval_model(ema=task.has_ema())
+        final = task.get_eval_model()
         scores = evaluate(final, calibration, place)
         if energies is not None and teacher is not None:
             energies = [*energies, self.energy(final, teacher.frozen, data)]
-        network.model.load_state_dict(unwrap_model(task.get_trainable_module(ema=task.has_ema())).state_dict())
         made = assemble(dataclasses.replace(network, model=network.model.cpu().eval()))
         profiles = member_profiles(made)
         note_missed(profiles, made.architecture, self.reporter)

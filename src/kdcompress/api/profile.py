@@ -5,6 +5,8 @@ from __future__ import annotations
 import time
 from typing import Any
 
+from torch import nn
+
 from kdcompress.api.cost import facts, member_profiles, note_missed
 from kdcompress.api.gate import expected
 from kdcompress.api.reference import resolve
@@ -14,7 +16,7 @@ from kdcompress.flops import Profile
 from kdcompress.gating import expected_macs
 from kdcompress.models.build import config_of
 from kdcompress.models.loading import Network, load_network
-from kdcompress.models.residual_cascade import ResidualCascade
+from kdcompress.models.staged import Staged
 from kdcompress.options import ProfileFlopsOptions
 from kdcompress.results import ProfileResult
 
@@ -53,7 +55,7 @@ def profile_flops(
         run=str(network.path) if network.path else None,
         seconds=0.0,
         unsupported_ops=_added(profiles),
-        by_module=_by_module(profiles, isinstance(network.model, ResidualCascade)) if options.by_module else None,
+        by_module=_by_module(profiles, network.model) if options.by_module else None,
         **(_gated(network, profiles, teacher) if same_size else {}),
         **facts(network, teacher if same_size else None, profiles),
     )
@@ -69,16 +71,17 @@ def profile_flops(
 def _gated(network: Network, profiles: list[Profile], teacher: dict[str, Any] | None) -> dict[str, Any]:
     """Expected cost with the exits that the calibration split showed."""
     rates = network.record.get("result", {}).get("exit_rates")
-    if not isinstance(network.model, ResidualCascade) or network.model.gate is None or not rates:
+    if not isinstance(network.model, Staged) or network.model.gate is None or not rates:
         return {}
     macs = expected_macs(rates, [found.macs for found in profiles])
     return {"exit_rates": rates, **expected(macs, teacher)}
 
 
-def _by_module(profiles: list[Profile], members: bool) -> list[dict[str, Any]]:
+def _by_module(profiles: list[Profile], model: nn.Module) -> list[dict[str, Any]]:
+    prefixes = [f"{name}." for name in model.stage_names()] if isinstance(model, Staged) else [""]
     return [
-        {"module": f"members.{number}.{name}" if members else name, "params": cost.params, "macs": cost.macs}
-        for number, found in enumerate(profiles)
+        {"module": f"{prefix}{name}", "params": cost.params, "macs": cost.macs}
+        for prefix, found in zip(prefixes, profiles, strict=True)
         for name, cost in found.by_module.items()
     ]
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 import time
 from pathlib import Path
 from typing import Any
 
-from kdcompress.api.job import Job, finished
+from kdcompress.api.job import Job, Phase, finished
+from kdcompress.api.prepare import adapter, batches_for, fresh, logit_weights, shared
 from kdcompress.api.reference import (
     Teacher,
     check_channels,
@@ -19,7 +19,8 @@ from kdcompress.api.reference import (
     resize_input,
     resolve,
 )
-from kdcompress.data import Data, DataSource, InputAdapter, Preprocess, choose_channels, choose_size
+from kdcompress.api.rkd_assistant import train_rkd_assistant
+from kdcompress.data import Preprocess, choose_channels
 from kdcompress.engine.distributed import from_main, start
 from kdcompress.engine.progress import Reporter, Silent
 from kdcompress.errors import UserError, usage_error
@@ -27,23 +28,25 @@ from kdcompress.methods.base import Frozen, StudentTask
 from kdcompress.methods.kd import KdTask
 from kdcompress.methods.reskd import ResKdTask
 from kdcompress.methods.supervised import SupervisedTask, TfKdTask
-from kdcompress.models.assemble import as_cascade, joined, new_member, new_network
+from kdcompress.models.assemble import as_cascade, joined, new_member
 from kdcompress.models.build import ModelSpec, default_config
 from kdcompress.models.loading import CHECKPOINT_SUFFIXES, Network, load_network
 from kdcompress.models.residual_cascade import ResidualCascade
-from kdcompress.option_set import flag
+from kdcompress.models.staged import Staged
+from kdcompress.option_set import Options, flag
 from kdcompress.options import (
     TEACHERLESS,
     AddResStudentOptions,
+    AssistantOptions,
     DistillOptions,
-    LogitOptions,
-    TrainingOptions,
+    ResidualOptions,
     TrainTeacherOptions,
 )
 from kdcompress.results import TrainResult
 from kdcompress.runs import RECORD, claim
 
 LABEL_SMOOTHING = 0.1
+DIVIDED_ONLY = ("assistant_share", "scheme", "reuse_teacher_classifier", "freeze_classifier")
 
 
 def train_teacher(
@@ -66,9 +69,9 @@ def train_teacher(
     if (done := job.finished()) is not None:
         return done
     source = open_data(options)
-    network = _fresh(options.model, source, options, choose_channels(source, options), options.pretrained)
+    network = fresh(options.model, source, options, choose_channels(source, options), options.pretrained)
     task = SupervisedTask(network.model, label_smoothing=options.label_smoothing or 0.0)
-    return job.train(task, network, _data(source, network.prep, job))
+    return job.train([Phase(lambda: task)], network, batches_for(source, network.prep, job))
 
 
 def distill(options: DistillOptions | None = None, /, *, reporter: Reporter | None = None, **given: Any) -> TrainResult:
@@ -102,14 +105,17 @@ def distill(options: DistillOptions | None = None, /, *, reporter: Reporter | No
         if options.input_size is None and teacher.network.record.get("data_fingerprint") == source.fingerprint:
             channels = teacher.network.prep.channels
         check_channels(teacher.network, channels, "teacher")
-    student = _fresh(options.student, source, options, channels, options.pretrained)
-    prep = _shared(student.prep, teacher.network.prep, source) if teacher else student.prep
+    if options.method == "rkd-assistant":
+        assert teacher is not None
+        return train_rkd_assistant(job, options, teacher, source, channels)
+    student = fresh(options.student, source, options, channels, options.pretrained)
+    prep = shared(student.prep, teacher.network.prep, source) if teacher else student.prep
     task = _task(options, student, teacher, prep)
     cascade = options.method == "reskd"
     return job.train(
-        task,
+        [Phase(lambda: task)],
         student,
-        _data(source, prep, job),
+        batches_for(source, prep, job),
         teacher,
         assemble=as_cascade if cascade else lambda network: network,
         energies=[] if cascade else None,
@@ -137,7 +143,7 @@ def add_res_student(
     job = Job.begin("add-res-student", "reskd", options, reporter)
     if (done := job.finished()) is not None:
         return done
-    base = as_cascade(load_network(resolve(options.run)))
+    base = as_cascade(_ungated(load_network(resolve(options.run)), job))
     assert isinstance(base.model, ResidualCascade)
     teacher = _teacher_of(base, options, job)
     options = job.options = inherit(options, base.record)
@@ -146,25 +152,23 @@ def add_res_student(
     check_classes(teacher.network, source, "teacher")
     check_classes(base, source, "student")
     check_channels(teacher.network, base.prep.channels, "teacher")
-    if base.model.gate is not None:
-        job.reporter.note("Notice: the gate of the run does not fit another member; calibrate it again.")
-        base.model.gate = None
     member = new_member(ModelSpec.parse(options.arch[0]), base, options.seed)
-    prep = _shared(base.prep, teacher.network.prep, source)
+    prep = shared(base.prep, teacher.network.prep, source)
     task = ResKdTask(
         member.model,
-        Frozen(base.model, _adapter(prep, base.prep)),
-        teacher.freeze(_adapter(prep, teacher.network.prep)),
-        _adapter(prep, base.prep),
+        Frozen(base.model, adapter(prep, base.prep)),
+        teacher.freeze(adapter(prep, teacher.network.prep)),
+        adapter(prep, base.prep),
         options.label_smoothing or 0.0,
         options.residual_loss,
-        **_logit_weights(options),
+        **logit_weights(options),
+        warmup=options.residual_warmup,
     )
-    data = _data(source, prep, job)
+    data = batches_for(source, prep, job)
     # the result of a gated cascade is its gate's; that of its training is kept beside it
     earlier = (base.record.get("training") or base.record.get("result") or {}).get("energies") or []
     return job.train(
-        task,
+        [Phase(lambda: task)],
         member,
         data,
         teacher,
@@ -173,6 +177,14 @@ def add_res_student(
         parent=base,
         views=len(base.model.members),
     )
+
+
+def _ungated(network: Network, job: Job) -> Network:
+    if isinstance(network.model, Staged) and network.model.gate is not None:
+        job.reporter.note("Notice: the gate of the run does not fit another member; calibrate it again.")
+        network.model.gate = None
+        network.model_args = {key: value for key, value in network.model_args.items() if key != "gate"}
+    return network
 
 
 def _grow(options: DistillOptions, reporter: Reporter | None) -> TrainResult:
@@ -206,13 +218,15 @@ def _grow(options: DistillOptions, reporter: Reporter | None) -> TrainResult:
 
 def _step(options: DistillOptions, arch: str) -> AddResStudentOptions:
     """What ``add-res-student`` is told, as far as ``distill`` was told the same."""
-    shared = {field.name for field in dataclasses.fields(AddResStudentOptions)} - {"run", "teacher", "teacher_arch"}
-    return AddResStudentOptions(**{**{name: getattr(options, name) for name in shared}, "arch": (arch,)})
+    names = {field.name for field in dataclasses.fields(AddResStudentOptions)} - {"run", "teacher", "teacher_arch"}
+    return AddResStudentOptions(**{**{name: getattr(options, name) for name in names}, "arch": (arch,)})
 
 
 def _check_distill(options: DistillOptions) -> None:
     if options.method in TEACHERLESS and options.teacher is not None:
-        raise usage_error(f"--method {options.method} takes no teacher.", "Leave TEACHER out, or choose kd or reskd.")
+        raise usage_error(
+            f"--method {options.method} takes no teacher.", "Leave TEACHER out, or choose kd, reskd or rkd-assistant."
+        )
     if options.method not in TEACHERLESS and options.teacher is None:
         raise usage_error(f"--method {options.method} needs a TEACHER.", "Give a run folder, '-', or a checkpoint.")
     if options.res_students and (options.method != "reskd" or not options.arch):
@@ -220,18 +234,28 @@ def _check_distill(options: DistillOptions) -> None:
     unused = [
         name
         for name, used in (
-            ("alpha", options.method not in ("ce", "label-smoothing")),
+            ("alpha", options.method not in ("ce", "label-smoothing", "rkd-assistant")),
             ("temperature", options.method not in ("ce", "label-smoothing")),
             ("teacher_arch", options.teacher is not None),
         )
         if getattr(options, name) is not None and not used
     ]
-    if options.residual_loss != "kl" and not options.res_students:
-        unused.append("residual_loss")
+    if options.method != "rkd-assistant":
+        unused += _changed(options, AssistantOptions)
+    elif options.undivided:
+        unused += [name for name in _changed(options, AssistantOptions) if name in DIVIDED_ONLY]
+    if not options.res_students:
+        unused += [name for name in _changed(options, ResidualOptions) if name.startswith("residual")]
     if unused:
         raise usage_error(f"{flag(unused[0])} has no meaning here (--method {options.method}).", "Leave it out.")
     if options.arch and not options.res_students:
         raise usage_error("--arch is for res-students, or for a TEACHER that is a checkpoint.", "Add --res-students N.")
+
+
+def _changed(options: DistillOptions, kind: type[Options]) -> list[str]:
+    """Options of one set that are not at their defaults."""
+    defaults = vars(kind())
+    return [name for name, value in defaults.items() if getattr(options, name) != value]
 
 
 def _teacher_arch_first(options: DistillOptions) -> DistillOptions:
@@ -257,51 +281,15 @@ def _teacher_of(base: Network, options: AddResStudentOptions, job: Job) -> Teach
     return teacher
 
 
-def _fresh(text: str, source: DataSource, options: TrainingOptions, channels: int, pretrained: bool) -> Network:
-    """A network of a spec, shaped for these data."""
-    spec = ModelSpec.parse(text)
-    config = {} if spec.name.startswith("py:") else default_config(spec.name)
-    own = spec.preprocessing.get("input_size") or config.get("input_size", (3, 224, 224))
-    fixed = "input_size" in spec.preprocessing or bool(config.get("fixed_input_size"))
-    size = choose_size(source, options, tuple(own[1:]), fixed)
-    return new_network(
-        spec, num_classes=source.num_classes, channels=channels, size=size, seed=options.seed, pretrained=pretrained
-    )
-
-
-def _data(source: DataSource, prep: Preprocess, job: Job) -> Data:
-    return Data(source, prep, job.options, job.place.device, job.place.rank, job.place.world)
-
-
-def _shared(student: Preprocess, teacher: Preprocess, source: DataSource) -> Preprocess:
-    """Batches are made for the student, at the larger size of the two where the images have so many pixels.
-
-    Images enlarged for the teacher and shrunk again would reach the student blurred; so the teacher enlarges its own.
-    """
-    sizes = [teacher.size] if source.size is None else [teacher.size, source.size]
-    return dataclasses.replace(student, size=max(student.size, min(sizes, key=math.prod), key=math.prod))
-
-
-def _adapter(made_for: Preprocess, wanted: Preprocess) -> InputAdapter | None:
-    adapter = InputAdapter(made_for, wanted)
-    return None if adapter.same and adapter.size is None else adapter
-
-
 def _task(options: DistillOptions, student: Network, teacher: Teacher | None, prep: Preprocess) -> StudentTask:
     """The task of a method, with the method's own defaults."""
-    adapter, smoothing = _adapter(prep, student.prep), options.label_smoothing or 0.0
+    own, smoothing = adapter(prep, student.prep), options.label_smoothing or 0.0
     if options.method == "label-smoothing":
         given = options.label_smoothing
-        return SupervisedTask(student.model, adapter, LABEL_SMOOTHING if given is None else given)
+        return SupervisedTask(student.model, own, LABEL_SMOOTHING if given is None else given)
     if options.method == "tf-kd":
-        return TfKdTask(student.model, adapter, smoothing, **_logit_weights(options))
+        return TfKdTask(student.model, own, smoothing, **logit_weights(options))
     if teacher is None:
-        return SupervisedTask(student.model, adapter, smoothing)
-    frozen = teacher.freeze(_adapter(prep, teacher.network.prep))
-    return KdTask(student.model, frozen, adapter, smoothing, **_logit_weights(options))
-
-
-def _logit_weights(options: LogitOptions) -> dict[str, float]:
-    """Those that the user set; the tasks know their own defaults."""
-    values = {"alpha": options.alpha, "temperature": options.temperature}
-    return {key: value for key, value in values.items() if value is not None}
+        return SupervisedTask(student.model, own, smoothing)
+    frozen = teacher.freeze(adapter(prep, teacher.network.prep))
+    return KdTask(student.model, frozen, own, smoothing, **logit_weights(options))

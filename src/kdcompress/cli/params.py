@@ -11,6 +11,7 @@ from typing import Annotated, Any, Optional
 import typer
 
 from kdcompress.option_set import Options, field_type, flag
+from kdcompress.options import ASSISTANT, DATA, RUN, SHELL, TRAINING
 
 METAVARS = {int: "INTEGER", float: "NUMBER", str: "TEXT"}
 
@@ -63,4 +64,4 @@ def _annotation(option_set: type[Options], field: dataclasses.Field[Any]) -> Any
 def _panel_last(parameter: inspect.Parameter) -> int:
     """A command's own options first, then data, training, run and shell."""
     panel = typing.get_args(parameter.annotation)[1].rich_help_panel
-    return ["Options", "Data", "Training", "Run", "Shell"].index(panel)
+    return ["Options", ASSISTANT, DATA, TRAINING, RUN, SHELL].index(panel)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -44,8 +45,12 @@ class Plan:
     decay_epochs: float
 
     @classmethod
-    def of(cls, options: TrainingOptions, images: int) -> Plan:
+    def of(cls, options: TrainingOptions, images: int, epochs: int | None = None) -> Plan:
         """Our choice: 128 images a step, fewer where an epoch would have under 40 steps; the rate goes with it.
+
+        Args:
+            images: Of the fit split.
+            epochs: Of this phase, where it is not all of the training.
 
         Raises:
             UserError: timm has no such optimiser, or the warm-up never ends.
@@ -60,11 +65,12 @@ class Plan:
         usual = (0.1 if sgd else 1e-3) * (0.1 if options.fine_tunes else 1.0)
         lr = options.lr or usual * batch * options.grad_accum / BASE_BATCH
         decay = options.weight_decay if options.weight_decay is not None else (5e-4 if sgd else 0.05)
-        warmup = options.warmup_epochs if options.warmup_epochs is not None else 0.05 * options.epochs
-        if warmup >= options.epochs:
-            remedy = f"Give fewer, e.g. --warmup-epochs {0.05 * options.epochs:g}, or more --epochs."
-            raise usage_error(f"--warmup-epochs {warmup:g} leave none of {options.epochs} epochs to train in.", remedy)
-        return cls(options.epochs, batch, lr, decay, warmup, options.decay_epochs or options.epochs / 3)
+        epochs = options.epochs if epochs is None else epochs
+        warmup = options.warmup_epochs if options.warmup_epochs is not None else 0.05 * epochs
+        if warmup >= epochs:
+            remedy = f"Give fewer, e.g. --warmup-epochs {0.05 * epochs:g}, or more --epochs."
+            raise usage_error(f"--warmup-epochs {warmup:g} leave none of {epochs} epochs to train in.", remedy)
+        return cls(epochs, batch, lr, decay, warmup, options.decay_epochs or epochs / 3)
 
 
 def fit(
@@ -79,11 +85,17 @@ def fit(
     *,
     title: str,
     num_classes: int,
+    phase: int = 0,
+    history: Sequence[dict[str, Any]] = (),
 ) -> list[dict[str, Any]]:
     """Train a task to its last epoch, from the start or from the run's checkpoint.
 
     All randomness of a step is seeded by (seed, epoch, step), so a checkpoint needs no generator's state and a resumed
-    run takes the very steps that an unbroken one takes.
+    run takes the very steps that an unbroken one takes. At the end the task has the averaged weights, if it kept any.
+
+    Args:
+        phase: Which of a run's trainings this is; each has its own task, schedule and optimiser.
+        history: Rows of the phases before.
 
     Returns:
         The rows of ``metrics.csv``.
@@ -92,13 +104,16 @@ def fit(
         UserError: The loss is no longer finite, or a checkpoint was made with other options.
         Interrupted: Ctrl-C or SIGTERM; the state is saved.
     """
-    trainer = Trainer(task, batches, options, plan, place, run, num_classes)
-    trainer.load()
+    trainer = Trainer(task, batches, options, plan, place, run, num_classes, phase, history)
+    resumed = run.has_checkpoint and phase_of(run) == phase
+    if resumed:
+        trainer.load()
     writer = _tensorboard(run) if options.tensorboard and place.is_main else None
-    reporter.start(title, plan.epochs, len(batches), trainer.epoch)
+    done = len(trainer.history)
+    reporter.start(title, done - trainer.epoch + plan.epochs, len(batches), done)
     try:
         with StopSignal() as stop:
-            if place.is_main and not run.has_checkpoint:
+            if place.is_main and not resumed:
                 trainer.save()
             while trainer.epoch < plan.epochs:
                 row = trainer.run_epoch(stop, reporter)
@@ -114,7 +129,13 @@ def fit(
         reporter.stop()
         if writer is not None:
             writer.close()
+    trainer.take_average()
     return trainer.history
+
+
+def phase_of(run: RunFolder) -> int:
+    """The phase that a run was cut off in, from 0."""
+    return int(run.read_checkpoint().get("phase", 0)) if run.has_checkpoint else 0
 
 
 class Trainer:
@@ -129,6 +150,8 @@ class Trainer:
         place: Place,
         run: RunFolder,
         num_classes: int,
+        phase: int = 0,
+        history: Sequence[dict[str, Any]] = (),
     ) -> None:
         self.task, self.batches, self.options, self.plan = task, batches, options, plan
         self.place, self.run = place, run
@@ -140,6 +163,7 @@ class Trainer:
             task.setup_ema(decay=options.ema_decay, use_warmup=True)
         self.optimizer = _optimizer(module, options, plan)
         updates = -(-len(batches) // options.grad_accum)
+        self.updates = updates * plan.epochs
         self.scheduler, _ = create_scheduler_v2(
             self.optimizer,
             sched=options.sched,
@@ -159,7 +183,7 @@ class Trainer:
         )
         self.num_classes = num_classes
         self.epoch, self.step, self.update = 0, 0, 0
-        self.history: list[dict[str, Any]] = []
+        self.phase, self.history = phase, list(history)
         self.sums: dict[str, Tensor] = {}
         self.seconds = 0.0
         self.bad_step = torch.full((), -1, device=place.device)
@@ -176,7 +200,7 @@ class Trainer:
         """All steps of an epoch that are still to do."""
         self.task.train()
         sizes, began, shown, unreported = self.batches.sizes(), time.perf_counter(), 0.0, 0
-        for input, target in self.batches.epoch(self.epoch, self.step):
+        for input, target in self.batches.epoch(len(self.history), self.step):
             due = self._step(input, target, sizes[self.step])
             self.step += 1
             unreported += 1
@@ -186,7 +210,7 @@ class Trainer:
                 self._check_finite()
                 done = self.sums["images"].item()
                 speed = done * self.place.world / (self.seconds + now - began)
-                reporter.step(self.epoch, self.sums["loss"].item() / done, speed, unreported)
+                reporter.step(len(self.history), self.sums["loss"].item() / done, speed, unreported)
                 unreported = 0
             if due and self._asked(stop):  # between updates, half-summed gradients would be lost
                 self.seconds += now - began
@@ -208,12 +232,18 @@ class Trainer:
             self.run.write_metrics(self.history)
             self.save()
 
+    def take_average(self) -> None:
+        """The averaged weights are what the training was for."""
+        if self.task.has_ema():
+            average = unwrap_model(self.task.get_trainable_module(ema=True)).state_dict()
+            unwrap_model(self.task.get_trainable_module()).load_state_dict(average)
+
     def next_epoch(self) -> None:
         self.epoch, self.step, self.sums, self.seconds = self.epoch + 1, 0, {}, 0.0
 
     def _step(self, input: Tensor, target: Tensor, images: int) -> bool:
         """One batch: forward, backward, and an update when ``grad_accum`` batches are together; whether there was."""
-        _seed(self.place.device, self.options.seed, self.epoch, self.step, self.place.rank)
+        _seed(self.place.device, self.options.seed, len(self.history), self.step, self.place.rank)
         accum, last = self.options.grad_accum, len(self.batches) - 1
         first = self.step - self.step % accum
         group = min(accum, last + 1 - first)
@@ -221,6 +251,7 @@ class Trainer:
         if due:
             self.scheduler.step_update(self.update)
         input = input.contiguous(memory_format=torch.channels_last)
+        self.task.progress = self.update / self.updates  # type: ignore[assignment]
         labels = target
         if self.mixup is not None:
             input, target = _mixed(self.mixup, input, target, self.num_classes)
@@ -270,8 +301,9 @@ class Trainer:
         step = int(self.bad_step.item())
         if step >= 0:
             remedy = "Try a lower --lr, --clip-grad 1 or --precision fp32"
-            kept = f"; the state after epoch {self.epoch} is in {self.run.path}." if self.epoch else "."
-            raise UserError(f"The loss is not finite at step {step + 1} of epoch {self.epoch + 1}.", remedy + kept)
+            done = len(self.history)
+            kept = f"; the state after epoch {done} is in {self.run.path}." if done else "."
+            raise UserError(f"The loss is not finite at step {step + 1} of epoch {done + 1}.", remedy + kept)
 
     def _row(self) -> dict[str, Any]:
         names = list(self.sums)
@@ -279,7 +311,7 @@ class Trainer:
         n = totals.pop("images")
         right = totals.pop("right")
         row = {
-            "epoch": self.epoch + 1,
+            "epoch": len(self.history) + 1,
             "lr": self.optimizer.param_groups[0]["lr"],
             "train_top1": round(100 * right / n, 4),
             "images_per_second": round(n / self.seconds, 1),
@@ -300,6 +332,7 @@ class Trainer:
             {
                 "version": 1,
                 "options": self._fixed_options(),
+                "phase": self.phase,
                 "epoch": self.epoch,
                 "step": self.step,
                 "update": self.update,
@@ -315,8 +348,6 @@ class Trainer:
         )
 
     def load(self) -> None:
-        if not self.run.has_checkpoint:
-            return
         state = self.run.read_checkpoint()
         then, now = state["options"], self._fixed_options()
         changed = [key for key in now if then.get(key) != now[key]]

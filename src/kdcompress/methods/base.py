@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -10,6 +11,7 @@ from timm.utils import unwrap_model
 from torch import Tensor, nn
 
 from kdcompress.data import InputAdapter
+from kdcompress.methods.features import Stage, through
 from kdcompress.models.fold import fold_batchnorm
 
 
@@ -34,9 +36,21 @@ class Frozen(nn.Module):
         """Images [B, C, H, W] to logits [B, K]."""
         return self.model(x if self.adapter is None else self.adapter(x)).float()
 
+    @torch.no_grad()
+    def observe(
+        self, x: Tensor, stages: Sequence[Stage], features: bool = False
+    ) -> tuple[Tensor, Tensor | None, list[Tensor]]:
+        """Images [B, C, H, W] to logits [B, K], the features [B, D] behind them if asked for, and maps [B, C, h, w]."""
+        final, maps = through(self.model, x if self.adapter is None else self.adapter(x), stages)
+        head: Any = self.model.forward_head
+        return head(final).float(), head(final, pre_logits=True).float() if features else None, maps
+
 
 class StudentTask(TrainingTask):
     """A network that is trained by some loss; subclasses say which.
+
+    Attributes:
+        progress: Share of the training that is done, in [0, 1); whoever trains the task keeps it up to date.
 
     Args:
         student: Trained; logits [B, K].
@@ -46,6 +60,7 @@ class StudentTask(TrainingTask):
 
     def __init__(self, student: nn.Module, adapter: InputAdapter | None = None, label_smoothing: float = 0.0) -> None:
         super().__init__(verbose=False)
+        self.progress = 0.0
         self.trainable_module = student
         self.adapter = adapter
         self.label_smoothing = label_smoothing
@@ -54,14 +69,22 @@ class StudentTask(TrainingTask):
         self.trainable_module = nn.parallel.DistributedDataParallel(self.trainable_module, device_ids=device_ids, **ddp)
         return self
 
+    def adapted(self, x: Tensor) -> Tensor:
+        """A batch as the student takes it."""
+        return x if self.adapter is None else self.adapter(x)
+
     def student_logits(self, x: Tensor) -> Tensor:
-        return self.trainable_module(x if self.adapter is None else self.adapter(x)).float()
+        return self.trainable_module(self.adapted(x)).float()
 
     def cross_entropy(self, logits: Tensor, target: Tensor) -> Tensor:
         """Batch mean for labels [B] or soft targets [B, K] (mixup)."""
         return nn.functional.cross_entropy(logits, target, label_smoothing=self.label_smoothing)
 
+    def trained(self, module: nn.Module | None = None) -> nn.Module:
+        """What is kept of the training: the student itself, without what only training needs."""
+        return unwrap_model(module or self.trainable_module)
+
     def get_eval_model(self, module: nn.Module | None = None, ema: bool = False) -> nn.Module:
         """What is scored on the calibration split: takes the batches as the task does."""
-        student = unwrap_model(module or self.get_trainable_module(ema=ema))
+        student = self.trained(module or self.get_trainable_module(ema=ema))
         return student if self.adapter is None else nn.Sequential(self.adapter, student)

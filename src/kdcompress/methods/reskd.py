@@ -24,14 +24,19 @@ class ResidualSum(nn.Module):
 class ResKdTask(StudentTask):
     """Train one res-student through the sum, or on the residual itself (both: our choice).
 
-    ``kl``: ``(1 - alpha) * CE(z_0 + … + z_k+1, y) + alpha * KL_tau(z_T, z_0 + … + z_k+1)``.
-    ``mse``: ``mean((z_T - (z_0 + … + z_k) - z_k+1)^2)``.
+    ``kl``: ``(1 - alpha) * CE(z, y) + alpha * KL_tau(z_T, z)``; ``mse``: ``mean((z_T - z)^2)``;
+    both with ``z = w (z_0 + … + z_k) + z_k+1``.
+
+    The members' weight ``w`` grows from 0 to 1 during the warm-up, then stays 1 (our choice). A residual is a faint
+    signal: a new network that has nothing else to go by hardly learns features at all. So it first learns as a student
+    of its own, and then what the others leave.
 
     Args:
-        res_student: Trained; its classifier should start at zero, so that the sum starts as it was.
+        res_student: Trained.
         members: The sum so far, frozen; takes the same input as the res-student.
         teacher: Frozen.
         residual_loss: ``kl`` or ``mse``.
+        warmup: Share of the training, 0 to 1. With 0 the classifier should start at zero: the sum starts as it was.
     """
 
     def __init__(
@@ -44,15 +49,17 @@ class ResKdTask(StudentTask):
         residual_loss: str = "kl",
         alpha: float = 0.9,
         temperature: float = 4.0,
+        warmup: float = 0.5,
     ) -> None:
         super().__init__(res_student, adapter, label_smoothing)
         self.members, self.teacher = members, teacher
         self.residual_loss, self.alpha, self.temperature = residual_loss, alpha, temperature
+        self.warmup = warmup
 
     def forward(self, input: Tensor, target: Tensor) -> dict[str, Tensor]:
         """Images [B, C, H, W] and labels [B] or soft targets [B, K]; ``output`` is the sum."""
         teacher_logits = self.teacher(input)
-        logits = self.members(input) + self.student_logits(input)
+        logits = self.members_weight() * self.members(input) + self.student_logits(input)
         energy = residual_energy(teacher_logits, logits)
         if self.residual_loss == "mse":
             return {"loss": energy, "output": logits, "energy": energy}
@@ -60,6 +67,10 @@ class ResKdTask(StudentTask):
         kd_loss = kl_divergence(teacher_logits, logits, self.temperature)
         loss = (1 - self.alpha) * task_loss + self.alpha * kd_loss
         return {"loss": loss, "output": logits, "task_loss": task_loss, "kd_loss": kd_loss, "energy": energy}
+
+    def members_weight(self) -> float:
+        """``w`` at this point of the training."""
+        return min(self.progress / self.warmup, 1.0) if self.warmup else 1.0
 
     def get_eval_model(self, module: nn.Module | None = None, ema: bool = False) -> nn.Module:
         return ResidualSum(self.members, super().get_eval_model(module, ema))

@@ -40,7 +40,7 @@ def new_member(spec: ModelSpec, base: Network, seed: int) -> Network:
     # members of one chain share its seed, but must not start as copies of each other
     seed += len(base.model_args.get("members", [base]))
     network = new_network(spec, num_classes=base.num_classes, channels=prep.channels, size=prep.size, seed=seed)
-    _take_input(network.model, base.model)
+    take_input(network.model, base.model)
     zero_classifier(network.model)
     return network
 
@@ -67,11 +67,11 @@ def _cascade(models: list[nn.Module], members: list[dict[str, Any]], like: Netwo
     assert isinstance(cascade, ResidualCascade)
     for own, trained in zip(cascade.members, models, strict=True):
         own.load_state_dict(trained.state_dict())
-    _take_input(cascade, like.model)
+    take_input(cascade, like.model)
     return Network(cascade.eval(), ARCHITECTURE, args, like.reference, None, like.class_names, like.record, like.path)
 
 
-def _take_input(model: nn.Module, like: nn.Module) -> None:
+def take_input(model: nn.Module, like: nn.Module) -> None:
     """Members of one cascade share one preprocessing."""
     config = config_of(like)
     config_of(model).update({key: config[key] for key in INPUT_KEYS if key in config})

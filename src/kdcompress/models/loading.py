@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from kdcompress.data.preprocess import Preprocess
 from kdcompress.errors import UserError, first_line, usage_error
 from kdcompress.models.build import ModelSpec, build, config_of, default_config
-from kdcompress.models.residual_cascade import ResidualCascade
+from kdcompress.models.staged import Staged
 from kdcompress.runs import CONFIG, RECORD, WEIGHTS, RunFolder, open_run
 
 CHECKPOINT_SUFFIXES = (".safetensors", ".pt", ".pth", ".th", ".bin", ".tar", ".ckpt")
@@ -72,13 +72,13 @@ class Network:
         prep = self.prep
         return (prep.channels, *prep.size)
 
-    def cascade(self, purpose: str) -> ResidualCascade:
-        """The model as a cascade.
+    def staged(self, purpose: str) -> Staged:
+        """The model as one of several stages.
 
         Raises:
             UserError: It is a single network.
         """
-        if not isinstance(self.model, ResidualCascade):
+        if not isinstance(self.model, Staged):
             remedy = "Make a cascade first: kdcompress distill --method reskd, then kdcompress add-res-student."
             raise UserError(f"{self.reference} is a single network ({self.architecture}), {purpose}.", remedy)
         return self.model

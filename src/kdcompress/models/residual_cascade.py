@@ -52,6 +52,9 @@ class ResidualCascade(Staged):
             for entry in members
         )
 
+    def stage_names(self) -> list[str]:
+        return [f"members.{number}" for number in range(len(self.members))]
+
     def stages(self) -> list[nn.Module]:
         return list(self.members)
 

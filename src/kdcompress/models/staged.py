@@ -26,6 +26,10 @@ class Staged(nn.Module):
         super().__init__()
         self.gate = Gate.from_dict(gate) if gate else None
 
+    def stage_names(self) -> list[str]:
+        """As the weights are named."""
+        raise NotImplementedError
+
     def stages(self) -> list[nn.Module]:
         """Each stage as a network of its own, from images [B, C, H, W] to the logits that it adds [B, K]."""
         raise NotImplementedError

@@ -77,6 +77,11 @@ class StudentAssistant(Staged):
         self.student_projection = nn.Linear(embedding_size(self.student), features, bias=False)
         self.assistant_projection = nn.Linear(embedding_size(self.assistant), features, bias=False)
         self.fc = nn.Linear(features, num_classes)
+        nn.init.zeros_(self.assistant_projection.weight)  # the sum starts as the student
+        self.spec, self.in_chans = spec, in_chans
+
+    def stage_names(self) -> list[str]:
+        return ["student", "assistant"]
 
     def stages(self) -> list[nn.Module]:
         return [self.student_branch(), self.assistant_branch()]
@@ -86,6 +91,10 @@ class StudentAssistant(Staged):
 
     def assistant_branch(self) -> Branch:
         return Branch(self.assistant, self.assistant_projection, self.fc, bias=False)
+
+    def undivided(self) -> nn.Module:
+        """The given model, with fresh weights."""
+        return narrow(self.spec, 1, num_classes=self.num_classes, in_chans=self.in_chans)
 
     def get_classifier(self) -> nn.Module:
         return self.fc

@@ -1,0 +1,49 @@
+"""From options to what a task is made of: networks shaped for the data, and batches that suit teacher and student."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+from kdcompress.api.job import Job
+from kdcompress.data import Data, DataSource, InputAdapter, Preprocess, choose_size
+from kdcompress.models.assemble import new_network
+from kdcompress.models.build import ModelSpec, default_config
+from kdcompress.models.loading import Network
+from kdcompress.options import LogitOptions, TrainingOptions
+
+
+def fresh(text: str, source: DataSource, options: TrainingOptions, channels: int, pretrained: bool) -> Network:
+    """A network of a spec, shaped for these data."""
+    spec = ModelSpec.parse(text)
+    config = {} if spec.name.startswith("py:") else default_config(spec.name)
+    own = spec.preprocessing.get("input_size") or config.get("input_size", (3, 224, 224))
+    fixed = "input_size" in spec.preprocessing or bool(config.get("fixed_input_size"))
+    size = choose_size(source, options, tuple(own[1:]), fixed)
+    return new_network(
+        spec, num_classes=source.num_classes, channels=channels, size=size, seed=options.seed, pretrained=pretrained
+    )
+
+
+def batches_for(source: DataSource, prep: Preprocess, job: Job) -> Data:
+    return Data(source, prep, job.options, job.place.device, job.place.rank, job.place.world)
+
+
+def shared(student: Preprocess, teacher: Preprocess, source: DataSource) -> Preprocess:
+    """Batches are made for the student, at the larger size of the two where the images have so many pixels.
+
+    Images enlarged for the teacher and shrunk again would reach the student blurred; so the teacher enlarges its own.
+    """
+    sizes = [teacher.size] if source.size is None else [teacher.size, source.size]
+    return dataclasses.replace(student, size=max(student.size, min(sizes, key=math.prod), key=math.prod))
+
+
+def adapter(made_for: Preprocess, wanted: Preprocess) -> InputAdapter | None:
+    adapter = InputAdapter(made_for, wanted)
+    return None if adapter.same and adapter.size is None else adapter
+
+
+def logit_weights(options: LogitOptions) -> dict[str, float]:
+    """Those that the user set; the tasks know their own defaults."""
+    values = {"alpha": options.alpha, "temperature": options.temperature}
+    return {key: value for key, value in values.items() if value is not None}

@@ -1,0 +1,112 @@
+"""``distill --method rkd-assistant``: separate the student, match its feature maps with the teacher's, train."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+
+from kdcompress.api.job import Job, Phase
+from kdcompress.api.prepare import adapter, batches_for, fresh, logit_weights, shared
+from kdcompress.api.reference import Teacher
+from kdcompress.data import DataSource, Preprocess
+from kdcompress.errors import UserError, usage_error
+from kdcompress.methods.features import TRANSFERS, feature_size, matched, stages_of
+from kdcompress.methods.rkd_assistant import SCHEMES, Divided, RkdAssistantTask, TransferTask, Undivided
+from kdcompress.models.assemble import new_network, take_input
+from kdcompress.models.build import ModelSpec
+from kdcompress.models.loading import Network
+from kdcompress.models.separate import separate
+from kdcompress.models.student_assistant import ARCHITECTURE, StudentAssistant
+from kdcompress.options import DistillOptions
+from kdcompress.results import TrainResult
+
+
+def train_rkd_assistant(
+    job: Job, options: DistillOptions, teacher: Teacher, source: DataSource, channels: int
+) -> TrainResult:
+    """Train a student and its assistant, or with ``undivided`` the model that they would be made of.
+
+    Raises:
+        UserError: A teacher or student without feature maps, a share that no widths meet, a classifier that cannot be
+            reused.
+    """
+    if options.pretrained and not options.undivided:
+        raise usage_error("--pretrained weights do not fit a narrower student.", "Leave it out, or add --undivided.")
+    whole = fresh(options.student, source, options, channels, options.pretrained)
+    classifier = _classifier_of(teacher) if options.reuse_teacher_classifier else None
+    teacher_stages = stages_of(teacher.network.model, f"The teacher {teacher.network.reference}")
+    pairs = matched(teacher_stages, stages_of(whole.model, options.student))
+    if len(pairs) == 1 and len(teacher_stages) > 1:
+        job.reporter.note(
+            f"Notice: the stages of {options.student} are not those of the teacher; only the last maps are matched."
+        )
+    prep = shared(whole.prep, teacher.network.prep, source)
+    given: dict[str, Any] = {
+        "transfer": TRANSFERS[options.transfer],
+        "adapter": adapter(prep, whole.prep),
+        "label_smoothing": options.label_smoothing or 0.0,
+        "transfer_weight": options.transfer_weight,
+        "logit_weight": options.logit_weight,
+        **logit_weights(options),
+    }
+    frozen = teacher.freeze(adapter(prep, teacher.network.prep))
+    data = batches_for(source, prep, job)
+    if options.undivided:
+        task = TransferTask(Undivided(whole.model, pairs), frozen, pairs, **given)
+        return job.train([Phase(lambda: task)], whole, data, teacher)
+    network = _separated(whole, options, teacher)
+    model = network.model
+    assert isinstance(model, StudentAssistant)
+    if classifier is not None:
+        model.fc.load_state_dict(classifier.state_dict())
+    positions = [own.index for _, own in pairs]
+    teachers = [stage for stage, _ in pairs]
+    student_pairs, assistant_pairs = (
+        list(zip(teachers, [by_index[index] for index in positions], strict=True))
+        for by_index in (
+            {stage.index: stage for stage in stages_of(part, options.student)}
+            for part in (model.student, model.assistant)
+        )
+    )
+    divided = Divided(model, student_pairs, assistant_pairs, keep_classifier=options.freeze_classifier)
+    more = {**given, "mimic_features": classifier is not None}
+
+    def phase(part: str, share: float) -> Phase:
+        epochs = max(round(share * options.epochs), 1)
+        return Phase(lambda: RkdAssistantTask(divided, frozen, student_pairs, part=part, **more), epochs, f"({part})")
+
+    return job.train([phase(part, share) for part, share in SCHEMES[options.scheme]], network, data, teacher)
+
+
+def _separated(whole: Network, options: DistillOptions, teacher: Teacher) -> Network:
+    """The given model as a student and an assistant, which take its input."""
+    args = {key: value for key, value in whole.model_args.items() if key not in ("in_chans", "num_classes")}
+    features = feature_size(teacher.network.model)
+    prep: Preprocess = whole.prep
+    found = separate(
+        ModelSpec(whole.architecture, args),
+        options.assistant_share,
+        features=features,
+        num_classes=whole.num_classes,
+        in_chans=prep.channels,
+        size=prep.size,
+    )
+    model = {"architecture": whole.architecture, "model_args": args}
+    spec = ModelSpec(ARCHITECTURE, {"model": model, "widths": list(found.widths), "features": features})
+    network = new_network(
+        spec, num_classes=whole.num_classes, channels=prep.channels, size=prep.size, seed=options.seed
+    )
+    take_input(network.model, whole.model)
+    return network
+
+
+def _classifier_of(teacher: Teacher) -> nn.Linear:
+    model = teacher.network.model
+    found = model.get_classifier() if hasattr(model, "get_classifier") else None  # type: ignore[operator]
+    if not isinstance(found, nn.Linear) or found.in_features != feature_size(model) or found.bias is None:
+        raise UserError(
+            f"The classifier of {teacher.network.reference} is not one linear layer on its features.",
+            "Leave out --reuse-teacher-classifier.",
+        )
+    return found

@@ -1,0 +1,222 @@
+"""Residual KD with an assistant: S mimics the teacher's feature maps, A learns what S misses (arXiv 2002.09168).
+
+Not to be taken for Relational KD. Given by the paper: the two networks, that A learns the residual between the maps of
+teacher and student, and the two schemes. The losses below are our reading of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from timm.utils import unwrap_model
+from torch import Tensor, nn
+
+from kdcompress.data import InputAdapter
+from kdcompress.methods.base import Frozen, StudentTask
+from kdcompress.methods.features import Connectors, Stage, Transfer, alike, fitnets, observe
+from kdcompress.methods.losses import kl_divergence
+from kdcompress.models.student_assistant import StudentAssistant
+
+Pairs = Sequence[tuple[Stage, Stage]]
+
+# what learns in each phase, and for which share of the epochs
+SCHEMES = {"end-to-end": (("all", 1.0),), "progressive": (("student", 1.0), ("assistant", 1.0), ("classifier", 0.1))}
+
+
+class Undivided(nn.Module):
+    """A network in training, with the connectors that take its maps to the teacher's.
+
+    Args:
+        pairs: Stages of the teacher and of the model.
+    """
+
+    def __init__(self, model: nn.Module, pairs: Pairs) -> None:
+        super().__init__()
+        self.model, self.connectors = model, Connectors(pairs)
+        self.stages = [own for _, own in pairs]
+
+    def forward(self, x: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """Images [B, C, H, W] to logits [B, K] and connected maps [B, C_T, h, w]."""
+        logits, maps = observe(self.model, x, self.stages)
+        return logits, self.connectors(maps)
+
+
+class Parts(NamedTuple):
+    """What S and A say: features [B, F], their parts of the logits [B, K], connected maps [B, C_T, h, w].
+
+    While the student learns alone there is no A; while the classifier learns there are no maps.
+    """
+
+    student_features: Tensor
+    student_logits: Tensor
+    student_maps: list[Tensor]
+    assistant_features: Tensor | None = None
+    assistant_logits: Tensor | None = None
+    assistant_maps: Sequence[Tensor] = ()
+
+
+class Divided(nn.Module):
+    """Student and assistant in training with their connectors, all of them or one part at a time.
+
+    What does not learn is in eval mode and gets no gradients: the student stays bit-identical while its assistant
+    learns.
+
+    Args:
+        student_pairs, assistant_pairs: Stages of the teacher and of S, and of the teacher and of A.
+        keep_classifier: It never learns.
+    """
+
+    def __init__(
+        self, model: StudentAssistant, student_pairs: Pairs, assistant_pairs: Pairs, keep_classifier: bool = False
+    ) -> None:
+        super().__init__()
+        self.model, self.keep_classifier, self.part = model, keep_classifier, "all"
+        self.stages = [own for _, own in student_pairs]
+        self.student_connectors, self.assistant_connectors = Connectors(student_pairs), Connectors(assistant_pairs)
+
+    def learn(self, part: str) -> None:
+        """Choose what learns: ``all``, ``student``, ``assistant`` or ``classifier``, which is that of both."""
+        model, self.part = self.model, part
+        student: list[nn.Module] = [model.student, model.student_projection, self.student_connectors]
+        assistant: list[nn.Module] = [model.assistant, model.assistant_projection, self.assistant_connectors]
+        parts: dict[str, list[nn.Module]] = {
+            "all": [*student, *assistant],
+            "student": student,
+            "assistant": assistant,
+            "classifier": [model.student_projection, model.assistant_projection],
+        }
+        self.requires_grad_(False)
+        for module in [*parts[part], *([] if part == "assistant" or self.keep_classifier else [model.fc])]:
+            module.requires_grad_(True)
+        self.train(self.training)
+
+    def train(self, mode: bool = True) -> Divided:
+        super().train(mode)
+        if self.part in ("assistant", "classifier"):
+            self.model.student.eval()
+        if self.part in ("student", "classifier"):
+            self.model.assistant.eval()
+        return self
+
+    def forward(self, x: Tensor) -> Parts:
+        """Images [B, C, H, W] to what the two say."""
+        model, stages = self.model, [] if self.part == "classifier" else self.stages
+        classify = model.fc
+        with torch.set_grad_enabled(torch.is_grad_enabled() and self.part in ("all", "student")):
+            embedding, maps = observe(model.student, x, stages)
+            student_maps = self.student_connectors(maps) if stages else []
+        features = model.student_projection(embedding)
+        student = Parts(features, classify(features), student_maps)
+        if self.part == "student":
+            return student
+        with torch.set_grad_enabled(torch.is_grad_enabled() and self.part != "classifier"):
+            embedding, maps = observe(model.assistant, x, stages)
+        features = model.assistant_projection(embedding)
+        assistant_maps = self.assistant_connectors(maps) if stages else []
+        logits = nn.functional.linear(features, classify.weight)
+        return student._replace(assistant_features=features, assistant_logits=logits, assistant_maps=assistant_maps)
+
+
+class TransferTask(StudentTask):
+    """Feature transfer to one network, ``CE + w d(phi(F), phi(F_T)) + v KL_tau``: FitNets, AT, and RKD's control.
+
+    Args:
+        student: With its connectors.
+        teacher: Frozen; its maps are those of ``pairs``.
+        transfer: d, and the phi in it.
+        transfer_weight: w.
+        logit_weight: v.
+    """
+
+    def __init__(
+        self,
+        student: nn.Module,
+        teacher: Frozen,
+        pairs: Pairs,
+        transfer: Transfer,
+        adapter: InputAdapter | None = None,
+        label_smoothing: float = 0.0,
+        transfer_weight: float = 1.0,
+        logit_weight: float = 0.0,
+        temperature: float = 4.0,
+    ) -> None:
+        super().__init__(student, adapter, label_smoothing)
+        self.teacher, self.stages, self.transfer = teacher, [stage for stage, _ in pairs], transfer
+        self.transfer_weight, self.logit_weight, self.temperature = transfer_weight, logit_weight, temperature
+
+    def forward(self, input: Tensor, target: Tensor) -> dict[str, Tensor]:
+        """Images [B, C, H, W] and labels [B] or soft targets [B, K]."""
+        teacher_logits, _, teacher_maps = self.teacher.observe(input, self.stages)
+        logits, maps = self.trainable_module(self.adapted(input))
+        losses = {"transfer_loss": self.transfer_weight * self.distance(teacher_maps, maps)}
+        return self.total(teacher_logits, logits.float(), target, losses)
+
+    def distance(self, teacher_maps: Sequence[Tensor], maps: Sequence[Tensor]) -> Tensor:
+        """Mean over the stages of how far the maps are from the teacher's."""
+        parts = []
+        for wanted, found in zip(teacher_maps, maps, strict=True):
+            goal, own = alike(wanted, found)
+            parts.append(self.transfer(own, goal, goal))
+        return torch.stack(parts).mean()
+
+    def total(
+        self, teacher_logits: Tensor, logits: Tensor, target: Tensor, losses: dict[str, Tensor]
+    ) -> dict[str, Tensor]:
+        """With the losses on the logits, the result of a step."""
+        losses = {"task_loss": self.cross_entropy(logits, target), **losses}
+        if self.logit_weight:
+            losses["kd_loss"] = self.logit_weight * kl_divergence(teacher_logits, logits, self.temperature)
+        return {"loss": torch.stack(list(losses.values())).sum(), "output": logits, **losses}
+
+    def trained(self, module: nn.Module | None = None) -> nn.Module:
+        """The network without the connectors."""
+        return unwrap_model(module or self.trainable_module).model
+
+
+class RkdAssistantTask(TransferTask):
+    """``CE + w (L_S + L_A) + v KL_tau`` on the sum of both, in one phase of a scheme.
+
+    ``L_S = d(phi(F_S), phi(F_T))`` and ``L_A = d(phi(F_A), phi(F_T - F_S))`` at every stage, F_S detached in ``L_A``;
+    F_S and F_A are connected maps. Where all learn at once, half of the cross-entropy is that of S alone, for S answers
+    first (our choice). A teacher's classifier that is reused needs features like those that it was made for.
+
+    Args:
+        part: What learns: ``all``, ``student``, ``assistant`` or ``classifier``.
+        mimic_features: Add ``w`` times the distance of the summed feature from the teacher's.
+    """
+
+    def __init__(self, student: Divided, *args: Any, part: str, mimic_features: bool = False, **more: Any) -> None:
+        super().__init__(student, *args, **more)
+        self.part, self.mimic_features = part, mimic_features
+        student.learn(part)
+
+    def forward(self, input: Tensor, target: Tensor) -> dict[str, Tensor]:
+        """Images [B, C, H, W] and labels [B] or soft targets [B, K]."""
+        stages = [] if self.part == "classifier" else self.stages
+        teacher_logits, teacher_features, teacher_maps = self.teacher.observe(input, stages, self.mimic_features)
+        parts: Parts = self.trainable_module(self.adapted(input))
+        logits, features = parts.student_logits.float(), parts.student_features.float()
+        losses: dict[str, Tensor] = {}
+        if self.part in ("all", "student"):
+            losses["transfer_loss"] = self.transfer_weight * self.distance(teacher_maps, parts.student_maps)
+        if self.part in ("all", "assistant"):
+            losses["residual_loss"] = self.transfer_weight * self.residual(teacher_maps, parts)
+        if parts.assistant_logits is not None and parts.assistant_features is not None:
+            alone = logits
+            logits, features = logits + parts.assistant_logits.float(), features + parts.assistant_features.float()
+        if teacher_features is not None:
+            losses["feature_loss"] = self.transfer_weight * fitnets(features, teacher_features, teacher_features)
+        found = self.total(teacher_logits, logits, target, losses)
+        if self.part == "all":
+            found["loss"] = found["loss"] + 0.5 * (self.cross_entropy(alone, target) - found["task_loss"])
+        return found
+
+    def residual(self, teacher_maps: Sequence[Tensor], parts: Parts) -> Tensor:
+        """``L_A``: mean over the stages of how far A's maps are from what S misses."""
+        distances = []
+        for wanted, student, assistant in zip(teacher_maps, parts.student_maps, parts.assistant_maps, strict=True):
+            goal, first = alike(wanted, student.detach())
+            distances.append(self.transfer(alike(assistant, goal)[0], goal - first, goal))
+        return torch.stack(distances).mean()
