@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import csv
 import dataclasses
 import json
 import signal
@@ -22,6 +23,7 @@ from kdcompress.data import Data, Preprocess, load_source
 from kdcompress.engine.distributed import Place
 from kdcompress.engine.interrupt import Interrupted
 from kdcompress.errors import UserError
+from kdcompress.methods.rkd_assistant import RkdAssistantTask
 from kdcompress.models.assemble import new_network
 from kdcompress.models.build import ModelSpec
 from kdcompress.models.loading import load_network
@@ -632,3 +634,91 @@ def test_batches_are_no_larger_than_the_images(student: Any, teacher: Any, image
     prep = Preprocess(student, 1, (0.1,), (0.2,))
     found = train_module._shared(prep, Preprocess(teacher, 1, (0.5,), (0.5,)), source)
     assert found == dataclasses.replace(prep, size=expected)
+
+
+# --- a student and its assistant
+
+
+@pytest.fixture(scope="module")
+def assisted(chain: Chain) -> TrainResult:
+    return assist(chain, chain.folder / "assisted")
+
+
+def assist(chain: Chain, out: Path, **given: Any) -> TrainResult:
+    more = {**COMMON, "method": "rkd-assistant", "student": SMALL, "assistant_share": 0.2, "ema_decay": 0.9, **given}
+    return kdcompress.distill(teacher=chain.teacher.run, out=str(out), **more)
+
+
+def test_an_assisted_student_costs_what_the_undivided_does(chain: Chain, assisted: TrainResult, tmp_path: Path) -> None:
+    """All four figures are in the result, and the control is one flag away."""
+    control = assist(chain, tmp_path / "control", undivided=True, assistant_share=0.1)
+    assert control.architecture == SMALL
+    assert assisted.architecture == "student_assistant"
+    assert assisted.undivided_macs == control.macs
+    parts = (assisted.student_macs, assisted.assistant_macs, assisted.integration_macs)
+    assert sum(part or 0 for part in parts) == assisted.macs
+    assert 0.97 <= assisted.macs / control.macs <= 1
+    assert control.student_macs is None
+    profile = kdcompress.profile_flops(model=assisted.run, by_module=True)
+    assert (profile.macs, profile.params) == (assisted.macs, assisted.params)
+    assert {row["module"].split(".")[0] for row in profile.by_module or []} == {"student", "assistant"}
+
+
+def test_what_is_saved_is_scored_again(assisted: TrainResult) -> None:
+    """Connectors left out, widths and classifier rebuilt from config.json alone: the same predictions."""
+    again = kdcompress.evaluate(run=assisted.run, split="calibration", **WHERE)
+    assert again.top1 == assisted.top1
+    assert again.loss == pytest.approx(assisted.loss, rel=1e-4)
+    assert again.stage_top1 is not None
+    assert again.stage_top1[-1] == again.top1
+    assert len(again.stage_top1) == 2
+    assert not any("connector" in key for key in weights_of(assisted.run))
+
+
+def test_phases_follow_each_other_in_the_metrics(assisted: TrainResult) -> None:
+    """Three phases, each with its own losses, in one table."""
+    with open(Path(str(assisted.run)) / METRICS) as file:
+        rows = list(csv.DictReader(file))
+    assert [row["epoch"] for row in rows] == ["1", "2", "3"]
+    assert [bool(row["train_transfer_loss"]) for row in rows] == [True, False, False]
+    assert [bool(row["train_residual_loss"]) for row in rows] == [False, True, False]
+
+
+@pytest.mark.parametrize("step", [5, 50, 95])
+def test_a_run_of_phases_resumes_in_any_of_them(
+    chain: Chain, assisted: TrainResult, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int
+) -> None:
+    """Killed while the student, the assistant or the classifier learns: the same weights in the end."""
+    with stopped(RkdAssistantTask, step, signal.SIGTERM, monkeypatch):
+        assist(chain, tmp_path / "run")
+    assert same_weights(assist(chain, tmp_path / "run", resume=True).run, assisted.run)
+
+
+def test_an_assistant_is_gated_and_built_upon(assisted: TrainResult, tmp_path: Path) -> None:
+    """S answers first, A where S is unsure; and the two are a first member like any other."""
+    gated = kdcompress.gate_calibrate(run=assisted.run, threshold=(0.3,), out=str(tmp_path / "gated"), **WHERE)
+    result = kdcompress.evaluate(run=gated.run, **WHERE)
+    assert result.exit_rates is not None
+    assert 0 < result.exit_rates[0] < 1
+    assert result.expected_macs is not None
+    assert result.expected_macs < result.macs
+    again = kdcompress.evaluate(run=assisted.run, **WHERE)
+    assert result.full_top1 == again.top1
+    cascade = kdcompress.add_res_student(run=gated.run, arch=TINY, out=str(tmp_path / "cascade"), **COMMON)
+    assert [member["architecture"] for member in cascade.members or []] == ["student_assistant", TINY]
+    assert kdcompress.evaluate(run=cascade.run, **WHERE).stage_top1 is not None
+
+
+def test_the_teachers_classifier_is_reused(chain: Chain, tmp_path: Path) -> None:
+    """--freeze-classifier keeps it to the bit, in every phase."""
+    result = assist(chain, tmp_path / "run", reuse_teacher_classifier=True, freeze_classifier=True)
+    own, theirs = weights_of(result.run), weights_of(chain.teacher.run)
+    assert all(torch.equal(own[f"fc.{key}"], theirs[f"fc.{key}"]) for key in ("weight", "bias"))
+
+
+def test_teacher_and_student_of_other_families_and_sizes(chain: Chain, tmp_path: Path) -> None:
+    """Any pair of convolutional networks: here timm's ResNet at 16 x 16 learns from ours at 8 x 8."""
+    given = {"student": "test_resnet", "input_size": "16", "transfer": "at", "scheme": "end-to-end"}
+    result = assist(chain, tmp_path / "run", logit_weight=0.5, **given)
+    assert result.input_size == (1, 16, 16)
+    assert kdcompress.evaluate(run=result.run, **WHERE).n == TEST

@@ -1,0 +1,251 @@
+"""Residual KD with an assistant: the losses of METHODS.md, and that what should stay does stay."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import kdcompress.models  # noqa: F401 - registers our networks
+from kdcompress.errors import UserError
+from kdcompress.methods.base import Frozen
+from kdcompress.methods.features import (
+    TRANSFERS,
+    Stage,
+    alike,
+    attention,
+    feature_size,
+    fitnets,
+    matched,
+    observe,
+    stages_of,
+)
+from kdcompress.methods.rkd_assistant import Divided, RkdAssistantTask, TransferTask, Undivided
+from kdcompress.models.build import ModelSpec, build
+from kdcompress.models.student_assistant import ARCHITECTURE, StudentAssistant
+
+CLASSES = 5
+MODEL = {"architecture": "resnet8_cifar", "model_args": {"width": 0.5}}
+
+
+def network(seed: int, spec: str = "resnet14_cifar,width=0.5") -> nn.Module:
+    torch.manual_seed(seed)
+    model, _ = build(ModelSpec.parse(spec), num_classes=CLASSES, in_chans=1, size=(8, 8))
+    with torch.no_grad():
+        for _ in range(3):
+            model.train()(2 * torch.randn(32, 1, 8, 8) + 1)
+    return model
+
+
+def divided(teacher: nn.Module, seed: int = 0, **given: Any) -> tuple[Divided, list[tuple[Stage, Stage]]]:
+    torch.manual_seed(seed)
+    spec = ModelSpec(ARCHITECTURE, {"model": MODEL, "widths": (0.9, 0.5), "features": feature_size(teacher)})
+    model, _ = build(spec, num_classes=CLASSES, in_chans=1, size=(8, 8))
+    assert isinstance(model, StudentAssistant)
+    nn.init.normal_(model.assistant_projection.weight, std=0.1)
+    goal = stages_of(teacher, "teacher")
+    pairs = matched(goal, stages_of(model.student, "S"))
+    return Divided(model, pairs, matched(goal, stages_of(model.assistant, "A")), **given), pairs
+
+
+def task_of(part: str, transfer: str = "fitnets", **given: Any) -> RkdAssistantTask:
+    teacher = network(1)
+    keep = given.pop("keep_classifier", False)
+    module, pairs = divided(teacher, keep_classifier=keep)
+    return RkdAssistantTask(module, Frozen(teacher), pairs, TRANSFERS[transfer], part=part, **given)
+
+
+@pytest.fixture
+def x() -> Tensor:
+    torch.manual_seed(3)
+    return torch.randn(16, 1, 8, 8)
+
+
+@pytest.fixture
+def y() -> Tensor:
+    return torch.arange(16) % CLASSES
+
+
+def test_fitnets_is_l2_in_units_of_the_teacher() -> None:
+    """Stages and teachers of another scale would weigh more or less than the cross-entropy for no reason."""
+    found, wanted, teacher = torch.randn(3, 4, 6, 5, 5).unbind(0)
+    expected = ((found - wanted) ** 2).sum() / (teacher**2).sum()
+    torch.testing.assert_close(fitnets(found, wanted, teacher), expected)
+    torch.testing.assert_close(fitnets(7 * found, 7 * wanted, 7 * teacher), expected)
+    assert fitnets(wanted, wanted, teacher) == 0
+
+
+def test_attention_compares_where_not_how_much() -> None:
+    """AT's maps are normalised: the same pattern at another scale, or in other channels, is no difference."""
+    found, wanted = torch.rand(4, 6, 5, 5), torch.rand(4, 6, 5, 5)
+    expected = 0.0
+    for one, other in zip(found, wanted, strict=True):
+        a, b = ((z**2).mean(0).flatten() for z in (one, other))
+        expected += float(((a / a.norm() - b / b.norm()) ** 2).sum())
+    assert float(attention(found, wanted, wanted)) == pytest.approx(expected / 4, rel=1e-5)
+    assert float(attention(3 * found, found[:, torch.randperm(6)], found)) == pytest.approx(0, abs=1e-6)
+
+
+def test_maps_meet_at_the_smaller_size() -> None:
+    """A teacher at another resolution could not be used."""
+    large, small = torch.randn(2, 3, 8, 8), torch.randn(2, 3, 4, 4)
+    first, second = alike(large, small)
+    torch.testing.assert_close(first, F.avg_pool2d(large, 2))
+    assert second is small
+    assert alike(small, large)[1].shape == small.shape
+
+
+def stage(index: int, reduction: int) -> Stage:
+    return Stage(index, 8, reduction)
+
+
+def test_stages_are_matched_one_by_one_by_resolution_or_at_the_end() -> None:
+    """A stem matched with a last stage would teach nonsense."""
+    four, three = [stage(i, 2 ** (i + 1)) for i in range(4)], [stage(i, 2**i) for i in range(3)]
+    assert matched(four, [stage(i, 2 ** (i + 3)) for i in range(4)]) == list(
+        zip(four, [stage(i, 2 ** (i + 3)) for i in range(4)], strict=True)
+    )
+    five = [stage(i, 2**i) for i in range(5)]
+    assert [(t.reduction, s.reduction) for t, s in matched(five, four)] == [(2, 2), (4, 4), (8, 8), (16, 16)]
+    assert matched(five, three) == [(five[-1], three[-1])]
+
+
+FAMILIES = ["resnet8_cifar", "wrn_16_1_cifar", "test_resnet", "test_efficientnet", "test_convnext"]
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+@torch.no_grad()
+def test_stages_are_the_last_maps_of_each_resolution(name: str) -> None:
+    """Earlier maps of a stage know less."""
+    model, _ = build(ModelSpec.parse(name), num_classes=CLASSES)
+    model.eval()
+    stages = stages_of(model, name)
+    reductions = [one.reduction for one in stages]
+    assert reductions == sorted(set(reductions))
+    x = torch.randn(2, *model.pretrained_cfg["input_size"])  # type: ignore[index]
+    logits, maps = observe(model, x, stages)
+    torch.testing.assert_close(logits, model(x), rtol=1e-3, atol=1e-4)
+    assert [found.shape[1] for found in maps] == [one.channels for one in stages]
+
+
+class Opaque(nn.Module):
+    pretrained_cfg = {"input_size": (1, 8, 8)}  # noqa: RUF012
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(64, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(x.flatten(1))
+
+
+def test_a_network_without_maps_is_refused() -> None:
+    """Else the user meets an AttributeError after the data are loaded."""
+    with pytest.raises(UserError, match="The teacher shows no feature maps"):
+        stages_of(Opaque(), "The teacher")
+
+
+def naive_residual(task: RkdAssistantTask, x: Tensor, transfer: str) -> tuple[Tensor, Tensor]:
+    """L_S and L_A, written out."""
+    module, teacher = copy.deepcopy(task.trainable_module), task.teacher.model
+    goals = observe(teacher, x, task.stages)[1]
+    student = module.student_connectors(observe(module.model.student.train(), x, module.stages)[1])
+    assistant = module.assistant_connectors(observe(module.model.assistant.train(), x, module.stages)[1])
+    d = TRANSFERS[transfer]
+    first = sum(d(s, t, t) for s, t in zip(student, goals, strict=True)) / len(goals)
+    second = sum(d(a, t - s, t) for a, s, t in zip(assistant, student, goals, strict=True)) / len(goals)
+    return first, second
+
+
+@pytest.mark.parametrize("transfer", ["fitnets", "at"])
+def test_losses_are_those_of_the_method(x: Tensor, y: Tensor, transfer: str) -> None:
+    """An assistant that learned the teacher's maps, not what is missing of them, would be a second student."""
+    task = task_of("all", transfer, transfer_weight=2.0, logit_weight=0.5, temperature=3.0).train()
+    first, second = naive_residual(task, x, transfer)
+    result = task(x, y)
+    torch.testing.assert_close(result["transfer_loss"], 2 * first, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(result["residual_loss"], 2 * second, rtol=1e-4, atol=1e-5)
+    p = (task.teacher(x) / 3).softmax(1)
+    kl = 9 * (p * (p.log() - (result["output"] / 3).log_softmax(1))).sum(1).mean()
+    torch.testing.assert_close(result["kd_loss"], 0.5 * kl, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(result["task_loss"], F.cross_entropy(result["output"], y))
+
+
+@pytest.mark.parametrize("transfer", ["fitnets", "at"])
+def test_the_residual_sends_no_gradient_into_the_student(x: Tensor, y: Tensor, transfer: str) -> None:
+    """S would be drawn away from the teacher so that A has an easier task."""
+    task = task_of("all", transfer).train()
+    task(x, y)["residual_loss"].backward()
+    module = task.trainable_module
+    students = [module.model.student, module.student_connectors, module.model.student_projection]
+    assert all(p.grad is None or not p.grad.any() for part in students for p in part.parameters())
+    assert any(p.grad is not None and p.grad.any() for p in module.model.assistant.parameters())
+    assert any(p.grad is not None and p.grad.any() for p in module.assistant_connectors.parameters())
+
+
+PREFIXES = {
+    "student": ("model.student", "student_connectors", "model.student_projection", "model.fc"),
+    "assistant": ("model.assistant", "assistant_connectors", "model.assistant_projection"),
+    "classifier": ("model.student_projection", "model.assistant_projection", "model.fc"),
+    "all": ("",),
+}
+
+
+@pytest.mark.parametrize("part", list(PREFIXES))
+def test_only_the_part_whose_turn_it_is_changes(x: Tensor, y: Tensor, part: str) -> None:
+    """In the second phase of progressive training S must stay bit-identical, BatchNorm's statistics included."""
+    task = task_of(part)
+    module = task.trainable_module
+    before = copy.deepcopy(module.state_dict())
+    learns = [p for p in module.parameters() if p.requires_grad]
+    optimizer = torch.optim.SGD(learns, lr=0.1, momentum=0.9, weight_decay=0.1)
+    for _ in range(3):
+        task.train()
+        optimizer.zero_grad()
+        task(x, y)["loss"].backward()
+        optimizer.step()
+    changed = {key for key, value in module.state_dict().items() if not torch.equal(value, before[key])}
+    assert changed
+    assert all(key.startswith(tuple(f"{name}." if name else "" for name in PREFIXES[part])) for key in changed)
+    assert all(any(key.startswith(name) for key in changed) for name in PREFIXES[part])
+
+
+def test_a_frozen_classifier_stays_the_teachers(x: Tensor, y: Tensor) -> None:
+    """--freeze-classifier would else drift by weight decay."""
+    for part in PREFIXES:
+        task = task_of(part, keep_classifier=True, mimic_features=True)
+        model = task.trainable_module.model
+        before = copy.deepcopy(model.fc.state_dict())
+        optimizer = torch.optim.SGD([p for p in task.parameters() if p.requires_grad], lr=0.1, weight_decay=0.1)
+        result = task.train()(x, y)
+        assert "feature_loss" in result
+        result["loss"].backward()
+        optimizer.step()
+        assert all(torch.equal(value, before[key]) for key, value in model.fc.state_dict().items())
+
+
+def test_the_control_learns_by_the_same_transfer(x: Tensor, y: Tensor) -> None:
+    """The comparison at equal cost would compare two methods, not the separation."""
+    teacher, student = network(1), network(2, "resnet8_cifar,width=0.5")
+    pairs = matched(stages_of(teacher, "teacher"), stages_of(student, "student"))
+    task = TransferTask(Undivided(student, pairs), Frozen(teacher), pairs, fitnets, transfer_weight=3.0).train()
+    module = copy.deepcopy(task.trainable_module)
+    logits, maps = module(x)
+    goals = observe(task.teacher.model, x, [one for one, _ in pairs])[1]
+    expected = sum(fitnets(s, t, t) for s, t in zip(maps, goals, strict=True)) / len(goals)
+    result = task(x, y)
+    torch.testing.assert_close(result["transfer_loss"], 3 * expected, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(result["loss"], F.cross_entropy(logits, y) + 3 * expected, rtol=1e-4, atol=1e-5)
+    assert task.trained() is student
+
+
+def test_what_is_scored_and_kept_has_no_connectors() -> None:
+    """They would be paid for at every inference."""
+    task = task_of("all")
+    assert isinstance(task.trained(), StudentAssistant)
+    assert task.get_eval_model() is task.trained()
+    assert not any("connector" in key for key in task.trained().state_dict())
