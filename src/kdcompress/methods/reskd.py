@@ -69,8 +69,8 @@ class ResKdTask(StudentTask):
         return {"loss": loss, "output": logits, "task_loss": task_loss, "kd_loss": kd_loss, "energy": energy}
 
     def members_weight(self) -> float:
-        """``w`` at this point of the training."""
-        return min(self.progress / self.warmup, 1.0) if self.warmup else 1.0
+        """``w`` at this point of the training; 1 in eval mode."""
+        return min(self.progress / self.warmup, 1.0) if self.warmup and self.training else 1.0
 
     def get_eval_model(self, module: nn.Module | None = None, ema: bool = False) -> nn.Module:
         return ResidualSum(self.members, super().get_eval_model(module, ema))

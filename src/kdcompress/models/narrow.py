@@ -53,7 +53,11 @@ def _width_arguments(spec: ModelSpec, width: float) -> dict[str, Any] | None:
     if isinstance(model, SmallNetwork):
         return {"width": round(spec.args.get("width", 1.0) * width, 6)}
     if isinstance(model, ResNet):
-        return {"channels": tuple(scaled_channels(spec.args.get("channels", RESNET_CHANNELS), width))}
+        channels = {"channels": tuple(scaled_channels(spec.args.get("channels", RESNET_CHANNELS), width))}
+        stem: Any = model.conv1
+        if isinstance(stem, nn.Conv2d):
+            return channels  # timm fixes it
+        return {**channels, "stem_width": max(scaled_channels([stem[3].out_channels], width)[0], 4)}
     if isinstance(model, ConvNeXt):
         dims: list[Any] = [stage["num_chs"] for stage in model.feature_info]
         return {"dims": tuple(scaled_channels(dims, width))}

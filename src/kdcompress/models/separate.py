@@ -20,6 +20,7 @@ from kdcompress.models.narrow import narrow
 from kdcompress.models.student_assistant import embedding_size
 
 STEPS = 1000  # widths are whole thousandths
+COARSE = 20
 AT_LEAST = 0.97
 
 
@@ -29,7 +30,8 @@ class Separation:
 
     Attributes:
         widths: Of S and A, as factors on the given model's channels.
-        student_macs, assistant_macs: MACs of the two without a classifier.
+        total = cost(student)[1] + cost(assistant)[1]
+    student_macs, assistant_macs: MACs of the two without a classifier.
         integration_macs: Of both projections, and of the classifier on either.
         undivided_macs: Of the given model with its classifier.
     """
@@ -52,7 +54,8 @@ class Separation:
 def separate(spec: ModelSpec, share: float, *, features: int, num_classes: int, **shape: Any) -> Separation:
     """The widest assistant within ``share`` of the model's MACs, and the widest student that then fits.
 
-    Where widths are so coarse that more than 3 % would be left over, the assistant gets what is left.
+    Where channels are so few that this leaves more than 3 % over, the pair is taken that does not and whose assistant
+    comes nearest to the share.
 
     Args:
         spec: The given model.
@@ -77,18 +80,22 @@ def separate(spec: ModelSpec, share: float, *, features: int, num_classes: int, 
     def widest(budget: float) -> int:
         return _largest(lambda width: cost(width)[1] <= budget)
 
+    def partner(assistant: int) -> int:
+        """The widest student beside this assistant; 0 if there is none that makes good use of the cost."""
+        student = widest(given - cost(assistant)[1]) if assistant else 0
+        return student if student and cost(student)[1] + cost(assistant)[1] >= AT_LEAST * given else 0
+
     assistant = widest(share * given)
-    student = widest(given - cost(assistant)[1]) if assistant else 0
-    if student and cost(student)[1] + cost(assistant)[1] < AT_LEAST * given:
-        assistant = widest(given - cost(student)[1])
-    total = cost(student)[1] + cost(assistant)[1] if student and assistant else 0
-    if total < AT_LEAST * given:
-        which = "assistant" if not assistant else "student" if not student else "two"
+    student = partner(assistant)
+    if assistant and not student:
+        others = sorted(range(COARSE, STEPS, COARSE), key=lambda width: abs(cost(width)[1] - share * given))
+        assistant, student = next(((other, found) for other in others if (found := partner(other))), (assistant, 0))
+    if not student:
+        why = "its channels are too few to use 97 % of its cost" if assistant else "even one channel costs more"
         remedy = "Choose another --assistant-share, nearer to 0.5, or a larger --student."
-        why = "would have no channels left" if which != "two" else "would use too little of its cost"
-        raise UserError(f"At --assistant-share {share:g} the {which} out of {spec.name} {why}.", remedy)
+        raise UserError(f"{spec.name} cannot be separated at --assistant-share {share:g}: {why}.", remedy)
     student_macs, assistant_macs = cost(student)[0], cost(assistant)[0]
-    integration = total - student_macs - assistant_macs
+    integration = cost(student)[1] + cost(assistant)[1] - student_macs - assistant_macs
     return Separation((student / STEPS, assistant / STEPS), student_macs, assistant_macs, integration, given)
 
 
