@@ -58,7 +58,11 @@ def test_readme_table_is_made_from_the_runs(tmp_path: Path) -> None:
     results = {
         "eval-teacher": teacher,
         "eval-s0": {"top1": 86.0, "macs": 20_000_000},
-        "eval-s0-r1": {"top1": 87.5, "macs": 30_000_000},
+        "eval-s0-r1": {
+            "top1": 87.5,
+            "macs": 30_000_000,
+            "members": [{"architecture": "small"}, {"architecture": "smaller,width=0.5"}],
+        },
         "eval-gated-0.5": {
             "top1": 87.1,
             "macs": 30_000_000,
@@ -80,6 +84,7 @@ def test_readme_table_is_made_from_the_runs(tmp_path: Path) -> None:
     readme_table.main(tmp_path, readme)
     text = readme.read_text()
     assert "| **gated, `--max-drop 0.5`** | 87.10 % | 23.4 M | 23.4 % | 0.96 |" in text
+    assert "| S0 + R1 `smaller,width=0.5`, all run | 87.50 % | 30.0 M | 30.0 % | – |" in text
     assert "S0 3 epochs, R1 3," in text
     assert "old" not in text
     assert text.startswith("before\n")

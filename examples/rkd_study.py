@@ -1,0 +1,84 @@
+"""Residual KD with an assistant against what it stands on, at equal cost; resumes, and skips what is done::
+
+    python examples/rkd_study.py OUT --data cifar10/ --teacher resnet56-cifar10.safetensors \\
+        --arch resnet56_cifar,shortcut=A --epochs 4 --table examples/README.md
+
+Run it again with more ``--epochs`` and another OUT on a better machine. The table is made from the runs' JSON alone.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+from pathlib import Path
+from typing import Any
+
+from study import Study, mean_std, write_between
+
+ASSISTED = ["--method", "rkd-assistant"]
+# row -> arguments after TEACHER; the student alone has no teacher
+VARIANTS: dict[str, list[str]] = {
+    "student alone": ["--method", "ce"],
+    "KD": ["--method", "kd"],
+    "FitNets": [*ASSISTED, "--undivided", "--transfer", "fitnets"],
+    "AT": [*ASSISTED, "--undivided", "--transfer", "at"],
+    "RKD + FitNets, progressive": [*ASSISTED, "--transfer", "fitnets", "--scheme", "progressive"],
+    "RKD + FitNets, end to end": [*ASSISTED, "--transfer", "fitnets", "--scheme", "end-to-end"],
+    "RKD + AT, progressive": [*ASSISTED, "--transfer", "at", "--scheme", "progressive"],
+    "RKD + AT, end to end": [*ASSISTED, "--transfer", "at", "--scheme", "end-to-end"],
+}
+SHARES = ("0.05", "0.1", "0.2", "0.5")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--data", required=True)
+    parser.add_argument("--teacher", required=True)
+    parser.add_argument("--arch", help="model spec of a teacher that is a checkpoint")
+    parser.add_argument("--students", nargs="+", default=["resnet20_cifar", "wrn_16_1_cifar"])
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--epochs", type=int, default=4)
+    parser.add_argument("--table", type=Path, help="file with the marks of the table")
+    given = parser.parse_args()
+    study = Study(given.out, ["--data", given.data, "--epochs", str(given.epochs), "--quiet"])
+    teacher = [given.teacher, *(["--teacher-arch", given.arch] if given.arch else [])]
+    lines = ["| student | trained by | top-1 | S alone | MACs of the undivided |", "| --- | --- | ---: | ---: | ---: |"]
+
+    def score(student: str, name: str, seed: int) -> dict[str, Any]:
+        first = [] if name == "student alone" else teacher
+        arguments = ["distill", *first, "--student", student, *VARIANTS[name], "--seed", str(seed)]
+        return study.score(_folder(student, name, f"seed{seed}"), arguments)
+
+    pairs = list(itertools.product(given.students, VARIANTS))
+    for seed, (student, name) in itertools.product(range(given.seeds), pairs):  # a seed of everything before the next
+        score(student, name, seed)
+    for student, name in pairs:
+        lines.append(_row(student, name, [score(student, name, seed) for seed in range(given.seeds)]))
+    student = given.students[0]
+    for share in SHARES:
+        variant = [*ASSISTED, "--transfer", "fitnets", "--assistant-share", share]
+        arguments = ["distill", *teacher, "--student", student, *variant]
+        lines.append(_row(student, f"RKD + FitNets, share {share}", [study.score(_folder(student, share), arguments)]))
+    lines += [
+        "",
+        f"CIFAR-10 test, {given.seeds} seed(s), mean ± standard deviation, {given.epochs} epochs, last epoch.",
+    ]
+    print("\n".join(lines))
+    if given.table:
+        write_between(given.table, "rkd-table", lines)
+
+
+def _folder(*parts: str) -> str:
+    return "-".join(parts).replace(" ", "").replace(",", "-").replace("+", "-")
+
+
+def _row(student: str, name: str, results: list[dict[str, Any]]) -> str:
+    top1 = mean_std(result["top1"] for result in results)
+    alone = mean_std(result["stage_top1"][0] for result in results) if "stage_top1" in results[0] else "–"
+    whole = results[0].get("undivided_macs", results[0]["macs"])
+    return f"| `{student}` | {name} | {top1} | {alone} | {results[0]['macs'] / whole:.3f} |"
+
+
+if __name__ == "__main__":
+    main()
