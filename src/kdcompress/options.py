@@ -188,15 +188,15 @@ class DistillOptions(AssistantOptions, ResidualOptions, TeacherOptions, Training
         "run folder, '-', timm name, local-dir:PATH, hf-hub:ORG/NAME, or a checkpoint with --teacher-arch",
         argument=True,
     )
+    method: str = option("kd", "how the student is trained", choices=METHODS)
+    student: str = option("resnet20_cifar", "model spec of the student")
+    pretrained: bool = option(False, "start the student from timm's pretrained weights")
+    res_students: int = option(0, "reskd: how many res-students to add at once (with --arch)", low=0)
     arch: tuple[str, ...] = option(
         (),
         "model spec of a TEACHER that is a checkpoint; after it, or alone, of the res-students: repeat it for several, "
         "the last one serves the rest",
     )
-    method: str = option("kd", "how the student is trained", choices=METHODS)
-    student: str = option("resnet20_cifar", "model spec of the student")
-    pretrained: bool = option(False, "start the student from timm's pretrained weights")
-    res_students: int = option(0, "reskd: how many res-students to add at once (with --arch)", low=0)
 
 
 @dataclass(kw_only=True)

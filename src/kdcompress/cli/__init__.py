@@ -32,6 +32,8 @@ Example: kdcompress distill runs/teacher --method kd --student resnet8_cifar,wid
 Example: kdcompress distill resnet56.safetensors --arch resnet56_cifar,shortcut=A --method reskd --data cifar10/
 
 Example: kdcompress distill runs/teacher --method reskd --res-students 2 --arch resnet8_cifar,width=0.5
+
+Example: kdcompress distill runs/teacher --method rkd-assistant --student resnet20_cifar
 """
 ADD_HELP = """Freeze the members of RUN, and train one more on what they still miss of the teacher (ResKD).
 
@@ -65,6 +67,15 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "profile-flops": ("profile_flops", "ProfileFlopsOptions", PROFILE_HELP),
     "eval": ("evaluate", "EvalOptions", EVAL_HELP),
 }
+# in the list of commands, where a line has no room for more
+IN_SHORT = {
+    "train-teacher": "Train, or fine-tune, a network on labels.",
+    "distill": "Train a student, with or without a teacher.",
+    "add-res-student": "Train one more network on what is still missed.",
+    "gate-calibrate": "Choose when a cascade may stop early.",
+    "profile-flops": "Parameters, MACs and FLOPs of any network.",
+    "eval": "Accuracy, cost and speed on the test split.",
+}
 
 
 def _app(arguments: list[str]) -> typer.Typer:
@@ -82,7 +93,9 @@ def _app(arguments: list[str]) -> typer.Typer:
     )
     app.callback(invoke_without_command=True)(_main)
     for name, (_, _, text) in COMMANDS.items():
-        app.command(name, help=text)(_command(name) if name in arguments[:1] else lambda: None)
+        app.command(name, help=text, short_help=IN_SHORT[name])(
+            _command(name) if name in arguments[:1] else lambda: None
+        )
     return app
 
 

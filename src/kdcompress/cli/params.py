@@ -29,7 +29,8 @@ def with_options(function: Callable[[dict[str, Any]], None], *option_sets: type[
     arguments: list[inspect.Parameter] = []
     options: list[inspect.Parameter] = []
     for option_set in option_sets:
-        for field in dataclasses.fields(option_set):
+        own = option_set.__annotations__
+        for field in sorted(dataclasses.fields(option_set), key=lambda field: field.name not in own):
             kind = inspect.Parameter.KEYWORD_ONLY
             annotation = _annotation(option_set, field)
             parameter = inspect.Parameter(field.name, kind, default=None, annotation=annotation)
