@@ -248,4 +248,5 @@ class ShellOptions(Options):
     config: str | None = option(None, "YAML or JSON file of options; those of one command under its name", panel=SHELL)
     json: bool | None = option(None, "result as one line of JSON (default: off a terminal)", panel=SHELL)
     quiet: bool = option(False, "no progress", panel=SHELL)
+    trust_code: bool = option(False, "run py:module:function where a run folder names it", panel=SHELL)
     verbose: bool = option(False, "a line per epoch, and the libraries' own warnings", panel=SHELL)

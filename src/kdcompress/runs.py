@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import csv
 import errno
+import hashlib
 import io
 import json
 import os
@@ -154,6 +155,14 @@ def claim(out: str | None, stem: str, *, resume: bool) -> RunFolder:
                 return _made(path)
         elif resume and (path / RECORD).is_file() and not run.is_finished:
             return run
+
+
+def file_hash(path: Path | None) -> str | None:
+    """Of the weights in a run folder; None where there is no folder, or no weights in it."""
+    weights = path / WEIGHTS if path is not None else None
+    if weights is None or not weights.is_file():
+        return None
+    return hashlib.sha256(weights.read_bytes()).hexdigest()[:16]
 
 
 def check_claim(out: str, *, resume: bool) -> None:

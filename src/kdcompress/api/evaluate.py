@@ -9,7 +9,15 @@ import torch
 
 from kdcompress.api.cost import facts, member_profiles
 from kdcompress.api.gate import expected
-from kdcompress.api.reference import check_channels, check_classes, inherit, open_data, resize_input, resolve
+from kdcompress.api.reference import (
+    check_channels,
+    check_classes,
+    check_unchanged,
+    inherit,
+    open_data,
+    resize_input,
+    resolve,
+)
 from kdcompress.data import Data, EvalBatches, choose_channels
 from kdcompress.engine.distributed import Place, start, summed
 from kdcompress.engine.evaluate import Scores, collect, compare
@@ -46,9 +54,12 @@ def evaluate(options: EvalOptions | None = None, /, *, reporter: Reporter | None
     resize_input(network, options)
     source = open_data(options)
     check_classes(network, source, "network")
+    if options.split == "calibration":
+        check_unchanged(network, source)
     if network.record.get("data_fingerprint") != source.fingerprint:
         check_channels(network, choose_channels(source, options), "network")
-    data = Data(source, network.prep, options, place.device, place.rank, place.world)
+    note = reporter.note if reporter is not None and place.is_main else None
+    data = Data(source, network.prep, options, place.device, place.rank, place.world, note)
     batches = data.evaluation(options.split, options.batch_size)
     if reporter is not None and place.is_main:
         reporter.note(f"Scoring {network.architecture} on the {options.split} split of {source.spec}.")

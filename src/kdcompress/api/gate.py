@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from typing import Any
 
@@ -9,7 +10,7 @@ import torch
 
 from kdcompress.api.cost import facts, member_profiles
 from kdcompress.api.job import finished, versions
-from kdcompress.api.reference import check_classes, inherit, open_data, resize_input, resolve
+from kdcompress.api.reference import check_classes, check_unchanged, inherit, open_data, resize_input, resolve
 from kdcompress.data import Data
 from kdcompress.engine.distributed import from_main, start
 from kdcompress.engine.evaluate import collect
@@ -20,7 +21,7 @@ from kdcompress.gating import Gate, Outcome, Stages, outcome
 from kdcompress.models.loading import Network, load_network, model_config, save_network
 from kdcompress.options import GateCalibrateOptions
 from kdcompress.results import GateResult
-from kdcompress.runs import RunFolder, claim
+from kdcompress.runs import RECORD, RunFolder, claim, file_hash
 
 
 def gate_calibrate(
@@ -40,17 +41,17 @@ def gate_calibrate(
     Example:
         >>> kdcompress.gate_calibrate(run="runs/cascade", max_drop=0.5).expected_macs_ratio
     """
-    began = time.perf_counter()
     options = options or GateCalibrateOptions.resolve(given)
     if sum((options.max_drop is not None, options.target_macs is not None, bool(options.threshold))) != 1:
         remedy = "Say --max-drop POINTS, --target-macs RATIO or --threshold X."
         raise usage_error("gate-calibrate needs exactly one target.", remedy)
     # thresholds compare certainties, so they are found in the arithmetic in which most users will run them
     place = start(options.device, "fp32" if options.precision == "auto" else options.precision)
+    options, began = dataclasses.replace(options, run=resolve(options.run)), time.perf_counter()
     told = (reporter if place.is_main else None) or Silent()
     if (done := finished(options, "gate-calibrate", GateResult, told)) is not None:
         return done
-    network = load_network(resolve(options.run))
+    network = load_network(options.run)
     cascade = network.staged("so there is no gate to calibrate")
     if len(cascade.stages()) < 2:
         raise UserError(
@@ -60,7 +61,8 @@ def gate_calibrate(
     resize_input(network, options)
     source = open_data(options)
     check_classes(network, source, "cascade")
-    data = Data(source, network.prep, options, place.device)
+    check_unchanged(network, source)
+    data = Data(source, network.prep, options, place.device, note=told.note)
     cascade.to(place.device).to(memory_format=torch.channels_last)
     logits, labels = collect(cascade.forward_stages, data.evaluation("calibration", options.batch_size), place)
     cascade.cpu()
@@ -73,6 +75,8 @@ def gate_calibrate(
     network.model_args = {**network.model_args, "gate": cascade.gate.to_dict()}
     stem = f"gated-{network.path.name if network.path else network.architecture}"
     run = from_main(lambda: claim(options.out, stem, resume=options.resume))
+    if place.is_main:
+        run.write_json(RECORD, {"command": "gate-calibrate", "status": "unfinished"})
     result = GateResult(
         command="gate-calibrate",
         run=str(run.path),
@@ -147,6 +151,7 @@ def _save(run: RunFolder, network: Network, options: GateCalibrateOptions, resul
         "command": "gate-calibrate",
         "options": {**options.to_dict(), "data": data.source.spec, "holdout": data.holdout},
         "parents": [network.reference],
+        "parent_fingerprint": file_hash(network.path),
         "versions": versions(),
         "result": result.to_dict(),
         "training": network.record.get("training", network.record.get("result")),

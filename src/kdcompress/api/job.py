@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from kdcompress.api.cost import facts, member_profiles, note_missed
-from kdcompress.api.reference import Teacher
+from kdcompress.api.reference import Teacher, absolute, resolve
 from kdcompress.data import Data
 from kdcompress.engine.distributed import Place, from_main, start
 from kdcompress.engine.evaluate import collect, evaluate
@@ -29,9 +29,11 @@ from kdcompress.models.loading import Network, model_config, save_network
 from kdcompress.option_set import flag
 from kdcompress.options import FREE_OPTIONS, OutputOptions, TrainingOptions
 from kdcompress.results import R, TrainResult
-from kdcompress.runs import RECORD, RunFolder, check_claim, claim
+from kdcompress.runs import RECORD, RunFolder, check_claim, claim, file_hash
 
 EVAL_BATCH = 256
+ORIGINS = ("run", "teacher", "data")
+INHERITED = ("data", "data_dir", "holdout", "skip_bad_images")  # filled in from the run that a command builds on
 
 
 @dataclass(frozen=True)
@@ -61,8 +63,11 @@ class Job:
 
     @classmethod
     def begin(cls, command: str, method: str, options: TrainingOptions, reporter: Reporter | None) -> Job:
-        began = time.perf_counter()
         place = start(options.device, options.precision)
+        # now, and once: standard input can be read only once, and waiting for the command before is not our time
+        names = [name for name in ("run", "teacher") if getattr(options, name, None) == "-"]
+        piped: dict[str, Any] = {name: resolve("-") for name in names}
+        options, began = dataclasses.replace(options, **piped), time.perf_counter()
         return cls(command, method, options, (reporter if place.is_main else None) or Silent(), place, began)
 
     def finished(self) -> TrainResult | None:
@@ -164,6 +169,7 @@ class Job:
             "data_fingerprint": data.source.fingerprint,
             "teacher": teacher.entry if teacher else None,
             "parents": [parent.reference] if parent is not None else [],
+            "parent_fingerprint": file_hash(parent.path) if parent is not None else None,
             "seed": self.options.seed,
             "hardware": self.place.describe(),
             "versions": versions(),
@@ -179,7 +185,11 @@ def _check_origin(run: RunFolder, now: dict[str, Any]) -> None:
 
     def origin(record: dict[str, Any]) -> dict[str, Any]:
         teacher = record.get("teacher") or {}
-        return {"data": record.get("data_fingerprint"), "teacher": teacher.get("fingerprint")}
+        return {
+            "data": record.get("data_fingerprint"),
+            "teacher": teacher.get("fingerprint"),
+            "base": record.get("parent_fingerprint"),
+        }
 
     then = origin(run.record())
     for name, value in origin(now).items():
@@ -207,8 +217,16 @@ def finished(options: OutputOptions, command: str, kind: type[R], reporter: Repo
         raise usage_error(f"--out {run.path} is a run of {record['command']}.", "Choose another folder.")
     if not run.is_finished:
         return None
-    then = record.get("options", {})
-    changed = [key for key, value in options.to_dict().items() if key not in FREE_OPTIONS and then.get(key) != value]
+    then, now = record.get("options", {}), options.to_dict()
+    for key in ORIGINS:
+        if key in now and key in then and absolute(now[key]) != absolute(then[key]):
+            remedy = "Choose another folder, or leave out --resume and --out."
+            raise usage_error(f"The run {run.path} is finished, but its {key} is {then[key]}.", remedy)
+    if "run" in now and record.get("parent_fingerprint") not in (None, file_hash(Path(now["run"]))):
+        remedy = "Choose another folder, or remove this one to make it anew."
+        raise usage_error(f"The run {run.path} is finished, but {now['run']} has changed since.", remedy)
+    keys = {key for key in {**then, **now} if key not in FREE_OPTIONS and (key in now or key not in INHERITED)}
+    changed = [key for key in sorted(keys) if then.get(key) != now.get(key)]
     if changed:
         detail = ", ".join(f"{flag(key)} {then[key]}" if key in then else f"no {flag(key)}" for key in changed[:3])
         remedy = "Give the same options to take its result, or choose another folder."

@@ -26,7 +26,7 @@ def fresh(text: str, source: DataSource, options: TrainingOptions, channels: int
 
 
 def batches_for(source: DataSource, prep: Preprocess, job: Job) -> Data:
-    return Data(source, prep, job.options, job.place.device, job.place.rank, job.place.world)
+    return Data(source, prep, job.options, job.place.device, job.place.rank, job.place.world, job.reporter.note)
 
 
 def shared(student: Preprocess, teacher: Preprocess, source: DataSource) -> Preprocess:

@@ -18,13 +18,18 @@ from kdcompress.methods.base import Frozen
 from kdcompress.models.build import config_of
 from kdcompress.models.loading import Network, load_network
 from kdcompress.options import DataOptions
+from kdcompress.trust import check_trusted
 
 D = TypeVar("D", bound=DataOptions)
 
 
 def resolve(reference: str) -> str:
     """The reference itself, or what standard input says where it is ``-``."""
-    return from_main(_from_stdin) if reference == "-" else reference
+    if reference != "-":
+        return reference
+    found = from_main(_from_stdin)
+    check_trusted(found, "Standard input")
+    return found
 
 
 def inherit(options: D, record: dict[str, Any]) -> D:
@@ -39,13 +44,35 @@ def inherit(options: D, record: dict[str, Any]) -> D:
     }
     if past.get("skip_bad_images"):
         own["skip_bad_images"] = True
-    same_data = options.data is None or options.data == past.get("data")
+    check_trusted(own.get("data"), "The run")
+    same_data = options.data is None or absolute(options.data) == past.get("data")
     if same_data and "holdout" in past and options.holdout not in (None, past["holdout"]):
         raise usage_error(
             f"--holdout {options.holdout} differs from the {past['holdout']} of the run that this one builds on.",
             "Leave it out: images that a network has fitted on cannot calibrate it.",
         )
     return dataclasses.replace(options, **own)
+
+
+def absolute(reference: str) -> str:
+    """A reference, as it reads from any folder."""
+    return os.path.abspath(reference) if os.path.exists(reference) else reference
+
+
+def check_unchanged(network: Network, source: DataSource) -> None:
+    """Images that a network has fitted on must not come to calibrate it.
+
+    Raises:
+        UserError: The data that it was trained on have changed, and with them their division.
+    """
+    then = network.record.get("options", {}).get("data")
+    if then == source.spec and network.record.get("data_fingerprint") not in (None, source.fingerprint):
+        remedy = "Train anew, or put the images back as they were."
+        raise UserError(
+            f"The data {source.spec} have changed since {network.reference} was trained: its calibration images may be "
+            "among those that it has fitted on.",
+            remedy,
+        )
 
 
 def resize_input(network: Network, options: DataOptions) -> None:

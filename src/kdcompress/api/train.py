@@ -13,15 +13,16 @@ from kdcompress.api.reference import (
     Teacher,
     check_channels,
     check_classes,
+    check_unchanged,
     inherit,
     load_teacher,
     open_data,
     resize_input,
-    resolve,
 )
 from kdcompress.api.rkd_assistant import train_rkd_assistant
 from kdcompress.data import Preprocess, choose_channels
 from kdcompress.engine.distributed import from_main, start
+from kdcompress.engine.interrupt import Interrupted
 from kdcompress.engine.progress import Reporter, Silent
 from kdcompress.errors import UserError, usage_error
 from kdcompress.methods.base import Frozen, StudentTask
@@ -44,6 +45,7 @@ from kdcompress.options import (
 )
 from kdcompress.results import TrainResult
 from kdcompress.runs import RECORD, claim
+from kdcompress.trust import check_trusted
 
 LABEL_SMOOTHING = 0.1
 DIVIDED_ONLY = ("assistant_share", "scheme", "reuse_teacher_classifier", "freeze_classifier")
@@ -94,6 +96,7 @@ def distill(options: DistillOptions | None = None, /, *, reporter: Reporter | No
     if options.res_students:
         return _grow(options, reporter)
     job = Job.begin("distill", options.method, options, reporter)
+    options = job.options
     if (done := job.finished()) is not None:
         return done
     teacher = load_teacher(options.teacher, options.teacher_arch, job.reporter) if options.teacher is not None else None
@@ -141,9 +144,10 @@ def add_res_student(
     if len(options.arch) != 1:
         raise usage_error("add-res-student needs one --arch.", "E.g. --arch resnet8_cifar,width=0.5.")
     job = Job.begin("add-res-student", "reskd", options, reporter)
+    options = job.options
     if (done := job.finished()) is not None:
         return done
-    base = as_cascade(_ungated(load_network(resolve(options.run)), job))
+    base = as_cascade(_ungated(load_network(options.run), job))
     assert isinstance(base.model, ResidualCascade)
     teacher = _teacher_of(base, options, job)
     options = job.options = inherit(options, base.record)
@@ -151,6 +155,7 @@ def add_res_student(
     source = open_data(options)
     check_classes(teacher.network, source, "teacher")
     check_classes(base, source, "student")
+    check_unchanged(base, source)
     check_channels(teacher.network, base.prep.channels, "teacher")
     member = new_member(ModelSpec.parse(options.arch[0]), base, options.seed)
     prep = shared(base.prep, teacher.network.prep, source)
@@ -202,9 +207,12 @@ def _grow(options: DistillOptions, reporter: Reporter | None) -> TrainResult:
     run = from_main(lambda: claim(options.out, stem, resume=options.resume))
     if place.is_main and not (run.path / RECORD).exists():
         run.write_json(RECORD, {"command": "add-res-student", "status": "unfinished"})
-    first = dataclasses.replace(options, res_students=0, arch=(), out=str(run.path / "member-0"), resume=True)
+    own = {name: value for name, value in vars(ResidualOptions()).items() if name.startswith("residual")}
+    first = dataclasses.replace(options, res_students=0, arch=(), out=str(run.path / "member-0"), resume=True, **own)
     try:
         result = distill(first, reporter=reporter)
+    except Interrupted as interrupted:
+        raise Interrupted(run.path) from interrupted
     except UserError:
         if place.is_main and not Path(str(first.out)).exists():  # it was refused before it began
             run.discard()
@@ -212,7 +220,10 @@ def _grow(options: DistillOptions, reporter: Reporter | None) -> TrainResult:
     for number, arch in enumerate(archs, start=1):
         out = run.path if number == len(archs) else run.path / f"member-{number}"
         step = dataclasses.replace(_step(options, arch), run=str(result.run), out=str(out), resume=True)
-        result = add_res_student(step, reporter=reporter)
+        try:
+            result = add_res_student(step, reporter=reporter)
+        except Interrupted as interrupted:
+            raise Interrupted(run.path) from interrupted
     return dataclasses.replace(result, command="distill", seconds=round(time.perf_counter() - began, 3))
 
 
@@ -275,6 +286,7 @@ def _teacher_of(base: Network, options: AddResStudentOptions, job: Job) -> Teach
         raise UserError(
             f"The run {base.reference} has no teacher on record.", "Give the one to learn from: --teacher REF."
         )
+    check_trusted([known["reference"], known.get("arch")], f"The run {base.reference}")
     teacher = load_teacher(known["reference"], known.get("arch"), job.reporter)
     if teacher.entry["fingerprint"] != known["fingerprint"]:
         job.reporter.note(f"Notice: the teacher {known['reference']} has changed since this run was distilled.")

@@ -6,6 +6,7 @@ import difflib
 import os
 import signal
 import sys
+import traceback
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import Any
 import typer
 
 from kdcompress import options as sets
+from kdcompress import trust
 from kdcompress.cli.output import print_error, print_result
 from kdcompress.engine.interrupt import Asked, interrupt
 from kdcompress.errors import UserError, usage_error
@@ -119,6 +121,8 @@ def _command(name: str) -> Callable[..., None]:
         of_shell = {key: config.pop(key) for key in list(config) if _name(key) in own}
         shell = sets.ShellOptions.resolve(own, of_shell, os.environ)
         options = option_set.resolve(values, config, os.environ)
+        if shell.trust_code:
+            os.environ[trust.VARIABLE] = "1"
         if not shell.verbose:
             warnings.simplefilter("ignore")
         # imported here: torch comes with it
@@ -146,6 +150,8 @@ def run(arguments: list[str]) -> int:
         # standalone_mode off: what goes wrong comes here as an exception
         return int(_app(arguments)(arguments, standalone_mode=False) or 0)
     except UserError as error:
+        if os.environ.get("KDCOMPRESS_DEBUG") == "1":
+            traceback.print_exc()
         print_error(error.problem, error.remedy)
         status = error.exit_code
     except KeyboardInterrupt:

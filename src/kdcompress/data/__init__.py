@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -45,6 +46,7 @@ class Data:
 
     Attributes:
         prep: What batches are made for.
+        note: Told of images that were left out, once a split.
         holdout: Share of the training split that is the calibration split.
     """
 
@@ -54,6 +56,8 @@ class Data:
     device: torch.device
     rank: int = 0
     world: int = 1
+    note: Callable[[str], None] | None = None
+    noted: set[str] = field(default_factory=set)
 
     def __post_init__(self) -> None:
         if self.source.size == self.prep.size:  # images made for this size: to enlarge and crop them would only harm
@@ -101,6 +105,7 @@ class Data:
 
     def _images(self, split: str) -> MemoryImages | StreamImages:
         images, indices = self._select(split)
+        wanted = indices
         height, width = self.prep.size
         size = len(indices) * height * width * self.prep.channels
         small = max(height, width) <= SMALL_SIDE and size <= MAX_MEMORY_BYTES
@@ -118,10 +123,32 @@ class Data:
             if self.options.skip_bad_images:
                 indices = find_good(images, indices, self.prep.channels, self.workers)
             loaded = StreamImages(images, indices, self.prep, self.device, self.workers)
+        self._check_left_out(split, images, wanted, loaded.ids)
         if not len(loaded.ids):
             remedy = "Two images a class or more are needed, in a format that Pillow reads."
             raise UserError(f"The {split} split of {self.source.spec} has no image that can be read.", remedy)
         return loaded
+
+    def _check_left_out(self, split: str, images: ImageList, wanted: np.ndarray, kept: np.ndarray) -> None:
+        """Say which images could not be read.
+
+        Raises:
+            UserError: None of a class can.
+        """
+        if len(kept) == len(wanted):
+            return
+        gone = np.setdiff1d(images.labels[wanted], images.labels[kept])
+        if len(gone) and len(kept):
+            names = self.source.class_names
+            name = names[gone[0]] if names else gone[0]
+            problem = f"No image of the class {name} in the {split} split of {self.source.spec} can be read."
+            raise UserError(problem, "Mend them, or remove the class.")
+        if self.note is not None and split not in self.noted:
+            self.noted.add(split)
+            left = np.setdiff1d(wanted, kept)
+            first = ", ".join(images.name(int(index)) for index in left[:3])
+            more = " …" if len(left) > 3 else ""
+            self.note(f"Notice: {len(left)} of {len(wanted)} images of the {split} split are left out: {first}{more}")
 
     def _select(self, split: str) -> tuple[ImageList, np.ndarray]:
         if split == "test":

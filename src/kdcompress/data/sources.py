@@ -20,6 +20,7 @@ import torch
 from PIL import Image
 
 from kdcompress.errors import UserError, first_line, usage_error
+from kdcompress.trust import typed
 
 IMAGE_MODES = {1: "L", 3: "RGB"}
 MAX_MEMORY_BYTES = 512 * 2**20
@@ -152,6 +153,7 @@ def import_callable(spec: str) -> Callable[..., Any]:
     Raises:
         UserError: It cannot be imported, or is not callable.
     """
+    typed(spec)
     module_name, _, name = spec.removeprefix("py:").partition(":")
     here = str(Path.cwd())
     if here not in sys.path:

@@ -205,12 +205,10 @@ class Trainer:
             self.step += 1
             unreported += 1
             now = time.perf_counter()
-            if now - shown > REPORT_SECONDS:
+            if now - shown > REPORT_SECONDS or self.step == len(sizes):
                 shown = now
                 self._check_finite()
-                done = self.sums["images"].item()
-                speed = done * self.place.world / (self.seconds + now - began)
-                reporter.step(len(self.history), self.sums["loss"].item() / done, speed, unreported)
+                reporter.step(len(self.history), *self._so_far(began), unreported)
                 unreported = 0
             if due and self._asked(stop):  # between updates, half-summed gradients would be lost
                 self.seconds += now - began
@@ -218,6 +216,12 @@ class Trainer:
         self._check_finite()
         self.seconds += time.perf_counter() - began
         return self._row()
+
+    def _so_far(self, began: float) -> tuple[float, float]:
+        """Mean loss, and images per second over all processes, of this epoch."""
+        images = self.sums["images"].item()
+        seconds = self.seconds + time.perf_counter() - began
+        return self.sums["loss"].item() / images, images * self.place.world / seconds
 
     def _asked(self, stop: StopSignal) -> bool:
         """Whether to leave; of several processes all at the same step, lest one waits for another's gradients."""
@@ -350,9 +354,9 @@ class Trainer:
     def load(self) -> None:
         state = self.run.read_checkpoint()
         then, now = state["options"], self._fixed_options()
-        changed = [key for key in now if then.get(key) != now[key]]
+        changed = [key for key in {**then, **now} if then.get(key) != now.get(key)]
         if changed:
-            detail = ", ".join(f"{key} {then.get(key)}, now {now[key]}" for key in changed[:3])
+            detail = ", ".join(f"{key} {then.get(key, '-')}, now {now.get(key, '-')}" for key in changed[:3])
             remedy = "Resume with the same options, or start a new run without --resume."
             raise UserError(f"The run {self.run.path} was started with other options: {detail}.", remedy)
         unwrap_model(self.task.get_trainable_module()).load_state_dict(state["state_dict"])

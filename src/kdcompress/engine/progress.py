@@ -52,6 +52,7 @@ class Terminal:
         self.verbose = verbose
         self.bar: Progress | None = None
         self.epochs = 0
+        self.scores = ""  # of the last whole epoch
         self.began = time.perf_counter()
         self.first = 0
 
@@ -72,10 +73,11 @@ class Terminal:
 
     def step(self, epoch: int, loss: float, speed: float, advance: int) -> None:
         if self.bar is not None:
-            state = f"epoch {epoch + 1}/{self.epochs}  loss {loss:.3f}  {speed:.0f} img/s"
+            state = f"epoch {epoch + 1}/{self.epochs}  loss {loss:.3f}  {speed:.0f} img/s{self.scores}"
             self.bar.update(self.task, advance=advance, state=state)
 
     def epoch(self, row: dict[str, Any]) -> None:
+        self.scores = f"  train {row['train_top1']:.1f} %  calibration {row['calibration_top1']:.1f} %"
         if self.live and not self.verbose:
             return
         done = row["epoch"] - self.first
