@@ -27,9 +27,8 @@ def main(out: Path, readme: Path) -> None:
     for path in sorted(out.glob("eval-gated-*.json")):
         result = _read(path)
         options = _read(Path(result["run"]) / "run.json")["options"]
-        target = next(
-            f"--{key.replace('_', '-')} {_first(options[key])}" for key in TARGETS if options.get(key) not in (None, [])
-        )
+        given = next(key for key in TARGETS if options.get(key) not in (None, []))
+        target = f"--{given.replace('_', '-')} {_first(options[given])}"
         kept = result["speedup"] / result["macs_speedup"]
         rows.append(_row(f"**gated, `{target}`**", result, teacher, kept))
     record, res_record = _read(out / "s0" / "run.json"), _read(out / "s0-r1" / "run.json")
@@ -41,7 +40,8 @@ def main(out: Path, readme: Path) -> None:
         *rows,
         "",
         f"{teacher['n']:,} test images; S0 {epochs} epochs, R1 {res_record['options']['epochs']}, "
-        f"one seed, last epoch; made by `EPOCHS={epochs} sh examples/cifar10_pipeline.sh DATA TEACHER OUT` on {teacher['hardware']} "
+        f"one seed, last epoch; made by `EPOCHS={epochs} sh examples/cifar10_pipeline.sh DATA TEACHER OUT` on "
+        f"{teacher['hardware']} "
         f"(torch {versions['torch']}, {record['result']['precision']}), table by `examples/readme_table.py`. "
         "The images are the JPEG version of CIFAR-10, so all accuracies are a little below the published ones.",
         "",

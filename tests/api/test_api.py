@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 
 import kdcompress
 from kdcompress.api import job as job_module
+from kdcompress.api import prepare
 from kdcompress.api import train as train_module
 from kdcompress.api.reference import Teacher
 from kdcompress.data import Data, Preprocess, load_source
@@ -522,8 +523,8 @@ def pair(student: str, teacher: str, size: tuple[int, int] = (8, 8)) -> tuple[An
     with torch.no_grad():
         theirs.model.train()(torch.randn(64, 1, *size))
     theirs.model.eval()
-    prep = train_module._shared(ours.prep, theirs.prep, load_source("digits"))
-    frozen = Teacher(theirs, {}).freeze(train_module._adapter(prep, theirs.prep))
+    prep = prepare.shared(ours.prep, theirs.prep, load_source("digits"))
+    frozen = Teacher(theirs, {}).freeze(prepare.adapter(prep, theirs.prep))
     return ours, (theirs, frozen), prep
 
 
@@ -553,7 +554,7 @@ def test_other_size_and_family_are_translated_closely() -> None:
 def test_the_student_keeps_its_own_images() -> None:
     """Enlarged for the teacher and shrunk again, 8x8 digits arrive blurred: other images than those of eval."""
     student, _, prep = pair(TINY, "lenet5", (28, 28))
-    adapter = train_module._adapter(prep, student.prep)
+    adapter = prepare.adapter(prep, student.prep)
     x = next(iter(source_and_data(prep).evaluation("test", 1000)))[0]
     own = next(iter(source_and_data(student.prep).evaluation("test", 1000)))[0]
     torch.testing.assert_close(x if adapter is None else adapter(x), own, rtol=1e-3, atol=1e-4)
@@ -632,7 +633,7 @@ def test_batches_are_no_larger_than_the_images(student: Any, teacher: Any, image
     source = load_source("digits")
     source.size = images
     prep = Preprocess(student, 1, (0.1,), (0.2,))
-    found = train_module._shared(prep, Preprocess(teacher, 1, (0.5,), (0.5,)), source)
+    found = prepare.shared(prep, Preprocess(teacher, 1, (0.5,), (0.5,)), source)
     assert found == dataclasses.replace(prep, size=expected)
 
 

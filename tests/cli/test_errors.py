@@ -88,7 +88,7 @@ USAGE = [
     (["distill", "RUNS/teacher", "--method", "rkd-assistant", "--assistant-share", "1"], ["--assistant-share 1"]),
     (["distill", "RUNS/teacher", "--method", "rkd-assistant", "--student", TINY, "--assistant-share", "0.0001"],
      ["--assistant-share 0.0001", "even one channel"]),
-    (["distill", "RUNS/teacher", "--method", "rkd-assistant", "--student", "test_vit2"], ["Did you mean"]),
+    (["distill", "RUNS/teacher", "--method", "rkd-assistant", "--student", "lenet6"], ["'lenet6'"]),
     (["distill", "RUNS/teacher", "--method", "rkd-assistant", "--student", TINY, "--pretrained"], ["--undivided"]),
     (["add-res-student", "RUNS/single"], ["--arch"]),
     (["add-res-student", "RUNS/single", "--arch", "lenet6"], ["'lenet6'", "lenet5?"]),

@@ -219,10 +219,10 @@ def finished(options: OutputOptions, command: str, kind: type[R], reporter: Repo
         return None
     then, now = record.get("options", {}), options.to_dict()
     for key in ORIGINS:
-        if key in now and key in then and absolute(now[key]) != absolute(then[key]):
+        if now.get(key, "-") != "-" and key in then and absolute(now[key]) != absolute(then[key]):
             remedy = "Choose another folder, or leave out --resume and --out."
             raise usage_error(f"The run {run.path} is finished, but its {key} is {then[key]}.", remedy)
-    if "run" in now and record.get("parent_fingerprint") not in (None, file_hash(Path(now["run"]))):
+    if now.get("run", "-") != "-" and record.get("parent_fingerprint") not in (None, file_hash(Path(now["run"]))):
         remedy = "Choose another folder, or remove this one to make it anew."
         raise usage_error(f"The run {run.path} is finished, but {now['run']} has changed since.", remedy)
     keys = {key for key in {**then, **now} if key not in FREE_OPTIONS and (key in now or key not in INHERITED)}

@@ -123,32 +123,23 @@ class Data:
             if self.options.skip_bad_images:
                 indices = find_good(images, indices, self.prep.channels, self.workers)
             loaded = StreamImages(images, indices, self.prep, self.device, self.workers)
-        self._check_left_out(split, images, wanted, loaded.ids)
+        self._tell_left_out(split, images, wanted, loaded.ids)
         if not len(loaded.ids):
             remedy = "Two images a class or more are needed, in a format that Pillow reads."
             raise UserError(f"The {split} split of {self.source.spec} has no image that can be read.", remedy)
         return loaded
 
-    def _check_left_out(self, split: str, images: ImageList, wanted: np.ndarray, kept: np.ndarray) -> None:
-        """Say which images could not be read.
-
-        Raises:
-            UserError: None of a class can.
-        """
-        if len(kept) == len(wanted):
+    def _tell_left_out(self, split: str, images: ImageList, wanted: np.ndarray, kept: np.ndarray) -> None:
+        """Say which images could not be read, and which classes have none left."""
+        if self.note is None or len(kept) == len(wanted) or split in self.noted:
             return
-        gone = np.setdiff1d(images.labels[wanted], images.labels[kept])
-        if len(gone) and len(kept):
-            names = self.source.class_names
-            name = names[gone[0]] if names else gone[0]
-            problem = f"No image of the class {name} in the {split} split of {self.source.spec} can be read."
-            raise UserError(problem, "Mend them, or remove the class.")
-        if self.note is not None and split not in self.noted:
-            self.noted.add(split)
-            left = np.setdiff1d(wanted, kept)
-            first = ", ".join(images.name(int(index)) for index in left[:3])
-            more = " …" if len(left) > 3 else ""
-            self.note(f"Notice: {len(left)} of {len(wanted)} images of the {split} split are left out: {first}{more}")
+        self.noted.add(split)
+        left = np.setdiff1d(wanted, kept)
+        first = ", ".join(images.name(int(index)) for index in left[:3]) + (" …" if len(left) > 3 else "")
+        self.note(f"Notice: {len(left)} of {len(wanted)} images of the {split} split are left out: {first}")
+        for gone in np.setdiff1d(images.labels[wanted], images.labels[kept]):
+            name = self.source.class_names[gone] if self.source.class_names else gone
+            self.note(f"Notice: the class {name} has no image left in the {split} split.")
 
     def _select(self, split: str) -> tuple[ImageList, np.ndarray]:
         if split == "test":
