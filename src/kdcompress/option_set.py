@@ -74,7 +74,7 @@ class Options:
                 raise _unknown(str(key), names, "in the config file")
             values[name] = value
         for name in names:
-            if (text := (environment or {}).get(variable(name))) is not None:
+            if text := (environment or {}).get(variable(name)):
                 values[name] = text.split() if typing.get_origin(field_type(cls, name)) is tuple else text
         for name, value in given.items():
             if name not in names:
@@ -135,6 +135,8 @@ def _checked_one(field: dataclasses.Field[Any], kind: type, value: Any) -> Any:
         words = {int: ("a whole number", "3"), float: ("a number", "0.5"), bool: ("true or false", "true")}
         word, example = words.get(kind, ("text", "TEXT"))
         raise usage_error(f"{name} takes {word}, not {value!r}.", f"Write it like {name} {example}.") from None
+    if isinstance(value, str) and not value.strip():
+        raise usage_error(f"{name} is empty.", f"Give a value, or leave {name} out.")
     if meta["choices"] and value not in meta["choices"]:
         near = difflib.get_close_matches(str(value), meta["choices"], n=1)
         hint = f"Did you mean {near[0]}? " if near else ""

@@ -185,7 +185,7 @@ class AssistantOptions(Options):
 class DistillOptions(AssistantOptions, ResidualOptions, TeacherOptions, TrainingOptions):
     teacher: str | None = option(
         None,
-        "run folder, '-', timm name, local-dir:PATH, hf-hub:ORG/NAME, or a checkpoint with --teacher-arch",
+        "run folder, '-', timm name, local-dir:PATH, hf-hub:ORG/NAME, or a checkpoint with --arch or --teacher-arch",
         argument=True,
     )
     method: str = option("kd", "how the student is trained", choices=METHODS)

@@ -117,13 +117,13 @@ def test_a_cascade_comes_back_with_its_gate(tmp_path: Path, gate: dict[str, Any]
     assert found.model.gate == network.model.gate
     assert (found.model.gate is None) == (gate is None)
     assert same(found, network.model)
-    assert found.cascade("") is found.model
+    assert found.staged("") is found.model
 
 
 def test_a_single_network_is_no_cascade() -> None:
     """A gate asked of a single network needs the way to a cascade, not an attribute error."""
     with pytest.raises(UserError, match="single network") as caught:
-        fresh().cascade("so there is no gate to calibrate")
+        fresh().staged("so there is no gate to calibrate")
     assert "reskd" in caught.value.remedy
 
 

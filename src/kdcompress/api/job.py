@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from kdcompress.api.cost import facts, member_profiles, note_missed
-from kdcompress.api.reference import Teacher, absolute, resolve
+from kdcompress.api.reference import Teacher, absolute, piped
 from kdcompress.data import Data
 from kdcompress.engine.distributed import Place, from_main, start
 from kdcompress.engine.evaluate import collect, evaluate
@@ -64,10 +64,7 @@ class Job:
     @classmethod
     def begin(cls, command: str, method: str, options: TrainingOptions, reporter: Reporter | None) -> Job:
         place = start(options.device, options.precision)
-        # now, and once: standard input can be read only once, and waiting for the command before is not our time
-        names = [name for name in ("run", "teacher") if getattr(options, name, None) == "-"]
-        piped: dict[str, Any] = {name: resolve("-") for name in names}
-        options, began = dataclasses.replace(options, **piped), time.perf_counter()
+        options, began = piped(options), time.perf_counter()  # waiting for the command before is not our time
         return cls(command, method, options, (reporter if place.is_main else None) or Silent(), place, began)
 
     def finished(self) -> TrainResult | None:

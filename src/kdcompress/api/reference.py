@@ -32,6 +32,13 @@ def resolve(reference: str) -> str:
     return found
 
 
+def piped(options: D) -> D:
+    """The options with what standard input says for ``-``; read now and kept, for it can be read only once."""
+    names = [name for name in ("run", "teacher") if getattr(options, name, None) == "-"]
+    found: dict[str, Any] = {name: resolve("-") for name in names}
+    return dataclasses.replace(options, **found)
+
+
 def inherit(options: D, record: dict[str, Any]) -> D:
     """Fill in the data options that the user left open from the run that this one builds on.
 

@@ -55,7 +55,7 @@ def train_rkd_assistant(
     if options.undivided:
         task = TransferTask(Undivided(whole.model, pairs), frozen, pairs, **given)
         return job.train([Phase(lambda: task)], whole, data, teacher)
-    network = _separated(whole, options, teacher)
+    network = _separated(whole, options, teacher, job)
     model = network.model
     assert isinstance(model, StudentAssistant)
     if classifier is not None:
@@ -79,7 +79,7 @@ def train_rkd_assistant(
     return job.train([phase(part, share) for part, share in SCHEMES[options.scheme]], network, data, teacher)
 
 
-def _separated(whole: Network, options: DistillOptions, teacher: Teacher) -> Network:
+def _separated(whole: Network, options: DistillOptions, teacher: Teacher, job: Job) -> Network:
     """The given model as a student and an assistant, which take its input."""
     args = {key: value for key, value in whole.model_args.items() if key not in ("in_chans", "num_classes")}
     features = feature_size(teacher.network.model)
@@ -92,6 +92,9 @@ def _separated(whole: Network, options: DistillOptions, teacher: Teacher) -> Net
         in_chans=prep.channels,
         size=prep.size,
     )
+    share = found.assistant_macs / found.undivided_macs
+    if not 0.75 <= share / options.assistant_share <= 1.33:
+        job.reporter.note(f"Notice: the assistant has {share:.0%} of the MACs; with so few channels no pair is nearer.")
     model = {"architecture": whole.architecture, "model_args": args}
     spec = ModelSpec(ARCHITECTURE, {"model": model, "widths": list(found.widths), "features": features})
     network = new_network(

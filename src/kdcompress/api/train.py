@@ -17,6 +17,7 @@ from kdcompress.api.reference import (
     inherit,
     load_teacher,
     open_data,
+    piped,
     resize_input,
 )
 from kdcompress.api.rkd_assistant import train_rkd_assistant
@@ -93,6 +94,10 @@ def distill(options: DistillOptions | None = None, /, *, reporter: Reporter | No
     """
     options = _teacher_arch_first(options or DistillOptions.resolve(given))
     _check_distill(options)
+    if options.teacher == "-":  # what comes may be a checkpoint
+        start(options.device, options.precision)
+        options = _teacher_arch_first(piped(options))
+        _check_distill(options)
     if options.res_students:
         return _grow(options, reporter)
     job = Job.begin("distill", options.method, options, reporter)
@@ -143,6 +148,8 @@ def add_res_student(
     options = options or AddResStudentOptions.resolve(given)
     if len(options.arch) != 1:
         raise usage_error("add-res-student needs one --arch.", "E.g. --arch resnet8_cifar,width=0.5.")
+    if options.residual_loss == "mse" and (weights := logit_weights(options)):
+        raise usage_error(f"--{min(weights)} has no meaning here (--residual-loss mse).", "Leave it out.")
     job = Job.begin("add-res-student", "reskd", options, reporter)
     options = job.options
     if (done := job.finished()) is not None:
@@ -233,7 +240,10 @@ def _grow(options: DistillOptions, reporter: Reporter | None) -> TrainResult:
 def _step(options: DistillOptions, arch: str) -> AddResStudentOptions:
     """What ``add-res-student`` is told, as far as ``distill`` was told the same."""
     names = {field.name for field in dataclasses.fields(AddResStudentOptions)} - {"run", "teacher", "teacher_arch"}
-    return AddResStudentOptions(**{**{name: getattr(options, name) for name in names}, "arch": (arch,)})
+    given = {name: getattr(options, name) for name in names}
+    if options.residual_loss == "mse":  # then they are those of S0 alone
+        given.update(alpha=None, temperature=None)
+    return AddResStudentOptions(**{**given, "arch": (arch,)})
 
 
 def _check_distill(options: DistillOptions) -> None:
@@ -262,7 +272,7 @@ def _check_distill(options: DistillOptions) -> None:
         unused += [name for name in _changed(options, ResidualOptions) if name.startswith("residual")]
     if unused:
         raise usage_error(f"{flag(unused[0])} has no meaning here (--method {options.method}).", "Leave it out.")
-    if options.arch and not options.res_students:
+    if options.arch and not options.res_students and options.teacher != "-":
         raise usage_error("--arch is for res-students, or for a TEACHER that is a checkpoint.", "Add --res-students N.")
 
 

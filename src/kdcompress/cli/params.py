@@ -13,6 +13,7 @@ import typer
 from kdcompress.option_set import Options, field_type, flag
 from kdcompress.options import ASSISTANT, DATA, RUN, SHELL, TRAINING
 
+NOT = "not_"
 METAVARS = {int: "INTEGER", float: "NUMBER", str: "TEXT"}
 
 
@@ -24,6 +25,9 @@ def with_options(function: Callable[[dict[str, Any]], None], *option_sets: type[
     """
 
     def command(**values: Any) -> None:
+        for name in [name for name in values if name.startswith(NOT)]:
+            if values.pop(name):
+                values[name.removeprefix(NOT)] = False
         function(values)
 
     arguments: list[inspect.Parameter] = []
@@ -35,6 +39,12 @@ def with_options(function: Callable[[dict[str, Any]], None], *option_sets: type[
             annotation = _annotation(option_set, field)
             parameter = inspect.Parameter(field.name, kind, default=None, annotation=annotation)
             (arguments if field.metadata["argument"] else options).append(parameter)
+            if field_type(option_set, field.name) is bool and field.default is False:
+                # undoes what the environment or the config file says; listed, it would take the room of the help
+                undo = typer.Option(f"--no-{field.name.replace('_', '-')}", hidden=True)
+                options.append(
+                    inspect.Parameter(NOT + field.name, kind, default=False, annotation=Annotated[bool, undo])
+                )
     parameters = [*arguments, *sorted(options, key=_panel_last)]
     command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     command.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
@@ -53,7 +63,8 @@ def _annotation(option_set: type[Options], field: dataclasses.Field[Any]) -> Any
         return Annotated[Optional[str], typer.Argument(help=help_text, show_default=False, metavar=field.name.upper())]  # noqa: UP045
     shared = {"help": help_text, "show_default": False, "rich_help_panel": meta["panel"] or "Options"}
     if kind is bool:
-        names = f"{flag(field.name)}/--no-{field.name.replace('_', '-')}"
+        no = f"/--no-{field.name.replace('_', '-')}" if field.default is None else ""
+        names = flag(field.name) + no
         return Annotated[Optional[bool], typer.Option(names, **shared)]  # noqa: UP045
     if typing.get_origin(kind) is tuple:
         metavar = METAVARS[typing.get_args(kind)[0]]
@@ -65,4 +76,4 @@ def _annotation(option_set: type[Options], field: dataclasses.Field[Any]) -> Any
 def _panel_last(parameter: inspect.Parameter) -> int:
     """A command's own options first, then data, training, run and shell."""
     panel = typing.get_args(parameter.annotation)[1].rich_help_panel
-    return ["Options", ASSISTANT, DATA, TRAINING, RUN, SHELL].index(panel)
+    return ["Options", ASSISTANT, DATA, TRAINING, RUN, SHELL].index(panel or "Options")

@@ -249,6 +249,9 @@ def _from_timm(spec: str, data_dir: str | None, download: bool) -> DataSource:
     try:
         train, test = split("train", download), split("validation" if spec.startswith("torch/") else "test", download)
     except (Exception, AssertionError) as error:
+        if isinstance(error, ImportError):
+            remedy = "hfds/ needs pip install 'kdcompress[hf]'; other families need the package of their name."
+            raise UserError(f"The data set {spec} needs a package that is not there: {error}", remedy) from error
         first = first_line(error)
         remedy = "Check the name and --data-dir, or fetch it with --download."
         raise UserError(f"The data set {spec} cannot be opened: {first}", remedy) from error

@@ -304,7 +304,7 @@ class Trainer:
     def _check_finite(self) -> None:
         step = int(self.bad_step.item())
         if step >= 0:
-            remedy = "Try a lower --lr, --clip-grad 1 or --precision fp32"
+            remedy = "Try a lower --lr, --clip-grad 1 or --precision fp32, with another --out"
             done = len(self.history)
             kept = f"; the state after epoch {done} is in {self.run.path}." if done else "."
             raise UserError(f"The loss is not finite at step {step + 1} of epoch {done + 1}.", remedy + kept)

@@ -106,6 +106,9 @@ def load_network(reference: str, arch: str | None = None, *, weights: bool = Tru
         UserError: Nothing there, a checkpoint that does not fit, is truncated or holds code, unknown architecture.
     """
     path = Path(reference.removeprefix("local-dir:"))
+    if arch is not None and not path.is_file():
+        what = "is a folder, which names its own" if path.is_dir() else "names it itself, or is no file"
+        raise usage_error(f"The architecture {arch} was given, but {reference} {what}.", "Leave it out.")
     if reference.startswith("local-dir:") or path.is_dir():
         return _from_folder(path)
     if path.is_file():
@@ -229,7 +232,7 @@ def _fill(model: nn.Module, state: Mapping[str, Tensor], source: Path) -> None:
     """Strict loading that names the first tensor that does not fit.
 
     Raises:
-        UserError: A tensor is missing, left over, or of another shape.
+        UserError: A tensor is missing, left over, of another shape, or holds NaN.
     """
     own = model.state_dict()
     for key, value in own.items():
@@ -242,6 +245,9 @@ def _fill(model: nn.Module, state: Mapping[str, Tensor], source: Path) -> None:
     extra = next((key for key in state if key not in own), None)
     if extra is not None:
         raise _misfit(source, f"its {extra} {list(state[extra].shape)} is not in the model")
+    for key in own:
+        if key in state and state[key].is_floating_point() and state[key].isnan().any():
+            raise UserError(f"{source} is broken: {key} holds NaN.", "Take an earlier checkpoint, or train anew.")
     model.load_state_dict(state, strict=False)
 
 
