@@ -12,6 +12,7 @@ import pytest
 
 import kdcompress
 from cli.shell import FOREIGN, SETTINGS, TINY, Done, Stdin
+from kdcompress import trust
 from kdcompress.cli import run
 
 Cli = Callable[..., Done]
@@ -23,8 +24,9 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for key in list(os.environ):
         if FOREIGN.match(key) and not key.startswith("PYTEST_"):
             monkeypatch.delenv(key)
-    for key, value in SETTINGS.items():
+    for key, value in {**SETTINGS, trust.VARIABLE: ""}.items():
         monkeypatch.setenv(key, value)
+    monkeypatch.setattr(trust, "_typed", set())
     folder = tmp_path / "here"
     folder.mkdir()
     monkeypatch.chdir(folder)

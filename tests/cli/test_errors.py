@@ -47,6 +47,9 @@ USAGE = [
     (["train-teacher", "--model", "py:nowhere:make"], ["py:nowhere:make"]),
     (["train-teacher", "--data", "no-such-data"], ["'no-such-data'", "digits"]),
     (["train-teacher", "--data", "digit"], ["'digit'"]),
+    (["train-teacher", "--data", ""], ["--data is empty"]),
+    (["eval", "RUNS/teacher", "--arch", "lenet5"], ["lenet5", "RUNS/teacher", "Leave it out"]),
+    (["add-res-student", "RUNS/single", "--arch", TINY, "--residual-loss", "mse", "--alpha", "0.5"], ["--alpha"]),
     (["train-teacher", "--data", "py:nowhere:make"], ["py:nowhere:make"]),
     (["train-teacher", "--data", "torch/nonsense"], ["torch/nonsense"]),
     (["train-teacher", "--data", "torch/cifar10", "--data-dir", "empty"], ["torch/cifar10", "--download"]),
@@ -225,8 +228,9 @@ def test_truncated_image_is_named_or_skipped(loading: str, cli: Cli, here: Path)
     if loading == "memory":  # a stream meets it in the middle, and leaves an unfinished run
         assert not (here / "stopped").exists()
     assert not (here / "stopped" / "model.safetensors").exists()
-    result = cli(*arguments, "--out", "done", "--skip-bad-images").result
-    assert result["num_classes"] == 2
+    done = cli(*arguments, "--out", "done", "--skip-bad-images")
+    assert done.result["num_classes"] == 2
+    assert f"1 of 2 images of the calibration split are left out: {bad}" in done.err
     assert tree(root) == before
 
 
@@ -238,6 +242,17 @@ def test_truncated_test_image(cli: Cli, here: Path) -> None:
     cut_off(bad)
     cli("eval", run).error(str(bad), "--skip-bad-images", status=1)
     assert cli("eval", run, "--skip-bad-images").result["n"] == 11
+
+
+def test_data_that_have_changed_since(cli: Cli, here: Path) -> None:
+    """Else images that a network has fitted on come to calibrate it."""
+    root = photos(here / "photos")
+    teacher = cli("train-teacher", "--model", TINY, "--data", root, *ONCE).result["run"]
+    run = cli("distill", teacher, "--method", "reskd", "--student", TINY, *ONCE).result["run"]
+    shutil.copy(root / "train" / "cat" / "0.png", root / "train" / "cat" / "another.png")
+    cli("add-res-student", run, "--arch", TINY, *ONCE, "--quiet").error(str(root), "have changed", status=1)
+    cli("eval", run, "--split", "calibration").error(str(root), "have changed", status=1)
+    assert cli("eval", run).result["n"] == 12, "the test split is as it was"
 
 
 def test_data_without_a_test_split(cli: Cli, here: Path) -> None:
@@ -513,6 +528,20 @@ def test_disk_that_fills(small_disk: Path, cli: Cli, here: Path) -> None:
     assert (run / "model.safetensors").read_bytes() == (here / "unbroken" / "model.safetensors").read_bytes()
 
 
+def test_disk_that_fills_with_a_gate(small_disk: Path, cli: Cli, here: Path, runs: Path) -> None:
+    """Else a full disk leaves half a gated cascade that looks like one."""
+    ballast = small_disk / "ballast"
+    ballast.write_bytes(bytes(1000 * 1024))
+    command = ["gate-calibrate", runs / "cascade", "--threshold", "0.3", "--out", small_disk / "gated"]
+    done = cli(*command, "--quiet")
+    done.error("disk is full", status=1)
+    assert not (small_disk / "gated" / "model.safetensors").exists()
+    if (small_disk / "gated" / "run.json").exists():
+        cli("eval", small_disk / "gated").error("unfinished", status=1)
+    ballast.unlink()
+    assert cli(*command, "--resume").result["thresholds"] == [0.3]
+
+
 def test_folder_that_may_not_be_written(cli: Cli, here: Path) -> None:
     """Else a wrong --out ends in a traceback."""
     cli("train-teacher", "--model", TINY, *ONCE, "--out", "/proc/nothing/run").error("/proc/nothing", "--out")
@@ -623,6 +652,7 @@ def test_debug_shows_the_traceback_of_what_is_not_ours(cli: Cli, here: Path, mon
     assert "odd data" in plain.err
     assert "KDCOMPRESS_DEBUG=1" in plain.err
     monkeypatch.setenv("KDCOMPRESS_DEBUG", "1")
+    assert "Traceback" in cli("eval", "no-such-run").err
     with pytest.raises(ZeroDivisionError, match="odd data"):
         cli("train-teacher", "--data", "py:odd:make")
 
@@ -660,3 +690,12 @@ def test_profile_takes_any_size_and_channels(cli: Cli, here: Path) -> None:
     """Else a transformer can only be profiled at the size that it was trained at."""
     assert cli("profile-flops", "test_vit", "--input-size", "96").result["input_size"] == [3, 96, 96]
     assert cli("profile-flops", "test_resnet", "--input-size", "1x64x64").result["input_size"] == [1, 64, 64]
+
+
+def test_weights_that_are_not_numbers(cli: Cli, here: Path, runs: Path) -> None:
+    """Else a network that broke in training is scored, at chance, as if it were one."""
+    run = copied(runs, "teacher", here)
+    weights = load_file(run / "model.safetensors")
+    weights["fc.weight"][0, 0] = float("nan")
+    save_file(weights, run / "model.safetensors")
+    cli("eval", run).error("fc.weight holds NaN", status=1)

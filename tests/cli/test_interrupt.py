@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 import signal
 import time
 from pathlib import Path
@@ -195,6 +196,23 @@ def test_several_res_students_resume_where_they_were(cli: Cli, here: Path, runs:
     assert weights(here / "grown") == last
 
 
+def test_several_res_students_are_interrupted(cli: Cli, here: Path, runs: Path) -> None:
+    """Else the remedy names a folder within the run, and following it makes another run."""
+    command = ["distill", str(runs / "teacher"), "--method", "reskd", "--student", TINY, "--res-students", "1"]
+    command += ["--arch", TINY, "--epochs", "3", "--residual-loss", "mse", "--alpha", "0.5"]
+    process = spawn([*command, "--out", str(here / "grown")], here)
+    wait_for(process, "epoch 1/")
+    process.send_signal(signal.SIGINT)
+    done = finished(process)
+    assert done.status == 130
+    assert f"--resume --out {here / 'grown'}\n" in done.err
+    assert cli(*command, "--out", here / "grown", "--resume").status == 0
+    assert cli(*command, "--out", here / "whole").status == 0
+    assert weights(here / "grown") == weights(here / "whole")
+    other = cli(*command[:5], "lenet5", *command[6:], "--out", here / "grown", "--resume")
+    other.error("resnet8_cifar + resnet8_cifar", status=2)
+
+
 def test_a_finished_run_is_not_taken_for_another(cli: Cli, runs: Path) -> None:
     """A script that raises --epochs gets the old result, and nobody notices."""
     before = tree(runs)
@@ -202,3 +220,21 @@ def test_a_finished_run_is_not_taken_for_another(cli: Cli, runs: Path) -> None:
     assert done.status == 2
     assert "was made with --epochs 1" in done.err
     assert tree(runs) == before
+
+
+def test_a_finished_run_has_the_origin_that_is_asked_for(cli: Cli, here: Path, runs: Path) -> None:
+    """A script whose first step was done anew gets the results of the old one, and nobody notices."""
+    for name in ("teacher", "single"):
+        shutil.copytree(runs / name, here / name)
+    single = ["distill", here / "teacher", "--method", "reskd", "--student", TINY, "--epochs", 1]
+    made = cli(*single, "--alpha", 0.5, "--out", here / "made").result
+    cascade = ["add-res-student", here / "made", "--arch", TINY, "--epochs", 1, "--out", here / "cascade"]
+    assert cli(*cascade).status == 0
+    assert cli(*single, "--alpha", 0.5, "--out", here / "made", "--resume").result == made
+    cli(*single, "--out", here / "made", "--resume").error("--alpha 0.5", status=2)
+    cli(single[0], runs / "teacher", *single[2:], "--alpha", 0.5, "--out", here / "made", "--resume").error("teacher")
+    cli(*cascade[:1], here / "single", *cascade[2:], "--resume").error("its run is", status=2)
+    cli(*single, "--alpha", 0.5, "--data", here, "--out", here / "made", "--resume").error("its data is digits")
+    shutil.rmtree(here / "made")
+    assert cli(*single, "--alpha", 0.5, "--seed", 3, "--out", here / "made").status == 0
+    cli(*cascade, "--resume").error("has changed since", status=2)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import dataclasses
 import json
 import os
@@ -282,3 +283,27 @@ def test_help_does_without_torch(here: Path) -> None:
         modules = {line.rpartition("|")[2].strip().split(".")[0] for line in done.err.splitlines() if "|" in line}
         assert "kdcompress" in modules
         assert not modules & {"torch", "timm", "numpy", "sklearn", "PIL", "fvcore", "yaml"}, arguments
+
+
+def test_a_piped_checkpoint_takes_arch(cli: Cli, here: Path, runs: Path) -> None:
+    """Else what works with the path of a checkpoint does not work with '-'."""
+    weights = runs / "teacher" / "model.safetensors"
+    made = cli("distill", "-", "--arch", f"{TINY},in_chans=1", "--student", TINY, "--epochs", 1, stdin=f"{weights}\n")
+    record = json.loads((Path(made.result["run"]) / "run.json").read_text())
+    assert record["teacher"]["reference"] == str(weights)
+    cli("distill", runs / "teacher", "--arch", TINY).error("--res-students")
+
+
+def test_tensorboard_writes_events(cli: Cli, here: Path) -> None:
+    """Else the flag is taken and the board stays empty."""
+    run = Path(cli("train-teacher", "--model", TINY, "--epochs", 2, "--tensorboard").result["run"])
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(next(run.rglob("events.out.tfevents.*")).parent)).Reload()
+    with open(run / "metrics.csv") as file:
+        rows = list(csv.DictReader(file))
+    tags = events.Tags()["scalars"]
+    tag = next(tag for tag in tags if tag.endswith("top1") and "train" not in tag)
+    values = [event.value for event in events.Scalars(tag)]
+    key = next(key for key in rows[0] if key.endswith("top1") and "train" not in key)
+    assert values == pytest.approx([float(row[key]) for row in rows], abs=1e-3)

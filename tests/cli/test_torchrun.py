@@ -107,3 +107,21 @@ def test_sigterm_of_two_processes(here: Path, runs: Path) -> None:
     assert "Connection closed" not in done.err
     state = torch.load(here / "run" / "checkpoint.pt", weights_only=True)
     assert state["epoch"] >= 2
+
+
+def test_phases_of_two_processes_resume(here: Path, runs: Path) -> None:
+    """Else a run of several phases on several devices cannot be gone on with, or ends elsewhere."""
+    settings = f"--method rkd-assistant --student {TINY} --epochs 2 --seed 5"
+    command = f"{TORCHRUN} distill {runs}/teacher {settings} --out"
+    program, *arguments = f"{command} {here}/stopped".split()
+    process = spawn(arguments, here, program)
+    wait_for(process, "distill student_assistant (assistant)")
+    process.send_signal(signal.SIGTERM)
+    assert finished(process).status != 0
+    assert not (here / "stopped" / "model.safetensors").exists()
+    resumed = shell(f"{command} {here}/stopped --resume", here)
+    assert "(student)" not in resumed.err
+    whole = shell(f"{command} {here}/whole", here).result
+    assert resumed.result["loss"] == whole["loss"]
+    made = [(here / name / "model.safetensors").read_bytes() for name in ("stopped", "whole")]
+    assert made[0] == made[1]

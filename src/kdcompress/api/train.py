@@ -207,11 +207,12 @@ def _grow(options: DistillOptions, reporter: Reporter | None) -> TrainResult:
         if not spec.name.startswith("py:"):
             default_config(spec.name)  # before S0 is trained for nothing
     archs = [options.arch[min(number, len(options.arch) - 1)] for number in range(options.res_students)]
-    told = (reporter if place.is_main else None) or Silent()
-    if (done := finished(_step(options, archs[-1]), "add-res-student", TrainResult, told)) is not None:
+    if (done := finished(_step(options, archs[-1]), "add-res-student", TrainResult, Silent())) is not None:
         found = [str(member["architecture"]).split(",")[0] for member in done.members or []]
         if found[:1] != [ModelSpec.parse(options.student).name] or len(found) != options.res_students + 1:
             raise usage_error(f"The run {done.run} is finished, but has {' + '.join(found)}.", "Choose another folder.")
+        if reporter is not None and place.is_main:
+            reporter.note(f"{done.run} is finished already.")
         return dataclasses.replace(done, command="distill")
     stem = f"distill-reskd-{options.student}-{options.res_students}-res-students"
     run = from_main(lambda: claim(options.out, stem, resume=options.resume))

@@ -1,0 +1,70 @@
+"""Code runs where the user typed its name, never because a file or a pipe names it."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cli.conftest import Cli
+from cli.shell import TINY
+
+EVIL = "py:evil:make"
+
+
+@pytest.fixture
+def mark(here: Path) -> Path:
+    """A file that is there once the code has run."""
+    (here / "evil.py").write_text(
+        "from pathlib import Path\n"
+        "import timm\n"
+        "Path('ran').touch()\n"
+        "def make(num_classes=10, in_chans=3, width=0.25):\n"
+        "    return timm.create_model('resnet8_cifar', width=width, num_classes=num_classes, in_chans=in_chans)\n"
+    )
+    return here / "ran"
+
+
+def changed(path: Path, **values: Any) -> None:
+    content = json.loads(path.read_text())
+    for key, value in values.items():
+        content[key] = {**content[key], **value} if isinstance(value, dict) else value
+    path.write_text(json.dumps(content))
+
+
+def test_a_run_that_names_code(cli: Cli, here: Path, runs: Path, mark: Path) -> None:
+    """Else a run folder from a colleague takes over the machine of who scores it."""
+    shutil.copytree(runs / "teacher", here / "run")
+    changed(here / "run" / "config.json", architecture=EVIL, model_args={})
+    for command in (["eval"], ["profile-flops"], ["distill"], ["gate-calibrate", "--max-drop", 1]):
+        cli(command[0], here / "run", *command[1:]).error(EVIL, "--trust-code", status=1)
+    assert not mark.exists()
+    assert cli("eval", here / "run", "--trust-code").result["n"] == 360
+    assert mark.exists()
+
+
+def test_data_and_teachers_that_are_code(cli: Cli, here: Path, runs: Path, mark: Path) -> None:
+    """Else what a command inherits from a run is the way in."""
+    shutil.copytree(runs / "single", here / "data")
+    changed(here / "data" / "run.json", options={"data": EVIL})
+    cli("eval", here / "data").error(EVIL, status=1)
+    shutil.copytree(runs / "single", here / "taught")
+    changed(here / "taught" / "run.json", teacher={"reference": EVIL})
+    cli("add-res-student", here / "taught", "--arch", TINY, "--epochs", 1).error(EVIL, status=1)
+    assert not mark.exists()
+
+
+def test_a_pipe_that_names_code(cli: Cli, mark: Path) -> None:
+    """Else whoever writes to the pipe runs code at its end."""
+    cli("profile-flops", "-", stdin=json.dumps({"run": EVIL})).error(EVIL, status=1)
+    assert not mark.exists()
+
+
+def test_what_the_user_types_is_run(cli: Cli, mark: Path) -> None:
+    """Else a user's own network cannot be used, or not by the command after."""
+    run = cli("train-teacher", "--model", EVIL, "--epochs", 1).result["run"]
+    assert mark.exists()
+    assert cli("eval", run).result["architecture"] == EVIL, "this process typed it before"
