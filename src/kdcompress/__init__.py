@@ -13,12 +13,21 @@ from kdcompress import timm_hook
 from kdcompress.errors import UserError
 
 if TYPE_CHECKING:
-    from kdcompress.api import add_res_student, distill, evaluate, gate_calibrate, profile_flops, train_teacher
+    from kdcompress.api import (
+        add_res_student,
+        describe_data,
+        distill,
+        evaluate,
+        gate_calibrate,
+        profile_flops,
+        train_teacher,
+    )
     from kdcompress.models.loading import load_network as load
 
 __all__ = [
     "UserError",
     "add_res_student",
+    "describe_data",
     "distill",
     "evaluate",
     "gate_calibrate",

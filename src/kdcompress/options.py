@@ -9,9 +9,10 @@ from dataclasses import dataclass
 
 from kdcompress.option_set import Options, option
 
-METHODS = ("ce", "label-smoothing", "tf-kd", "kd", "reskd", "rkd-assistant")
+METHODS = ("ce", "label-smoothing", "tf-kd", "kd", "reskd", "rkd-assistant", "lwkd")
 TEACHERLESS = ("ce", "label-smoothing", "tf-kd")
 ASSISTANT = "Residual KD with an assistant"
+LIGHT = "LW-KD: a lightweight teacher"
 DATA, TRAINING, RUN, SHELL = "Data", "Training", "Run", "Shell"
 
 # what may differ when a run goes on: where things are and how they are watched, not what comes out
@@ -26,8 +27,8 @@ class DataOptions(Options):
 
     data: str | None = option(
         None,
-        "digits, a folder with train/CLASS and test/CLASS, torch/cifar10, hfds/NAME, py:module:function "
-        "(default: the run's own, else digits)",
+        "digits, synth-digits:K, a folder with train/CLASS and test/CLASS, torch/cifar10, hfds/NAME, "
+        "py:module:function (default: the run's own, else digits)",
         panel=DATA,
     )
     data_dir: str | None = option(None, "where timm's named data sets are stored", panel=DATA)
@@ -111,6 +112,9 @@ class TrainingOptions(DataOptions, DeviceOptions, OutputOptions):
         choices=("auto", "none", "crop", "crop-flip", "rrc-flip"),
         panel=TRAINING,
     )
+    stop_top1: float | None = option(
+        None, "stop as soon as the calibration accuracy reaches so many percent", above=0, high=100, panel=TRAINING
+    )
     seed: int = option(0, "of weights, order and augmentation", low=0, high=2**31 - 1, panel=TRAINING)
     tensorboard: bool = option(False, "also write TensorBoard events (extra: tensorboard)", panel=RUN)
 
@@ -130,7 +134,9 @@ class TrainTeacherOptions(TrainingOptions):
 class LogitOptions(Options):
     """The loss shared by the methods that learn from logits."""
 
-    alpha: float | None = option(None, "weight of the distillation loss (default: 0.9; tf-kd 0.1)", low=0, high=1)
+    alpha: float | None = option(
+        None, "weight of the distillation loss (default: 0.9; tf-kd 0.1; lwkd 0.5)", low=0, high=1
+    )
     temperature: float | None = option(None, "softens the logits (default: 4; tf-kd 20)", above=0)
 
 
@@ -182,7 +188,37 @@ class AssistantOptions(Options):
 
 
 @dataclass(kw_only=True)
-class DistillOptions(AssistantOptions, ResidualOptions, TeacherOptions, TrainingOptions):
+class LightTeacherOptions(Options):
+    """LW-KD."""
+
+    teacher_top1: float = option(
+        97.0,
+        "lwkd: accuracy at which the lightweight teacher stops learning, for a perfect one has nothing to tell but "
+        "the label",
+        above=0,
+        high=100,
+        panel=LIGHT,
+    )
+    bank_size: int | None = option(
+        None, "images of each class whose soft targets are kept (default: up to 128, in 512 MiB)", low=1, panel=LIGHT
+    )
+    adversarial_weight: float = option(
+        0.1, "of the discriminator's verdict beside the other losses; 0 for none", low=0, panel=LIGHT
+    )
+    adversarial_warmup: float = option(
+        0.1, "share of the training in which that weight grows to its value", low=0, high=1, panel=LIGHT
+    )
+    class_map: str = option(
+        "identity",
+        "which number stands for a class: its own, a random one, or one that is confused as the class is (after an "
+        "epoch's warm-up)",
+        choices=("identity", "random", "similar"),
+        panel=LIGHT,
+    )
+
+
+@dataclass(kw_only=True)
+class DistillOptions(LightTeacherOptions, AssistantOptions, ResidualOptions, TeacherOptions, TrainingOptions):
     teacher: str | None = option(
         None,
         "run folder, '-', timm name, local-dir:PATH, hf-hub:ORG/NAME, or a checkpoint with --arch or --teacher-arch",
@@ -239,6 +275,20 @@ class EvalOptions(ModelOptions, DataOptions, DeviceOptions):
     run: str = option("-", "a run, '-', or any other trained network with --data", argument=True)
     split: str = option("test", "which split", choices=("test", "calibration"))
     batch_size: int = option(256, "images at a time", low=1)
+
+
+@dataclass(kw_only=True)
+class DescribeDataOptions(DataOptions):
+    data: str | None = option(
+        "digits", "digits, synth-digits:K, a folder, torch/NAME, hfds/NAME or py:module:function", argument=True
+    )
+    preview: str | None = option(None, "file for a contact sheet, e.g. sheet.png")
+    images: int = option(64, "pictures on the sheet", low=1, high=4096)
+    split: str = option("fit", "which split", choices=("fit", "calibration", "test"))
+    augment: str = option(
+        "none", "as for training; auto is what training does", choices=("auto", "none", "crop", "crop-flip", "rrc-flip")
+    )
+    seed: int = option(0, "of the choice and the augmentation", low=0, high=2**31 - 1)
 
 
 @dataclass(kw_only=True)

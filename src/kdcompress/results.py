@@ -149,3 +149,24 @@ class EvalResult(GateFacts, NetworkFacts, Result):
     hardware: str
     device: str
     precision: str
+
+
+@dataclass(kw_only=True)
+class DataResult(Result):
+    """Of ``data``.
+
+    Attributes:
+        input_size: (C, H, W) that a new network would see.
+        fit, calibration, test: Images of each split.
+        preview: Absolute path of the contact sheet.
+    """
+
+    data: str
+    num_classes: int
+    class_names: list[str] | None
+    input_size: tuple[int, int, int]
+    fit: int
+    calibration: int
+    test: int | None
+    fingerprint: str
+    preview: str | None = None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,9 @@ EVIL = "py:evil:make"
 
 
 @pytest.fixture
-def mark(here: Path) -> Path:
+def mark(here: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A file that is there once the code has run."""
+    monkeypatch.delitem(sys.modules, "evil", raising=False)
     (here / "evil.py").write_text(
         "from pathlib import Path\n"
         "import timm\n"

@@ -7,7 +7,10 @@ import csv
 import dataclasses
 import itertools
 import math
+import os
 import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -584,3 +587,41 @@ def test_every_step_draws_its_own_randomness(tmp_path: Path) -> None:
     train(tmp_path, Spy(task_of().trainable_module), epochs=2)
     assert len(draws) == 2 * STEPS
     assert not any(torch.equal(one, other) for one, other in itertools.combinations(draws, 2))
+
+
+NARROW = """
+import sys
+import torch
+from torch import nn
+from kdcompress.engine.fit import _memory_format
+from kdcompress.models.build import ModelSpec, build
+
+if sys.argv[1] == "foreign":
+    model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.Conv2d(4, 8, 1, 2), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+else:
+    model = build(ModelSpec.parse(sys.argv[1]), num_classes=8)[0]
+memory_format = _memory_format(model, torch.device("cpu"))
+model = model.train().to(memory_format=memory_format)
+x = torch.randn(127, 3, 32, 32).contiguous(memory_format=memory_format)
+for _ in range(20):
+    model(x).square().mean().backward()
+print(memory_format)
+"""
+
+
+@pytest.mark.parametrize(
+    ("spec", "expected"),
+    [
+        ("foreign", "contiguous_format"),
+        ("resnet8_cifar,width=0.25", "channels_last"),
+        ("resnet8_cifar,width=0.9", "channels_last"),
+        ("wrn_16_1_cifar,width=0.5", "channels_last"),
+        ("resnet10t", "channels_last"),
+    ],
+)
+def test_narrow_networks_survive_two_threads(spec: str, expected: str) -> None:
+    """oneDNN's issue 6035: an odd batch, two threads and a strided 1x1 convolution of few channels kill the process."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "2"}
+    done = subprocess.run([sys.executable, "-c", NARROW, spec], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == f"torch.{expected}"

@@ -1,8 +1,17 @@
 """The commands as Python functions; the command line only parses and prints."""
 
+from kdcompress.api.describe import describe_data
 from kdcompress.api.evaluate import evaluate
 from kdcompress.api.gate import gate_calibrate
 from kdcompress.api.profile import profile_flops
 from kdcompress.api.train import add_res_student, distill, train_teacher
 
-__all__ = ["add_res_student", "distill", "evaluate", "gate_calibrate", "profile_flops", "train_teacher"]
+__all__ = [
+    "add_res_student",
+    "describe_data",
+    "distill",
+    "evaluate",
+    "gate_calibrate",
+    "profile_flops",
+    "train_teacher",
+]

@@ -20,6 +20,9 @@ def fresh(text: str, source: DataSource, options: TrainingOptions, channels: int
     own = spec.preprocessing.get("input_size") or config.get("input_size", (3, 224, 224))
     fixed = "input_size" in spec.preprocessing or bool(config.get("fixed_input_size"))
     size = choose_size(source, options, tuple(own[1:]), fixed)
+    if source.is_raw:
+        as_is = {"mean": (0.0,) * channels, "std": (1.0,) * channels}
+        spec = dataclasses.replace(spec, preprocessing={**spec.preprocessing, **as_is})
     return new_network(
         spec, num_classes=source.num_classes, channels=channels, size=size, seed=options.seed, pretrained=pretrained
     )

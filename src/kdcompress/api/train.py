@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from kdcompress.api.job import Job, Phase, finished
+from kdcompress.api.lwkd import train_lwkd
 from kdcompress.api.prepare import adapter, batches_for, fresh, logit_weights, shared
 from kdcompress.api.reference import (
     Teacher,
@@ -41,6 +42,7 @@ from kdcompress.options import (
     AddResStudentOptions,
     AssistantOptions,
     DistillOptions,
+    LightTeacherOptions,
     ResidualOptions,
     TrainTeacherOptions,
 )
@@ -113,6 +115,8 @@ def distill(options: DistillOptions | None = None, /, *, reporter: Reporter | No
         if options.input_size is None and teacher.network.record.get("data_fingerprint") == source.fingerprint:
             channels = teacher.network.prep.channels
         check_channels(teacher.network, channels, "teacher")
+    if options.method == "lwkd":
+        return _lwkd(job, options)
     if options.method == "rkd-assistant":
         assert teacher is not None
         return train_rkd_assistant(job, options, teacher, source, channels)
@@ -191,6 +195,12 @@ def add_res_student(
     )
 
 
+def _lwkd(job: Job, options: DistillOptions) -> TrainResult:
+    source = open_data(options)
+    student = fresh(options.student, source, options, choose_channels(source, options), options.pretrained)
+    return train_lwkd(job, options, source, student, lambda given: train_teacher(given, reporter=job.reporter))
+
+
 def _ungated(network: Network, job: Job) -> Network:
     if isinstance(network.model, Staged) and network.model.gate is not None:
         job.reporter.note("Notice: the gate of the run does not fit another member; calibrate it again.")
@@ -252,7 +262,7 @@ def _check_distill(options: DistillOptions) -> None:
         raise usage_error(
             f"--method {options.method} takes no teacher.", "Leave TEACHER out, or choose kd, reskd or rkd-assistant."
         )
-    if options.method not in TEACHERLESS and options.teacher is None:
+    if options.method not in (*TEACHERLESS, "lwkd") and options.teacher is None:
         raise usage_error(f"--method {options.method} needs a TEACHER.", "Give a run folder, '-', or a checkpoint.")
     if options.res_students and (options.method != "reskd" or not options.arch):
         raise usage_error("--res-students goes with --method reskd and --arch.", "Add them, or leave it out.")
@@ -265,6 +275,8 @@ def _check_distill(options: DistillOptions) -> None:
         )
         if getattr(options, name) is not None and not used
     ]
+    if options.method != "lwkd":
+        unused += _changed(options, LightTeacherOptions)
     if options.method != "rkd-assistant":
         unused += _changed(options, AssistantOptions)
     elif options.undivided:

@@ -27,7 +27,7 @@ Example: kdcompress train-teacher --model resnet32_cifar --data digits --epochs 
 
 Example: kdcompress train-teacher --model resnet50 --pretrained --data photos/ --epochs 20 --lr 0.01
 """
-DISTILL_HELP = """Train a student, by a teacher or (ce, label-smoothing, tf-kd) without one.
+DISTILL_HELP = """Train a student, by a teacher or (ce, label-smoothing, tf-kd, lwkd) without one.
 
 Example: kdcompress distill runs/teacher --method kd --student resnet8_cifar,width=0.5
 
@@ -36,6 +36,8 @@ Example: kdcompress distill resnet56.safetensors --arch resnet56_cifar,shortcut=
 Example: kdcompress distill runs/teacher --method reskd --res-students 2 --arch resnet8_cifar,width=0.5
 
 Example: kdcompress distill runs/teacher --method rkd-assistant --student resnet20_cifar
+
+Example: kdcompress distill --method lwkd --student resnet20_cifar --data cifar10/
 """
 ADD_HELP = """Freeze the members of RUN, and train one more on what they still miss of the teacher (ResKD).
 
@@ -60,6 +62,13 @@ Example: kdcompress eval runs/gated
 Example: kdcompress eval resnet56.safetensors --arch resnet56_cifar,shortcut=A --data cifar10/
 """
 
+DATA_HELP = """What a data set is: its classes, splits and sizes, and a contact sheet of its images.
+
+Example: kdcompress data photos/ --preview sheet.png --augment auto
+
+Example: kdcompress data synth-digits:100 --preview numbers.png
+"""
+
 # command -> (function of kdcompress.api, its options in kdcompress.options, help)
 COMMANDS: dict[str, tuple[str, str, str]] = {
     "train-teacher": ("train_teacher", "TrainTeacherOptions", TEACHER_HELP),
@@ -68,6 +77,7 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "gate-calibrate": ("gate_calibrate", "GateCalibrateOptions", GATE_HELP),
     "profile-flops": ("profile_flops", "ProfileFlopsOptions", PROFILE_HELP),
     "eval": ("evaluate", "EvalOptions", EVAL_HELP),
+    "data": ("describe_data", "DescribeDataOptions", DATA_HELP),
 }
 # in the list of commands, where a line has no room for more
 IN_SHORT = {
@@ -77,6 +87,7 @@ IN_SHORT = {
     "gate-calibrate": "Choose when a cascade may stop early.",
     "profile-flops": "Parameters, MACs and FLOPs of any network.",
     "eval": "Accuracy, cost and speed on the test split.",
+    "data": "What a data set is, with a contact sheet.",
 }
 
 

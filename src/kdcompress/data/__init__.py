@@ -13,15 +13,16 @@ import torch
 
 from kdcompress.data.batches import (
     EvalBatches,
-    MemoryImages,
+    Images,
+    MemoryTensors,
     StreamImages,
     TrainBatches,
     find_good,
     load_into_memory,
 )
 from kdcompress.data.preprocess import InputAdapter, Preprocess, parse_size
-from kdcompress.data.sources import MAX_MEMORY_BYTES, DataSource, ImageList, load_source
-from kdcompress.data.splits import fit_calibration
+from kdcompress.data.sources import MAX_MEMORY_BYTES, DataSource, ImageList, TensorItems, load_source
+from kdcompress.data.splits import fit_calibration, rank_in_class
 from kdcompress.errors import UserError, usage_error
 from kdcompress.options import DataOptions
 
@@ -78,14 +79,19 @@ class Data:
     def fit_size(self) -> int:
         return len(fit_calibration(self.source.train.labels, self.holdout)[0])
 
-    def training(self, batch_size: int, seed: int, augment: str) -> TrainBatches:
+    def training(self, batch_size: int, seed: int, augment: str, per_class: int | None = None) -> TrainBatches:
         """The fit split, shuffled and augmented.
+
+        Args:
+            per_class: Only the first so many images of each class.
 
         Raises:
             UserError: An augmentation that this kind of loading does not offer, or an unreadable image.
         """
-        images = self._images("fit")
-        in_memory = isinstance(images, MemoryImages)
+        images = self._images("fit", per_class)
+        in_memory = not isinstance(images, StreamImages)
+        if isinstance(images, MemoryTensors):
+            augment = "none"
         if augment == "auto":
             flip = "-flip" if self.source.flip else ""
             augment = f"crop{flip}" if in_memory or not flip else "rrc-flip"
@@ -95,21 +101,32 @@ class Data:
         transform = None if in_memory else _stream_transform(self.prep, augment)
         return TrainBatches(images, batch_size, seed, augment, transform, self.rank, self.world)
 
-    def evaluation(self, split: str, batch_size: int) -> EvalBatches:
+    def alone(self) -> Data:
+        """For a process that reads all of it, whatever the others do."""
+        return dataclasses.replace(self, rank=0, world=1)
+
+    def evaluation(self, split: str, batch_size: int, per_class: int | None = None) -> EvalBatches:
         """A split (``fit``, ``calibration`` or ``test``) as it is.
+
+        Args:
+            per_class: Only the first so many images of each class.
 
         Raises:
             UserError: The source has no test split, or an unreadable image.
         """
-        return EvalBatches(self._images(split), batch_size, self.rank, self.world)
+        return EvalBatches(self._images(split, per_class), batch_size, self.rank, self.world)
 
-    def _images(self, split: str) -> MemoryImages | StreamImages:
+    def _images(self, split: str, per_class: int | None = None) -> Images:
         images, indices = self._select(split)
+        if per_class is not None:
+            indices = indices[rank_in_class(images.labels[indices]) < per_class]
+        if isinstance(images, TensorItems):
+            return MemoryTensors.of(images, indices, self.device)
         wanted = indices
         height, width = self.prep.size
         size = len(indices) * height * width * self.prep.channels
         small = max(height, width) <= SMALL_SIDE and size <= MAX_MEMORY_BYTES
-        loaded: MemoryImages | StreamImages
+        loaded: Images
         if self.options.loading == "memory" or (self.options.loading == "auto" and small):
             loaded = load_into_memory(
                 images,
@@ -181,6 +198,10 @@ def choose_size(source: DataSource, options: DataOptions, default: tuple[int, in
     The user's word first; else the images' own size where they are alike and no larger than what the architecture was
     made for; else that. Architectures of a fixed input size keep theirs.
     """
+    if source.is_raw and source.size is not None:
+        if options.input_size is not None:
+            raise usage_error(f"--input-size has no meaning for {source.spec}.", "Its inputs are taken as they are.")
+        return source.size
     if options.input_size is not None:
         return parse_size(options.input_size)[1:]
     if not fixed and source.size is not None and source.size[0] <= default[0] and source.size[1] <= default[1]:

@@ -10,7 +10,7 @@ import itertools
 import random
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from kdcompress.data.augment import crop_indices, image_seed
 from kdcompress.data.preprocess import Preprocess, bad_image, read_image
-from kdcompress.data.sources import ArrayImages, ImageList
+from kdcompress.data.sources import ArrayImages, ImageList, TensorItems
 from kdcompress.errors import UserError
 
 Batch = tuple[Tensor, Tensor]
@@ -69,6 +69,34 @@ class MemoryImages:
         """To the pixels' device, without waiting for it."""
         device = self.pixels.device
         return index.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else index.to(device)
+
+
+@dataclass
+class MemoryTensors:
+    """Inputs that are no images, on the device; a network gets them as they are.
+
+    Attributes:
+        inputs: [N, C, H, W] float32.
+        labels: [N] int64.
+        ids: [N] index of each in its split.
+    """
+
+    inputs: Tensor
+    labels: Tensor
+    ids: np.ndarray
+
+    @classmethod
+    def of(cls, items: TensorItems, indices: np.ndarray, device: torch.device) -> MemoryTensors:
+        chosen = torch.from_numpy(indices)
+        labels = torch.from_numpy(items.labels[indices])
+        return cls(items.inputs[chosen].to(device), labels.to(device), indices)
+
+    def training(self, positions: np.ndarray, seed: int, view: int, augment: str) -> Batch:
+        return self.plain(positions)
+
+    def plain(self, positions: np.ndarray) -> Batch:
+        chosen = torch.from_numpy(positions).to(self.inputs.device)
+        return self.inputs.index_select(0, chosen), self.labels.index_select(0, chosen)
 
 
 def load_into_memory(
@@ -222,6 +250,9 @@ def find_good(images: ImageList, indices: np.ndarray, channels: int, workers: in
     return np.array([indices[position] for position, _, problem in found if not problem], dtype=np.int64)
 
 
+Images: TypeAlias = MemoryImages | MemoryTensors | StreamImages
+
+
 @dataclass
 class TrainBatches:
     """The fit split in the order of an epoch.
@@ -230,7 +261,7 @@ class TrainBatches:
     processes: no image is dropped, and no batch is left with a single image, which BatchNorm could not take.
     """
 
-    images: MemoryImages | StreamImages
+    images: Images
     batch_size: int
     seed: int
     augment: str
@@ -262,7 +293,7 @@ class TrainBatches:
 class EvalBatches:
     """A split in its own order, without augmentation; each process takes its share."""
 
-    images: MemoryImages | StreamImages
+    images: Images
     batch_size: int
     rank: int = 0
     world: int = 1

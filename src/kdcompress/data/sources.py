@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from kdcompress.data import synth_digits
 from kdcompress.errors import UserError, first_line, usage_error
 from kdcompress.trust import typed
 
@@ -61,7 +62,16 @@ class DataSource:
     size: tuple[int, int] | None = field(init=False)
 
     def __post_init__(self) -> None:
-        self.channels, self.size = _look_at(self.train)
+        if isinstance(self.train, TensorItems):
+            _, self.channels, height, width = self.train.inputs.shape
+            self.size = (height, width)
+        else:
+            self.channels, self.size = _look_at(self.train)
+
+    @property
+    def is_raw(self) -> bool:
+        """Whether the inputs are no images, and go to the network as they are."""
+        return isinstance(self.train, TensorItems)
 
 
 @dataclass
@@ -94,6 +104,24 @@ class FileImages:
 
 
 @dataclass
+class TensorItems:
+    """Inputs that are no images: features, tokens. A network gets them as they are, never resized or normalised.
+
+    Attributes:
+        inputs: [N, C, H, W] float32; an item of fewer dimensions has got leading ones.
+    """
+
+    inputs: torch.Tensor
+    labels: np.ndarray
+
+    def image(self, index: int) -> Image.Image:
+        raise UserError("These data are no images.", "Only images can be shown.")
+
+    def name(self, index: int) -> str:
+        return f"item {index}"
+
+
+@dataclass
 class MapImages:
     """A map-style PyTorch data set of (image, label)."""
 
@@ -122,7 +150,8 @@ def load_source(spec: str, *, data_dir: str | None = None, download: bool = Fals
     """Open a data set.
 
     Args:
-        spec: ``digits``, a folder, a timm data-set name (``torch/cifar10``, ``hfds/…``) or ``py:module:function``.
+        spec: ``digits``, ``synth-digits:K``, a folder, a timm data-set name (``torch/cifar10``, ``hfds/…``) or
+            ``py:module:function``.
         data_dir: Where timm's named data sets are stored.
         download: Fetch a ``torch/…`` data set that is not there.
 
@@ -131,6 +160,8 @@ def load_source(spec: str, *, data_dir: str | None = None, download: bool = Fals
     """
     if spec == "digits":
         source = _digits()
+    elif spec.split(":")[0] == synth_digits.NAME:
+        source = _synth_digits(spec)
     elif spec.startswith("py:"):
         source = _from_callable(spec)
     elif spec.split("/")[0].lower() in ("torch", "hfds", "hfids", "wds", "tfds") and not Path(spec).exists():
@@ -139,7 +170,8 @@ def load_source(spec: str, *, data_dir: str | None = None, download: bool = Fals
         source = _folder(spec)
     else:
         remedy = (
-            "Give digits, a folder with train/CLASS/… and test/CLASS/…, torch/NAME, hfds/NAME or py:module:function."
+            "Give digits, synth-digits:K, a folder with train/CLASS/… and test/CLASS/…, torch/NAME, hfds/NAME or "
+            "py:module:function."
         )
         raise usage_error(f"There is no data {spec!r}.", remedy)
     if source.num_classes < 2:
@@ -184,6 +216,21 @@ def _digits() -> DataSource:
         num_classes=10,
         class_names=tuple(str(name) for name in digits.target_names),
         fingerprint=_hash(images.tobytes()),
+        flip=False,
+    )
+
+
+def _synth_digits(spec: str) -> DataSource:
+    made = synth_digits.SynthDigits.parse(spec)
+    train = made.train()
+    sample = b"".join(train.image(index).tobytes() for index in range(min(8, made.n)))
+    return DataSource(
+        spec=str(made),
+        train=train,
+        test=made.test(),
+        num_classes=made.classes,
+        class_names=None,
+        fingerprint=_hash(str(made).encode() + sample),
         flip=False,
     )
 
@@ -274,8 +321,8 @@ def _from_map(spec: str, train: Any, test: Any, flip: bool) -> DataSource:
     if isinstance(train, torch.utils.data.IterableDataset) or not hasattr(train, "__getitem__"):
         remedy = "Give data with an index: a folder, torch/NAME, hfds/NAME or py:module:function."
         raise usage_error(f"{spec} is a stream, which cannot be split into fit and calibration.", remedy)
-    train_list = MapImages(train, _labels_of(train))
-    test_list = MapImages(test, _labels_of(test)) if test is not None else None
+    train_list = _items(train)
+    test_list = _items(test) if test is not None else None
     classes = getattr(train, "classes", None)
     count = len(classes) if classes is not None else int(train_list.labels.max(initial=-1)) + 1
     if count == 0 or not len(train_list.labels):
@@ -285,11 +332,31 @@ def _from_map(spec: str, train: Any, test: Any, flip: bool) -> DataSource:
             remedy = "Labels count from 0, and both splits have the same classes."
             raise UserError(f"The data {spec} have {count} classes, but an image has the label {odd[0]}.", remedy)
     print_of = hashlib.sha256(train_list.labels.tobytes())
-    for index in np.linspace(0, len(train_list.labels) - 1, 32).astype(int):
+    if isinstance(train_list, TensorItems):
+        print_of.update(train_list.inputs.numpy().tobytes())
+    for index in np.linspace(0, len(train_list.labels) - 1, 0 if isinstance(train_list, TensorItems) else 32).astype(
+        int
+    ):
         with contextlib.suppress(*UNREADABLE):  # met, and named, later
             print_of.update(np.asarray(train_list.image(int(index))).tobytes())
     names = tuple(str(name) for name in classes) if classes is not None else None
     return DataSource(spec, train_list, test_list, count, names, print_of.hexdigest()[:16], flip)
+
+
+def _items(dataset: Any) -> MapImages | TensorItems:
+    """Images, or what is none: floating-point or integer tensors and arrays other than uint8."""
+    labels = _labels_of(dataset)
+    first = dataset[0][0] if len(labels) else None
+    if not isinstance(first, (torch.Tensor, np.ndarray)) or torch.as_tensor(first).dtype == torch.uint8:
+        return MapImages(dataset, labels)
+    try:
+        inputs = torch.stack([torch.as_tensor(dataset[index][0]).float() for index in range(len(labels))])
+    except RuntimeError as error:
+        remedy = "Give all of them one shape, e.g. pad the texts."
+        raise UserError(f"The inputs of the data differ in shape: {first_line(error)}", remedy) from error
+    if inputs.ndim > 4:
+        raise UserError(f"An input has the shape {tuple(inputs.shape[1:])}.", "Give at most three dimensions.")
+    return TensorItems(inputs.reshape(len(labels), *[1] * (4 - inputs.ndim), *inputs.shape[1:]), labels)
 
 
 def _labels_of(dataset: Any) -> np.ndarray:

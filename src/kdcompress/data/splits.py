@@ -28,3 +28,12 @@ def fit_calibration(labels: np.ndarray, holdout: float) -> tuple[np.ndarray, np.
         calibration.append(order[:held])
         fit.append(order[held:])
     return np.sort(np.concatenate(fit)), np.sort(np.concatenate(calibration))
+
+
+def rank_in_class(labels: np.ndarray) -> np.ndarray:
+    """How many images of the same class stand before each one: [N] labels to [N]."""
+    order = np.argsort(labels, kind="stable")
+    _, starts, counts = np.unique(labels[order], return_index=True, return_counts=True)
+    rank = np.empty(len(labels), dtype=np.int64)
+    rank[order] = np.arange(len(labels)) - np.repeat(starts, counts)
+    return rank

@@ -16,7 +16,7 @@ from timm.optim import create_optimizer_v2, list_optimizers
 from timm.scheduler import create_scheduler_v2
 from timm.task import TrainingTask
 from timm.utils import NativeScaler, dispatch_clip_grad, unwrap_model
-from torch import Tensor
+from torch import Tensor, nn
 
 from kdcompress.data import EvalBatches, TrainBatches
 from kdcompress.engine.distributed import Place, anyone, summed
@@ -31,6 +31,7 @@ BASE_BATCH = 128
 MIN_STEPS = 40
 REPORT_SECONDS = 0.5
 AGREE_EVERY = 16
+VECTOR = 16  # float32 numbers in the widest vector register of a CPU
 
 
 @dataclass(frozen=True)
@@ -115,7 +116,7 @@ def fit(
         with StopSignal() as stop:
             if place.is_main and not resumed:
                 trainer.save()
-            while trainer.epoch < plan.epochs:
+            while trainer.epoch < plan.epochs and not trainer.is_good_enough():
                 row = trainer.run_epoch(stop, reporter)
                 scores = evaluate(trainer.eval_model(), calibration, place)
                 trainer.check_calibration(scores.loss)
@@ -158,7 +159,8 @@ class Trainer:
         task.to(place.device)
         module = task.get_trainable_module()
         assert module is not None
-        module.to(memory_format=torch.channels_last)
+        self.memory_format = _memory_format(module, place.device)
+        module.to(memory_format=self.memory_format)
         if options.ema_decay:
             task.setup_ema(decay=options.ema_decay, use_warmup=True)
         self.optimizer = _optimizer(module, options, plan)
@@ -236,6 +238,11 @@ class Trainer:
             self.run.write_metrics(self.history)
             self.save()
 
+    def is_good_enough(self) -> bool:
+        """Whether the accuracy has been reached at which the user wants to stop."""
+        wanted = self.options.stop_top1
+        return wanted is not None and self.epoch > 0 and self.history[-1]["calibration_top1"] >= wanted
+
     def take_average(self) -> None:
         """The averaged weights are what the training was for."""
         if self.task.has_ema():
@@ -254,7 +261,7 @@ class Trainer:
         due = self.step == last or (self.step + 1) % accum == 0
         if due:
             self.scheduler.step_update(self.update)
-        input = input.contiguous(memory_format=torch.channels_last)
+        input = input.contiguous(memory_format=self.memory_format)
         self.task.progress = self.update / self.updates  # type: ignore[assignment]
         labels = target
         if self.mixup is not None:
@@ -374,6 +381,20 @@ class Trainer:
         """What must not change under a run that goes on: all that decides its result."""
         options = {key: value for key, value in self.options.to_dict().items() if key not in FREE_OPTIONS}
         return {**options, **vars(self.plan), "precision": self.place.precision, "world": self.place.world}
+
+
+def _memory_format(module: nn.Module, device: torch.device) -> torch.memory_format:
+    """Channels last, but where that would crash.
+
+    On a CPU oneDNN's gradient of a strided 1x1 convolution of channels-last images with fewer channels than a vector
+    register holds writes past its buffer (its issue 6035).
+    """
+    if device.type == "cpu":
+        convolutions = [layer for layer in module.modules() if isinstance(layer, nn.Conv2d)]
+        strided = [layer for layer in convolutions if layer.kernel_size == (1, 1) and layer.stride != (1, 1)]
+        if any(layer.in_channels // layer.groups < VECTOR for layer in strided):
+            return torch.contiguous_format
+    return torch.channels_last
 
 
 def _optimizer(module: torch.nn.Module, options: TrainingOptions, plan: Plan) -> torch.optim.Optimizer:

@@ -14,10 +14,10 @@ import os
 import subprocess
 import sys
 from dataclasses import asdict, dataclass
-from pathlib import Path
 
 import torch
 
+from kdcompress.cache import cache_dir
 from kdcompress.errors import usage_error
 
 ISA_VARIABLE, WITHOUT_AMX = "ONEDNN_MAX_CPU_ISA", "AVX512_CORE_BF16"
@@ -78,12 +78,6 @@ def cpu_precision(name: str) -> str:
     if found.runs == "limited":
         os.environ.setdefault(ISA_VARIABLE, WITHOUT_AMX)
     return "bf16" if name == "bf16" or found.speedup >= WORTH_IT else "fp32"
-
-
-def cache_dir() -> Path:
-    """Where things that can be made anew are kept."""
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(base) / "kdcompress"
 
 
 def _remembered() -> Bf16:

@@ -8,7 +8,14 @@ from timm.models import build_model_with_cfg, generate_default_cfgs, register_mo
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from kdcompress.models.small_network import SmallNetwork, checkpoint_filter_fn, default_cfg, init_he, scaled_channels
+from kdcompress.models.small_network import (
+    SmallNetwork,
+    checkpoint_filter_fn,
+    default_cfg,
+    init_he,
+    scaled_channels,
+    subsampled,
+)
 
 
 class PadShortcut(nn.Module):
@@ -39,17 +46,20 @@ class BasicBlock(nn.Module):
         self.conv2 = nn.Conv2d(outputs, outputs, 3, 1, 1, bias=False)
         self.bn2 = nn.BatchNorm2d(outputs)
         self.downsample: nn.Module | None = None
+        self.shortcut_stride = 1
         if stride == 2 and shortcut == "A":
             self.downsample = PadShortcut(outputs - inputs)
         elif stride == 2:
-            projection = nn.Conv2d(inputs, outputs, 1, stride, bias=False)
-            self.downsample = nn.Sequential(projection, nn.BatchNorm2d(outputs))
+            self.downsample = nn.Sequential(nn.Conv2d(inputs, outputs, 1, bias=False), nn.BatchNorm2d(outputs))
+            self.shortcut_stride = stride
         self.act2 = nn.ReLU(inplace=True)
 
     def forward(self, x: Tensor) -> Tensor:
         """``[B, inputs, H, W]`` to ``[B, outputs, ceil(H / stride), ceil(W / stride)]``."""
         residual = self.bn2(self.conv2(self.act1(self.bn1(self.conv1(x)))))
-        return self.act2(residual + (x if self.downsample is None else self.downsample(x)))
+        if self.downsample is not None:
+            x = self.downsample(subsampled(x, self.shortcut_stride))
+        return self.act2(residual + x)
 
 
 class CifarResNet(SmallNetwork):

@@ -14,6 +14,7 @@ from kdcompress.models.small_network import (
     default_cfg,
     init_he,
     scaled_channels,
+    subsampled,
 )
 
 
@@ -22,7 +23,7 @@ class WideBlock(nn.Module):
 
     def __init__(self, inputs: int, outputs: int, stride: int, drop_rate: float) -> None:
         super().__init__()
-        self.drop_rate = drop_rate
+        self.drop_rate, self.stride = drop_rate, stride
         self.bn1 = nn.BatchNorm2d(inputs)
         self.act1 = nn.ReLU(inplace=True)
         self.conv1 = nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False)
@@ -31,13 +32,13 @@ class WideBlock(nn.Module):
         self.conv2 = nn.Conv2d(outputs, outputs, 3, 1, 1, bias=False)
         self.downsample: nn.Sequential | None = None
         if stride != 1 or inputs != outputs:
-            self.downsample = nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False))
+            self.downsample = nn.Sequential(nn.Conv2d(inputs, outputs, 1, bias=False))
 
     def forward(self, x: Tensor) -> Tensor:
         """``[B, inputs, H, W]`` to ``[B, outputs, ceil(H / stride), ceil(W / stride)]``."""
         active = self.act1(self.bn1(x))
         # The authors' code projects the activated input, but passes the raw one where shapes agree.
-        shortcut = x if self.downsample is None else self.downsample(active)
+        shortcut = x if self.downsample is None else self.downsample(subsampled(active, self.stride))
         residual = self.act2(self.bn2(self.conv1(active)))
         if self.drop_rate:
             residual = F.dropout(residual, self.drop_rate, self.training)

@@ -76,6 +76,15 @@ def init_he(network: nn.Module) -> None:
                 nn.init.zeros_(module.bias)
 
 
+def subsampled(x: Tensor, stride: int) -> Tensor:
+    """Every ``stride``-th row and column of [B, C, H, W]: with this before it, a 1x1 convolution needs no stride.
+
+    oneDNN's gradient of a strided one writes past its buffer where channels are few (its issue 6035): with several
+    threads the process crashes, or the heap is damaged.
+    """
+    return x if stride == 1 else x[:, :, ::stride, ::stride]
+
+
 class SmallNetwork(nn.Module):
     """Base of our networks: timm's interface around a list of stages.
 

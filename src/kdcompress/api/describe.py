@@ -1,0 +1,102 @@
+"""``data``: what a data set is, and a contact sheet of what a network sees of it."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from kdcompress.data import Data, DataSource, Preprocess, choose_channels, choose_size, load_source
+from kdcompress.engine.progress import Reporter
+from kdcompress.errors import UserError, usage_error
+from kdcompress.options import DescribeDataOptions
+from kdcompress.results import DataResult
+
+ROW = 8
+
+
+def describe_data(
+    options: DescribeDataOptions | None = None, /, *, reporter: Reporter | None = None, **given: Any
+) -> DataResult:
+    """Count a data set and its splits, and draw a contact sheet of it, augmented or not.
+
+    Args:
+        options: All options at once; else give them by name (the fields of :class:`DescribeDataOptions`).
+        reporter: Told of images that are left out.
+
+    Raises:
+        UserError: No such data, data that are no images, or a preview that exists or is of an unknown format.
+
+    Example:
+        >>> kdcompress.describe_data(data="synth-digits:100", preview="sheet.png").num_classes
+        100
+    """
+    began = time.perf_counter()
+    options = options or DescribeDataOptions.resolve(given)
+    if options.preview is not None:
+        _check_preview(options.preview)
+    source = load_source(str(options.data), data_dir=options.data_dir, download=options.download)
+    size = choose_size(source, options, (224, 224), fixed=False)
+    channels = choose_channels(source, options)
+    prep = Preprocess(size, channels, (0.0,) * channels, (1.0,) * channels)  # values stay in [0, 1]
+    data = Data(source, prep, options, torch.device("cpu"), note=reporter.note if reporter is not None else None)
+    if options.preview is not None:
+        _save(_sheet(_sample(data, source, options)), Path(options.preview))
+    fit = data.fit_size()
+    return DataResult(
+        command="data",
+        run=None,
+        seconds=round(time.perf_counter() - began, 3),
+        data=source.spec,
+        num_classes=source.num_classes,
+        class_names=list(source.class_names) if source.class_names else None,
+        input_size=(channels, *size),
+        fit=fit,
+        calibration=len(source.train.labels) - fit,
+        test=len(source.test.labels) if source.test is not None else None,
+        fingerprint=source.fingerprint,
+        preview=str(Path(options.preview).absolute()) if options.preview is not None else None,
+    )
+
+
+def _check_preview(file: str) -> None:
+    if Path(file).suffix.lower() not in Image.registered_extensions():
+        raise usage_error(f"--preview {file} is of no image format that is known.", "Name it like sheet.png.")
+    if Path(file).exists():
+        raise usage_error(f"--preview {file} exists already.", "Choose another name.")
+
+
+def _sample(data: Data, source: DataSource, options: DescribeDataOptions) -> Tensor:
+    """Images [N, C, H, W] in [0, 1], as many of each class as of any other."""
+    if source.is_raw:
+        raise UserError(f"The data {source.spec} are no images.", "Leave out --preview.")
+    if options.split != "fit" and options.augment not in ("auto", "none"):
+        raise usage_error("Only the fit split is augmented.", "Add --split fit, or leave out --augment.")
+    each = -(-options.images // source.num_classes)
+    if options.split == "fit":
+        batches = data.training(options.images, options.seed, options.augment, each)
+        shown = next(iter(batches.epoch(0)))[0]
+    else:
+        shown = next(iter(data.evaluation(options.split, options.images, each)))[0]
+    return shown[: options.images]
+
+
+def _sheet(images: Tensor) -> np.ndarray:
+    """One picture of many, in rows of eight: uint8 [H, W, 3]."""
+    from torchvision.utils import make_grid
+
+    grid = make_grid(images, nrow=min(ROW, len(images)), padding=2, pad_value=0.5)
+    return grid.mul(255).round().clamp(0, 255).byte().permute(1, 2, 0).numpy()
+
+
+def _save(picture: np.ndarray, file: Path) -> None:
+    try:
+        Image.fromarray(picture).save(file)
+    except OSError as error:
+        file.unlink(missing_ok=True)
+        raise UserError(f"{file} cannot be written: {error.strerror or error}.", "Choose another place.") from error

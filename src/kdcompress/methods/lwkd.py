@@ -1,0 +1,175 @@
+"""LW-KD: learning from a lightweight teacher (arXiv 2005.09163).
+
+Given by the paper: a small teacher, trained on a synthesized set with as many classes as the target, whose soft targets
+are learned by KD together with an adversarial loss. That its outputs are kept in a bank, and how the discriminator is
+made and trained, is our choice. Nothing here looks at the images.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from kdcompress.data import InputAdapter
+from kdcompress.methods.base import StudentTask
+from kdcompress.methods.losses import kl_divergence
+
+HIDDEN = 128
+REAL = 0.9  # label of the teacher's distributions (one-sided label smoothing, Salimans et al. 2016, section 3.4)
+DISCRIMINATOR_LR = 1e-3
+
+
+class SoftTargetBank(nn.Module):
+    """What a teacher said of M images of every class; a training step draws one for each label.
+
+    Attributes:
+        logits: [K, M, K] in half precision; row (y, m) is the teacher's answer to the m-th image of its class y.
+        classes: [K], the teacher's class for each of the target's; at first the same.
+    """
+
+    logits: Tensor
+    classes: Tensor
+
+    def __init__(self, logits: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("logits", logits.half())
+        self.register_buffer("classes", torch.arange(len(logits), device=logits.device))
+
+    def draw(self, target: Tensor) -> Tensor:
+        """Log-probabilities [B, K] for labels [B], each from an image drawn at random.
+
+        A soft target [B, K] (mixup) gets the mixture of what is drawn for its two largest classes.
+        """
+        if target.ndim == 1:
+            return self._one(target)
+        weights, classes = target.float().topk(2, dim=1)
+        parts = torch.stack([self._one(classes[:, rank]) for rank in range(2)])
+        shares = (weights / weights.sum(1, keepdim=True)).clamp_min(1e-12).log().T[:, :, None]
+        return torch.logsumexp(parts + shares, dim=0)
+
+    def _one(self, labels: Tensor) -> Tensor:
+        chosen = torch.randint(self.logits.shape[1], labels.shape, device=labels.device)
+        return self.logits[self.classes[labels], chosen][:, self.classes].float().log_softmax(1)
+
+    def entropy(self) -> float:
+        """Mean entropy of the distributions, in nats: 0 where the teacher has nothing to tell but the label."""
+        log = self.logits.float().log_softmax(-1)
+        return float(-(log.exp() * log).sum(-1).mean())
+
+
+class Discriminator(nn.Sequential):
+    """Tells a teacher's class distributions [B, K] from a student's: logits [B], above 0 for the teacher's."""
+
+    def __init__(self, classes: int, hidden: int = HIDDEN) -> None:
+        super().__init__(
+            nn.Linear(classes, hidden),
+            nn.LeakyReLU(0.2),
+            nn.Linear(hidden, hidden),
+            nn.LeakyReLU(0.2),
+            nn.Linear(hidden, 1),
+            nn.Flatten(0),
+        )
+
+
+class LwKdTask(StudentTask):
+    """``(1 - alpha) * CE + alpha * KL_tau + beta * L_adv``, ``L_adv = -log D(softmax(z_S / tau))``.
+
+    The soft target of an image is the lightweight teacher's on some image of the same class. Each step also trains D by
+    one step of its own optimiser, whose rate falls on a cosine; D lives in the task, so a training loop need not know.
+
+    Args:
+        student: Trained.
+        bank: Of soft targets, for the student's classes in their order.
+        alpha: Weight of the distillation loss.
+        temperature: tau.
+        adversarial_weight: beta; 0 trains no discriminator.
+        adversarial_warmup: Share of the training in which beta grows to its value, while D learns already.
+
+    Example:
+        >>> task = LwKdTask(student, SoftTargetBank(teacher_logits))
+        >>> task(images, labels)["loss"].backward()
+    """
+
+    def __init__(
+        self,
+        student: nn.Module,
+        bank: SoftTargetBank,
+        adapter: InputAdapter | None = None,
+        label_smoothing: float = 0.0,
+        alpha: float = 0.5,
+        temperature: float = 4.0,
+        adversarial_weight: float = 0.1,
+        adversarial_warmup: float = 0.1,
+    ) -> None:
+        super().__init__(student, adapter, label_smoothing)
+        self.bank, self.alpha, self.temperature = bank, alpha, temperature
+        self.adversarial_weight, self.adversarial_warmup = adversarial_weight, adversarial_warmup
+        self.discriminator = Discriminator(bank.logits.shape[0]) if adversarial_weight else None
+        parameters = list(self.discriminator.parameters()) if self.discriminator is not None else []
+        self.optimizer = torch.optim.Adam(parameters, DISCRIMINATOR_LR, betas=(0.5, 0.999)) if parameters else None
+
+    def forward(self, input: Tensor, target: Tensor) -> dict[str, Tensor]:
+        """Images [B, C, H, W] (or what the student takes) and labels [B] or soft targets [B, K]."""
+        logits = self.student_logits(input)
+        teacher = self.bank.draw(target)
+        task_loss = self.cross_entropy(logits, target)
+        kd_loss = kl_divergence(teacher, logits, self.temperature)
+        loss = (1 - self.alpha) * task_loss + self.alpha * kd_loss
+        found = {"output": logits, "task_loss": task_loss, "kd_loss": kd_loss}
+        if self.discriminator is not None:
+            real, fake = (F.softmax(z.float() / self.temperature, dim=1) for z in (teacher, logits))
+            with torch.autocast(logits.device.type, enabled=False):
+                found.update(self._train_discriminator(real, fake.detach()))
+                self.discriminator.requires_grad_(False)  # the student's loss goes through it, not into it
+                found["adversarial_loss"] = F.softplus(-self.discriminator(fake)).mean()
+                self.discriminator.requires_grad_(True)
+            loss = loss + self._weight() * found["adversarial_loss"]
+        return {"loss": loss, **found}
+
+    def _weight(self) -> float:
+        """beta at this point of the training."""
+        grown = min(self.progress / self.adversarial_warmup, 1.0) if self.adversarial_warmup else 1.0
+        return self.adversarial_weight * grown
+
+    def _train_discriminator(self, real: Tensor, fake: Tensor) -> dict[str, Tensor]:
+        """One step; what it says of distributions [B, K] before it."""
+        assert self.discriminator is not None
+        assert self.optimizer is not None
+        said = self.discriminator(torch.cat([real, fake]))
+        is_real = torch.cat([torch.ones_like(said[: len(real)]), torch.zeros_like(said[len(real) :])])
+        loss = F.binary_cross_entropy_with_logits(said, REAL * is_real)
+        if self.training:
+            self.optimizer.zero_grad()
+            loss.backward()
+            _average_gradients(self.discriminator)
+            self.optimizer.param_groups[0]["lr"] = DISCRIMINATOR_LR * 0.5 * (1 + math.cos(math.pi * self.progress))
+            self.optimizer.step()
+        accuracy = ((said.detach() > 0) == (is_real > 0.5)).float().mean()
+        return {"discriminator_loss": loss.detach(), "discriminator_accuracy": accuracy}
+
+    def get_task_state(self, module: nn.Module | None = None, ema: bool = False) -> dict[str, Any]:
+        """What a checkpoint needs beside the student; the bank itself is made anew by its teacher."""
+        state: dict[str, Any] = {"classes": self.bank.classes}
+        if self.discriminator is not None and self.optimizer is not None:
+            state |= {"discriminator": self.discriminator.state_dict(), "optimizer": self.optimizer.state_dict()}
+        return state
+
+    def load_task_state(self, state: dict[str, Any] | None, *args: Any, **more: Any) -> None:
+        assert state is not None
+        self.bank.classes.copy_(state["classes"])
+        if self.discriminator is not None and self.optimizer is not None:
+            self.discriminator.load_state_dict(state["discriminator"])
+            self.optimizer.load_state_dict(state["optimizer"])
+
+
+def _average_gradients(module: nn.Module) -> None:
+    """Over all processes, where there are several."""
+    if dist.is_available() and dist.is_initialized():
+        for gradient in [parameter.grad for parameter in module.parameters() if parameter.grad is not None]:
+            dist.all_reduce(gradient)
+            gradient.div_(dist.get_world_size())
