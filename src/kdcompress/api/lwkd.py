@@ -33,8 +33,8 @@ from kdcompress.results import TrainResult
 from kdcompress.runs import METRICS, WEIGHTS
 from kdcompress.trust import check_trusted
 
-ARCHITECTURE = "lenet5"
-TEACHER_EPOCHS = 30  # at most: it stops as soon as it is good enough
+TEACHER: dict[str, Any] = {"model": "lenet5", "opt": "adamw", "lr": 4e-3, "augment": "none"}
+TEACHER_EPOCHS = 20  # at most: it stops as soon as it is good enough
 USUAL_BANK, MAX_BANK = 512 * 2**20, 4 * 2**30  # bytes
 MOST_PER_CLASS = 128
 WARMUP_EPOCHS = 1
@@ -127,7 +127,9 @@ def similar_classes(confusion: Tensor, bank: SoftTargetBank) -> Tensor:
     ours = confusion.numpy()
     for table in (theirs, ours):
         np.fill_diagonal(table, 0)
-    found = quadratic_assignment(ours + ours.T, theirs + theirs.T, options={"maximize": True, "rng": 0})
+    found = quadratic_assignment(
+        ours + ours.T, theirs + theirs.T, options={"maximize": True, "rng": np.random.default_rng(0)}
+    )
     return torch.from_numpy(found.col_ind.astype(np.int64))
 
 
@@ -155,13 +157,13 @@ def _given(options: DistillOptions) -> Network:
 def _made(classes: int, options: DistillOptions, train: Train) -> Network:
     """The lightweight teacher for so many classes: from the cache, or trained and kept there."""
     stop = f"{options.teacher_top1:g}"
-    kept = cache_dir() / "teachers" / f"{ARCHITECTURE}-{classes}-classes-{stop}-percent"
+    kept = cache_dir() / "teachers" / f"lenet5-{classes}-classes-{stop}-percent"
     if not from_main((kept / WEIGHTS).is_file):
         spot = Path(from_main(lambda: _work_folder(kept.parent)))
         try:
             train(
                 TrainTeacherOptions(
-                    model=ARCHITECTURE,
+                    **TEACHER,
                     data=f"synth-digits:{classes}",
                     epochs=TEACHER_EPOCHS,
                     stop_top1=options.teacher_top1,

@@ -106,6 +106,8 @@ def distill(options: DistillOptions | None = None, /, *, reporter: Reporter | No
     options = job.options
     if (done := job.finished()) is not None:
         return done
+    if options.method == "lwkd":  # its teacher has other data
+        return _lwkd(job, options)
     teacher = load_teacher(options.teacher, options.teacher_arch, job.reporter) if options.teacher is not None else None
     options = job.options = inherit(options, teacher.network.record if teacher else {})
     source = open_data(options)
@@ -115,8 +117,6 @@ def distill(options: DistillOptions | None = None, /, *, reporter: Reporter | No
         if options.input_size is None and teacher.network.record.get("data_fingerprint") == source.fingerprint:
             channels = teacher.network.prep.channels
         check_channels(teacher.network, channels, "teacher")
-    if options.method == "lwkd":
-        return _lwkd(job, options)
     if options.method == "rkd-assistant":
         assert teacher is not None
         return train_rkd_assistant(job, options, teacher, source, channels)

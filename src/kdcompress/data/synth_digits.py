@@ -18,7 +18,7 @@ from kdcompress.errors import usage_error
 
 NAME = "synth-digits"
 MAX_CLASSES = 100_000
-PER_CLASS, LEAST, MOST = 100, 10_000, 200_000  # training images, where the user does not say
+PER_CLASS, LEAST, MOST = 200, 10_000, 100_000  # training images, where the user does not say
 GLYPH = 28  # pixels: height of the font that is drawn, before it is scaled into the image
 STROKES = 3
 
@@ -107,7 +107,7 @@ def draw(number: int, digits: int, size: int, seed: int, index: int) -> Image.Im
         size: Side in pixels.
         seed, index: All that chance depends on.
     """
-    chance = uniforms(seed, 0, np.array([index]), 12)[0]
+    chance = uniforms(seed, 0, np.array([index]), 11)[0]
 
     def between(position: int, low: float, high: float) -> float:
         return float(low + (high - low) * chance[position])
@@ -118,7 +118,7 @@ def draw(number: int, digits: int, size: int, seed: int, index: int) -> Image.Im
     share = between(1, 0.7, 0.95)  # of the image's side that the text takes
     scale, room = max(width, height) / (share * size), (1 - share) / 2
     stretch = between(2, 0.8, 1.25)
-    angle, shear = between(3, -0.3, 0.3), between(4, -0.3, 0.3)
+    angle, shear = between(3, -0.2, 0.2), between(4, -0.3, 0.3)
     # the inverse map, as Pillow wants it: from pixels of the image, seen from its centre, to those of the text
     rotated = np.array([[math.cos(angle), math.sin(angle)], [-math.sin(angle), math.cos(angle)]])
     matrix = rotated @ np.array([[1.0, shear], [0.0, 1.0]]) @ np.diag([scale, scale * stretch])
@@ -129,12 +129,10 @@ def draw(number: int, digits: int, size: int, seed: int, index: int) -> Image.Im
         (size, size), Image.Transform.AFFINE, coefficients, Image.Resampling.BICUBIC
     )
     blurred = image.filter(ImageFilter.GaussianBlur(between(7, 0, 0.04) * height / scale))
-    ground, ink = between(8, 0.0, 0.4), between(9, 0.6, 1.0)
-    if chance[10] < 0.5:
-        ground, ink = ink, ground
+    ground, ink = between(8, 0.0, 0.35), between(9, 0.65, 1.0)
     pixels = ground + (ink - ground) * (np.asarray(blurred, dtype=np.float32) / 255)
     noise = np.random.Generator(np.random.PCG64((seed, index))).standard_normal((size, size), dtype=np.float32)
-    pixels += between(11, 0.0, 0.15) * noise
+    pixels += between(10, 0.0, 0.1) * noise
     return Image.fromarray((pixels * 255).clip(0, 255).round().astype(np.uint8))
 
 

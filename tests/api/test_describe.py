@@ -1,0 +1,74 @@
+"""``data``: what a data set is, and a picture of it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import kdcompress
+from cli.shell import photos
+from kdcompress.data import load_source
+from kdcompress.errors import UserError
+
+
+def test_what_data_are() -> None:
+    """Counts that are not those of the splits that training uses."""
+    found = kdcompress.describe_data(data="digits")
+    assert (found.num_classes, found.input_size, found.fit, found.calibration, found.test) == (
+        10,
+        (1, 8, 8),
+        1295,
+        142,
+        360,
+    )
+    assert found.preview is None
+
+
+def test_a_sheet_shows_the_images(tmp_path: Path) -> None:
+    """A preview of other images than those trained on hides what is wrong with them."""
+    kdcompress.describe_data(data="digits", preview=str(tmp_path / "sheet.png"), images=16, split="test")
+    sheet = np.asarray(Image.open(tmp_path / "sheet.png"))
+    assert sheet.shape == (2 * 10 + 2, 8 * 10 + 2, 3)
+    source = load_source("digits")
+    assert source.test is not None
+    first = np.asarray(source.test.image(0))
+    assert np.abs(sheet[2:10, 2:10, 0].astype(int) - first).max() <= 1
+
+
+def test_augmented_or_not(tmp_path: Path) -> None:
+    """Nobody would see what augmentation does to their images."""
+    sheets = []
+    for augment in ("none", "crop", "auto"):
+        path = tmp_path / f"{augment}.png"
+        kdcompress.describe_data(data="digits", preview=str(path), augment=augment, seed=3)
+        sheets.append(path.read_bytes())
+    assert sheets[0] != sheets[1]
+    assert sheets[1] == sheets[2], "auto is what training does"
+
+
+def test_folders_of_colour_images(tmp_path: Path) -> None:
+    """The first thing to do with data of one's own."""
+    root = photos(tmp_path / "photos")
+    result = kdcompress.describe_data(data=str(root), preview=str(tmp_path / "sheet.png"))
+    assert result.class_names == ["cat", "dog"]
+    assert result.preview == str(tmp_path / "sheet.png")
+    assert Image.open(tmp_path / "sheet.png").size[0] > 8
+
+
+def test_what_cannot_be_shown(tmp_path: Path) -> None:
+    """A file of the user's written over, or a traceback of Pillow."""
+    (tmp_path / "there.png").write_text("mine")
+    for given, words in (
+        ({"preview": str(tmp_path / "there.png")}, "exists already"),
+        ({"preview": str(tmp_path / "sheet.xyz")}, "no image format"),
+        ({"preview": str(tmp_path / "no" / "sheet.png")}, "cannot be written"),
+        ({"preview": str(tmp_path / "s.png"), "split": "test", "augment": "crop"}, "Only the fit split"),
+        ({"data": "nothing"}, "no data 'nothing'"),
+    ):
+        with pytest.raises(UserError, match=words):
+            kdcompress.describe_data(**given)
+    assert (tmp_path / "there.png").read_text() == "mine"
+    assert {path.name for path in tmp_path.iterdir()} == {"there.png"}

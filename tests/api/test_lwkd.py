@@ -1,0 +1,223 @@
+"""LW-KD as a command: its teacher is made once and kept, its bank is what that teacher says, and any data will do."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+import kdcompress
+from kdcompress.api import lwkd as lwkd_module
+from kdcompress.api.job import Job
+from kdcompress.api.lwkd import similar_classes, soft_targets
+from kdcompress.cache import cache_dir
+from kdcompress.data import Data, load_source
+from kdcompress.engine.distributed import Place
+from kdcompress.engine.progress import Silent
+from kdcompress.errors import UserError
+from kdcompress.methods.lwkd import LwKdTask, SoftTargetBank
+from kdcompress.models.loading import load_network
+from kdcompress.options import DistillOptions
+from kdcompress.results import TrainResult
+from kdcompress.runs import METRICS, RECORD, WEIGHTS
+
+TINY = "resnet8_cifar,width=0.25"
+COMMON: dict[str, Any] = {"device": "cpu", "precision": "fp32", "epochs": 2, "method": "lwkd", "student": TINY}
+NUMBERS = "synth-digits:10,n=1000"
+
+
+class Heard(Silent):
+    def __init__(self) -> None:
+        self.notes: list[str] = []
+
+    def note(self, text: str) -> None:
+        self.notes.append(text)
+
+
+@pytest.fixture(scope="module")
+def light(tmp_path_factory: pytest.TempPathFactory) -> TrainResult:
+    """A lightweight teacher, half trained."""
+    out = str(tmp_path_factory.mktemp("light") / "teacher")
+    return kdcompress.train_teacher(model="lenet5", data=NUMBERS, epochs=4, opt="adamw", lr=4e-3, out=out, device="cpu")
+
+
+def record_of(run: str | None) -> dict[str, Any]:
+    return json.loads((Path(str(run)) / RECORD).read_text())
+
+
+def test_the_teacher_is_made_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Seconds for each student would be the price of a method whose promise is that they are spent once."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(lwkd_module, "TEACHER_EPOCHS", 1)
+    first = kdcompress.distill(**COMMON, out=str(tmp_path / "first"))
+    (kept,) = (cache_dir() / "teachers").iterdir()
+    assert first.teacher == str(kept)
+    assert (first.teacher_macs, first.macs_ratio) == (None, None), "its cost is no measure of a student's"
+    entry = record_of(first.run)["teacher"]
+    assert entry["seconds"] > 0
+    assert 0 < entry["entropy"] < 2.4
+    before = (kept / WEIGHTS).stat().st_mtime_ns
+
+    def never(*args: Any, **given: Any) -> Any:
+        raise AssertionError("trained again")
+
+    monkeypatch.setattr(lwkd_module, "_work_folder", never)
+    again = kdcompress.distill(**COMMON, out=str(tmp_path / "again"))
+    assert (again.loss, again.teacher) == (first.loss, first.teacher)
+    assert (kept / WEIGHTS).stat().st_mtime_ns == before
+    rows = list(csv.DictReader(open(Path(str(first.run)) / METRICS)))  # noqa: SIM115
+    assert all(0 <= float(row["train_discriminator_accuracy"]) <= 1 for row in rows)
+    assert all(float(row["train_adversarial_loss"]) > 0 for row in rows)
+
+
+def test_a_teacher_that_breaks_off_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Half a teacher in the cache would teach every later student."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+    def breaks(options: Any, **given: Any) -> Any:
+        Path(options.out).mkdir(parents=True)
+        raise UserError("The disk is full.", "")
+
+    monkeypatch.setattr("kdcompress.api.train.train_teacher", breaks)
+    with pytest.raises(UserError, match="disk"):
+        kdcompress.distill(**COMMON, out=str(tmp_path / "run"))
+    assert not list((cache_dir() / "teachers").iterdir())
+
+
+def test_the_bank_is_what_the_teacher_says(light: TrainResult) -> None:
+    """Soft targets of other images, other classes or another network would still train something."""
+    network = load_network(str(light.run))
+    job = Job("distill", "lwkd", None, Silent(), Place(torch.device("cpu"), "fp32"), 0.0)
+    found = soft_targets(network, 5, DistillOptions(method="lwkd"), job)
+    assert found.shape == (10, 5, 10)
+    source = load_source(NUMBERS)
+    data = Data(source, network.prep, DistillOptions(method="lwkd"), torch.device("cpu"))
+    x, y = next(iter(data.evaluation("test", 1000)))
+    with torch.no_grad():
+        live = network.model.eval()(x)
+    for label in range(10):
+        torch.testing.assert_close(found[label].float(), live[y == label][:5], atol=2e-2, rtol=2e-3)
+
+
+def test_lwkd_resumes(light: TrainResult, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Discriminator, class map and draws are part of what a run is."""
+    given = {**COMMON, "teacher": light.run, "class_map": "similar", "mixup": 0.2}
+    whole = kdcompress.distill(**given, out=str(tmp_path / "whole"))
+    forward, calls = LwKdTask.forward, []
+
+    def counting(self: LwKdTask, input: Tensor, target: Tensor) -> dict[str, Tensor]:
+        calls.append(1)
+        if len(calls) == 60:
+            raise KeyboardInterrupt
+        return forward(self, input, target)
+
+    monkeypatch.setattr(LwKdTask, "forward", counting)
+    with pytest.raises(KeyboardInterrupt):
+        kdcompress.distill(**given, out=str(tmp_path / "cut"))
+    resumed = kdcompress.distill(**given, out=str(tmp_path / "cut"), resume=True)
+    made = [(Path(str(result.run)) / WEIGHTS).read_bytes() for result in (whole, resumed)]
+    assert made[0] == made[1]
+
+
+@pytest.mark.parametrize("class_map", ["random", "similar"])
+def test_class_maps_train(light: TrainResult, tmp_path: Path, class_map: str) -> None:
+    """A wrong map back would teach every class another's label."""
+    result = kdcompress.distill(**{**COMMON, "epochs": 4}, teacher=light.run, class_map=class_map, out=tmp_path / "run")
+    assert result.top1 > 50
+    assert result.data == "digits", "those of its teacher"
+
+
+def test_similar_classes_are_found() -> None:
+    """Confusable classes would be aligned with classes that are not."""
+    generator = np.random.default_rng(0)
+    confused = np.kron(np.eye(3), np.ones((2, 2)))  # classes are confused in pairs
+    order = generator.permutation(6)
+    logits = torch.tensor(6 * np.eye(6) + 3 * confused)[:, None].repeat(1, 2, 1)
+    ours = torch.tensor(confused[order][:, order] + 0.01)
+    found = similar_classes(ours, SoftTargetBank(logits))
+    assert sorted(found.tolist()) == list(range(6))
+    pairs = {frozenset(found[np.flatnonzero(order // 2 == pair)].tolist()) for pair in range(3)}
+    assert pairs == {frozenset((0, 1)), frozenset((2, 3)), frozenset((4, 5))}
+
+
+def test_a_collapse_is_reported(tmp_path: Path) -> None:
+    """A discriminator that is never fooled, or never learns, does nothing; nobody looks for that."""
+    job = Job("distill", "lwkd", None, Heard(), Place(torch.device("cpu"), "fp32"), 0.0)
+    for values, word in (((1.0, 0.995), "never fooled"), ((0.5, 0.51), "never learned"), ((0.9, 0.6), "")):
+        lines = ["epoch,train_discriminator_accuracy", *(f"{n},{value}" for n, value in enumerate(values))]
+        (tmp_path / METRICS).write_text("\n".join(lines))
+        job.reporter.notes.clear()  # type: ignore[attr-defined]
+        lwkd_module._report_collapse(tmp_path, job)
+        notes = job.reporter.notes  # type: ignore[attr-defined]
+        assert (word in notes[0]) if word else not notes
+
+
+def test_what_cannot_be_is_told(light: TrainResult, tmp_path: Path) -> None:
+    """Before anything is trained."""
+    cases: list[tuple[dict[str, Any], str]] = [
+        ({"teacher": light.run, "data": "synth-digits:12,n=100"}, "has 10 classes"),
+        ({"bank_size": 50_000_000}, "GiB"),
+        ({"teacher": "lenet5,num_classes=10,in_chans=1"}, "no pretrained weights"),
+        ({"method": "kd", "teacher": light.run, "class_map": "random"}, "class-map"),
+        ({"method": "ce", "adversarial_weight": 0.3}, "adversarial-weight"),
+    ]
+    for given, words in cases:
+        with pytest.raises(UserError, match=words):
+            kdcompress.distill(**{**COMMON, **given}, out=str(tmp_path / "run"))
+        assert not (tmp_path / "run").exists()
+    with pytest.raises(UserError, match="100000 classes takes"):
+        lwkd_module._bank_images(100_000, None)
+    assert lwkd_module._bank_images(10_000, None) >= 2
+
+
+def test_training_stops_where_it_is_good_enough(tmp_path: Path) -> None:
+    """A teacher trained to the end has nothing to tell but the label."""
+    given = {"model": TINY, "device": "cpu", "precision": "fp32", "epochs": 8, "stop_top1": 40.0}
+    result = kdcompress.train_teacher(**given, out=str(tmp_path / "run"))
+    rows = list(csv.DictReader(open(tmp_path / "run" / METRICS)))  # noqa: SIM115
+    reached = [float(row["calibration_top1"]) >= 40 for row in rows]
+    assert len(rows) < 8
+    assert reached == [False] * (len(rows) - 1) + [True]
+    again = kdcompress.train_teacher(**given, out=str(tmp_path / "run"), resume=True)
+    assert dataclasses.asdict(again) == dataclasses.asdict(result)
+
+
+TABLE = """
+import numpy as np
+import torch
+from sklearn.datasets import load_breast_cancer
+from torch import nn
+
+def data():
+    found = load_breast_cancer()
+    x = (found.data - found.data.mean(0)) / found.data.std(0)
+    rows = [(torch.tensor(row, dtype=torch.float32), int(label)) for row, label in zip(x, found.target)]
+    return rows[::2], rows[1::2]
+
+def model(num_classes, in_chans):
+    return nn.Sequential(nn.Flatten(), nn.Linear(30, 16), nn.ReLU(), nn.Linear(16, num_classes))
+"""
+
+
+def test_tables_are_data_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The method never looks at the input; neither may the tool."""
+    (tmp_path / "table.py").write_text(TABLE)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setattr(lwkd_module, "TEACHER_EPOCHS", 2)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    given = {**COMMON, "student": "py:table:model", "data": "py:table:data", "epochs": 15}
+    result = kdcompress.distill(**given, out=str(tmp_path / "run"))
+    assert result.input_size == (1, 1, 30)
+    assert result.macs == 30 * 16 + 16 * 2
+    assert result.top1 > 80
+    scored = kdcompress.evaluate(run=result.run, device="cpu")
+    assert scored.top1 > 85
+    with pytest.raises(UserError, match="as they are"):
+        kdcompress.distill(**{**given, "input_size": "32"}, out=str(tmp_path / "other"))
