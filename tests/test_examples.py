@@ -14,8 +14,12 @@ EXAMPLES = ROOT / "examples"
 
 
 def _environment() -> dict[str, str]:
-    """This environment, with the console script of the interpreter that runs the tests first on the path."""
-    return {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
+    """This environment, with the console script of the interpreter that runs the tests first on the path.
+
+    One thread: other tests run beside it, and threads that wait for each other on a busy core wait long.
+    """
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    return {**os.environ, "PATH": path, "OMP_NUM_THREADS": "1"}
 
 
 def test_quickstart_keeps_its_promises(tmp_path: Path) -> None:

@@ -131,6 +131,7 @@ class EvalResult(GateFacts, NetworkFacts, Result):
     """Of ``eval``. For a gated cascade ``top1`` is the gated one, and ``full_…`` is with every member run.
 
     Attributes:
+        ece: Expected calibration error, percent.
         stage_top1: Where a network has several stages, accuracy with the first of them alone, with two, and so on.
         speedup: Wall-clock of the full cascade over that of the gated one; ``macs_speedup`` is what MACs promise.
     """
@@ -141,6 +142,7 @@ class EvalResult(GateFacts, NetworkFacts, Result):
     top1: float
     top5: float | None
     loss: float
+    ece: float
     images_per_second: float
     full_images_per_second: float | None = None
     speedup: float | None = None

@@ -56,6 +56,12 @@ def test_scores_are_the_naive_ones(classes: int, batch: int) -> None:
         assert scores.top5 == pytest.approx(100 * right5 / 53)
     else:
         assert scores.top5 is None  # always 100 % would look like a merit
+    bins: dict[int, list[tuple[float, bool]]] = {}
+    for row, label, rank in zip(rows, labels.tolist(), ranks, strict=True):
+        confidence = 1 / sum(math.exp(value - max(row)) for value in row)
+        bins.setdefault(min(int(15 * confidence), 14), []).append((confidence, rank[0] == label))
+    gaps = [abs(sum(confidence - hit for confidence, hit in found)) for found in bins.values()]
+    assert scores.ece == pytest.approx(100 * sum(gaps) / 53, rel=1e-4)
     assert scores.images_per_second > 0
     assert scores.exits == ()
 

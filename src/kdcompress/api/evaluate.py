@@ -83,6 +83,7 @@ def evaluate(options: EvalOptions | None = None, /, *, reporter: Reporter | None
         top1=round(scores.top1, 4),
         top5=None if scores.top5 is None else round(scores.top5, 4),
         loss=round(scores.loss, 6),
+        ece=round(scores.ece, 4),
         images_per_second=round(scores.images_per_second, 1),
         hardware=place.describe(),
         device=str(place.device),

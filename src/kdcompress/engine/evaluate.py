@@ -13,6 +13,8 @@ from torch import Tensor, nn
 from kdcompress.data import EvalBatches
 from kdcompress.engine.distributed import Place, summed
 
+BINS = 15
+
 
 @dataclass(frozen=True)
 class Scores:
@@ -21,6 +23,8 @@ class Scores:
     Attributes:
         top1, top5: Percent; ``top5`` is None with five classes or fewer.
         loss: Mean cross-entropy.
+        ece: Expected calibration error in percent: how far confidence and accuracy are apart, over 15 equal bins of
+            confidence (Guo et al. 2017, equation 3).
         n: Images.
         images_per_second: Of the network alone, over all processes; reading images and the warm-up not counted.
         exits: Of a gated network, how many images stopped at each stage.
@@ -29,6 +33,7 @@ class Scores:
     top1: float
     top5: float | None
     loss: float
+    ece: float
     n: int
     images_per_second: float
     exits: tuple[int, ...] = ()
@@ -76,6 +81,7 @@ class _Tally:
     def __init__(self, place: Place, stages: int) -> None:
         self.place, self.stages = place, stages
         self.sums = torch.zeros(4, dtype=place.sum_dtype, device=place.device)
+        self.bins = torch.zeros(3, BINS, dtype=place.sum_dtype, device=place.device)
         self.exits = torch.zeros(stages, dtype=torch.long, device=place.device)
         self.seconds, self.timed, self.many = 0.0, 0, False
 
@@ -87,6 +93,9 @@ class _Tally:
         self.seconds, self.timed, self.many = self.seconds + seconds, self.timed + len(logits), logits.shape[1] > 5
         top = logits.topk(min(5, logits.shape[1]), dim=1).indices == target[:, None]
         loss = nn.functional.cross_entropy(logits, target, reduction="sum")
+        confidence = logits.softmax(1).amax(1)
+        found = torch.stack([confidence, top[:, 0].float(), torch.ones_like(confidence)]).to(self.bins.dtype)
+        self.bins.index_add_(1, (confidence * BINS).nan_to_num().long().clamp(0, BINS - 1), found)
         count = torch.tensor(len(logits), device=logits.device)
         self.sums += torch.stack([top[:, 0].sum(), top.any(1).sum(), loss, count]).to(self.sums.dtype)
 
@@ -96,7 +105,10 @@ class _Tally:
         right, right5, loss_sum, total = summed(self.sums).tolist()
         n = max(int(total), 1)
         top5 = 100 * right5 / n if self.many else None
-        return Scores(100 * right / n, top5, loss_sum / n, n, images_per_second, tuple(summed(self.exits).tolist()))
+        confidence, correct, _ = summed(self.bins)
+        ece = 100 * float((confidence - correct).abs().sum()) / n
+        exits = tuple(summed(self.exits).tolist())
+        return Scores(100 * right / n, top5, loss_sum / n, ece, n, images_per_second, exits)
 
 
 def collect(forward: Callable[[Tensor], Tensor], batches: EvalBatches, place: Place) -> tuple[Tensor, Tensor]:

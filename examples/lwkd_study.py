@@ -1,0 +1,93 @@
+"""LW-KD against what it has to beat; resumes, and skips what is done::
+
+    python examples/lwkd_study.py OUT --data cifar10/ --teacher resnet56-cifar10.safetensors \\
+        --arch resnet56_cifar,shortcut=A --epochs 6 --table examples/README.md --mark lwkd-cifar10
+    python examples/lwkd_study.py OUT2 --data digits --epochs 15 --table examples/README.md --mark lwkd-digits
+
+Without ``--teacher``, KD learns from a ``resnet32_cifar`` that is trained first. The table is made from the runs' JSON.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+from pathlib import Path
+from typing import Any
+
+from study import Study, mean_std, write_between
+
+LIGHT = ["--method", "lwkd"]
+VARIANTS: dict[str, list[str]] = {
+    "CE": ["--method", "ce"],
+    "label smoothing": ["--method", "label-smoothing"],
+    "Tf-KD": ["--method", "tf-kd"],
+    "KD": ["--method", "kd"],
+    "LW-KD without the adversarial part": [*LIGHT, "--adversarial-weight", "0"],
+    "LW-KD without KD": [*LIGHT, "--alpha", "0"],
+    "LW-KD": LIGHT,
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--data", required=True)
+    parser.add_argument("--teacher", help="of KD; trained first where it is not given")
+    parser.add_argument("--arch", help="model spec of a teacher that is a checkpoint")
+    parser.add_argument("--student", default="resnet8_cifar")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--epochs", type=int, default=6)
+    parser.add_argument("--table", type=Path, help="file with the marks of the table")
+    parser.add_argument("--mark", default="lwkd-table")
+    given = parser.parse_args()
+    study = Study(given.out, ["--data", given.data, "--epochs", str(given.epochs), "--quiet"])
+    heavy, heavy_seconds = given.teacher, None
+    if heavy is None:
+        study.score("teacher", ["train-teacher", "--model", "resnet32_cifar"])
+        heavy, heavy_seconds = str(given.out / "teacher"), _seconds(study, "teacher")
+    teacher = [heavy, *(["--teacher-arch", given.arch] if given.arch else [])]
+
+    def score(name: str, seed: int) -> dict[str, Any]:
+        first = teacher if name == "KD" else []
+        arguments = ["distill", *first, "--student", given.student, *VARIANTS[name], "--seed", str(seed)]
+        return study.score(_folder(name, seed), arguments)
+
+    for seed in range(given.seeds):  # a seed of everything before the next
+        for name in VARIANTS:
+            score(name, seed)
+    lines = [
+        "| student trained by | top-1 | calibration error | teacher, s | teacher and student, s |",
+        "| --- | ---: | ---: | ---: | ---: |",
+    ]
+    for name in VARIANTS:
+        results = [score(name, seed) for seed in range(given.seeds)]
+        folders = [_folder(name, seed) for seed in range(given.seeds)]
+        own = sum(_seconds(study, folder) for folder in folders) / len(folders)
+        entry = study.record(folders[0])["teacher"] or {}
+        cost = heavy_seconds if name == "KD" else entry.get("seconds", 0.0)
+        shown = ["not known", "–"] if cost is None else [f"{cost:.0f}", f"{cost + own:.0f}"]
+        top1, ece = (mean_std(result[key] for result in results) for key in ("top1", "ece"))
+        lines.append(f"| {name} | {top1} | {ece} | {shown[0]} | {shown[1]} |")
+    hardware = study.record(_folder("CE", 0))["hardware"]
+    lines += [
+        "",
+        f"`{given.student}` on the test split, {given.epochs} epochs, last epoch, {given.seeds} seed(s), mean ± "
+        f"standard deviation; seconds on {hardware}.",
+    ]
+    print("\n".join(lines))
+    if given.table:
+        write_between(given.table, given.mark, lines)
+
+
+def _folder(name: str, seed: int) -> str:
+    return f"{name.replace(' ', '-')}-seed{seed}"
+
+
+def _seconds(study: Study, name: str) -> float:
+    """Of a run's own epochs."""
+    with open(study.out / name / "metrics.csv") as file:
+        return sum(float(row["seconds"]) for row in csv.DictReader(file))
+
+
+if __name__ == "__main__":
+    main()
