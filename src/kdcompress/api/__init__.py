@@ -4,7 +4,8 @@ from kdcompress.api.describe import describe_data
 from kdcompress.api.evaluate import evaluate
 from kdcompress.api.gate import gate_calibrate
 from kdcompress.api.profile import profile_flops
-from kdcompress.api.train import add_res_student, distill, train_teacher
+from kdcompress.api.reskd import add_res_student
+from kdcompress.api.train import distill, train_teacher
 
 __all__ = [
     "add_res_student",
