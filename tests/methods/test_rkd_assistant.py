@@ -6,7 +6,9 @@ import copy
 from typing import Any
 
 import pytest
+import small_networks
 import torch
+from small_networks import CLASSES
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -28,17 +30,11 @@ from kdcompress.methods.rkd_assistant import Divided, RkdAssistantTask, Transfer
 from kdcompress.models.build import ModelSpec, build
 from kdcompress.models.student_assistant import ARCHITECTURE, StudentAssistant
 
-CLASSES = 5
 MODEL = {"architecture": "resnet8_cifar", "model_args": {"width": 0.5}}
 
 
 def network(seed: int, spec: str = "resnet14_cifar,width=0.5") -> nn.Module:
-    torch.manual_seed(seed)
-    model, _ = build(ModelSpec.parse(spec), num_classes=CLASSES, in_chans=1, size=(8, 8))
-    with torch.no_grad():
-        for _ in range(3):
-            model.train()(2 * torch.randn(32, 1, 8, 8) + 1)
-    return model
+    return small_networks.network(seed, spec)
 
 
 def divided(teacher: nn.Module, seed: int = 0, **given: Any) -> tuple[Divided, list[tuple[Stage, Stage]]]:
@@ -57,17 +53,6 @@ def task_of(part: str, transfer: str = "fitnets", **given: Any) -> RkdAssistantT
     keep = given.pop("keep_classifier", False)
     module, pairs = divided(teacher, keep_classifier=keep)
     return RkdAssistantTask(module, Frozen(teacher), pairs, TRANSFERS[transfer], part=part, **given)
-
-
-@pytest.fixture
-def x() -> Tensor:
-    torch.manual_seed(3)
-    return torch.randn(16, 1, 8, 8)
-
-
-@pytest.fixture
-def y() -> Tensor:
-    return torch.arange(16) % CLASSES
 
 
 def test_fitnets_is_l2_in_units_of_the_teacher() -> None:

@@ -6,7 +6,9 @@ import copy
 from collections.abc import Callable
 
 import pytest
+import small_networks
 import torch
+from small_networks import CLASSES
 from timm.task import TrainingTask
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -16,19 +18,11 @@ from kdcompress.methods.base import Frozen, StudentTask
 from kdcompress.methods.kd import KdTask
 from kdcompress.methods.reskd import ResKdTask
 from kdcompress.methods.supervised import SupervisedTask, TfKdTask
-from kdcompress.models.build import ModelSpec, build, zero_classifier
-
-CLASSES = 5
+from kdcompress.models.build import zero_classifier
 
 
 def network(seed: int, spec: str = "resnet8_cifar,width=0.25") -> nn.Module:
-    """With BatchNorm statistics that are not the initial ones."""
-    torch.manual_seed(seed)
-    model, _ = build(ModelSpec.parse(spec), num_classes=CLASSES, in_chans=1, size=(8, 8))
-    with torch.no_grad():
-        for _ in range(3):
-            model.train()(2 * torch.randn(32, 1, 8, 8) + 1)
-    return model.train()
+    return small_networks.network(seed, spec)
 
 
 def tasks() -> dict[str, Callable[[], StudentTask]]:
@@ -41,17 +35,6 @@ def tasks() -> dict[str, Callable[[], StudentTask]]:
         "reskd": lambda: ResKdTask(network(0), Frozen(network(2)), Frozen(network(1))),
         "reskd-mse": lambda: ResKdTask(network(0), Frozen(network(2)), Frozen(network(1)), residual_loss="mse"),
     }
-
-
-@pytest.fixture
-def x() -> Tensor:
-    torch.manual_seed(3)
-    return torch.randn(16, 1, 8, 8)
-
-
-@pytest.fixture
-def y() -> Tensor:
-    return torch.arange(16) % CLASSES
 
 
 def naive_ce(logits: Tensor, target: Tensor, smoothing: float = 0.0) -> Tensor:

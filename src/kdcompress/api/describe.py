@@ -11,7 +11,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from kdcompress.data import Data, DataSource, Preprocess, choose_channels, choose_size, load_source
+from kdcompress.api.reference import open_data
+from kdcompress.data import Data, DataSource, Preprocess, choose_channels, choose_size
 from kdcompress.engine.progress import Reporter
 from kdcompress.errors import UserError, usage_error
 from kdcompress.options import DescribeDataOptions
@@ -40,7 +41,7 @@ def describe_data(
     options = options or DescribeDataOptions.resolve(given)
     if options.preview is not None:
         _check_preview(options.preview)
-    source = load_source(str(options.data), data_dir=options.data_dir, download=options.download)
+    source = open_data(options)
     size = choose_size(source, options, (224, 224), fixed=False)
     channels = choose_channels(source, options)
     prep = Preprocess(size, channels, (0.0,) * channels, (1.0,) * channels)  # values stay in [0, 1]

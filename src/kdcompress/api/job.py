@@ -150,7 +150,7 @@ class Job:
 
     def energy(self, network: nn.Module, teacher: nn.Module, data: Data) -> float:
         """Energy of the residual that ``network`` leaves, on the whole calibration split."""
-        batches = dataclasses.replace(data, rank=0, world=1).evaluation("calibration", EVAL_BATCH)
+        batches = data.alone().evaluation("calibration", EVAL_BATCH)
         teacher.to(self.place.device)
         logits, _ = collect(network.to(self.place.device), batches, self.place)
         return round(float(residual_energy(collect(teacher, batches, self.place)[0], logits)), 6)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import csv
-import os
 import shutil
 import tempfile
 from collections.abc import Callable
@@ -54,7 +53,10 @@ def train_lwkd(job: Job, options: DistillOptions, source: DataSource, student: N
             too large.
     """
     images = _bank_images(source.num_classes, options.bank_size)
-    teacher = _given(options) if options.teacher is not None else _made(source.num_classes, options, train)
+    if options.teacher is not None:
+        teacher = load_network(options.teacher, options.teacher_arch)
+    else:
+        teacher = _made(source.num_classes, options, train)
     if teacher.num_classes != source.num_classes:
         problem = f"The teacher {teacher.reference} has {teacher.num_classes} classes, the data {source.num_classes}."
         raise UserError(problem, "Leave TEACHER out: one of the right size takes seconds.")
@@ -150,10 +152,6 @@ def _bank_images(classes: int, wanted: int | None) -> int:
     return images
 
 
-def _given(options: DistillOptions) -> Network:
-    return load_network(str(options.teacher), options.teacher_arch)
-
-
 def _made(classes: int, options: DistillOptions, train: Train) -> Network:
     """The lightweight teacher for so many classes: from the cache, or trained and kept there."""
     stop = f"{options.teacher_top1:g}"
@@ -184,7 +182,7 @@ def _work_folder(beside: Path) -> str:
     """An empty folder in the cache, or elsewhere where that cannot be written to."""
     try:
         beside.mkdir(parents=True, exist_ok=True)
-        return tempfile.mkdtemp(prefix=f".{os.getpid()}-", dir=beside)
+        return tempfile.mkdtemp(prefix=".", dir=beside)
     except OSError:
         return tempfile.mkdtemp(prefix="kdcompress-")
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from kdcompress.data import InputAdapter
 from kdcompress.methods.features import Stage, through
+from kdcompress.methods.losses import kl_divergence
 from kdcompress.models.fold import fold_batchnorm
 
 
@@ -88,3 +89,31 @@ class StudentTask(TrainingTask):
         """What is scored on the calibration split: takes the batches as the task does."""
         student = self.trained(module or self.get_trainable_module(ema=ema))
         return student if self.adapter is None else nn.Sequential(self.adapter, student)
+
+
+class LogitTask(StudentTask):
+    """A student that learns from labels and from what some teacher says; subclasses say which.
+
+    Args:
+        alpha: Weight of the distillation loss.
+        temperature: tau.
+    """
+
+    def __init__(
+        self,
+        student: nn.Module,
+        adapter: InputAdapter | None = None,
+        label_smoothing: float = 0.0,
+        *,
+        alpha: float,
+        temperature: float,
+    ) -> None:
+        super().__init__(student, adapter, label_smoothing)
+        self.alpha, self.temperature = alpha, temperature
+
+    def distilled(self, teacher_logits: Tensor, logits: Tensor, target: Tensor) -> dict[str, Tensor]:
+        """``(1 - alpha) * CE(z_S, y) + alpha * KL_tau(z_T, z_S)`` for logits [B, K], as the result of a step."""
+        task_loss = self.cross_entropy(logits, target)
+        kd_loss = kl_divergence(teacher_logits, logits, self.temperature)
+        loss = (1 - self.alpha) * task_loss + self.alpha * kd_loss
+        return {"loss": loss, "output": logits, "task_loss": task_loss, "kd_loss": kd_loss}

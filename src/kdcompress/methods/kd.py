@@ -5,11 +5,10 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from kdcompress.data import InputAdapter
-from kdcompress.methods.base import Frozen, StudentTask
-from kdcompress.methods.losses import kl_divergence
+from kdcompress.methods.base import Frozen, LogitTask
 
 
-class KdTask(StudentTask):
+class KdTask(LogitTask):
     """``(1 - alpha) * CE(z_S, y) + alpha * KL_tau(z_T, z_S)``.
 
     Args:
@@ -32,14 +31,9 @@ class KdTask(StudentTask):
         alpha: float = 0.9,
         temperature: float = 4.0,
     ) -> None:
-        super().__init__(student, adapter, label_smoothing)
+        super().__init__(student, adapter, label_smoothing, alpha=alpha, temperature=temperature)
         self.teacher = teacher
-        self.alpha, self.temperature = alpha, temperature
 
     def forward(self, input: Tensor, target: Tensor) -> dict[str, Tensor]:
         """Images [B, C, H, W] and labels [B] or soft targets [B, K]."""
-        logits = self.student_logits(input)
-        task_loss = self.cross_entropy(logits, target)
-        kd_loss = kl_divergence(self.teacher(input), logits, self.temperature)
-        loss = (1 - self.alpha) * task_loss + self.alpha * kd_loss
-        return {"loss": loss, "output": logits, "task_loss": task_loss, "kd_loss": kd_loss}
+        return self.distilled(self.teacher(input), self.student_logits(input), target)

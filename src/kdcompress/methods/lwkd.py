@@ -16,8 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from kdcompress.data import InputAdapter
-from kdcompress.methods.base import StudentTask
-from kdcompress.methods.losses import kl_divergence
+from kdcompress.methods.base import LogitTask
 
 HIDDEN = 128
 REAL = 0.9  # label of the teacher's distributions (one-sided label smoothing, Salimans et al. 2016, section 3.4)
@@ -76,7 +75,7 @@ class Discriminator(nn.Sequential):
         )
 
 
-class LwKdTask(StudentTask):
+class LwKdTask(LogitTask):
     """``(1 - alpha) * CE + alpha * KL_tau + beta * L_adv``, ``L_adv = -log D(softmax(z_S / tau))``.
 
     The soft target of an image is the lightweight teacher's on some image of the same class. Each step also trains D by
@@ -106,8 +105,8 @@ class LwKdTask(StudentTask):
         adversarial_weight: float = 0.1,
         adversarial_warmup: float = 0.1,
     ) -> None:
-        super().__init__(student, adapter, label_smoothing)
-        self.bank, self.alpha, self.temperature = bank, alpha, temperature
+        super().__init__(student, adapter, label_smoothing, alpha=alpha, temperature=temperature)
+        self.bank = bank
         self.adversarial_weight, self.adversarial_warmup = adversarial_weight, adversarial_warmup
         self.discriminator = Discriminator(bank.logits.shape[0]) if adversarial_weight else None
         parameters = list(self.discriminator.parameters()) if self.discriminator is not None else []
@@ -117,10 +116,7 @@ class LwKdTask(StudentTask):
         """Images [B, C, H, W] (or what the student takes) and labels [B] or soft targets [B, K]."""
         logits = self.student_logits(input)
         teacher = self.bank.draw(target)
-        task_loss = self.cross_entropy(logits, target)
-        kd_loss = kl_divergence(teacher, logits, self.temperature)
-        loss = (1 - self.alpha) * task_loss + self.alpha * kd_loss
-        found = {"output": logits, "task_loss": task_loss, "kd_loss": kd_loss}
+        found = self.distilled(teacher, logits, target)
         if self.discriminator is not None:
             real, fake = (F.softmax(z.float() / self.temperature, dim=1) for z in (teacher, logits))
             with torch.autocast(logits.device.type, enabled=False):
@@ -128,8 +124,8 @@ class LwKdTask(StudentTask):
                 self.discriminator.requires_grad_(False)  # the student's loss goes through it, not into it
                 found["adversarial_loss"] = F.softplus(-self.discriminator(fake)).mean()
                 self.discriminator.requires_grad_(True)
-            loss = loss + self._weight() * found["adversarial_loss"]
-        return {"loss": loss, **found}
+            found["loss"] = found["loss"] + self._weight() * found["adversarial_loss"]
+        return found
 
     def _weight(self) -> float:
         """beta at this point of the training."""

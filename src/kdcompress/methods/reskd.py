@@ -5,8 +5,8 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from kdcompress.data import InputAdapter
-from kdcompress.methods.base import Frozen, StudentTask
-from kdcompress.methods.losses import kl_divergence, residual_energy
+from kdcompress.methods.base import Frozen, LogitTask
+from kdcompress.methods.losses import residual_energy
 
 
 class ResidualSum(nn.Module):
@@ -21,7 +21,7 @@ class ResidualSum(nn.Module):
         return self.members(x) + self.res_student(x).float()
 
 
-class ResKdTask(StudentTask):
+class ResKdTask(LogitTask):
     """Train one res-student through the sum, or on the residual itself (both: our choice).
 
     ``kl``: ``(1 - alpha) * CE(z, y) + alpha * KL_tau(z_T, z)``; ``mse``: ``mean((z_T - z)^2)``;
@@ -51,10 +51,9 @@ class ResKdTask(StudentTask):
         temperature: float = 4.0,
         warmup: float = 0.5,
     ) -> None:
-        super().__init__(res_student, adapter, label_smoothing)
+        super().__init__(res_student, adapter, label_smoothing, alpha=alpha, temperature=temperature)
         self.members, self.teacher = members, teacher
-        self.residual_loss, self.alpha, self.temperature = residual_loss, alpha, temperature
-        self.warmup = warmup
+        self.residual_loss, self.warmup = residual_loss, warmup
 
     def forward(self, input: Tensor, target: Tensor) -> dict[str, Tensor]:
         """Images [B, C, H, W] and labels [B] or soft targets [B, K]; ``output`` is the sum."""
@@ -63,10 +62,7 @@ class ResKdTask(StudentTask):
         energy = residual_energy(teacher_logits, logits)
         if self.residual_loss == "mse":
             return {"loss": energy, "output": logits, "energy": energy}
-        task_loss = self.cross_entropy(logits, target)
-        kd_loss = kl_divergence(teacher_logits, logits, self.temperature)
-        loss = (1 - self.alpha) * task_loss + self.alpha * kd_loss
-        return {"loss": loss, "output": logits, "task_loss": task_loss, "kd_loss": kd_loss, "energy": energy}
+        return {**self.distilled(teacher_logits, logits, target), "energy": energy}
 
     def members_weight(self) -> float:
         """``w`` at this point of the training; 1 in eval mode."""

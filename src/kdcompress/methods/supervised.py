@@ -7,8 +7,7 @@ import math
 from torch import Tensor, nn
 
 from kdcompress.data import InputAdapter
-from kdcompress.methods.base import StudentTask
-from kdcompress.methods.losses import kl_divergence
+from kdcompress.methods.base import LogitTask, StudentTask
 
 
 class SupervisedTask(StudentTask):
@@ -20,7 +19,7 @@ class SupervisedTask(StudentTask):
         return {"loss": self.cross_entropy(logits, target), "output": logits}
 
 
-class TfKdTask(StudentTask):
+class TfKdTask(LogitTask):
     """Teacher-free KD: a hand-made distribution is the teacher (Tf-KD, Yuan et al. 2020, section 4.2).
 
     ``(1 - alpha) * CE + alpha * KL_tau``, where the teacher gives 0.99 to the right class and shares out the rest.
@@ -40,8 +39,7 @@ class TfKdTask(StudentTask):
         alpha: float = 0.1,
         temperature: float = 20.0,
     ) -> None:
-        super().__init__(student, adapter, label_smoothing)
-        self.alpha, self.temperature = alpha, temperature
+        super().__init__(student, adapter, label_smoothing, alpha=alpha, temperature=temperature)
 
     def forward(self, input: Tensor, target: Tensor) -> dict[str, Tensor]:
         """Images [B, C, H, W] and labels [B] or soft targets [B, K]."""
@@ -50,6 +48,4 @@ class TfKdTask(StudentTask):
         soft = target if target.ndim == 2 else nn.functional.one_hot(target, classes)
         wrong = math.log((1 - self.RIGHT) / (classes - 1))
         virtual = wrong + (math.log(self.RIGHT) - wrong) * soft.float()
-        task_loss, kd_loss = self.cross_entropy(logits, target), kl_divergence(virtual, logits, self.temperature)
-        loss = (1 - self.alpha) * task_loss + self.alpha * kd_loss
-        return {"loss": loss, "output": logits, "task_loss": task_loss, "kd_loss": kd_loss}
+        return self.distilled(virtual, logits, target)
