@@ -159,6 +159,33 @@ def test_a_collapse_is_reported(tmp_path: Path) -> None:
         assert (word in notes[0]) if word else not notes
 
 
+def test_options_reach_the_method(light: TrainResult, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An option that is taken and does nothing."""
+    seen: dict[str, Any] = {}
+    genuine = LwKdTask.__init__
+
+    def spy(self: LwKdTask, student: Any, bank: SoftTargetBank, *args: Any, **given: Any) -> None:
+        seen.update(given, images=bank.logits.shape[1], classes=bank.classes.tolist())
+        genuine(self, student, bank, *args, **given)
+
+    monkeypatch.setattr(LwKdTask, "__init__", spy)
+    wanted = {"adversarial_weight": 0.0, "adversarial_warmup": 0.7, "alpha": 0.3, "temperature": 2.0}
+    given = {**COMMON, **wanted, "epochs": 1, "bank_size": 3, "class_map": "random"}
+    result = kdcompress.distill(**given, teacher=light.run, out=str(tmp_path / "run"))
+    classes = seen.pop("classes")
+    assert sorted(classes) == list(range(10)) != classes
+    assert seen == {**wanted, "images": 3}
+    assert "discriminator" not in (Path(str(result.run)) / METRICS).read_text()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+    def look(options: Any, **given: Any) -> Any:
+        raise UserError(f"stops at {options.stop_top1:g}", "")
+
+    monkeypatch.setattr("kdcompress.api.train.train_teacher", look)
+    with pytest.raises(UserError, match="stops at 42"):
+        kdcompress.distill(**COMMON, teacher_top1=42.0, out=str(tmp_path / "other"))
+
+
 def test_what_cannot_be_is_told(light: TrainResult, tmp_path: Path) -> None:
     """Before anything is trained."""
     cases: list[tuple[dict[str, Any], str]] = [
@@ -219,5 +246,7 @@ def test_tables_are_data_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert result.top1 > 80
     scored = kdcompress.evaluate(run=result.run, device="cpu")
     assert scored.top1 > 85
+    with pytest.raises(UserError, match="--augment crop needs images"):
+        kdcompress.distill(**{**given, "augment": "crop"}, out=str(tmp_path / "other"))
     with pytest.raises(UserError, match="as they are"):
         kdcompress.distill(**{**given, "input_size": "32"}, out=str(tmp_path / "other"))

@@ -91,6 +91,8 @@ class Data:
         images = self._images("fit", per_class)
         in_memory = not isinstance(images, StreamImages)
         if isinstance(images, MemoryTensors):
+            if augment not in ("auto", "none"):
+                raise usage_error(f"--augment {augment} needs images.", f"The inputs of {self.source.spec} are none.")
             augment = "none"
         if augment == "auto":
             flip = "-flip" if self.source.flip else ""
