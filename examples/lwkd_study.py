@@ -11,8 +11,8 @@ from __future__ import annotations
 
 import argparse
 import csv
+import itertools
 from pathlib import Path
-from typing import Any
 
 from study import Study, mean_std, write_between
 
@@ -37,31 +37,40 @@ def main() -> None:
     parser.add_argument("--student", default="resnet8_cifar")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--epochs", type=int, default=6)
+    parser.add_argument(
+        "--jobs", type=int, default=1, help="trainings at a time; their seconds are then those of a part"
+    )
+    parser.add_argument("--precision", default="auto", help="give one, where the machine may change on the way")
     parser.add_argument("--table", type=Path, help="file with the marks of the table")
     parser.add_argument("--mark", default="lwkd-table")
     given = parser.parse_args()
-    study = Study(given.out, ["--data", given.data, "--epochs", str(given.epochs), "--quiet"])
+    common = ["--data", given.data, "--epochs", str(given.epochs), "--precision", given.precision, "--quiet"]
+    study = Study(given.out, common, given.jobs)
     heavy, heavy_seconds = given.teacher, None
     if heavy is None:
-        study.score("teacher", ["train-teacher", "--model", "resnet32_cifar"])
+        study.run({"teacher": ["train-teacher", "--model", "resnet32_cifar"]})
         heavy, heavy_seconds = str(given.out / "teacher"), _seconds(study, "teacher")
     teacher = [heavy, *(["--teacher-arch", given.arch] if given.arch else [])]
-
-    def score(name: str, seed: int) -> dict[str, Any]:
+    runs = {}
+    for seed, name in itertools.product(range(given.seeds), VARIANTS):  # a seed of everything before the next
         first = teacher if name == "KD" else []
-        arguments = ["distill", *first, "--student", given.student, *VARIANTS[name], "--seed", str(seed)]
-        return study.score(_folder(name, seed), arguments)
-
-    for seed in range(given.seeds):  # a seed of everything before the next
-        for name in VARIANTS:
-            score(name, seed)
+        runs[_folder(name, seed)] = [
+            "distill",
+            *first,
+            "--student",
+            given.student,
+            *VARIANTS[name],
+            "--seed",
+            str(seed),
+        ]
+    study.run(runs)
     lines = [
         "| student trained by | top-1 | calibration error | teacher, s | teacher and student, s |",
         "| --- | ---: | ---: | ---: | ---: |",
     ]
     for name in VARIANTS:
-        results = [score(name, seed) for seed in range(given.seeds)]
         folders = [_folder(name, seed) for seed in range(given.seeds)]
+        results = [study.result(folder) for folder in folders]
         own = sum(_seconds(study, folder) for folder in folders) / len(folders)
         entry = study.record(folders[0])["teacher"] or {}
         cost = heavy_seconds if name == "KD" else entry.get("seconds", 0.0)
