@@ -129,3 +129,17 @@ def test_other_data_than_images(name: str, chance: float, epochs: int, tmp_path:
     done = subprocess.run(scored, cwd=EXAMPLES, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["top1"] > 2 * chance
+
+
+def test_rkd_cost_counts_twice(tmp_path: Path) -> None:
+    """The table that shows that separation is free could not be made again."""
+    table = tmp_path / "README.md"
+    table.write_text("before\n<!-- rkd-cost: begin -->\nold\n<!-- rkd-cost: end -->\nafter\n")
+    script = [sys.executable, str(EXAMPLES / "rkd_cost.py"), "resnet8_cifar,width=0.5", "--table", str(table)]
+    done = subprocess.run(script, capture_output=True, text=True, env=_environment(), timeout=300)
+    assert done.returncode == 0, done.stderr
+    head, _, row, *_ = [line for line in table.read_text().splitlines() if line.startswith("|")]
+    cells = dict(zip(head.split("|"), row.split("|"), strict=True))
+    assert 0.97 <= float(cells[" of the undivided "]) <= 1
+    assert 0.95 <= float(cells[" by torch's count "]) <= 1
+    assert "old" not in table.read_text()
