@@ -19,6 +19,7 @@ if TYPE_CHECKING:
         distill,
         evaluate,
         gate_calibrate,
+        manage_cache,
         profile_flops,
         train_teacher,
     )
@@ -32,6 +33,7 @@ __all__ = [
     "evaluate",
     "gate_calibrate",
     "load",
+    "manage_cache",
     "profile_flops",
     "train_teacher",
 ]

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from kdcompress.errors import usage_error
 from kdcompress.option_set import Options, option
 
 METHODS = ("ce", "label-smoothing", "tf-kd", "kd", "reskd", "rkd-assistant", "lwkd")
@@ -14,10 +15,25 @@ TEACHERLESS = ("ce", "label-smoothing", "tf-kd")
 ASSISTANT = "Residual KD with an assistant"
 LIGHT = "LW-KD: a lightweight teacher"
 DATA, TRAINING, RUN, SHELL = "Data", "Training", "Run", "Shell"
+CACHE = "Targets, computed once"
 
 # what may differ when a run goes on: where things are and how they are watched, not what comes out
 FREE_OPTIONS = frozenset(
-    ("out", "resume", "tensorboard", "workers", "device", "precision", "download", "data_dir", "run", "teacher", "data")
+    (
+        "out",
+        "resume",
+        "tensorboard",
+        "workers",
+        "device",
+        "precision",
+        "download",
+        "data_dir",
+        "run",
+        "teacher",
+        "data",
+        "cache_dir",
+        "cache_size",
+    )
 )
 
 
@@ -146,6 +162,39 @@ class TeacherOptions(Options):
 
 
 @dataclass(kw_only=True)
+class CacheOptions(Options):
+    cache_dir: str | None = option(
+        None, "where targets and lightweight teachers are kept (default: ~/.cache/kdcompress)", panel=CACHE
+    )
+
+
+@dataclass(kw_only=True)
+class TargetOptions(CacheOptions):
+    """Whether frozen networks are asked at every step, or once."""
+
+    target_views: str = option(
+        "auto",
+        "how many views of the images there are, whose targets are computed once and kept; 0: new ones each epoch; "
+        "auto: 8, where that saves time",
+        panel=CACHE,
+    )
+    cache_size: float = option(20.0, "GiB of targets that are kept", low=0, panel=CACHE)
+
+    @property
+    def chosen_views(self) -> int | None:
+        """None for ``auto``.
+
+        Raises:
+            UserError: Neither that nor a whole number.
+        """
+        if self.target_views == "auto":
+            return None
+        if not self.target_views.isascii() or not self.target_views.isdigit():
+            raise usage_error(f"--target-views {self.target_views} is no number.", "Give auto, 0, or e.g. 8.")
+        return int(self.target_views)
+
+
+@dataclass(kw_only=True)
 class ResidualOptions(LogitOptions):
     residual_loss: str = option(
         "kl",
@@ -218,7 +267,9 @@ class LightTeacherOptions(Options):
 
 
 @dataclass(kw_only=True)
-class DistillOptions(LightTeacherOptions, AssistantOptions, ResidualOptions, TeacherOptions, TrainingOptions):
+class DistillOptions(
+    LightTeacherOptions, AssistantOptions, ResidualOptions, TeacherOptions, TargetOptions, TrainingOptions
+):
     teacher: str | None = option(
         None,
         "run folder, '-', timm name, local-dir:PATH, hf-hub:ORG/NAME, or a checkpoint with --arch or --teacher-arch",
@@ -236,7 +287,7 @@ class DistillOptions(LightTeacherOptions, AssistantOptions, ResidualOptions, Tea
 
 
 @dataclass(kw_only=True)
-class AddResStudentOptions(ResidualOptions, TeacherOptions, TrainingOptions):
+class AddResStudentOptions(ResidualOptions, TeacherOptions, TargetOptions, TrainingOptions):
     run: str = option("-", "a distilled student or a cascade; '-' reads it from standard input", argument=True)
     teacher: str | None = option(None, "the teacher, where it is not the one RUN was distilled from")
 
@@ -289,6 +340,11 @@ class DescribeDataOptions(DataOptions):
         "none", "as for training; auto is what training does", choices=("auto", "none", "crop", "crop-flip", "rrc-flip")
     )
     seed: int = option(0, "of the choice and the augmentation", low=0, high=2**31 - 1)
+
+
+@dataclass(kw_only=True)
+class CacheCommandOptions(CacheOptions):
+    clear: bool = option(False, "remove all that is kept")
 
 
 @dataclass(kw_only=True)

@@ -71,6 +71,7 @@ class TrainResult(NetworkFacts, Result):
 
     Attributes:
         energies: Of the residual against the teacher after each member; the last two are before and after.
+        target_views: Views of the images whose targets were computed once; None where every epoch had its own.
     """
 
     method: str
@@ -86,6 +87,7 @@ class TrainResult(NetworkFacts, Result):
     loss: float
     images_per_second: float | None
     energies: list[float] | None = None
+    target_views: int | None = None
 
 
 @dataclass(kw_only=True)
@@ -151,6 +153,23 @@ class EvalResult(GateFacts, NetworkFacts, Result):
     hardware: str
     device: str
     precision: str
+
+
+@dataclass(kw_only=True)
+class CacheResult(Result):
+    """Of ``cache``.
+
+    Attributes:
+        folder: Absolute path.
+        bytes: Of all entries.
+        freed: Bytes, where it was cleared.
+        entries: Targets (views of a data set by a network) and lightweight teachers.
+    """
+
+    folder: str
+    bytes: int
+    entries: list[dict[str, Any]]
+    freed: int | None = None
 
 
 @dataclass(kw_only=True)

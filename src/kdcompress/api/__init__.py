@@ -1,5 +1,6 @@
 """The commands as Python functions; the command line only parses and prints."""
 
+from kdcompress.api.cache import manage_cache
 from kdcompress.api.describe import describe_data
 from kdcompress.api.evaluate import evaluate
 from kdcompress.api.gate import gate_calibrate
@@ -13,6 +14,7 @@ __all__ = [
     "distill",
     "evaluate",
     "gate_calibrate",
+    "manage_cache",
     "profile_flops",
     "train_teacher",
 ]

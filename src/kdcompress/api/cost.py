@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+from torch import nn
+
 from kdcompress.engine.progress import Reporter
 from kdcompress.flops import Profile, profile
+from kdcompress.models.build import config_of
 from kdcompress.models.loading import Network
 from kdcompress.models.residual_cascade import ResidualCascade
 from kdcompress.models.staged import Staged
@@ -17,6 +20,12 @@ def member_profiles(network: Network) -> list[Profile]:
     model = network.model
     parts = model.stages() if isinstance(model, Staged) else [model]
     return [profile(part, network.input_size) for part in parts]
+
+
+def macs_of(model: nn.Module) -> int:
+    """MACs of a network at its own input size, with every stage run."""
+    parts = model.stages() if isinstance(model, Staged) else [model]
+    return sum(profile(part, config_of(model)["input_size"]).macs for part in parts)
 
 
 def note_missed(profiles: list[Profile], name: str, reporter: Reporter) -> None:

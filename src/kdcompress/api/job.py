@@ -17,6 +17,7 @@ from torch import nn
 
 from kdcompress.api.cost import facts, member_profiles, note_missed
 from kdcompress.api.reference import Teacher, absolute, piped
+from kdcompress.api.targets import check_precision, told
 from kdcompress.data import Data
 from kdcompress.engine.distributed import Place, from_main, start
 from kdcompress.engine.evaluate import collect, evaluate
@@ -81,7 +82,7 @@ class Job:
         assemble: Callable[[Network], Network] = lambda network: network,
         energies: list[float] | None = None,
         parent: Network | None = None,
-        views: int = 0,
+        view_shift: int = 0,
     ) -> TrainResult:
         """Fit, score on the calibration split, profile and save.
 
@@ -90,7 +91,8 @@ class Job:
             assemble: From the trained network to the artifact.
             energies: Of the residual so far; where given, that of the new sum is appended.
             parent: The run that this one builds on.
-            views: Shifts the views of the images; members before have fitted those that their own number gave.
+            view_shift: Of the views of the images, where each epoch has its own; the members before have fitted those
+                that their own number gave.
         """
         options, place, source = self.options, self.place, data.source
         plans = [Plan.of(options, data.fit_size(), phase.epochs) for phase in phases]
@@ -98,7 +100,7 @@ class Job:
         if plan.batch_size < 2 * place.world:
             remedy = f"Give {2 * place.world} or more: BatchNorm takes no batch of one image."
             raise usage_error(f"--batch-size {plan.batch_size} is too small for {place.world} process(es).", remedy)
-        batches = data.training(plan.batch_size, options.seed + views, options.augment)
+        batches = data.training(plan.batch_size, options.seed + view_shift, options.augment)
         calibration = data.evaluation("calibration", EVAL_BATCH)
         stem = f"{self.command}-{self.method}-{network.architecture}-{Path(source.spec).name}"
         run = from_main(lambda: claim(options.out, stem, resume=options.resume))
@@ -110,14 +112,18 @@ class Job:
         rows: list[dict[str, Any]] = []
         for number in range(phase_of(run), len(phases)):
             task = phases[number].task()
+            check_precision(task, batches, place, self.reporter)
+            train_batches, eval_batches = told(
+                task, batches, calibration, data, options, plans[number].epochs, place, self.reporter
+            )
             title = f"{self.command} {network.architecture} {phases[number].name}".rstrip()
             rows = fit(
-                task, batches, calibration, options, plans[number], place, run, self.reporter,
+                task, train_batches, eval_batches, options, plans[number], place, run, self.reporter,
                 title=title, num_classes=source.num_classes, phase=number, history=rows,
             )  # fmt: skip
         task.eval()
         final = task.get_eval_model()
-        scores = evaluate(final, calibration, place)
+        scores = evaluate(final, eval_batches, place)
         if energies is not None and teacher is not None:
             energies = [*energies, self.energy(final, teacher.frozen, data)]
         made = assemble(dataclasses.replace(network, model=network.model.cpu().eval()))
@@ -140,6 +146,7 @@ class Job:
             loss=round(scores.loss, 6),
             images_per_second=rows[-1]["images_per_second"],
             energies=energies,
+            target_views=train_batches.views,
             **facts(made, teacher.entry if teacher else None, profiles),
         )
         if place.is_main:

@@ -18,7 +18,7 @@ from torch import Tensor
 from kdcompress.api.job import EVAL_BATCH, Job, Phase
 from kdcompress.api.prepare import batches_for, logit_weights
 from kdcompress.api.reference import Teacher
-from kdcompress.cache import cache_dir
+from kdcompress.cache import TEACHERS, cache_dir
 from kdcompress.data import Data, DataSource, load_source
 from kdcompress.engine.distributed import from_main
 from kdcompress.engine.evaluate import collect
@@ -155,7 +155,7 @@ def _bank_images(classes: int, wanted: int | None) -> int:
 def _made(classes: int, options: DistillOptions, train: Train) -> Network:
     """The lightweight teacher for so many classes: from the cache, or trained and kept there."""
     stop = f"{options.teacher_top1:g}"
-    kept = cache_dir() / "teachers" / f"lenet5-{classes}-classes-{stop}-percent"
+    kept = cache_dir(options.cache_dir) / TEACHERS / f"lenet5-{classes}-classes-{stop}-percent"
     if not from_main((kept / WEIGHTS).is_file):
         spot = Path(from_main(lambda: _work_folder(kept.parent)))
         try:

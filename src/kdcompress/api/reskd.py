@@ -101,7 +101,7 @@ def add_res_student(
         assemble=lambda network: joined(base, network),
         energies=[*earlier[:-1], job.energy(task.members, teacher.frozen, data)],
         parent=base,
-        views=len(base.model.members),
+        view_shift=len(base.model.members),
     )
 
 

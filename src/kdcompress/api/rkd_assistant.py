@@ -9,9 +9,10 @@ from torch import nn
 from kdcompress.api.job import Job, Phase
 from kdcompress.api.prepare import adapter, batches_for, fresh, logit_weights, shared
 from kdcompress.api.reference import Teacher
+from kdcompress.cache import GIB
 from kdcompress.data import DataSource, Preprocess
 from kdcompress.errors import UserError, usage_error
-from kdcompress.methods.features import TRANSFERS, feature_size, matched, stages_of
+from kdcompress.methods.features import TRANSFERS, Stage, feature_size, matched, stages_of
 from kdcompress.methods.rkd_assistant import SCHEMES, Divided, RkdAssistantTask, TransferTask, Undivided
 from kdcompress.models.assemble import new_network, take_input
 from kdcompress.models.build import ModelSpec
@@ -52,6 +53,7 @@ def train_rkd_assistant(
     }
     frozen = teacher.freeze(adapter(prep, teacher.network.prep))
     data = batches_for(source, prep, job)
+    _say_what_views_take(options, [stage for stage, _ in pairs], prep, data.fit_size(), job)
     if options.undivided:
         task = TransferTask(Undivided(whole.model, pairs), frozen, pairs, **given)
         return job.train([Phase(lambda: task)], whole, data, teacher)
@@ -77,6 +79,22 @@ def train_rkd_assistant(
         return Phase(lambda: RkdAssistantTask(divided, frozen, student_pairs, part=part, **more), epochs, f"({part})")
 
     return job.train([phase(part, share) for part, share in SCHEMES[options.scheme]], network, data, teacher)
+
+
+def _say_what_views_take(options: DistillOptions, stages: list[Stage], prep: Preprocess, images: int, job: Job) -> None:
+    """Feature maps are not kept: they are thousands of times as large as logits.
+
+    Raises:
+        UserError: Views of them were asked for.
+    """
+    pixels = prep.size[0] * prep.size[1]
+    size = 2 * images * sum(stage.channels * pixels / stage.reduction**2 for stage in stages) / GIB
+    if options.chosen_views:
+        problem = (
+            f"A view of the teacher's feature maps would take {size:.1f} GiB: rkd-assistant computes them each time."
+        )
+        raise usage_error(problem, "Leave out --target-views.")
+    job.reporter.note(f"The teacher's feature maps are computed at every step; kept, a view would take {size:.1f} GiB.")
 
 
 def _separated(whole: Network, options: DistillOptions, teacher: Teacher, job: Job) -> Network:

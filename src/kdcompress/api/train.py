@@ -148,6 +148,8 @@ def _check_distill(options: DistillOptions) -> None:
         )
         if getattr(options, name) is not None and not used
     ]
+    if options.method in (*TEACHERLESS, "lwkd") and options.chosen_views:
+        unused.append("target_views")
     if options.method != "lwkd":
         unused += _changed(options, LightTeacherOptions)
     if options.method != "rkd-assistant":

@@ -69,6 +69,13 @@ Example: kdcompress data photos/ --preview sheet.png --augment auto
 Example: kdcompress data synth-digits:100 --preview numbers.png
 """
 
+CACHE_HELP = """What is kept for later runs: targets of frozen networks, and lightweight teachers.
+
+Example: kdcompress cache
+
+Example: kdcompress cache --clear
+"""
+
 # command -> (function of kdcompress.api, its options in kdcompress.options, help)
 COMMANDS: dict[str, tuple[str, str, str]] = {
     "train-teacher": ("train_teacher", "TrainTeacherOptions", TEACHER_HELP),
@@ -78,6 +85,7 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "profile-flops": ("profile_flops", "ProfileFlopsOptions", PROFILE_HELP),
     "eval": ("evaluate", "EvalOptions", EVAL_HELP),
     "data": ("describe_data", "DescribeDataOptions", DATA_HELP),
+    "cache": ("manage_cache", "CacheCommandOptions", CACHE_HELP),
 }
 # in the list of commands, where a line has no room for more
 IN_SHORT = {
@@ -88,6 +96,7 @@ IN_SHORT = {
     "profile-flops": "Parameters, MACs and FLOPs of any network.",
     "eval": "Accuracy, cost and speed on the test split.",
     "data": "What a data set is, with a contact sheet.",
+    "cache": "What is kept for later runs.",
 }
 
 

@@ -280,13 +280,29 @@ class TrainBatches:
         """Images of each batch over all processes."""
         return [len(part) for part in np.array_split(np.empty(len(self.images.ids)), len(self))]
 
+    @property
+    def views(self) -> int | None:
+        """How many different views there are; None: every epoch has its own."""
+        return None
+
+    def prepare(self, epoch: int, stopped: Callable[[], bool]) -> bool:
+        """Make ready what an epoch needs; False if it was stopped on the way. Here nothing is needed."""
+        return True
+
     def epoch(self, epoch: int, first_step: int = 0) -> Iterator[Batch]:
+        return self.load(self.parts(epoch, first_step), self.seed, epoch)
+
+    def parts(self, epoch: int, first_step: int = 0) -> list[np.ndarray]:
+        """This process' share of each batch of an epoch, as positions in the split."""
         order = np.random.default_rng((self.seed, epoch)).permutation(len(self.images.ids))
-        batches = [part[self.rank :: self.world] for part in np.array_split(order, len(self))][first_step:]
+        return [part[self.rank :: self.world] for part in np.array_split(order, len(self))][first_step:]
+
+    def load(self, parts: Sequence[np.ndarray], seed: int, view: int) -> Iterator[Batch]:
+        """The images at some positions, as a view shows them."""
         if isinstance(self.images, StreamImages):
             assert self.transform is not None
-            return self.images.loader(batches, self.transform, self.seed, epoch)
-        return (self.images.training(batch, self.seed, epoch, self.augment) for batch in batches)
+            return self.images.loader(parts, self.transform, seed, view)
+        return (self.images.training(part, seed, view, self.augment) for part in parts)
 
 
 @dataclass
@@ -299,8 +315,15 @@ class EvalBatches:
     world: int = 1
 
     def __iter__(self) -> Iterator[Batch]:
+        return self.load(self.parts())
+
+    def parts(self) -> list[np.ndarray]:
+        """This process' share, batch by batch, as positions in the split."""
         mine = np.arange(len(self.images.ids))[self.rank :: self.world]
-        batches = [mine[start : start + self.batch_size] for start in range(0, len(mine), self.batch_size)]
+        return [mine[start : start + self.batch_size] for start in range(0, len(mine), self.batch_size)]
+
+    def load(self, parts: Sequence[np.ndarray], seed: int = 0, view: int = 0) -> Iterator[Batch]:
+        """The images at some positions."""
         if isinstance(self.images, StreamImages):
-            return self.images.loader(batches, self.images.prep.eval_transform(), 0, 0)
-        return (self.images.plain(batch) for batch in batches)
+            return self.images.loader(parts, self.images.prep.eval_transform(), seed, view)
+        return (self.images.plain(part) for part in parts)

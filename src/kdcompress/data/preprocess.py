@@ -86,6 +86,9 @@ class InputAdapter(nn.Module):
         self.register_buffer("scale", (std / target_std).view(1, -1, 1, 1), persistent=False)
         self.register_buffer("shift", ((mean - target_mean) / target_std).view(1, -1, 1, 1), persistent=False)
 
+    def extra_repr(self) -> str:
+        return f"size={self.size}, same={self.same}"
+
     def forward(self, x: Tensor) -> Tensor:
         if self.size is not None:
             x = nn.functional.interpolate(x, self.size, mode="bilinear", antialias=True)

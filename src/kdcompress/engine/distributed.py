@@ -97,6 +97,18 @@ def summed(values: Tensor) -> Tensor:
     return values
 
 
+def gathered(rows: Tensor, total: int, place: Place) -> Tensor:
+    """Rows of which process r holds r, r + world, r + 2 world …: all ``total`` of them, in every process."""
+    if place.world == 1:
+        return rows
+    longest = -(-total // place.world)
+    padded = torch.zeros(longest, *rows.shape[1:], dtype=rows.dtype, device=rows.device)
+    padded[: len(rows)] = rows
+    found = [torch.empty_like(padded) for _ in range(place.world)]
+    dist.all_gather(found, padded)
+    return torch.stack(found, dim=1).flatten(0, 1)[:total]
+
+
 def anyone(flag: bool, place: Place) -> bool:
     """Whether it holds for any process; all of them must ask."""
     return bool(summed(torch.tensor(float(flag), device=place.device)).item())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 
 from kdcompress.data import EvalBatches
 from kdcompress.engine.distributed import Place, summed
+from kdcompress.engine.targets import ToldEval, unpacked
 
 BINS = 15
 
@@ -39,19 +41,22 @@ class Scores:
     exits: tuple[int, ...] = ()
 
 
-def evaluate(forward: Callable[[Tensor], Tensor], batches: EvalBatches, place: Place, *, passes: int = 1) -> Scores:
+def evaluate(
+    forward: Callable[..., Tensor], batches: EvalBatches | ToldEval, place: Place, *, passes: int = 1
+) -> Scores:
     """Run a network over a split.
 
     Args:
-        forward: Images [B, C, H, W] to logits [B, K], in eval mode, on the device.
+        forward: Images [B, C, H, W], and what frozen networks say about them where the batches tell it, to logits
+            [B, K], in eval mode, on the device.
         passes: How often each batch is run; the fastest counts for the speed.
     """
     return compare([forward], batches, place, passes=passes)[0]
 
 
 def compare(
-    forwards: Sequence[Callable[[Tensor], Any]],
-    batches: EvalBatches,
+    forwards: Sequence[Callable[..., Any]],
+    batches: EvalBatches | ToldEval,
     place: Place,
     *,
     passes: int = 1,
@@ -65,11 +70,11 @@ def compare(
     """
     tallies = [_Tally(place, count) for count in stages]
     with torch.inference_mode(), place.autocast():
-        for number, (x, target) in enumerate(batches):
+        for number, (x, target, told) in enumerate(map(unpacked, batches)):
             if number == 0:
                 for forward in forwards:
-                    forward(x)  # warm-up
-            runs = [[_timed(forward, x, place) for forward in forwards] for _ in range(passes)]
+                    forward(x, **told)  # warm-up
+            runs = [[_timed(partial(forward, **told), x, place) for forward in forwards] for _ in range(passes)]
             for position, tally in enumerate(tallies):
                 tally.add(runs[0][position][0], target, min(run[position][1] for run in runs))
     return [tally.scores() for tally in tallies]

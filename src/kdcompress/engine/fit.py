@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,6 +23,7 @@ from kdcompress.engine.distributed import Place, anyone, summed
 from kdcompress.engine.evaluate import evaluate
 from kdcompress.engine.interrupt import Interrupted, StopSignal
 from kdcompress.engine.progress import Reporter
+from kdcompress.engine.targets import ToldBatches, ToldEval, unpacked
 from kdcompress.errors import UserError, first_line, usage_error
 from kdcompress.options import FREE_OPTIONS, TrainingOptions
 from kdcompress.runs import RunFolder
@@ -76,8 +77,8 @@ class Plan:
 
 def fit(
     task: TrainingTask,
-    batches: TrainBatches,
-    calibration: EvalBatches,
+    batches: TrainBatches | ToldBatches,
+    calibration: EvalBatches | ToldEval,
     options: TrainingOptions,
     plan: Plan,
     place: Place,
@@ -145,7 +146,7 @@ class Trainer:
     def __init__(
         self,
         task: TrainingTask,
-        batches: TrainBatches,
+        batches: TrainBatches | ToldBatches,
         options: TrainingOptions,
         plan: Plan,
         place: Place,
@@ -201,9 +202,11 @@ class Trainer:
     def run_epoch(self, stop: StopSignal, reporter: Reporter) -> dict[str, Any]:
         """All steps of an epoch that are still to do."""
         self.task.train()
+        if not self.batches.prepare(len(self.history), lambda: stop.requested):
+            self._interrupt()
         sizes, began, shown, unreported = self.batches.sizes(), time.perf_counter(), 0.0, 0
-        for input, target in self.batches.epoch(len(self.history), self.step):
-            due = self._step(input, target, sizes[self.step])
+        for input, target, told in map(unpacked, self.batches.epoch(len(self.history), self.step)):
+            due = self._step(input, target, told, sizes[self.step])
             self.step += 1
             unreported += 1
             now = time.perf_counter()
@@ -252,8 +255,13 @@ class Trainer:
     def next_epoch(self) -> None:
         self.epoch, self.step, self.sums, self.seconds = self.epoch + 1, 0, {}, 0.0
 
-    def _step(self, input: Tensor, target: Tensor, images: int) -> bool:
-        """One batch: forward, backward, and an update when ``grad_accum`` batches are together; whether there was."""
+    def _step(self, input: Tensor, target: Tensor, told: Mapping[str, Tensor], images: int) -> bool:
+        """One batch: forward, backward, and an update when ``grad_accum`` batches are together; whether there was.
+
+        Args:
+            told: What is known about the batch beforehand, by argument of the task.
+            images: Of the batch over all processes.
+        """
         _seed(self.place.device, self.options.seed, len(self.history), self.step, self.place.rank)
         accum, last = self.options.grad_accum, len(self.batches) - 1
         first = self.step - self.step % accum
@@ -268,7 +276,7 @@ class Trainer:
             input, target = _mixed(self.mixup, input, target, self.num_classes)
         with contextlib.nullcontext() if due else self.task.no_sync():
             with self.place.autocast():
-                result = self.task(input, target)
+                result = self.task(input, target, **told)
             # processes average their gradients; their shares of a batch may differ by one image
             self._backward(result["loss"] * (len(labels) * self.place.world / images / group), due)
         if due:
@@ -380,7 +388,8 @@ class Trainer:
     def _fixed_options(self) -> dict[str, Any]:
         """What must not change under a run that goes on: all that decides its result."""
         options = {key: value for key, value in self.options.to_dict().items() if key not in FREE_OPTIONS}
-        return {**options, **vars(self.plan), "precision": self.place.precision, "world": self.place.world}
+        place = {"precision": self.place.precision, "world": self.place.world}
+        return {**options, **vars(self.plan), **place, "views": self.batches.views}
 
 
 def _memory_format(module: nn.Module, device: torch.device) -> torch.memory_format:

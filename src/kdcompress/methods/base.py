@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -19,6 +20,9 @@ from kdcompress.models.fold import fold_batchnorm
 class Frozen(nn.Module):
     """A network that only tells: eval mode, no gradients, logits in float32.
 
+    Attributes:
+        exact: Run in float32 whatever the training runs in; for networks that lower precision changes.
+
     Args:
         model: Kept as it is; what runs is a copy with BatchNorm folded, where the network allows it.
         adapter: From the batches' preprocessing to this network's.
@@ -28,6 +32,7 @@ class Frozen(nn.Module):
         super().__init__()
         self.model = fold_batchnorm(model.eval()).requires_grad_(False).to(memory_format=torch.channels_last)
         self.adapter = adapter
+        self.exact = False
 
     def train(self, mode: bool = True) -> Frozen:
         return super().train(False)
@@ -35,16 +40,21 @@ class Frozen(nn.Module):
     @torch.no_grad()
     def forward(self, x: Tensor) -> Tensor:
         """Images [B, C, H, W] to logits [B, K]."""
-        return self.model(x if self.adapter is None else self.adapter(x)).float()
+        with self._precision(x):
+            return self.model(x if self.adapter is None else self.adapter(x)).float()
 
     @torch.no_grad()
     def observe(
         self, x: Tensor, stages: Sequence[Stage], features: bool = False
     ) -> tuple[Tensor, Tensor | None, list[Tensor]]:
         """Images [B, C, H, W] to logits [B, K], the features [B, D] behind them if asked for, and maps [B, C, h, w]."""
-        final, maps = through(self.model, x if self.adapter is None else self.adapter(x), stages)
-        head: Any = self.model.forward_head
-        return head(final).float(), head(final, pre_logits=True).float() if features else None, maps
+        with self._precision(x):
+            final, maps = through(self.model, x if self.adapter is None else self.adapter(x), stages)
+            head: Any = self.model.forward_head
+            return head(final).float(), head(final, pre_logits=True).float() if features else None, maps
+
+    def _precision(self, x: Tensor) -> Any:
+        return torch.autocast(x.device.type, enabled=False) if self.exact else contextlib.nullcontext()
 
 
 class StudentTask(TrainingTask):
@@ -65,6 +75,14 @@ class StudentTask(TrainingTask):
         self.trainable_module = student
         self.adapter = adapter
         self.label_smoothing = label_smoothing
+
+    def frozen(self) -> dict[str, Frozen]:
+        """Frozen networks whose logits :meth:`forward` takes in place of asking them, by argument."""
+        return {}
+
+    def eval_frozen(self) -> dict[str, Frozen]:
+        """The same for the forward of :meth:`get_eval_model`."""
+        return {}
 
     def prepare_distributed(self, device_ids: list[int] | None = None, **ddp: Any) -> StudentTask:
         self.trainable_module = nn.parallel.DistributedDataParallel(self.trainable_module, device_ids=device_ids, **ddp)

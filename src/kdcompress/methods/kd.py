@@ -34,6 +34,11 @@ class KdTask(LogitTask):
         super().__init__(student, adapter, label_smoothing, alpha=alpha, temperature=temperature)
         self.teacher = teacher
 
-    def forward(self, input: Tensor, target: Tensor) -> dict[str, Tensor]:
-        """Images [B, C, H, W] and labels [B] or soft targets [B, K]."""
-        return self.distilled(self.teacher(input), self.student_logits(input), target)
+    def frozen(self) -> dict[str, Frozen]:
+        return {"teacher_logits": self.teacher}
+
+    def forward(self, input: Tensor, target: Tensor, teacher_logits: Tensor | None = None) -> dict[str, Tensor]:
+        """Images [B, C, H, W], labels [B] or soft targets [B, K], and the teacher's logits [B, K] where known."""
+        if teacher_logits is None:
+            teacher_logits = self.teacher(input)
+        return self.distilled(teacher_logits, self.student_logits(input), target)

@@ -16,9 +16,9 @@ class ResidualSum(nn.Module):
         super().__init__()
         self.members, self.res_student = members, res_student
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Images [B, C, H, W] to logits [B, K]."""
-        return self.members(x) + self.res_student(x).float()
+    def forward(self, x: Tensor, member_logits: Tensor | None = None) -> Tensor:
+        """Images [B, C, H, W], and the members' logits [B, K] where known, to logits [B, K]."""
+        return (self.members(x) if member_logits is None else member_logits) + self.res_student(x).float()
 
 
 class ResKdTask(LogitTask):
@@ -55,10 +55,24 @@ class ResKdTask(LogitTask):
         self.members, self.teacher = members, teacher
         self.residual_loss, self.warmup = residual_loss, warmup
 
-    def forward(self, input: Tensor, target: Tensor) -> dict[str, Tensor]:
-        """Images [B, C, H, W] and labels [B] or soft targets [B, K]; ``output`` is the sum."""
-        teacher_logits = self.teacher(input)
-        logits = self.members_weight() * self.members(input) + self.student_logits(input)
+    def frozen(self) -> dict[str, Frozen]:
+        return {"teacher_logits": self.teacher, **self.eval_frozen()}
+
+    def eval_frozen(self) -> dict[str, Frozen]:
+        return {"member_logits": self.members}
+
+    def forward(
+        self, input: Tensor, target: Tensor, teacher_logits: Tensor | None = None, member_logits: Tensor | None = None
+    ) -> dict[str, Tensor]:
+        """Images [B, C, H, W], labels [B] or soft targets [B, K], and what the frozen networks say [B, K] where known.
+
+        ``output`` is the sum.
+        """
+        if teacher_logits is None:
+            teacher_logits = self.teacher(input)
+        if member_logits is None:
+            member_logits = self.members(input)
+        logits = self.members_weight() * member_logits + self.student_logits(input)
         energy = residual_energy(teacher_logits, logits)
         if self.residual_loss == "mse":
             return {"loss": energy, "output": logits, "energy": energy}

@@ -1,0 +1,63 @@
+"""``cache``: what is kept for later runs, and a way to be rid of it."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from datetime import datetime
+from typing import Any
+
+from kdcompress.cache import cache_dir, kept
+from kdcompress.engine.progress import Reporter
+from kdcompress.errors import UserError
+from kdcompress.options import CacheCommandOptions
+from kdcompress.results import CacheResult
+
+
+def manage_cache(
+    options: CacheCommandOptions | None = None, /, *, reporter: Reporter | None = None, **given: Any
+) -> CacheResult:
+    """List what is kept for later runs: targets of frozen networks and lightweight teachers. Or remove it.
+
+    Args:
+        options: All options at once; else give them by name (the fields of :class:`CacheCommandOptions`).
+
+    Raises:
+        UserError: Something could not be removed.
+
+    Example:
+        >>> kdcompress.manage_cache(clear=True).entries
+        []
+    """
+    began = time.perf_counter()
+    options = options or CacheCommandOptions.resolve(given)
+    folder = cache_dir(options.cache_dir)
+    found, freed = kept(folder), None
+    if options.clear:
+        freed = 0
+        for entry in found:
+            try:
+                shutil.rmtree(entry.folder)
+            except OSError as error:
+                raise UserError(f"{entry.folder} cannot be removed: {error.strerror}.", "Remove it by hand.") from error
+            freed += entry.bytes
+        found = kept(folder)
+    return CacheResult(
+        command="cache",
+        run=None,
+        seconds=round(time.perf_counter() - began, 3),
+        folder=str(folder),
+        bytes=sum(entry.bytes for entry in found),
+        freed=freed,
+        entries=[
+            {
+                "kind": "targets" if entry.arrays else "teacher",
+                "network": entry.key["network"],
+                "views": entry.arrays or None,
+                "bytes": entry.bytes,
+                "used": datetime.fromtimestamp(entry.used).isoformat(" ", "seconds"),
+                "folder": entry.folder.name,
+            }
+            for entry in found
+        ],
+    )

@@ -1,0 +1,92 @@
+"""How often frozen networks are asked: at every step, or once a view."""
+
+from __future__ import annotations
+
+from kdcompress.api.cost import macs_of
+from kdcompress.cache import GIB, TARGETS, ArrayStore, cache_dir
+from kdcompress.data import Data, EvalBatches, TrainBatches
+from kdcompress.engine.distributed import Place
+from kdcompress.engine.progress import Reporter
+from kdcompress.engine.targets import Targets, ToldBatches, ToldEval, precision_agreement
+from kdcompress.errors import usage_error
+from kdcompress.methods.base import Frozen, StudentTask
+from kdcompress.options import TargetOptions, TrainingOptions
+
+VIEWS = 8
+AGREEMENT = 0.995  # of the top-1 in lower precision with that in float32
+WORTH_IT = 0.05  # of the frozen networks' and the student's work together
+
+
+def told(
+    task: StudentTask,
+    batches: TrainBatches,
+    calibration: EvalBatches,
+    data: Data,
+    options: TrainingOptions,
+    epochs: int,
+    place: Place,
+    reporter: Reporter,
+) -> tuple[TrainBatches | ToldBatches, EvalBatches | ToldEval]:
+    """Batches that bring what the frozen networks of a task say about them, where that is chosen or saves time.
+
+    Raises:
+        UserError: Views were asked for that there cannot be.
+    """
+    if not isinstance(options, TargetOptions) or not task.frozen():
+        return batches, calibration
+    views = choose_views(task, batches, options, epochs, data.source.num_classes)
+    if not views:
+        return batches, calibration
+    for network in task.frozen().values():
+        network.to(place.device)
+    folder = cache_dir(options.cache_dir) / TARGETS
+    store = ArrayStore(folder, options.cache_size * GIB)
+    shared = data.source.fingerprint, data.source.num_classes, store, place, reporter.note
+    reporter.note(f"What frozen networks say is computed once for {views} view(s) of the images, and kept in {folder}")
+    found = ToldBatches(batches, Targets(task.frozen(), batches, *shared), views)
+    asked = task.eval_frozen()
+    return found, ToldEval(calibration, Targets(asked, calibration, *shared)) if asked else calibration
+
+
+def check_precision(task: StudentTask, batches: TrainBatches, place: Place, reporter: Reporter) -> None:
+    """Let frozen networks that lower precision changes run in float32: those whose top-1 differs on over 0.5 %."""
+    if place.precision == "fp32":
+        return
+    for network in [module for module in task.modules() if isinstance(module, Frozen)]:
+        agreement = precision_agreement(network.to(place.device), batches, place)
+        if agreement < AGREEMENT:
+            network.exact = True
+            name = type(network.model).__name__
+            reporter.note(
+                f"Notice: in {place.precision} {name} agrees with itself on {agreement:.1%}; it runs in fp32."
+            )
+
+
+def choose_views(
+    task: StudentTask, batches: TrainBatches, options: TargetOptions, epochs: int, num_classes: int
+) -> int:
+    """K, or 0 where every epoch has a view of its own.
+
+    A function of data, networks and options alone, never of what is in the cache or how fast this machine is: a result
+    must not depend on them.
+
+    Raises:
+        UserError: As for :func:`told`.
+    """
+    wanted, frozen = options.chosen_views, task.frozen()
+    if wanted == 0:
+        return 0
+    if getattr(options, "mixup", 0) or getattr(options, "cutmix", 0):
+        if wanted:
+            remedy = "Leave one of the two out."
+            raise usage_error("--target-views does not go with --mixup or --cutmix: no two epochs mix alike.", remedy)
+        return 0
+    if wanted:
+        return wanted
+    if batches.augment == "none":
+        return 1
+    size = 2 * len(batches.images.ids) * num_classes * len(frozen)
+    views = min(VIEWS, int(options.cache_size * GIB // size))
+    asked = sum(macs_of(network.model) for network in frozen.values())
+    share = asked / (asked + 3 * macs_of(task.trained()))  # forward and backward: three times the forward
+    return views if views and share * (1 - views / epochs) >= WORTH_IT else 0
