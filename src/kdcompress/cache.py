@@ -117,9 +117,9 @@ class ArrayStore:
         found = []
         for place in self.folder.iterdir() if self.folder.is_dir() else ():
             with contextlib.suppress(OSError, ValueError):  # another process may be clearing it away
-                files = [file.stat().st_size for file in place.glob("*.npy")]
                 key = json.loads((place / KEY).read_text())
-                found.append(Entry(place, key, len(files), sum(files), (place / KEY).stat().st_mtime))
+                arrays = len(list(place.glob("view-*.npy")))
+                found.append(Entry(place, key, arrays, _size(place), (place / KEY).stat().st_mtime))
         return sorted(found, key=lambda entry: -entry.used)
 
     def _place(self, key: Mapping[str, Any]) -> Path:
@@ -149,7 +149,8 @@ class ArrayStore:
         entries = self.entries()
         total = size + sum(entry.bytes for entry in entries)
         for entry in reversed(entries):
-            if total > self.limit and entry.folder != own:
+            in_work = any(entry.folder.glob(".*.tmp"))
+            if total > self.limit and entry.folder != own and not in_work:
                 shutil.rmtree(entry.folder, ignore_errors=True)
                 total -= entry.bytes
         if total > self.limit:
@@ -161,13 +162,17 @@ def kept(cache: Path) -> list[Entry]:
     found = ArrayStore(cache / TARGETS, math.inf).entries()
     for record in (cache / TEACHERS).glob("*/run.json"):
         with contextlib.suppress(OSError):
-            size = sum(file.stat().st_size for file in record.parent.iterdir())
-            found.append(Entry(record.parent, {"network": record.parent.name}, 0, size, record.stat().st_mtime))
+            name, used = record.parent.name, record.stat().st_mtime
+            found.append(Entry(record.parent, {"network": name}, 0, _size(record.parent), used))
     return found
 
 
 def _name(number: int) -> str:
     return f"view-{number:04d}.npy"
+
+
+def _size(folder: Path) -> int:
+    return sum(file.stat().st_size for file in folder.iterdir())
 
 
 def _text(key: Mapping[str, Any]) -> str:

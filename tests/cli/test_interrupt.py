@@ -238,3 +238,15 @@ def test_a_finished_run_has_the_origin_that_is_asked_for(cli: Cli, here: Path, r
     shutil.rmtree(here / "made")
     assert cli(*single, "--alpha", 0.5, "--seed", 3, "--out", here / "made").status == 0
     cli(*cascade, "--resume").error("has changed since", status=2)
+
+
+def test_kept_targets_and_resume_are_bit_identical(cli: Cli, here: Path, runs: Path) -> None:
+    """Else a run that was killed while its targets were computed, or after, ends elsewhere."""
+    train = ["distill", f"{runs}/teacher", "--student", TINY, "--epochs", "4", "--target-views", "3"]
+    process = spawn([*train, "--out", "killed", "--cache-dir", "one"], here)
+    wait_for(process, "epoch 2/")
+    process.kill()
+    finished(process)
+    cli(*train, "--out", "killed", "--cache-dir", "one", "--resume")
+    cli(*train, "--out", "whole", "--cache-dir", "two")
+    assert weights(here / "killed") == weights(here / "whole")

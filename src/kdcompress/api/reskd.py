@@ -19,6 +19,7 @@ from kdcompress.api.reference import (
     open_data,
     resize_input,
 )
+from kdcompress.api.targets import check_views
 from kdcompress.engine.distributed import from_main, start
 from kdcompress.engine.interrupt import Interrupted
 from kdcompress.engine.progress import Reporter, Silent
@@ -64,6 +65,7 @@ def add_res_student(
         raise usage_error("add-res-student needs one --arch.", "E.g. --arch resnet8_cifar,width=0.5.")
     if options.residual_loss == "mse" and (weights := logit_weights(options)):
         raise usage_error(f"--{min(weights)} has no meaning here (--residual-loss mse).", "Leave it out.")
+    check_views(options)
     job = Job.begin("add-res-student", "reskd", options, reporter)
     options = job.options
     if (done := job.finished()) is not None:

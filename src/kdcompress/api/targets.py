@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 from kdcompress.api.cost import macs_of
 from kdcompress.cache import GIB, TARGETS, ArrayStore, cache_dir
 from kdcompress.data import Data, EvalBatches, TrainBatches
@@ -10,11 +12,22 @@ from kdcompress.engine.progress import Reporter
 from kdcompress.engine.targets import Targets, ToldBatches, ToldEval, precision_agreement
 from kdcompress.errors import usage_error
 from kdcompress.methods.base import Frozen, StudentTask
-from kdcompress.options import TargetOptions, TrainingOptions
+from kdcompress.options import AddResStudentOptions, DistillOptions, TargetOptions, TrainingOptions
 
 VIEWS = 8
 AGREEMENT = 0.995  # of the top-1 in lower precision with that in float32
 WORTH_IT = 0.05  # of the frozen networks' and the student's work together
+
+
+def check_views(options: DistillOptions | AddResStudentOptions) -> None:
+    """Refuse views that there cannot be.
+
+    Raises:
+        UserError: ``target_views`` is no number, or images are mixed.
+    """
+    if options.chosen_views and (options.mixup or options.cutmix):
+        problem = "--target-views does not go with --mixup or --cutmix: no two epochs mix alike."
+        raise usage_error(problem, "Leave one of the two out.")
 
 
 def told(
@@ -27,11 +40,7 @@ def told(
     place: Place,
     reporter: Reporter,
 ) -> tuple[TrainBatches | ToldBatches, EvalBatches | ToldEval]:
-    """Batches that bring what the frozen networks of a task say about them, where that is chosen or saves time.
-
-    Raises:
-        UserError: Views were asked for that there cannot be.
-    """
+    """Batches that bring what the frozen networks of a task say about them, where that is chosen or saves time."""
     if not isinstance(options, TargetOptions) or not task.frozen():
         return batches, calibration
     views = choose_views(task, batches, options, epochs, data.source.num_classes)
@@ -41,7 +50,8 @@ def told(
         network.to(place.device)
     folder = cache_dir(options.cache_dir) / TARGETS
     store = ArrayStore(folder, options.cache_size * GIB)
-    shared = data.source.fingerprint, data.source.num_classes, store, place, reporter.note
+    note = functools.cache(reporter.note)  # both splits have the same to tell
+    shared = data.source.fingerprint, data.source.num_classes, store, place, note
     reporter.note(f"What frozen networks say is computed once for {views} view(s) of the images, and kept in {folder}")
     found = ToldBatches(batches, Targets(task.frozen(), batches, *shared), views)
     asked = task.eval_frozen()
@@ -69,17 +79,11 @@ def choose_views(
 
     A function of data, networks and options alone, never of what is in the cache or how fast this machine is: a result
     must not depend on them.
-
-    Raises:
-        UserError: As for :func:`told`.
     """
     wanted, frozen = options.chosen_views, task.frozen()
     if wanted == 0:
         return 0
-    if getattr(options, "mixup", 0) or getattr(options, "cutmix", 0):
-        if wanted:
-            remedy = "Leave one of the two out."
-            raise usage_error("--target-views does not go with --mixup or --cutmix: no two epochs mix alike.", remedy)
+    if getattr(options, "mixup", 0) or getattr(options, "cutmix", 0):  # no two epochs mix alike
         return 0
     if wanted:
         return wanted

@@ -20,6 +20,7 @@ from kdcompress.api.reference import (
 )
 from kdcompress.api.reskd import grow
 from kdcompress.api.rkd_assistant import train_rkd_assistant
+from kdcompress.api.targets import check_views
 from kdcompress.data import Preprocess, choose_channels
 from kdcompress.engine.distributed import start
 from kdcompress.engine.progress import Reporter
@@ -131,6 +132,7 @@ def _lwkd(job: Job, options: DistillOptions) -> TrainResult:
 
 
 def _check_distill(options: DistillOptions) -> None:
+    check_views(options)
     if options.method in TEACHERLESS and options.teacher is not None:
         raise usage_error(
             f"--method {options.method} takes no teacher.", "Leave TEACHER out, or choose kd, reskd or rkd-assistant."

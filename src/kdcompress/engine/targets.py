@@ -12,6 +12,7 @@ import inspect
 import itertools
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -111,12 +112,15 @@ class Targets:
             return True
         arrays: dict[str, np.ndarray | None] = {}
         problem, done = "", False
-        with contextlib.suppress(_Discard), contextlib.ExitStack() as files:
-            missing, problem = from_main(lambda: self._open(view, files, arrays))
-            done = not problem and self._compute(view, {name: arrays.get(name) for name in missing}, stopped)
-            if not done:
-                raise _Discard
-        from_main(bool)  # nobody reads before the main process has given the files their names
+        try:
+            with contextlib.suppress(_Discard), contextlib.ExitStack() as files:
+                missing, problem = from_main(lambda: self._open(view, files, arrays))
+                done = not problem and self._compute(view, {name: arrays.get(name) for name in missing}, stopped)
+                if not done:
+                    raise _Discard
+        except OSError as error:
+            problem = error.strerror or first_line(error)
+        problem = from_main(partial(str, problem))  # nobody reads before the main process has named the files
         if problem:
             self._give_up(problem)
         return done or bool(problem)

@@ -1,0 +1,223 @@
+"""Targets computed once are what a live network says, and never those of another network, image or view."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+import kdcompress.models  # noqa: F401 - registers our networks
+from kdcompress.cache import ArrayStore
+from kdcompress.data import Data, EvalBatches, InputAdapter, TrainBatches, load_source
+from kdcompress.engine.distributed import Place
+from kdcompress.engine.targets import FORWARD_BATCH, Targets, ToldBatches, ToldEval, network_key
+from kdcompress.methods.base import Frozen
+from kdcompress.models.assemble import new_network
+from kdcompress.models.build import ModelSpec
+from kdcompress.options import TrainingOptions
+
+CPU = Place(torch.device("cpu"), "fp32")
+TINY = "resnet8_cifar,width=0.25"
+
+
+def never() -> bool:
+    return False
+
+
+def teacher(seed: int = 0, spec: str = TINY) -> Frozen:
+    return Frozen(new_network(ModelSpec.parse(spec), num_classes=10, channels=1, size=(8, 8), seed=seed).model)
+
+
+def digits(augment: str = "crop", loading: str = "auto") -> tuple[TrainBatches, EvalBatches]:
+    prep = new_network(ModelSpec.parse(TINY), num_classes=10, channels=1, size=(8, 8), seed=0).prep
+    data = Data(load_source("digits"), prep, TrainingOptions(loading=loading, workers=0), CPU.device)
+    return data.training(32, 7, augment), data.evaluation("calibration", 50)
+
+
+def targets(folder: Path, networks: dict[str, nn.Module], batches: Any, **more: Any) -> Targets:
+    heard: Callable[[str], None] = more.pop("note", pytest.fail)
+    store = ArrayStore(folder / "targets", more.pop("limit", 1e9))
+    return Targets(networks, batches, more.pop("fingerprint", "f"), 10, store, more.pop("place", CPU), heard)
+
+
+class Counted(nn.Module):
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network, self.images = network, 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.images += len(x)
+        return self.network(x)
+
+
+@pytest.mark.parametrize("loading", ["memory", "stream"])
+def test_targets_are_those_of_a_live_network(tmp_path: Path, loading: str) -> None:
+    """A student would learn what its teacher says of other images, or of other crops of them."""
+    batches, _ = digits(loading=loading)
+    networks = {"teacher_logits": teacher(0), "member_logits": teacher(1)}
+    told = ToldBatches(batches, targets(tmp_path, networks, batches), views=3)
+    for epoch in (0, 2, 4):
+        assert told.prepare(epoch, never)
+        for x, _, said in itertools.islice(told.epoch(epoch, first_step=3), 6):
+            for name, network in networks.items():
+                live = network(x)
+                assert said[name].dtype == torch.float32
+                assert (said[name] - live).abs().max() <= 1e-3 * live.abs().max() + 1e-5, "beyond fp16 rounding"
+
+
+def test_the_split_as_it_is(tmp_path: Path) -> None:
+    """The calibration accuracy of a cascade would be that of other images."""
+    _, calibration = digits()
+    network = teacher()
+    told = ToldEval(calibration, targets(tmp_path, {"member_logits": network}, calibration))
+    seen = 0
+    for x, _, said in told:
+        assert torch.allclose(said["member_logits"], network(x), atol=2e-3)
+        seen += len(x)
+    assert seen == len(calibration.images.ids)
+
+
+def test_views_come_again_in_another_order(tmp_path: Path) -> None:
+    """Epoch e shows view e mod K; with the same order each time the student would see the same batches."""
+    batches, _ = digits()
+    told = ToldBatches(batches, targets(tmp_path, {}, batches), views=2)
+
+    def epoch(number: int) -> Tensor:
+        return torch.cat([x for x, _, _ in told.epoch(number)]).flatten(1)
+
+    def sorted_rows(x: Tensor) -> list[list[float]]:
+        return sorted(x.tolist())
+
+    first, second, again = epoch(0), epoch(1), epoch(2)
+    assert not torch.equal(first, again)
+    assert sorted_rows(first) == sorted_rows(again)
+    assert sorted_rows(first) != sorted_rows(second)
+    other = dataclasses.replace(batches, seed=8)
+    other_run = ToldBatches(other, told.targets, views=2)
+    assert sorted_rows(torch.cat([x for x, _, _ in other_run.epoch(0)]).flatten(1)) == sorted_rows(first), (
+        "a run with another seed would find nothing"
+    )
+
+
+def test_each_view_is_asked_for_once(tmp_path: Path) -> None:
+    """Later epochs, and later runs with the same networks, are what the cache is for."""
+    batches, _ = digits()
+    images = len(batches.images.ids)
+    assert images > 2 * FORWARD_BATCH
+    first = Counted(teacher())
+    told = ToldBatches(batches, targets(tmp_path, {"teacher_logits": first}, batches), views=2)
+    for epoch in range(5):
+        assert told.prepare(epoch, never)
+    assert first.images == 2 * images
+    again, member = Counted(teacher()), Counted(teacher(1))
+    networks = {"teacher_logits": again, "member_logits": member}
+    later = ToldBatches(batches, targets(tmp_path, networks, batches), views=3)
+    for epoch in range(3):
+        assert later.prepare(epoch, never)
+    assert (again.images, member.images) == (images, 3 * images), "only what is new"
+
+
+def test_what_targets_depend_on_is_in_their_key(tmp_path: Path) -> None:
+    """Else stale ones are served."""
+    batches, calibration = digits()
+    base = targets(tmp_path, {"a": teacher()}, batches).keys["a"]
+    assert targets(tmp_path, {"b": teacher()}, batches).keys["b"] == base, "the same must be found"
+    prep = dataclasses.replace(batches.images.prep, mean=(0.4,))  # type: ignore[union-attr]
+    few = dataclasses.replace(batches.images, ids=batches.images.ids[:-1])
+    others = [
+        targets(tmp_path, {"a": teacher(1)}, batches),
+        targets(tmp_path, {"a": teacher(0, "resnet8_cifar,width=0.25,shortcut=A")}, batches),
+        targets(tmp_path, {"a": Frozen(teacher().model, InputAdapter(batches.images.prep, prep))}, batches),  # type: ignore[union-attr]
+        targets(tmp_path, {"a": teacher()}, batches, fingerprint="g"),
+        targets(tmp_path, {"a": teacher()}, batches, place=dataclasses.replace(CPU, precision="bf16")),
+        targets(tmp_path, {"a": teacher()}, digits("crop-flip")[0]),
+        targets(tmp_path, {"a": teacher()}, digits(loading="stream")[0]),
+        targets(tmp_path, {"a": teacher()}, dataclasses.replace(batches, images=few)),
+        targets(tmp_path, {"a": teacher()}, calibration),
+    ]
+    keys = [found.keys["a"] for found in others]
+    assert all(key != base for key in keys)
+    assert len({str(key) for key in keys}) == len(keys)
+
+
+def test_code_is_part_of_a_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A user's own network, mended between two runs, has the weights that it had."""
+    import importlib
+
+    text = (
+        "import torch\nclass Net(torch.nn.Linear):\n    def forward(self, x):\n        return super().forward(x) * {}\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "mended.py").write_text(text.format(1))
+    import mended  # type: ignore[import-not-found]
+
+    torch.manual_seed(0)
+    before = mended.Net(2, 2)
+    key = network_key(before)
+    (tmp_path / "mended.py").write_text(text.format("2.0"))
+    importlib.invalidate_caches()
+    after = importlib.reload(mended).Net(2, 2)
+    after.load_state_dict(before.state_dict())
+    assert network_key(after)["fingerprint"] != key["fingerprint"]
+
+
+@pytest.mark.parametrize("trouble", ["file", "limit", "foreign"])
+def test_without_a_store_the_same_is_said(tmp_path: Path, trouble: str) -> None:
+    """A full disk would change the result, or end a training of hours."""
+    batches, _ = digits()
+    networks: dict[str, nn.Module] = {"teacher_logits": teacher(0), "member_logits": teacher(1)}
+    good = targets(tmp_path / "good", networks, batches)
+    folder = tmp_path / "bad"
+    folder.mkdir()
+    if trouble == "file":
+        (folder / "targets").write_text("in the way")
+    elif trouble == "foreign":
+        (folder / "targets").mkdir()
+        (folder / "targets" / "format.json").write_text('{"version": 0}')
+    heard: list[str] = []
+    # there is room for the targets of one network, not for those of both
+    limit = 1.5 * 2 * 10 * len(batches.images.ids) if trouble == "limit" else 1e9
+    bad = targets(folder, networks, batches, note=heard.append, limit=limit)
+    positions = np.array([5, 1, 1200])
+    for view in (0, 1, 0):
+        assert good.prepare(view, never)
+        assert bad.prepare(view, never)
+        for name, said in good.told(positions).items():
+            assert torch.equal(said, bad.told(positions)[name])
+            assert said.abs().sum() > 0
+    assert len(heard) == 1, "one warning"
+    assert heard[0].startswith("Warning: targets cannot be kept in ")
+    assert not list(folder.rglob("*.npy"))
+
+
+def test_a_stop_keeps_whole_views_only(tmp_path: Path) -> None:
+    """Ctrl-C during a view would leave half of it, or not be heard for minutes."""
+    batches, _ = digits()
+    network = Counted(teacher())
+    made = targets(tmp_path, {"teacher_logits": network}, batches)
+    asked = iter([False, False, True])
+    assert not made.prepare(0, lambda: next(asked))
+    assert network.images < len(batches.images.ids)
+    assert not list(tmp_path.rglob("*.npy"))
+    assert made.prepare(0, never)
+    assert len(list(tmp_path.rglob("*.npy"))) == 1
+
+
+def test_logits_beyond_half_precision_stay_finite(tmp_path: Path) -> None:
+    """One infinity would make the loss of its batch, and then all weights, not a number."""
+
+    class Loud(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.full((len(x), 10), 1e6)
+
+    batches, _ = digits()
+    made = targets(tmp_path, {"teacher_logits": Loud()}, batches)
+    assert made.prepare(0, never)
+    assert torch.isfinite(made.told(np.arange(4))["teacher_logits"]).all()

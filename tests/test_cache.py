@@ -1,0 +1,173 @@
+"""The store of arrays: whole or not there, of the key that was asked for, and no larger than it may be."""
+
+from __future__ import annotations
+
+import errno
+import json
+import multiprocessing
+import os
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from kdcompress.cache import FORMAT, KEY, ArrayStore, kept
+
+SHAPE = (5, 3)
+SIZE = 2 * 5 * 3
+
+
+def store(folder: Path, limit: float = 1e9) -> ArrayStore:
+    return ArrayStore(folder / "targets", limit)
+
+
+def fill(into: ArrayStore, key: dict[str, Any], number: int = 0, value: float = 1.0) -> None:
+    with into.create(key, number, SHAPE) as array:
+        array[:] = value
+
+
+def files(folder: Path) -> set[str]:
+    return {path.name for path in folder.rglob("*") if path.is_file() and not path.name.endswith(".lock")}
+
+
+def test_what_was_kept_is_found_again(tmp_path: Path) -> None:
+    """Targets would be computed for nothing, or those of another network or view served."""
+    fill(store(tmp_path), {"network": "a", "size": (8, 8)}, 0, 1.5)
+    fill(store(tmp_path), {"network": "a", "size": (8, 8)}, 1, 2.5)
+    fill(store(tmp_path), {"network": "b", "size": (8, 8)}, 0, 3.5)
+    for name, number, value in (("a", 0, 1.5), ("a", 1, 2.5), ("b", 0, 3.5)):
+        found = store(tmp_path).open({"size": (8, 8), "network": name}, number, SHAPE)
+        assert found is not None
+        assert found.dtype == np.float16
+        assert (found == value).all()
+        assert not found.flags.writeable
+    assert store(tmp_path).open({"network": "c", "size": (8, 8)}, 0, SHAPE) is None
+    assert store(tmp_path).open({"network": "b", "size": (8, 8)}, 1, SHAPE) is None
+
+
+@pytest.mark.parametrize("damage", ["key", "shape", "cut", "text", "format", "pickle"])
+def test_what_is_stale_or_damaged_is_not_served(tmp_path: Path, damage: str) -> None:
+    """A student would learn from another teacher, or from rubbish."""
+    key = {"network": "a"}
+    fill(store(tmp_path), key)
+    (array,) = tmp_path.rglob("*.npy")
+    if damage == "key":
+        (array.parent / KEY).write_text(json.dumps({"network": "of the same digest"}))
+    elif damage == "cut":
+        array.write_bytes(array.read_bytes()[:-7])
+    elif damage == "text":
+        array.write_text("no array")
+    elif damage == "format":
+        (tmp_path / "targets" / FORMAT).write_text(json.dumps({"version": 99}))
+    elif damage == "pickle":
+        np.save(array, np.array([{}] * 5), allow_pickle=True)
+    shape = (6, 3) if damage == "shape" else SHAPE
+    assert store(tmp_path).open(key, 0, shape) is None
+
+
+def test_a_crash_leaves_no_half_array(tmp_path: Path) -> None:
+    """The rows that were not computed yet would be zeros, and taken for logits."""
+
+    def crash() -> None:
+        with store(tmp_path).create({"network": "a"}, 0, SHAPE) as array:
+            array[:2] = 1
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        crash()
+    assert store(tmp_path).open({"network": "a"}, 0, SHAPE) is None
+    assert files(tmp_path) == {FORMAT, KEY}
+
+
+def _killed(folder: Path) -> None:
+    with store(folder).lock({"network": "a"}, 0), store(folder).create({"network": "a"}, 0, SHAPE) as array:
+        array[:2] = 1
+        os._exit(9)
+
+
+def test_what_a_killed_process_leaves_is_neither_served_nor_kept(tmp_path: Path) -> None:
+    """A lock that outlives its holder would stop every later run, and its file fill the disk."""
+    process = multiprocessing.get_context("fork").Process(target=_killed, args=(tmp_path,))
+    process.start()
+    process.join()
+    assert process.exitcode == 9
+    assert any(name.endswith(".tmp") for name in files(tmp_path))
+    assert store(tmp_path).open({"network": "a"}, 0, SHAPE) is None
+    with store(tmp_path).lock({"network": "a"}, 0):
+        fill(store(tmp_path), {"network": "a"})
+    assert files(tmp_path) == {FORMAT, KEY, "view-0000.npy"}
+
+
+def test_of_two_at_once_one_works_and_the_other_waits(tmp_path: Path) -> None:
+    """Two runs of a sweep that start together would compute everything twice."""
+    order = []
+
+    def work(name: str) -> None:
+        with store(tmp_path).lock({"network": "a"}, 0):
+            order.append(f"{name} in")
+            time.sleep(0.1)
+            order.append(f"{name} out")
+
+    threads = [threading.Thread(target=work, args=(name,)) for name in "ab"]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    first, second = order[0][0], order[2][0]
+    assert order == [f"{first} in", f"{first} out", f"{second} in", f"{second} out"]
+
+
+def test_what_was_not_used_for_longest_goes_first(tmp_path: Path) -> None:
+    """A cache that only grows fills the disk; one that forgets what is in use is none."""
+    for number, name in enumerate("abc"):
+        fill(store(tmp_path), {"network": name})
+        (place,) = [entry.folder for entry in store(tmp_path).entries() if entry.key["network"] == name]
+        os.utime(place / KEY, (number, number))
+    assert store(tmp_path).open({"network": "a"}, 0, SHAPE) is not None, "and is used now"
+    each = kept(tmp_path)[0].bytes
+    fill(store(tmp_path, 3.1 * each), {"network": "d"})
+    left = {entry.key["network"] for entry in store(tmp_path).entries()}
+    assert left == {"a", "c", "d"}
+
+
+@pytest.mark.parametrize("trouble", ["limit", "foreign", "file", "not ours", "full"])
+def test_a_folder_that_cannot_be_used_says_so_at_once(
+    tmp_path: Path, trouble: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Halfway through a view it would be too late."""
+    folder = tmp_path / "targets"
+    limit = 1e9
+    if trouble == "limit":
+        limit = SIZE - 1
+    elif trouble == "file":
+        folder.write_text("a file")
+    elif trouble == "full":
+
+        def full(*_: int) -> None:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+        monkeypatch.setattr(os, "posix_fallocate", full)
+    else:
+        folder.mkdir()
+        (folder / (FORMAT if trouble == "foreign" else "photo.jpg")).write_text('{"version": 99}')
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    with pytest.raises(OSError, match=r"cache|director|space|version"):
+        fill(store(tmp_path, limit), {"network": "a"})
+    assert store(tmp_path).open({"network": "a"}, 0, SHAPE) is None
+    assert all(path.read_bytes() == content for path, content in before.items())
+
+
+def test_entries_say_what_is_there(tmp_path: Path) -> None:
+    """Nobody could see what fills the disk."""
+    fill(store(tmp_path), {"network": "a"}, 0)
+    fill(store(tmp_path), {"network": "a"}, 1)
+    (tmp_path / "teachers" / "lenet5").mkdir(parents=True)
+    (tmp_path / "teachers" / "lenet5" / "run.json").write_text("{}")
+    targets, teacher = kept(tmp_path)
+    assert (targets.key["network"], targets.arrays) == ("a", 2)
+    assert targets.bytes == sum(path.stat().st_size for path in targets.folder.iterdir())
+    assert (teacher.key["network"], teacher.bytes) == ("lenet5", 2)
+    assert kept(tmp_path / "nothing") == []
