@@ -219,8 +219,8 @@ class AssistantOptions(Options):
         0.1, "rkd-assistant: the assistant's part of --student's MACs", above=0, below=1, panel=ASSISTANT
     )
     scheme: str = option(
-        "progressive",
-        "student, then assistant, then classifier; or all at once",
+        "end-to-end",
+        "student, then assistant, then classifier (60, 30 and 10 % of the epochs); or all at once",
         choices=("progressive", "end-to-end"),
         panel=ASSISTANT,
     )

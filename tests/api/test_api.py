@@ -647,13 +647,14 @@ def assisted(chain: Chain) -> TrainResult:
 
 
 def assist(chain: Chain, out: Path, **given: Any) -> TrainResult:
-    more = {**COMMON, "method": "rkd-assistant", "student": SMALL, "assistant_share": 0.2, "ema_decay": 0.9, **given}
+    more = {**COMMON, "method": "rkd-assistant", "student": SMALL, "assistant_share": 0.2, "ema_decay": 0.9}
+    more |= {"scheme": "progressive", "epochs": 3, **given}
     return kdcompress.distill(teacher=chain.teacher.run, out=str(out), **more)
 
 
 def test_an_assisted_student_costs_what_the_undivided_does(chain: Chain, assisted: TrainResult, tmp_path: Path) -> None:
     """All four figures are in the result, and the control is one flag away."""
-    control = assist(chain, tmp_path / "control", undivided=True, assistant_share=0.1)
+    control = assist(chain, tmp_path / "control", undivided=True, assistant_share=0.1, scheme="end-to-end")
     assert control.architecture == SMALL
     assert assisted.architecture == "student_assistant"
     assert assisted.undivided_macs == control.macs

@@ -111,7 +111,7 @@ def test_sigterm_of_two_processes(here: Path, runs: Path) -> None:
 
 def test_phases_of_two_processes_resume(here: Path, runs: Path) -> None:
     """Else a run of several phases on several devices cannot be gone on with, or ends elsewhere."""
-    settings = f"--method rkd-assistant --student {TINY} --epochs 2 --seed 5"
+    settings = f"--method rkd-assistant --scheme progressive --student {TINY} --epochs 4 --seed 5"
     command = f"{TORCHRUN} distill {runs}/teacher {settings} --out"
     program, *arguments = f"{command} {here}/stopped".split()
     process = spawn(arguments, here, program)

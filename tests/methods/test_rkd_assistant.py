@@ -51,7 +51,7 @@ def divided(teacher: nn.Module, seed: int = 0, **given: Any) -> tuple[Divided, l
 def task_of(part: str, transfer: str = "fitnets", **given: Any) -> RkdAssistantTask:
     teacher = network(1)
     keep = given.pop("keep_classifier", False)
-    module, pairs = divided(teacher, keep_classifier=keep)
+    module, pairs = divided(teacher, keep_classifier=keep, connected=TRANSFERS[transfer].connected)
     return RkdAssistantTask(module, Frozen(teacher), pairs, TRANSFERS[transfer], part=part, **given)
 
 
@@ -117,6 +117,21 @@ def test_stages_are_the_last_maps_of_each_resolution(name: str) -> None:
     assert [found.shape[1] for found in maps] == [one.channels for one in stages]
 
 
+def test_small_images_hide_no_stage() -> None:
+    """At 8 x 8 the last stages of a ResNet-18 are one pixel each; its stem would be matched with a second stage."""
+    small, _ = build(ModelSpec.parse("resnet18"), num_classes=CLASSES, size=(8, 8))
+    large, _ = build(ModelSpec.parse("resnet18"), num_classes=CLASSES, size=(64, 64))
+    assert stages_of(small, "small") == stages_of(large, "large")
+
+
+def test_images_too_small_for_a_network_are_named() -> None:
+    """Told that it shows no feature maps, a user would look for another network, not for larger images."""
+    model, _ = build(ModelSpec.parse("test_convnext"), num_classes=CLASSES, size=(4, 4))
+    with pytest.raises(UserError, match="takes no images of 4x4") as caught:
+        stages_of(model, "test_convnext")
+    assert "--input-size" in caught.value.remedy
+
+
 class Opaque(nn.Module):
     pretrained_cfg = {"input_size": (1, 8, 8)}  # noqa: RUF012
 
@@ -138,12 +153,42 @@ def naive_residual(task: RkdAssistantTask, x: Tensor, transfer: str) -> tuple[Te
     """L_S and L_A, written out."""
     module, teacher = copy.deepcopy(task.trainable_module), task.teacher.model
     goals = observe(teacher, x, task.stages)[1]
-    student = module.student_connectors(observe(module.model.student.train(), x, module.stages)[1])
-    assistant = module.assistant_connectors(observe(module.model.assistant.train(), x, module.stages)[1])
-    d = TRANSFERS[transfer]
+    student = observe(module.model.student.train(), x, module.stages)[1]
+    assistant = observe(module.model.assistant.train(), x, module.stages)[1]
+    estimates = module.student_connectors(student)
+    if transfer == "fitnets":  # compares in the teacher's channels; AT looks at no channels
+        student, assistant = estimates, module.assistant_connectors(assistant)
+    d = {"fitnets": fitnets, "at": attention}[transfer]
     first = sum(d(s, t, t) for s, t in zip(student, goals, strict=True)) / len(goals)
-    second = sum(d(a, t - s, t) for a, s, t in zip(assistant, student, goals, strict=True)) / len(goals)
+    second = sum(d(a, t - s, t) for a, s, t in zip(assistant, estimates, goals, strict=True)) / len(goals)
     return first, second
+
+
+@pytest.mark.parametrize("transfer", ["fitnets", "at"])
+def test_what_the_student_misses_becomes_less(x: Tensor, y: Tensor, transfer: str) -> None:
+    """If nothing tied S's channels to the teacher's, their difference would be larger than the teacher's map itself."""
+    task = task_of("student", transfer).train()
+    optimizer = torch.optim.SGD([p for p in task.parameters() if p.requires_grad], lr=0.05, momentum=0.9)
+    for _ in range(60):
+        optimizer.zero_grad()
+        task(x, y)["loss"].backward()
+        optimizer.step()
+    goals = observe(task.teacher.model, x, task.stages)[1]
+    with torch.no_grad():
+        estimates = task.trainable_module(x).student_estimates
+    for goal, estimate in zip(goals, estimates, strict=True):
+        assert float((goal - estimate).norm() / goal.norm()) < 0.8
+
+
+def test_connectors_of_at_do_not_disturb_the_student(x: Tensor, y: Tensor) -> None:
+    """S would learn FitNets beside AT, and the control only AT."""
+    task = task_of("all", "at").train()
+    task(x, y)["connector_loss"].backward()
+    module = task.trainable_module
+    assert all(p.grad is None or not p.grad.any() for p in module.model.parameters())
+    assert all(p.grad is not None and p.grad.any() for p in module.student_connectors.parameters())
+    assert len(list(module.assistant_connectors.parameters())) == 0
+    assert not Undivided(network(2), [], connected=False).connectors
 
 
 @pytest.mark.parametrize("transfer", ["fitnets", "at"])
@@ -169,7 +214,8 @@ def test_the_residual_sends_no_gradient_into_the_student(x: Tensor, y: Tensor, t
     students = [module.model.student, module.student_connectors, module.model.student_projection]
     assert all(p.grad is None or not p.grad.any() for part in students for p in part.parameters())
     assert any(p.grad is not None and p.grad.any() for p in module.model.assistant.parameters())
-    assert any(p.grad is not None and p.grad.any() for p in module.assistant_connectors.parameters())
+    connectors = list(module.assistant_connectors.parameters())
+    assert any(p.grad is not None and p.grad.any() for p in connectors) == (transfer == "fitnets")
 
 
 PREFIXES = {
@@ -217,7 +263,9 @@ def test_the_control_learns_by_the_same_transfer(x: Tensor, y: Tensor) -> None:
     """The comparison at equal cost would compare two methods, not the separation."""
     teacher, student = network(1), network(2, "resnet8_cifar,width=0.5")
     pairs = matched(stages_of(teacher, "teacher"), stages_of(student, "student"))
-    task = TransferTask(Undivided(student, pairs), Frozen(teacher), pairs, fitnets, transfer_weight=3.0).train()
+    task = TransferTask(
+        Undivided(student, pairs), Frozen(teacher), pairs, TRANSFERS["fitnets"], transfer_weight=3.0
+    ).train()
     module = copy.deepcopy(task.trainable_module)
     logits, maps = module(x)
     goals = observe(task.teacher.model, x, [one for one, _ in pairs])[1]

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import platform
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -241,9 +242,12 @@ def finished(options: OutputOptions, command: str, kind: type[R], reporter: Repo
 
 def versions() -> dict[str, str]:
     """Of what decides the result."""
-    return {
+    found = {
         "kdcompress": version("kdcompress"),
         "torch": torch.__version__,
         "timm": timm.__version__,
         "python": platform.python_version(),
     }
+    with contextlib.suppress(PackageNotFoundError):  # an extra
+        found["torch-pruning"] = version("torch-pruning")
+    return found

@@ -32,19 +32,25 @@ def train_rkd_assistant(
         UserError: A teacher or student without feature maps, a share that no widths meet, a classifier that cannot be
             reused.
     """
+    if ModelSpec.parse(options.student).name == ARCHITECTURE:
+        raise usage_error(f"{ARCHITECTURE} is what comes out.", "Give --student the model that is to be divided.")
+    if not options.undivided:
+        _phases(options)
     if options.pretrained and not options.undivided:
         raise usage_error("--pretrained weights do not fit a narrower student.", "Leave it out, or add --undivided.")
     whole = fresh(options.student, source, options, channels, options.pretrained)
     classifier = _classifier_of(teacher) if options.reuse_teacher_classifier else None
     teacher_stages = stages_of(teacher.network.model, f"The teacher {teacher.network.reference}")
-    pairs = matched(teacher_stages, stages_of(whole.model, options.student))
-    if len(pairs) == 1 and len(teacher_stages) > 1:
+    own_stages = stages_of(whole.model, options.student)
+    pairs = matched(teacher_stages, own_stages)
+    if len(pairs) == 1 and max(len(teacher_stages), len(own_stages)) > 1:
         job.reporter.note(
             f"Notice: the stages of {options.student} are not those of the teacher; only the last maps are matched."
         )
     prep = shared(whole.prep, teacher.network.prep, source)
+    transfer = TRANSFERS[options.transfer]
     given: dict[str, Any] = {
-        "transfer": TRANSFERS[options.transfer],
+        "transfer": transfer,
         "adapter": adapter(prep, whole.prep),
         "label_smoothing": options.label_smoothing or 0.0,
         "transfer_weight": options.transfer_weight,
@@ -53,9 +59,14 @@ def train_rkd_assistant(
     }
     frozen = teacher.freeze(adapter(prep, teacher.network.prep))
     data = batches_for(source, prep, job)
-    _say_what_views_take(options, [stage for stage, _ in pairs], prep, data.fit_size(), job)
+    size = _view_bytes([stage for stage, _ in pairs], prep, data.fit_size()) / GIB
+    if options.chosen_views:
+        problem = f"A view of the teacher's feature maps would take {size:.2f} GiB; they are computed at every step."
+        raise usage_error(problem, "Leave out --target-views.")
+    told = f"The teacher's feature maps are computed at every step; kept, a view of them would take {size:.2f} GiB."
     if options.undivided:
-        task = TransferTask(Undivided(whole.model, pairs), frozen, pairs, **given)
+        task = TransferTask(Undivided(whole.model, pairs, transfer.connected), frozen, pairs, **given)
+        job.reporter.note(told)
         return job.train([Phase(lambda: task)], whole, data, teacher)
     network = _separated(whole, options, teacher, job)
     model = network.model
@@ -71,30 +82,34 @@ def train_rkd_assistant(
             for part in (model.student, model.assistant)
         )
     )
-    divided = Divided(model, student_pairs, assistant_pairs, keep_classifier=options.freeze_classifier)
+    job.reporter.note(told)
+    divided = Divided(model, student_pairs, assistant_pairs, options.freeze_classifier, transfer.connected)
     more = {**given, "mimic_features": classifier is not None}
 
-    def phase(part: str, share: float) -> Phase:
-        epochs = max(round(share * options.epochs), 1)
+    def phase(part: str, epochs: int) -> Phase:
         return Phase(lambda: RkdAssistantTask(divided, frozen, student_pairs, part=part, **more), epochs, f"({part})")
 
-    return job.train([phase(part, share) for part, share in SCHEMES[options.scheme]], network, data, teacher)
+    return job.train([phase(part, epochs) for part, epochs in _phases(options)], network, data, teacher)
 
 
-def _say_what_views_take(options: DistillOptions, stages: list[Stage], prep: Preprocess, images: int, job: Job) -> None:
-    """Feature maps are not kept: they are thousands of times as large as logits.
+def _phases(options: DistillOptions) -> list[tuple[str, int]]:
+    """What learns, and for how many of the epochs; all phases together have as many as the user said.
 
     Raises:
-        UserError: Views of them were asked for.
+        UserError: Fewer than there are phases.
     """
+    parts = SCHEMES[options.scheme]
+    if options.epochs < len(parts):
+        problem = f"--scheme {options.scheme} has {len(parts)} phases: --epochs {options.epochs} are too few."
+        raise usage_error(problem, f"Give {len(parts)} or more, or --scheme end-to-end.")
+    later = [max(round(share * options.epochs), 1) for _, share in parts[1:]]
+    return list(zip([part for part, _ in parts], [options.epochs - sum(later), *later], strict=True))
+
+
+def _view_bytes(stages: list[Stage], prep: Preprocess, images: int) -> float:
+    """What feature maps of a view of all images would take in half precision: thousands of times what logits do."""
     pixels = prep.size[0] * prep.size[1]
-    size = 2 * images * sum(stage.channels * pixels / stage.reduction**2 for stage in stages) / GIB
-    if options.chosen_views:
-        problem = (
-            f"A view of the teacher's feature maps would take {size:.1f} GiB: rkd-assistant computes them each time."
-        )
-        raise usage_error(problem, "Leave out --target-views.")
-    job.reporter.note(f"The teacher's feature maps are computed at every step; kept, a view would take {size:.1f} GiB.")
+    return 2 * images * sum(stage.channels * pixels / stage.reduction**2 for stage in stages)
 
 
 def _separated(whole: Network, options: DistillOptions, teacher: Teacher, job: Job) -> Network:

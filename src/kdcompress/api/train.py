@@ -141,11 +141,15 @@ def _check_distill(options: DistillOptions) -> None:
         raise usage_error(f"--method {options.method} needs a TEACHER.", "Give a run folder, '-', or a checkpoint.")
     if options.res_students and (options.method != "reskd" or not options.arch):
         raise usage_error("--res-students goes with --method reskd and --arch.", "Add them, or leave it out.")
+    rkd = options.method == "rkd-assistant"
     unused = [
         name
         for name, used in (
             ("alpha", options.method not in ("ce", "label-smoothing", "rkd-assistant")),
-            ("temperature", options.method not in ("ce", "label-smoothing")),
+            (
+                "temperature",
+                options.method not in ("ce", "label-smoothing") and (not rkd or bool(options.logit_weight)),
+            ),
             ("teacher_arch", options.teacher is not None),
         )
         if getattr(options, name) is not None and not used
@@ -154,14 +158,17 @@ def _check_distill(options: DistillOptions) -> None:
         unused.append("target_views")
     if options.method != "lwkd":
         unused += _changed(options, LightTeacherOptions)
-    if options.method != "rkd-assistant":
+    why = "--undivided" if rkd and options.undivided else f"--method {options.method}"
+    if not rkd:
         unused += _changed(options, AssistantOptions)
     elif options.undivided:
         unused += [name for name in _changed(options, AssistantOptions) if name in DIVIDED_ONLY]
+    if rkd and options.freeze_classifier and not options.reuse_teacher_classifier:
+        raise usage_error("--freeze-classifier would keep a random one.", "Add --reuse-teacher-classifier.")
     if not options.res_students:
         unused += [name for name in _changed(options, ResidualOptions) if name.startswith("residual")]
     if unused:
-        raise usage_error(f"{flag(unused[0])} has no meaning here (--method {options.method}).", "Leave it out.")
+        raise usage_error(f"{flag(unused[0])} has no meaning here ({why}).", "Leave it out.")
     if options.arch and not options.res_students and options.teacher != "-":
         raise usage_error("--arch is for res-students, or for a TEACHER that is a checkpoint.", "Add --res-students N.")
 

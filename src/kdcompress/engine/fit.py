@@ -68,11 +68,12 @@ class Plan:
         lr = options.lr or usual * batch * options.grad_accum / BASE_BATCH
         decay = options.weight_decay if options.weight_decay is not None else (5e-4 if sgd else 0.05)
         epochs = options.epochs if epochs is None else epochs
-        warmup = options.warmup_epochs if options.warmup_epochs is not None else 0.05 * epochs
-        if warmup >= epochs:
-            remedy = f"Give fewer, e.g. --warmup-epochs {0.05 * epochs:g}, or more --epochs."
-            raise usage_error(f"--warmup-epochs {warmup:g} leave none of {epochs} epochs to train in.", remedy)
-        return cls(epochs, batch, lr, decay, warmup, options.decay_epochs or epochs / 3)
+        asked = options.warmup_epochs if options.warmup_epochs is not None else 0.05 * options.epochs
+        if asked >= options.epochs:
+            remedy = f"Give fewer, e.g. --warmup-epochs {0.05 * options.epochs:g}, or more --epochs."
+            raise usage_error(f"--warmup-epochs {asked:g} leave none of {options.epochs} epochs to train in.", remedy)
+        share = epochs / options.epochs  # of a training in phases each has its part of the schedule
+        return cls(epochs, batch, lr, decay, share * asked, share * (options.decay_epochs or options.epochs / 3))
 
 
 def fit(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -12,8 +13,20 @@ from torch.nn import functional as F
 from kdcompress.errors import UserError, first_line
 from kdcompress.models.build import config_of
 
-# (the network's map, what it should be, the teacher's map), all [B, C, h, w], to a scalar
-Transfer = Callable[[Tensor, Tensor, Tensor], Tensor]
+PROBE = 64  # pixels: least side of the blank image that shows where stages end
+
+
+@dataclass(frozen=True)
+class Transfer:
+    """How a network mimics a teacher's feature maps.
+
+    Attributes:
+        distance: (the network's map, what it should be, the teacher's map), all [B, C, h, w], to a scalar.
+        connected: Whether the network's maps are brought to the teacher's channels first.
+    """
+
+    distance: Callable[[Tensor, Tensor, Tensor], Tensor]
+    connected: bool
 
 
 @dataclass(frozen=True)
@@ -50,29 +63,45 @@ def through(network: nn.Module, x: Tensor, stages: Sequence[Stage]) -> tuple[Ten
 
 
 def stages_of(network: nn.Module, name: str) -> list[Stage]:
-    """Where the stages of a network end, found on a blank image of the size that it takes.
+    """Where the stages of a network end, found on a blank image.
 
     Raises:
-        UserError: It shows no feature maps.
+        UserError: It takes no images of its own size, or shows no feature maps.
     """
-    size = config_of(network)["input_size"]
+    channels, height, width = config_of(network)["input_size"]
     weight = next(network.parameters())
-    x = torch.zeros(2, *size, dtype=weight.dtype, device=weight.device)
     mode = network.training
     network.eval()
+
+    def maps(times: int) -> list[Tensor]:
+        x = torch.zeros(2, channels, times * height, times * width, dtype=weight.dtype, device=weight.device)
+        final, found = network.forward_intermediates(x)  # type: ignore[operator]
+        same = torch.allclose(network.forward_head(final), network(x), rtol=1e-3, atol=1e-4)  # type: ignore[operator]
+        if not same or not all(each.ndim == 4 for each in found):
+            raise ValueError("what it shows does not lead to its output")
+        return found
+
     try:
         with torch.no_grad():
-            final, maps = network.forward_intermediates(x)  # type: ignore[operator]
-            same = torch.allclose(network.forward_head(final), network(x), rtol=1e-3, atol=1e-4)  # type: ignore[operator]
-        if not same or not all(found.ndim == 4 for found in maps):
-            raise ValueError("what they show does not lead to its output")
+            try:
+                network(torch.zeros(2, channels, height, width, dtype=weight.dtype, device=weight.device))
+            except Exception as error:
+                problem = f"{name} takes no images of {height}x{width}: {first_line(error)}"
+                raise UserError(problem, "Give a larger --input-size, or another model.") from error
+            found, times = maps(1), -(-PROBE // min(height, width))
+            if times > 1:  # at the end of a deep network small images are one pixel, whatever the stage
+                with contextlib.suppress(Exception):  # it may take its own size only
+                    found = maps(times)
+                    height, width = times * height, times * width
+    except UserError:
+        raise
     except Exception as error:  # any network may come here, and fail in its own way
-        remedy = "Feature transfer needs timm's forward_intermediates(); all of timm's networks and ours have it."
-        raise UserError(f"{name} shows no feature maps: {first_line(error)}", remedy) from error
+        remedy = "Feature transfer needs timm's forward_intermediates(), as its convolutional networks have it. Else:"
+        raise UserError(f"{name} shows no feature maps: {first_line(error)}", f"{remedy} --method kd.") from error
     finally:
         network.train(mode)
-    ends = {found.shape[-2:]: (index, found.shape[1]) for index, found in enumerate(maps)}
-    return [Stage(index, channels, round(size[-1] / shape[-1])) for shape, (index, channels) in ends.items()]
+    ends = {each.shape[-2:]: (index, each.shape[1]) for index, each in enumerate(found)}
+    return [Stage(index, channels, round(width / shape[-1])) for shape, (index, channels) in ends.items()]
 
 
 def feature_size(network: nn.Module) -> int:
@@ -132,4 +161,4 @@ def attention(found: Tensor, wanted: Tensor, teacher: Tensor) -> Tensor:
     return (of(found) - of(wanted)).square().sum(1).mean()
 
 
-TRANSFERS: dict[str, Transfer] = {"fitnets": fitnets, "at": attention}
+TRANSFERS = {"fitnets": Transfer(fitnets, connected=True), "at": Transfer(attention, connected=False)}

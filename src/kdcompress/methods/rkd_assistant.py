@@ -15,43 +15,45 @@ from torch import Tensor, nn
 
 from kdcompress.data import InputAdapter
 from kdcompress.methods.base import Frozen, StudentTask
-from kdcompress.methods.features import Connectors, Stage, Transfer, alike, fitnets, observe
+from kdcompress.methods.features import TRANSFERS, Connectors, Stage, Transfer, alike, fitnets, observe
 from kdcompress.methods.losses import kl_divergence
 from kdcompress.models.student_assistant import StudentAssistant
 
 Pairs = Sequence[tuple[Stage, Stage]]
 
 # what learns in each phase, and for which share of the epochs
-SCHEMES = {"end-to-end": (("all", 1.0),), "progressive": (("student", 1.0), ("assistant", 1.0), ("classifier", 0.1))}
+SCHEMES = {"end-to-end": (("all", 1.0),), "progressive": (("student", 0.6), ("assistant", 0.3), ("classifier", 0.1))}
 
 
 class Undivided(nn.Module):
-    """A network in training, with the connectors that take its maps to the teacher's.
+    """A network in training, with the connectors that take its maps to the teacher's, if the transfer wants them.
 
     Args:
         pairs: Stages of the teacher and of the model.
     """
 
-    def __init__(self, model: nn.Module, pairs: Pairs) -> None:
+    def __init__(self, model: nn.Module, pairs: Pairs, connected: bool = True) -> None:
         super().__init__()
-        self.model, self.connectors = model, Connectors(pairs)
+        self.model, self.connectors = model, Connectors(pairs) if connected else None
         self.stages = [own for _, own in pairs]
 
     def forward(self, x: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """Images [B, C, H, W] to logits [B, K] and connected maps [B, C_T, h, w]."""
+        """Images [B, C, H, W] to logits [B, K] and maps [B, C, h, w]."""
         logits, maps = observe(self.model, x, self.stages)
-        return logits, self.connectors(maps)
+        return logits, maps if self.connectors is None else self.connectors(maps)
 
 
 class Parts(NamedTuple):
-    """What S and A say: features [B, F], their parts of the logits [B, K], connected maps [B, C_T, h, w].
+    """What S and A say: features [B, F], their parts of the logits [B, K], maps [B, C, h, w].
 
-    While the student learns alone there is no A; while the classifier learns there are no maps.
+    ``student_estimates`` are what a 1x1 convolution makes of S's maps: the teacher's maps [B, C_T, h, w], as far as S
+    knows them. While the student learns alone there is no A; while the classifier learns there are no maps.
     """
 
     student_features: Tensor
     student_logits: Tensor
     student_maps: list[Tensor]
+    student_estimates: list[Tensor]
     assistant_features: Tensor | None = None
     assistant_logits: Tensor | None = None
     assistant_maps: Sequence[Tensor] = ()
@@ -66,15 +68,23 @@ class Divided(nn.Module):
     Args:
         student_pairs, assistant_pairs: Stages of the teacher and of S, and of the teacher and of A.
         keep_classifier: It never learns.
+        connected: Whether S and A mimic by what connectors make of their maps. If not, S's connectors only serve to
+            tell what S misses, and learn without S noticing.
     """
 
     def __init__(
-        self, model: StudentAssistant, student_pairs: Pairs, assistant_pairs: Pairs, keep_classifier: bool = False
+        self,
+        model: StudentAssistant,
+        student_pairs: Pairs,
+        assistant_pairs: Pairs,
+        keep_classifier: bool = False,
+        connected: bool = True,
     ) -> None:
         super().__init__()
-        self.model, self.keep_classifier, self.part = model, keep_classifier, "all"
+        self.model, self.keep_classifier, self.connected, self.part = model, keep_classifier, connected, "all"
         self.stages = [own for _, own in student_pairs]
-        self.student_connectors, self.assistant_connectors = Connectors(student_pairs), Connectors(assistant_pairs)
+        self.student_connectors = Connectors(student_pairs)
+        self.assistant_connectors = Connectors(assistant_pairs if connected else [])
 
     def learn(self, part: str) -> None:
         """Choose what learns: ``all``, ``student``, ``assistant`` or ``classifier``, which is that of both."""
@@ -106,15 +116,16 @@ class Divided(nn.Module):
         classify = model.fc
         with torch.set_grad_enabled(torch.is_grad_enabled() and self.part in ("all", "student")):
             embedding, maps = observe(model.student, x, stages)
-            student_maps = self.student_connectors(maps) if stages else []
+            seen = maps if self.connected else [found.detach() for found in maps]
+            estimates = self.student_connectors(seen) if stages else []
         features = model.student_projection(embedding)
-        student = Parts(features, classify(features), student_maps)
+        student = Parts(features, classify(features), estimates if self.connected else maps, estimates)
         if self.part == "student":
             return student
         with torch.set_grad_enabled(torch.is_grad_enabled() and self.part != "classifier"):
             embedding, maps = observe(model.assistant, x, stages)
         features = model.assistant_projection(embedding)
-        assistant_maps = self.assistant_connectors(maps) if stages else []
+        assistant_maps = self.assistant_connectors(maps) if stages and self.connected else maps
         logits = nn.functional.linear(features, classify.weight)
         return student._replace(assistant_features=features, assistant_logits=logits, assistant_maps=assistant_maps)
 
@@ -125,7 +136,7 @@ class TransferTask(StudentTask):
     Args:
         student: With its connectors.
         teacher: Frozen; its maps are those of ``pairs``.
-        transfer: d, and the phi in it.
+        transfer: d and the phi in it, and whether there are connectors.
         transfer_weight: w.
         logit_weight: v.
     """
@@ -153,12 +164,14 @@ class TransferTask(StudentTask):
         losses = {"transfer_loss": self.transfer_weight * self.distance(teacher_maps, maps)}
         return self.total(teacher_logits, logits.float(), target, losses)
 
-    def distance(self, teacher_maps: Sequence[Tensor], maps: Sequence[Tensor]) -> Tensor:
+    def distance(
+        self, teacher_maps: Sequence[Tensor], maps: Sequence[Tensor], transfer: Transfer | None = None
+    ) -> Tensor:
         """Mean over the stages of how far the maps are from the teacher's."""
-        parts = []
+        distance, parts = (transfer or self.transfer).distance, []
         for wanted, found in zip(teacher_maps, maps, strict=True):
             goal, own = alike(wanted, found)
-            parts.append(self.transfer(own, goal, goal))
+            parts.append(distance(own, goal, goal))
         return torch.stack(parts).mean()
 
     def total(
@@ -178,9 +191,11 @@ class TransferTask(StudentTask):
 class RkdAssistantTask(TransferTask):
     """``CE + w (L_S + L_A) + v KL_tau`` on the sum of both, in one phase of a scheme.
 
-    ``L_S = d(phi(F_S), phi(F_T))`` and ``L_A = d(phi(F_A), phi(F_T - F_S))`` at every stage, F_S detached in ``L_A``;
-    F_S and F_A are connected maps. Where all learn at once, half of the cross-entropy is that of S alone, for S answers
-    first (our choice). A teacher's classifier that is reused needs features like those that it was made for.
+    ``L_S = d(phi(F_S), phi(F_T))`` and ``L_A = d(phi(F_A), phi(F_T - F_S))`` at every stage, F_S detached in ``L_A``.
+    In the difference F_S is in the teacher's channels: what a connector makes of S's map, the very one of FitNets. AT
+    looks at no channels, so there nothing would tie the two; a connector then learns beside, by L2 on a detached map,
+    what S knows of the teacher's (our choice). Where all learn at once, half of the cross-entropy is that of S alone,
+    for S answers first (our choice). A teacher's classifier that is reused needs features like those it was made for.
 
     Args:
         part: What learns: ``all``, ``student``, ``assistant`` or ``classifier``.
@@ -201,6 +216,8 @@ class RkdAssistantTask(TransferTask):
         losses: dict[str, Tensor] = {}
         if self.part in ("all", "student"):
             losses["transfer_loss"] = self.transfer_weight * self.distance(teacher_maps, parts.student_maps)
+            if not self.transfer.connected:
+                losses["connector_loss"] = self.distance(teacher_maps, parts.student_estimates, TRANSFERS["fitnets"])
         if self.part in ("all", "assistant"):
             losses["residual_loss"] = self.transfer_weight * self.residual(teacher_maps, parts)
         if parts.assistant_logits is not None and parts.assistant_features is not None:
@@ -216,7 +233,7 @@ class RkdAssistantTask(TransferTask):
     def residual(self, teacher_maps: Sequence[Tensor], parts: Parts) -> Tensor:
         """``L_A``: mean over the stages of how far A's maps are from what S misses."""
         distances = []
-        for wanted, student, assistant in zip(teacher_maps, parts.student_maps, parts.assistant_maps, strict=True):
+        for wanted, student, assistant in zip(teacher_maps, parts.student_estimates, parts.assistant_maps, strict=True):
             goal, first = alike(wanted, student.detach())
-            distances.append(self.transfer(alike(assistant, goal)[0], goal - first, goal))
+            distances.append(self.transfer.distance(alike(assistant, goal)[0], goal - first, goal))
         return torch.stack(distances).mean()

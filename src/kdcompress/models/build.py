@@ -142,6 +142,8 @@ def zero_classifier(model: nn.Module) -> None:
 def _from_timm(spec: ModelSpec, args: dict[str, Any], pretrained: bool) -> nn.Module:
     try:
         return timm.create_model(spec.name, pretrained=pretrained, **args)
+    except UserError:  # a composite of ours, that cannot make one of its parts
+        raise
     except TypeError as error:
         raise usage_error(
             f"{spec.name} cannot be made with {spec.args}: {error}", "Check the keys of the spec."

@@ -18,7 +18,7 @@ from kdcompress.errors import UserError, first_line
 from kdcompress.models.build import ModelSpec, build, config_of
 from kdcompress.models.small_network import SmallNetwork, scaled_channels
 
-RESNET_CHANNELS = (64, 128, 256, 512)
+HARDLY = 0.99  # of the parameters: by so little a width near 1 may round
 WITH_WIDTH = "a student with a width of its own, e.g. resnet20_cifar, wrn_16_2_cifar, resnet18, convnext_atto"
 
 
@@ -53,7 +53,10 @@ def _width_arguments(spec: ModelSpec, width: float) -> dict[str, Any] | None:
     if isinstance(model, SmallNetwork):
         return {"width": round(spec.args.get("width", 1.0) * width, 6)}
     if isinstance(model, ResNet):
-        channels = {"channels": tuple(scaled_channels(spec.args.get("channels", RESNET_CHANNELS), width))}
+        blocks: list[Any] = [model.get_submodule(f"{stage['module']}.0") for stage in model.feature_info[1:]]
+        outputs = [stage["num_chs"] for stage in model.feature_info[1:]]
+        planes = [count // block.expansion for count, block in zip(outputs, blocks, strict=True)]
+        channels = {"channels": tuple(scaled_channels(planes, width))}
         stem: Any = model.conv1
         if isinstance(stem, nn.Conv2d):
             return channels  # timm fixes it
@@ -88,10 +91,19 @@ def _pruned(model: nn.Module, name: str, width: float) -> nn.Module:
             pruning_ratio=1 - width,
             ignored_layers=[classifier] if isinstance(classifier, nn.Linear) else [],
         )
+        before = _size(model, classifier)
         pruner.step()
         with torch.no_grad():
             model(example)
+        if _size(model, classifier) > max((1 + width) / 2, HARDLY) * before:
+            raise ValueError("Torch-Pruning leaves it as it is")
     except Exception as error:  # a library that rewrites any network may fail in any way
         remedy = f"Take {WITH_WIDTH}."
         raise UserError(f"{name} cannot be narrowed to {width:g}: {first_line(error)}", remedy) from error
     return model
+
+
+def _size(model: nn.Module, classifier: nn.Module | None) -> int:
+    """Parameters, but those of the classifier, whose outputs stay."""
+    own = sum(parameter.numel() for parameter in classifier.parameters()) if classifier is not None else 0
+    return sum(parameter.numel() for parameter in model.parameters()) - own

@@ -6,6 +6,7 @@ the widths are found by measuring, is our choice.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import cache
@@ -21,6 +22,7 @@ from kdcompress.models.student_assistant import embedding_size
 
 STEPS = 1000  # widths are whole thousandths
 COARSE = 20
+PROBE = 900
 AT_LEAST = 0.97
 
 
@@ -70,11 +72,15 @@ def separate(spec: ModelSpec, share: float, *, features: int, num_classes: int, 
     if not 0 < share < 1:
         raise usage_error(f"--assistant-share {share:g} is outside (0, 1).", "Give the assistant's part, e.g. 0.1.")
     given = measured(spec, STEPS, num_classes=num_classes, **shape)[0]
+    measured(spec, PROBE, num_classes=0, **shape)  # says at once why a network cannot be narrowed
 
     @cache
-    def cost(width: int) -> tuple[int, int]:
+    def cost(width: int) -> tuple[float, float]:
         """MACs of a narrow backbone, and those with its projection and its pass through the classifier."""
-        macs, size = measured(spec, width, num_classes=0, **shape)
+        try:
+            macs, size = measured(spec, width, num_classes=0, **shape)
+        except UserError:  # too narrow to be built
+            return math.inf, math.inf
         return macs, macs + features * (size + num_classes)
 
     def widest(budget: float) -> int:
@@ -91,11 +97,11 @@ def separate(spec: ModelSpec, share: float, *, features: int, num_classes: int, 
         others = sorted(range(COARSE, STEPS, COARSE), key=lambda width: abs(cost(width)[1] - share * given))
         assistant, student = next(((other, found) for other in others if (found := partner(other))), (assistant, 0))
     if not student:
-        why = "its channels are too few to use 97 % of its cost" if assistant else "even one channel costs more"
+        why = "its channels are too few to use 97 % of its cost" if assistant else "the narrowest one costs more"
         remedy = "Choose another --assistant-share, nearer to 0.5, or a larger --student."
         raise UserError(f"{spec.name} cannot be separated at --assistant-share {share:g}: {why}.", remedy)
-    student_macs, assistant_macs = cost(student)[0], cost(assistant)[0]
-    integration = cost(student)[1] + cost(assistant)[1] - student_macs - assistant_macs
+    student_macs, assistant_macs = int(cost(student)[0]), int(cost(assistant)[0])
+    integration = int(cost(student)[1] + cost(assistant)[1]) - student_macs - assistant_macs
     return Separation((student / STEPS, assistant / STEPS), student_macs, assistant_macs, integration, given)
 
 
@@ -103,6 +109,8 @@ def measured(spec: ModelSpec, width: int, **shape: Any) -> tuple[int, int]:
     """MACs, and size of what comes out, of a network ``width`` thousandths wide."""
     with torch.random.fork_rng(devices=[]):
         network = narrow(spec, width / STEPS, **shape)
+    if not all(parameter.numel() for parameter in network.parameters()):
+        raise UserError(f"{spec.name} has no channels left at {width / STEPS:g} of its width.", "Take a wider one.")
     return profile(network, config_of(network)["input_size"]).macs, embedding_size(network)
 
 

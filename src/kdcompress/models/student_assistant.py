@@ -77,6 +77,7 @@ class StudentAssistant(Staged):
         self.student_projection = nn.Linear(embedding_size(self.student), features, bias=False)
         self.assistant_projection = nn.Linear(embedding_size(self.assistant), features, bias=False)
         self.fc = nn.Linear(features, num_classes)
+        nn.init.orthogonal_(self.student_projection.weight)  # keeps lengths: S starts as a network of its own would
         nn.init.zeros_(self.assistant_projection.weight)  # the sum starts as the student
         self.spec, self.in_chans = spec, in_chans
 
