@@ -34,8 +34,26 @@ def test_a_sheet_shows_the_images(tmp_path: Path) -> None:
     assert sheet.shape == (2 * 10 + 2, 8 * 10 + 2, 3)
     source = load_source("digits")
     assert source.test is not None
-    first = np.asarray(source.test.image(0))
-    assert np.abs(sheet[2:10, 2:10, 0].astype(int) - first).max() <= 1
+    all_of = np.stack([np.asarray(source.test.image(index)) for index in range(len(source.test.labels))]).astype(int)
+    tiles = [sheet[2 + row : 10 + row, 2 + column : 10 + column, 0] for row in (0, 10) for column in range(0, 80, 10)]
+    found = [int(np.abs(all_of - tile).max((1, 2)).argmin()) for tile in tiles]
+    assert all(np.abs(all_of[index] - tile).max() <= 1 for index, tile in zip(found, tiles, strict=True))
+    assert len(set(found)) == 16
+    assert np.bincount(source.test.labels[found], minlength=10).max() <= 2
+
+
+@pytest.mark.parametrize(("data", "images"), [("digits", 64), ("digits", 7), ("synth-digits:100,n=1000", 64)])
+def test_as_many_pictures_as_were_asked_for(tmp_path: Path, data: str, images: int) -> None:
+    """Else half of a sheet is missing, and with it a class."""
+    size = {"digits": 8}.get(data, 32)
+    for augment in ("none", "crop"):
+        path = tmp_path / f"{augment}.png"
+        kdcompress.describe_data(data=data, preview=str(path), images=images, augment=augment)
+        sheet = np.asarray(Image.open(path))[2:, 2:, 0]
+        columns = min(images, 8)
+        assert sheet.shape == (-(-images // 8) * (size + 2), columns * (size + 2))
+        last = sheet[-size - 2 :, : (images - 1) % 8 * (size + 2) + size]
+        assert len(np.unique(last[:size, -size:])) > 1, "the last place is empty"
 
 
 def test_augmented_or_not(tmp_path: Path) -> None:

@@ -5,6 +5,10 @@ from __future__ import annotations
 import csv
 import dataclasses
 import json
+import os
+import shutil
+import signal
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +18,16 @@ import torch
 from torch import Tensor
 
 import kdcompress
+from kdcompress.api import light_teacher
 from kdcompress.api import lwkd as lwkd_module
 from kdcompress.api.job import Job
-from kdcompress.api.lwkd import similar_classes, soft_targets
+from kdcompress.api.light_teacher import soft_targets
+from kdcompress.api.lwkd import similar_classes
 from kdcompress.cache import cache_dir
 from kdcompress.data import Data, load_source
+from kdcompress.data.synth_digits import SynthDigits
 from kdcompress.engine.distributed import Place
+from kdcompress.engine.interrupt import Interrupted
 from kdcompress.engine.progress import Silent
 from kdcompress.errors import UserError
 from kdcompress.methods.lwkd import LwKdTask, SoftTargetBank
@@ -48,6 +56,11 @@ def light(tmp_path_factory: pytest.TempPathFactory) -> TrainResult:
     return kdcompress.train_teacher(model="lenet5", data=NUMBERS, epochs=4, opt="adamw", lr=4e-3, out=out, device="cpu")
 
 
+def quick(monkeypatch: pytest.MonkeyPatch, epochs: int = 1) -> None:
+    """Let the lightweight teacher have so few epochs."""
+    monkeypatch.setattr(light_teacher, "MOST_EPOCHS", epochs)
+
+
 def record_of(run: str | None) -> dict[str, Any]:
     return json.loads((Path(str(run)) / RECORD).read_text())
 
@@ -55,20 +68,20 @@ def record_of(run: str | None) -> dict[str, Any]:
 def test_the_teacher_is_made_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Seconds for each student would be the price of a method whose promise is that they are spent once."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setattr(lwkd_module, "TEACHER_EPOCHS", 1)
+    quick(monkeypatch)
     first = kdcompress.distill(**COMMON, out=str(tmp_path / "first"))
-    (kept,) = (cache_dir() / "teachers").iterdir()
+    (kept,) = (cache_dir() / "teachers").glob("lenet5*")
     assert first.teacher == str(kept)
     assert (first.teacher_macs, first.macs_ratio) == (None, None), "its cost is no measure of a student's"
     entry = record_of(first.run)["teacher"]
     assert entry["seconds"] > 0
-    assert 0 < entry["entropy"] < 2.4
+    assert 0 < entry["entropy"] < entry["softened_entropy"] < 2.4
     before = (kept / WEIGHTS).stat().st_mtime_ns
 
     def never(*args: Any, **given: Any) -> Any:
         raise AssertionError("trained again")
 
-    monkeypatch.setattr(lwkd_module, "_work_folder", never)
+    monkeypatch.setattr(light_teacher, "_work_folder", never)
     again = kdcompress.distill(**COMMON, out=str(tmp_path / "again"))
     assert (again.loss, again.teacher) == (first.loss, first.teacher)
     assert (kept / WEIGHTS).stat().st_mtime_ns == before
@@ -88,22 +101,95 @@ def test_a_teacher_that_breaks_off_leaves_nothing(tmp_path: Path, monkeypatch: p
     monkeypatch.setattr("kdcompress.api.train.train_teacher", breaks)
     with pytest.raises(UserError, match="disk"):
         kdcompress.distill(**COMMON, out=str(tmp_path / "run"))
-    assert not list((cache_dir() / "teachers").iterdir())
+    assert not list((cache_dir() / "teachers").glob("lenet5*"))
+
+
+def test_a_teacher_that_was_cut_off_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """For a thousand classes it takes minutes; and what is left of it must not lie about."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    quick(monkeypatch, epochs=3)
+
+    class Stops(Heard):
+        def epoch(self, row: dict[str, Any]) -> None:
+            if row["epoch"] == 2:
+                os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.raises(Interrupted) as caught:
+        kdcompress.distill(**COMMON, out=str(tmp_path / "run"), teacher_top1=100, reporter=Stops())
+    assert "same command again" in caught.value.remedy
+    assert "--resume" not in caught.value.remedy
+    assert not (tmp_path / "run").exists()
+    begun = Heard()
+    titles: list[str] = []
+    monkeypatch.setattr(begun, "start", lambda title, epochs, steps, done: titles.append(f"{title} {done}"))
+    result = kdcompress.distill(**COMMON, out=str(tmp_path / "run"), teacher_top1=100, reporter=begun)
+    assert titles[0] == "train-teacher lenet5 2", "two epochs were done"
+    assert any("reached" in note for note in begun.notes), "not as good as it was to be"
+    left = {path.name for path in (cache_dir() / "teachers").iterdir() if not path.name.endswith(".lock")}
+    assert left == {Path(str(result.teacher)).name}
+
+
+def test_a_damaged_teacher_is_made_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The user never made it, and cannot be asked to mend it."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    quick(monkeypatch)
+    first = kdcompress.distill(**COMMON, out=str(tmp_path / "first"))
+    weights = Path(str(first.teacher)) / WEIGHTS
+    for damage in (lambda: weights.write_bytes(b"cut"), weights.unlink):
+        damage()
+        again = kdcompress.distill(**COMMON, out=str(tmp_path / "again"))
+        assert again.loss == first.loss
+        shutil.rmtree(tmp_path / "again")
+
+
+def test_without_a_cache_the_teacher_serves_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A folder that cannot be written must neither stop the training nor be replaced by litter elsewhere."""
+    (tmp_path / "cache").write_text("a file where the folder should be")
+    monkeypatch.setenv("TMPDIR", str(tmp_path / "tmp"))
+    (tmp_path / "tmp").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    monkeypatch.setattr(light_teacher, "_temporary", [])
+    quick(monkeypatch)
+    heard = Heard()
+    kdcompress.distill(**COMMON, cache_dir=tmp_path / "cache", out=str(tmp_path / "run"), reporter=heard)
+    assert sum(note.startswith("Warning: the lightweight teacher cannot be kept") for note in heard.notes) == 1
+    for folder in light_teacher._temporary:
+        folder.cleanup()
+    assert not list((tmp_path / "tmp").iterdir())
 
 
 def test_the_bank_is_what_the_teacher_says(light: TrainResult) -> None:
     """Soft targets of other images, other classes or another network would still train something."""
     network = load_network(str(light.run))
     job = Job("distill", "lwkd", None, Silent(), Place(torch.device("cpu"), "fp32"), 0.0)
-    found = soft_targets(network, 5, DistillOptions(method="lwkd"), job)
+    found = soft_targets(network, 5, DistillOptions(method="lwkd"), job, load_source("digits"))
     assert found.shape == (10, 5, 10)
-    source = load_source(NUMBERS)
-    data = Data(source, network.prep, DistillOptions(method="lwkd"), torch.device("cpu"))
-    x, y = next(iter(data.evaluation("test", 1000)))
+    unseen = SynthDigits.parse("synth-digits:10,n=250,seed=1").test()
+    assert len(unseen.labels) == 50
+    pixels = np.stack([np.asarray(unseen.image(index)) for index in range(50)])
+    x = (torch.from_numpy(pixels)[:, None] / 255 - network.prep.mean[0]) / network.prep.std[0]
     with torch.no_grad():
         live = network.model.eval()(x)
     for label in range(10):
-        torch.testing.assert_close(found[label].float(), live[y == label][:5], atol=2e-2, rtol=2e-3)
+        torch.testing.assert_close(found[label].float(), live[unseen.labels == label], atol=2e-2, rtol=2e-3)
+
+
+@pytest.mark.parametrize(("data", "split"), [("digits", "fit"), (NUMBERS, "calibration")])
+def test_a_teacher_of_other_data_tells_nothing_of_a_test_split(
+    tmp_path: Path, data: str, split: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What it says of the test images, by their labels, would reach the student."""
+    made = kdcompress.train_teacher(model=TINY, data="digits", epochs=1, out=str(tmp_path / "t"), device="cpu")
+    asked: list[str] = []
+    genuine = Data.evaluation
+    monkeypatch.setattr(
+        Data, "evaluation", lambda self, split, *more: asked.append(split) or genuine(self, split, *more)
+    )
+    job = Job("distill", "lwkd", None, Heard(), Place(torch.device("cpu"), "fp32"), 0.0)
+    found = soft_targets(load_network(str(made.run)), 128, DistillOptions(method="lwkd"), job, load_source(data))
+    assert asked == [split]
+    assert found.shape[1] < 128
+    assert any("has only" in note for note in job.reporter.notes)  # type: ignore[attr-defined]
 
 
 def test_lwkd_resumes(light: TrainResult, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -150,7 +236,12 @@ def test_similar_classes_are_found() -> None:
 def test_a_collapse_is_reported(tmp_path: Path) -> None:
     """A discriminator that is never fooled, or never learns, does nothing; nobody looks for that."""
     job = Job("distill", "lwkd", None, Heard(), Place(torch.device("cpu"), "fp32"), 0.0)
-    for values, word in (((1.0, 0.995), "never fooled"), ((0.5, 0.51), "never learned"), ((0.9, 0.6), "")):
+    for values, word in (
+        ((0.7, 1.0, 0.995), "never fooled"),
+        ((0.7, 0.5, 0.51), "never learned"),
+        ((1.0, 0.9, 0.6), ""),
+        ((0.5,), ""),
+    ):
         lines = ["epoch,train_discriminator_accuracy", *(f"{n},{value}" for n, value in enumerate(values))]
         (tmp_path / METRICS).write_text("\n".join(lines))
         job.reporter.notes.clear()  # type: ignore[attr-defined]
@@ -196,12 +287,26 @@ def test_what_cannot_be_is_told(light: TrainResult, tmp_path: Path) -> None:
         ({"method": "ce", "adversarial_weight": 0.3}, "adversarial-weight"),
     ]
     for given, words in cases:
-        with pytest.raises(UserError, match=words):
+        with pytest.raises(UserError, match=words) as caught:
             kdcompress.distill(**{**COMMON, **given}, out=str(tmp_path / "run"))
         assert not (tmp_path / "run").exists()
-    with pytest.raises(UserError, match="100000 classes takes"):
-        lwkd_module._bank_images(100_000, None)
-    assert lwkd_module._bank_images(10_000, None) >= 2
+        assert caught.value.remedy
+    with pytest.raises(UserError, match="100000 classes takes") as none:
+        light_teacher.bank_images(100_000, None)
+    assert "--bank-size" not in none.value.remedy
+    with pytest.raises(UserError, match="40000 classes takes") as one:
+        light_teacher.bank_images(40_000, None)
+    assert "--bank-size 1" in one.value.remedy
+    assert [light_teacher.bank_images(classes, None) for classes in (10, 100, 1000, 10_000)] == [128, 128, 20, 2]
+
+
+def test_a_lightweight_teacher_is_no_teacher_of_a_cascade(light: TrainResult, tmp_path: Path) -> None:
+    """The residual to a network that has never seen such images is noise."""
+    given = {**COMMON, "epochs": 1}
+    student = kdcompress.distill(**given, teacher=light.run, out=str(tmp_path / "student"))
+    with pytest.raises(UserError, match="knows nothing of its images") as caught:
+        kdcompress.add_res_student(run=student.run, arch=TINY, epochs=1, device="cpu", out=str(tmp_path / "more"))
+    assert "--teacher" in caught.value.remedy
 
 
 def test_training_stops_where_it_is_good_enough(tmp_path: Path) -> None:
@@ -237,7 +342,7 @@ def test_tables_are_data_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     """The method never looks at the input; neither may the tool."""
     (tmp_path / "table.py").write_text(TABLE)
     monkeypatch.syspath_prepend(str(tmp_path))
-    monkeypatch.setattr(lwkd_module, "TEACHER_EPOCHS", 2)
+    quick(monkeypatch, epochs=2)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     given = {**COMMON, "student": "py:table:model", "data": "py:table:data", "epochs": 15}
     result = kdcompress.distill(**given, out=str(tmp_path / "run"))

@@ -36,6 +36,29 @@ def make(num_classes=10, in_chans=3):
 """
 
 
+WATCHED_LWKD = """
+import json, os, sys
+from kdcompress.api import light_teacher
+from kdcompress.cli import run
+from kdcompress.methods.lwkd import LwKdTask
+
+light_teacher.MOST_EPOCHS = 1
+forward = LwKdTask.forward
+
+def watched(self, input, target):
+    found = forward(self, input, target)
+    weights = [parameter.double().sum().item() for parameter in self.discriminator.parameters()]
+    bank = self.bank.logits.double().sum().item()
+    said = {"classes": self.bank.classes.tolist(), "discriminator": weights, "bank": bank}
+    with open(f"said-{os.environ['RANK']}.json", "w") as file:
+        json.dump(said, file)
+    return found
+
+LwKdTask.forward = watched
+sys.exit(run(sys.argv[1:]))
+"""
+
+
 @pytest.fixture(scope="module")
 def two(tmp_path_factory: pytest.TempPathFactory, runs: Path) -> tuple[Path, Done]:
     """A folder in which two processes distilled a student for three epochs, and what they said."""
@@ -140,3 +163,19 @@ def test_targets_of_two_processes(here: Path, runs: Path) -> None:
     assert kept.result["loss"] == again["loss"] == blocked.result["loss"]
     assert kept.result["loss"] == pytest.approx(live["loss"], rel=0.15)
     assert blocked.err.count("Warning: targets cannot be kept") == 1
+
+
+def test_lwkd_of_two_processes(here: Path) -> None:
+    """Else each process maps the classes its own way, trains a discriminator of its own, or makes its own teacher."""
+    (here / "watched.py").write_text(WATCHED_LWKD)
+    settings = f"--method lwkd --class-map similar --student {TINY} --epochs 2 --cache-dir {here}/cache --out run"
+    program = TORCHRUN.replace("-m kdcompress", "watched.py")
+    done = shell(f"{program} distill {settings}", here)
+    assert done.result["method"] == "lwkd"
+    said = [json.loads((here / f"said-{rank}.json").read_text()) for rank in (0, 1)]
+    assert sorted(said[0]["classes"]) == list(range(10))
+    assert said[0]["classes"] == said[1]["classes"]
+    assert said[0]["discriminator"] == said[1]["discriminator"]
+    assert said[0]["bank"] == said[1]["bank"]
+    assert len(list((here / "cache" / "teachers").glob("lenet5*"))) == 1
+    assert done.err.count("train-teacher lenet5") == 1

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from kdcompress.data import Data, Preprocess, load_source
+from kdcompress.data import Data, Preprocess, load_source, synth_digits
 from kdcompress.data.sources import ArrayImages
 from kdcompress.data.synth_digits import SynthDigits, SynthImages, draw
 from kdcompress.errors import UserError
@@ -89,6 +89,26 @@ def test_a_number_is_drawn_with_its_digits() -> None:
     assert model.score(features[1], v.numpy()) > 0.3, "a tenth would be chance"
 
 
+def test_a_number_of_several_digits_shows_them_in_their_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Wrong or turned digits would make a class of their own each, and be learned all the same."""
+    seen: list[int] = []
+    genuine = synth_digits._glyph
+    monkeypatch.setattr(synth_digits, "_glyph", lambda digit, stroke: seen.append(digit) or genuine(digit, stroke))
+    draw(207, 4, 32, 0, 0)
+    assert seen == [0, 2, 0, 7]
+    seen.clear()
+    SynthDigits.parse("synth-digits:1000,n=2000").test().image(345)
+    assert seen == [3, 4, 5]
+
+
+def test_the_same_index_is_the_same_image_in_any_stretch() -> None:
+    """An image is a function of seed and index; whether it is of the training or of the test split must not matter."""
+    longer = SynthDigits.parse("synth-digits:10,n=57").train()
+    shorter = SynthDigits.parse("synth-digits:10,n=25").test()
+    assert pixels(longer, 25) == pixels(shorter, 0)
+    assert longer.labels[25] == shorter.labels[0]
+
+
 @pytest.mark.parametrize(
     ("spec", "words"),
     [
@@ -103,6 +123,9 @@ def test_a_number_is_drawn_with_its_digits() -> None:
         ("synth-digits:10,n=19", "n=19"),
         ("synth-digits:10,size=4", "out of range"),
         ("synth-digits:10,seed=-1", "out of range"),
+        ("synth-digits:10,seed=100000000000000000000000000000", "out of range"),
+        ("synth-digits:10,n=100000000000000", "out of range"),
+        ("synth-digits:10,n=20,n=30", "cannot be read"),
     ],
 )
 def test_specs_that_cannot_be(spec: str, words: str) -> None:

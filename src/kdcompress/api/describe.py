@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from kdcompress.api.reference import open_data
-from kdcompress.data import Data, DataSource, Preprocess, choose_channels, choose_size
+from kdcompress.data import Data, DataSource, EvalBatches, Preprocess, TrainBatches, choose_channels, choose_size
 from kdcompress.engine.progress import Reporter
 from kdcompress.errors import UserError, usage_error
 from kdcompress.options import DescribeDataOptions
@@ -73,18 +73,18 @@ def _check_preview(file: str) -> None:
 
 
 def _sample(data: Data, source: DataSource, options: DescribeDataOptions) -> Tensor:
-    """Images [N, C, H, W] in [0, 1], as many of each class as of any other."""
+    """Images [N, C, H, W] in [0, 1], of each class as many as of any other or one less."""
     if source.is_raw:
         raise UserError(f"The data {source.spec} are no images.", "Leave out --preview.")
     if options.split != "fit" and options.augment not in ("auto", "none"):
         raise usage_error("Only the fit split is augmented.", "Add --split fit, or leave out --augment.")
     each = -(-options.images // source.num_classes)
     if options.split == "fit":
-        batches = data.training(options.images, options.seed, options.augment, each)
-        shown = next(iter(batches.epoch(0)))[0]
+        batches: TrainBatches | EvalBatches = data.training(options.images, options.seed, options.augment, each)
     else:
-        shown = next(iter(data.evaluation(options.split, options.images, each)))[0]
-    return shown[: options.images]
+        batches = data.evaluation(options.split, options.images, each)
+    order = np.random.default_rng(options.seed).permutation(len(batches.images.ids))
+    return next(batches.load([np.sort(order[: options.images])], options.seed, 0))[0]
 
 
 def _sheet(images: Tensor) -> np.ndarray:

@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import csv
-import shutil
-import tempfile
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,30 +12,23 @@ from scipy.optimize import quadratic_assignment
 from torch import Tensor
 
 from kdcompress.api.job import EVAL_BATCH, Job, Phase
+from kdcompress.api.light_teacher import Train, bank_images, light_teacher, soft_targets
 from kdcompress.api.prepare import batches_for, logit_weights
 from kdcompress.api.reference import Teacher
-from kdcompress.cache import TEACHERS, cache_dir
-from kdcompress.data import Data, DataSource, load_source
+from kdcompress.data import Data, DataSource
 from kdcompress.engine.distributed import from_main
 from kdcompress.engine.evaluate import collect
 from kdcompress.errors import UserError, usage_error
-from kdcompress.methods.base import Frozen
 from kdcompress.methods.lwkd import LwKdTask, SoftTargetBank
 from kdcompress.methods.supervised import SupervisedTask
 from kdcompress.models.loading import Network, load_network
-from kdcompress.options import DistillOptions, TrainTeacherOptions
+from kdcompress.options import DistillOptions
 from kdcompress.results import TrainResult
-from kdcompress.runs import METRICS, WEIGHTS
-from kdcompress.trust import check_trusted
+from kdcompress.runs import METRICS
 
-TEACHER: dict[str, Any] = {"model": "lenet5", "opt": "adamw", "lr": 4e-3, "augment": "none"}
-TEACHER_EPOCHS = 20  # at most: it stops as soon as it is good enough
-USUAL_BANK, MAX_BANK = 512 * 2**20, 4 * 2**30  # bytes
-MOST_PER_CLASS = 128
 WARMUP_EPOCHS = 1
+MOST_SIMILAR = 2000  # classes: the time of the assignment grows with their cube
 ACCURACY = "train_discriminator_accuracy"  # a column of metrics.csv
-
-Train = Callable[[TrainTeacherOptions], TrainResult]
 
 
 def train_lwkd(job: Job, options: DistillOptions, source: DataSource, student: Network, train: Train) -> TrainResult:
@@ -52,17 +41,22 @@ def train_lwkd(job: Job, options: DistillOptions, source: DataSource, student: N
         UserError: A teacher with another number of classes, or of whose classes there are no images; a bank that is
             too large.
     """
-    images = _bank_images(source.num_classes, options.bank_size)
+    images = bank_images(source.num_classes, options.bank_size)
+    if options.class_map == "similar" and source.num_classes > MOST_SIMILAR:
+        problem = f"--class-map similar serves up to {MOST_SIMILAR} classes, these are {source.num_classes}."
+        raise usage_error(problem, "Take identity or random.")
     if options.teacher is not None:
         teacher = load_network(options.teacher, options.teacher_arch)
     else:
-        teacher = _made(source.num_classes, options, train)
+        teacher = light_teacher(source.num_classes, options, train, job.place, job.reporter)
     if teacher.num_classes != source.num_classes:
         problem = f"The teacher {teacher.reference} has {teacher.num_classes} classes, the data {source.num_classes}."
-        raise UserError(problem, "Leave TEACHER out: one of the right size takes seconds.")
-    bank = SoftTargetBank(soft_targets(teacher, images, options, job))
+        raise UserError(problem, "Leave TEACHER out: one of the right size is made.")
+    bank = SoftTargetBank(soft_targets(teacher, images, options, job, source))
     entry: dict[str, Any] = {"reference": teacher.reference, "arch": teacher.arch, "fingerprint": teacher.fingerprint()}
+    softened = bank.entropy(4.0 if options.temperature is None else options.temperature)
     entry |= {"seconds": teacher.record.get("result", {}).get("seconds"), "entropy": round(bank.entropy(), 6)}
+    entry["softened_entropy"] = round(softened, 6)
     data = batches_for(source, student.prep, job)
     fresh = {key: value.clone() for key, value in student.model.state_dict().items()}
     generator = torch.Generator().manual_seed(options.seed)
@@ -71,7 +65,9 @@ def train_lwkd(job: Job, options: DistillOptions, source: DataSource, student: N
 
     def distil() -> LwKdTask:
         if options.class_map == "similar":
-            bank.classes = similar_classes(_confusion(student, data, job), bank)
+            # networks of several processes differ in BatchNorm's statistics; all must map alike
+            found = from_main(lambda: similar_classes(_confusion(student, data, job), bank).tolist())
+            bank.classes = torch.tensor(found)
         student.model.load_state_dict(fresh)
         torch.manual_seed(options.seed)
         return LwKdTask(
@@ -88,33 +84,9 @@ def train_lwkd(job: Job, options: DistillOptions, source: DataSource, student: N
     if options.class_map == "similar":
         phases = [Phase(lambda: SupervisedTask(student.model), WARMUP_EPOCHS, "(warm-up)"), *phases]
     result = job.train(phases, student, data, Teacher(teacher, entry))
-    if options.adversarial_weight:
+    if options.adversarial_weight and job.place.is_main:
         _report_collapse(Path(str(result.run)), job)
     return result
-
-
-def soft_targets(teacher: Network, images: int, options: DistillOptions, job: Job) -> Tensor:
-    """Logits [K, M, K] of a teacher on the first M images of each class of its own data, in half precision.
-
-    Raises:
-        UserError: The teacher's run does not say what it was trained on, or a class has no image there.
-    """
-    spec = teacher.record.get("options", {}).get("data")
-    if spec is None:
-        remedy = "Give the run of a train-teacher, or leave TEACHER out."
-        raise UserError(f"What {teacher.reference} was trained on is not known.", remedy)
-    check_trusted(spec, f"The run {teacher.reference}")
-    source = load_source(spec, data_dir=teacher.record["options"].get("data_dir"))
-    data = Data(source, teacher.prep, options, job.place.device)
-    model = Frozen(teacher.model.to(job.place.device))
-    found, labels = collect(model, data.evaluation("test" if source.test else "fit", EVAL_BATCH, images), job.place)
-    counts = torch.bincount(labels, minlength=source.num_classes)
-    if not counts.all():
-        raise UserError(f"The data {spec} have no image of class {int(counts.argmin())}.", "Leave TEACHER out.")
-    order = labels.argsort(stable=True)
-    starts = counts.cumsum(0) - counts
-    rows = starts[:, None] + torch.arange(int(counts.min()))
-    return found.half()[order[rows]]
 
 
 def similar_classes(confusion: Tensor, bank: SoftTargetBank) -> Tensor:
@@ -125,7 +97,7 @@ def similar_classes(confusion: Tensor, bank: SoftTargetBank) -> Tensor:
     Args:
         confusion: [K, K], mean distribution that the student gives to images of each class.
     """
-    theirs = bank.logits.float().softmax(-1).mean(1).numpy()
+    theirs = torch.stack([rows.float().softmax(-1).mean(0) for rows in bank.logits]).numpy()
     ours = confusion.numpy()
     for table in (theirs, ours):
         np.fill_diagonal(table, 0)
@@ -141,65 +113,10 @@ def _confusion(student: Network, data: Data, job: Job) -> Tensor:
     return sums / torch.bincount(labels, minlength=len(sums)).clamp_min(1)[:, None]
 
 
-def _bank_images(classes: int, wanted: int | None) -> int:
-    """M, images of each class in the bank."""
-    one = 2 * classes * classes
-    images = min(max(USUAL_BANK // one, 2), MOST_PER_CLASS) if wanted is None else wanted
-    if images * one > MAX_BANK:
-        problem = f"A bank of {images} soft targets for each of {classes} classes takes {images * one / 2**30:.0f} GiB."
-        remedy = f"Give --bank-size {MAX_BANK // one}." if one <= MAX_BANK else "LW-KD serves up to 32 000 classes."
-        raise usage_error(problem, remedy)
-    return images
-
-
-def _made(classes: int, options: DistillOptions, train: Train) -> Network:
-    """The lightweight teacher for so many classes: from the cache, or trained and kept there."""
-    stop = f"{options.teacher_top1:g}"
-    kept = cache_dir(options.cache_dir) / TEACHERS / f"lenet5-{classes}-classes-{stop}-percent"
-    if not from_main((kept / WEIGHTS).is_file):
-        spot = Path(from_main(lambda: _work_folder(kept.parent)))
-        try:
-            train(
-                TrainTeacherOptions(
-                    **TEACHER,
-                    data=f"synth-digits:{classes}",
-                    epochs=TEACHER_EPOCHS,
-                    stop_top1=options.teacher_top1,
-                    out=str(spot / kept.name),
-                    device=options.device,
-                    precision=options.precision,
-                    workers=options.workers,
-                )
-            )
-            kept = Path(from_main(lambda: _keep(spot / kept.name, kept)))
-        finally:
-            if spot.parent == kept.parent:
-                shutil.rmtree(spot, ignore_errors=True)
-    return load_network(str(kept))
-
-
-def _work_folder(beside: Path) -> str:
-    """An empty folder in the cache, or elsewhere where that cannot be written to."""
-    try:
-        beside.mkdir(parents=True, exist_ok=True)
-        return tempfile.mkdtemp(prefix=".", dir=beside)
-    except OSError:
-        return tempfile.mkdtemp(prefix="kdcompress-")
-
-
-def _keep(made: Path, kept: Path) -> str:
-    """Move a finished run into the cache; if another process was faster, its run serves."""
-    if made.parent.parent != kept.parent:
-        return str(made)
-    with contextlib.suppress(OSError):
-        made.rename(kept)
-    return str(kept)
-
-
 def _report_collapse(run: Path, job: Job) -> None:
-    """Say so where the discriminator never learned, or never had anything to learn from."""
+    """Say so where the discriminator, once it had an epoch to learn, always knew or never did."""
     with open(run / METRICS) as file:
-        said = [float(row[ACCURACY]) for row in csv.DictReader(file) if row.get(ACCURACY)]
+        said = [float(row[ACCURACY]) for row in csv.DictReader(file) if row.get(ACCURACY)][1:]
     taught = "the adversarial loss taught nothing."
     if said and min(said) > 0.99:
         job.reporter.note(f"Notice: the discriminator was never fooled (accuracy 1): {taught}")

@@ -175,6 +175,9 @@ def _teacher_of(base: Network, options: AddResStudentOptions, job: Job) -> Teach
         raise UserError(
             f"The run {base.reference} has no teacher on record.", "Give the one to learn from: --teacher REF."
         )
+    if base.record.get("method") == "lwkd":
+        problem = f"{base.reference} learned from a lightweight teacher, which knows nothing of its images."
+        raise UserError(problem, "Give a teacher of these data: --teacher REF.")
     check_trusted([known["reference"], known.get("arch")], f"The run {base.reference}")
     teacher = load_teacher(known["reference"], known.get("arch"), job.reporter)
     if teacher.entry["fingerprint"] != known["fingerprint"]:

@@ -188,9 +188,7 @@ def run(arguments: list[str]) -> int:
 
 
 def _interrupted(interrupt: KeyboardInterrupt) -> UserError:
-    path = getattr(interrupt, "path", None)
-    remedy = f"The state is saved: run the same command with --resume --out {path}" if path else ""
-    return UserError("Interrupted.", remedy, exit_code=130)
+    return UserError("Interrupted.", getattr(interrupt, "remedy", ""), exit_code=130)
 
 
 def _report(error: Exception, arguments: list[str]) -> int:

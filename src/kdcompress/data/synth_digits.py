@@ -17,7 +17,7 @@ from kdcompress.data.augment import uniforms
 from kdcompress.errors import usage_error
 
 NAME = "synth-digits"
-MAX_CLASSES = 100_000
+MAX_CLASSES, MAX_IMAGES = 100_000, 1_000_000_000
 PER_CLASS, LEAST, MOST = 200, 10_000, 100_000  # training images, where the user does not say
 GLYPH = 28  # pixels: height of the font that is drawn, before it is scaled into the image
 STROKES = 3
@@ -50,6 +50,8 @@ class SynthDigits:
         try:
             classes = int(first)
             given = {key: int(value) for key, value in (pair.split("=") for pair in pairs)}
+            if len(given) < len(pairs):
+                raise ValueError(spec)
         except ValueError:
             raise usage_error(f"{spec!r} cannot be read.", example) from None
         if odd := sorted(given.keys() - {"n", "size", "seed"}):
@@ -59,8 +61,9 @@ class SynthDigits:
         made = cls(classes, **{"n": max(min(max(LEAST, PER_CLASS * classes), MOST), 2 * classes), **given})
         if made.n < 2 * classes:
             raise usage_error(f"n={made.n} is too few for {classes} classes.", f"Give two a class: n={2 * classes}.")
-        if not 8 <= made.size <= 512 or made.seed < 0:
-            raise usage_error(f"{spec!r} is out of range.", "size is 8 to 512 pixels, seed 0 or more.")
+        if not 8 <= made.size <= 512 or not 0 <= made.seed < 2**31 or made.n > MAX_IMAGES:
+            remedy = f"size is 8 to 512 pixels, seed 0 to {2**31 - 1}, n at most {MAX_IMAGES}."
+            raise usage_error(f"{spec!r} is out of range.", remedy)
         return made
 
     def __str__(self) -> str:
@@ -89,7 +92,7 @@ class SynthImages:
     labels: np.ndarray = field(init=False)
 
     def __post_init__(self) -> None:
-        self.labels = np.arange(self.count, dtype=np.int64) % self.spec.classes
+        self.labels = np.arange(self.first, self.first + self.count, dtype=np.int64) % self.spec.classes
 
     def image(self, index: int) -> Image.Image:
         spec = self.spec

@@ -26,11 +26,13 @@ class Interrupted(KeyboardInterrupt):
 
     Args:
         path: The run that can be resumed.
+        remedy: How to go on, where it is not ``--resume``.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, remedy: str = "") -> None:
         super().__init__(path)
         self.path = path
+        self.remedy = remedy or f"The state is saved: run the same command with --resume --out {path}"
 
 
 class StopSignal:

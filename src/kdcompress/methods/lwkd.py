@@ -55,10 +55,13 @@ class SoftTargetBank(nn.Module):
         chosen = torch.randint(self.logits.shape[1], labels.shape, device=labels.device)
         return self.logits[self.classes[labels], chosen][:, self.classes].float().log_softmax(1)
 
-    def entropy(self) -> float:
-        """Mean entropy of the distributions, in nats: 0 where the teacher has nothing to tell but the label."""
-        log = self.logits.float().log_softmax(-1)
-        return float(-(log.exp() * log).sum(-1).mean())
+    def entropy(self, temperature: float = 1.0) -> float:
+        """Mean entropy of the softened distributions, in nats: 0 where the teacher tells nothing but the label."""
+        total = 0.0
+        for rows in self.logits:  # class by class: all at once would take many times the bank's memory
+            log = (rows.float() / temperature).log_softmax(-1)
+            total -= float((log.exp() * log).sum(-1).mean())
+        return total / len(self.logits)
 
 
 class Discriminator(nn.Sequential):

@@ -1,0 +1,197 @@
+"""The lightweight teacher of LW-KD: made once for a number of classes, and what it says of synthesized images."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from filelock import FileLock
+from torch import Tensor
+
+from kdcompress.api.job import EVAL_BATCH, Job
+from kdcompress.cache import TEACHERS, cache_dir
+from kdcompress.data import Data, DataSource, load_source, synth_digits
+from kdcompress.data.splits import rank_in_class
+from kdcompress.engine.distributed import Place, from_main
+from kdcompress.engine.interrupt import Interrupted
+from kdcompress.engine.progress import Reporter
+from kdcompress.errors import UserError, usage_error
+from kdcompress.methods.base import Frozen
+from kdcompress.models import lenet
+from kdcompress.models.loading import Network, load_network
+from kdcompress.options import DistillOptions, TrainTeacherOptions
+from kdcompress.results import TrainResult
+from kdcompress.trust import check_trusted
+
+RECIPE: dict[str, Any] = {"model": "lenet5", "opt": "adamw", "lr": 4e-3, "augment": "none"}
+MOST_EPOCHS, LEAST_EPOCHS, IMAGES = 20, 5, 600_000  # at most: it stops as soon as it is good enough
+USUAL_BANK, MAX_BANK = 512 * 2**20, 4 * 2**30  # bytes
+MOST_PER_CLASS, MOST_IMAGES = 128, 20_000
+
+Train = Callable[[TrainTeacherOptions], TrainResult]
+
+_temporary: list[Any] = []  # folders that go when the process does
+
+
+def light_teacher(classes: int, options: DistillOptions, train: Train, place: Place, reporter: Reporter) -> Network:
+    """The lightweight teacher for so many classes: from the cache, or trained and kept there.
+
+    It is trained in a folder of its own, so that one that was cut off goes on, and of two processes one waits.
+
+    Args:
+        train: ``train-teacher``.
+
+    Raises:
+        Interrupted: It was asked to stop; the next command goes on with it.
+    """
+    epochs = min(max(IMAGES // synth_digits.SynthDigits.parse(_data(classes)).n, LEAST_EPOCHS), MOST_EPOCHS)
+    stop = f"{options.teacher_top1:g}-percent"
+    name = f"lenet5-{classes}-classes-{stop}-{_recipe(epochs)}"
+    kept = cache_dir(options.cache_dir) / TEACHERS / name
+    if (found := _loaded(kept)) is not None:
+        return found
+    with contextlib.ExitStack() as stack:
+        work = Path(from_main(lambda: str(_work_folder(kept, place, stack, reporter))))
+        if work != kept:
+            try:
+                train(
+                    TrainTeacherOptions(
+                        **RECIPE,
+                        data=_data(classes),
+                        epochs=epochs,
+                        stop_top1=options.teacher_top1,
+                        out=str(work),
+                        resume=True,
+                        device=options.device,
+                        precision=options.precision,
+                        workers=options.workers,
+                    )
+                )
+            except Interrupted as interrupted:
+                remedy = "Run the same command again: the lightweight teacher goes on where it stopped."
+                raise Interrupted(interrupted.path, remedy) from interrupted
+            if work.parent == kept.parent:
+                from_main(lambda: str(work.rename(kept)))
+                work = kept
+    found = load_network(str(work))
+    reached = found.record["result"]["top1"]
+    if reached < options.teacher_top1:
+        reporter.note(f"Notice: the lightweight teacher reached {reached:.1f} %, not {options.teacher_top1:g} %.")
+    return found
+
+
+def soft_targets(teacher: Network, images: int, options: DistillOptions, job: Job, source: DataSource) -> Tensor:
+    """Logits [K, M, K] of a teacher on M images of each class of its own data, in half precision.
+
+    Of synthesized data they are drawn anew, none of which it has seen. Of other data they are those of its calibration
+    split, or, if they are the student's data too, of the split that the student fits on.
+
+    Args:
+        images: M; fewer where a class has fewer.
+        source: The student's data.
+
+    Raises:
+        UserError: The teacher's run does not say what it was trained on, or a class has no image there.
+    """
+    past = teacher.record.get("options", {})
+    spec = past.get("data")
+    if spec is None:
+        remedy = "Give the run of a train-teacher, or leave TEACHER out."
+        raise UserError(f"What {teacher.reference} was trained on is not known.", remedy)
+    check_trusted(spec, f"The run {teacher.reference}")
+    if spec.startswith(f"{synth_digits.NAME}:"):
+        drawn = synth_digits.SynthDigits.parse(spec)
+        # of n images that are drawn on demand a fifth as many are the test split
+        others = dataclasses.replace(drawn, n=max(5 * images, 2) * drawn.classes, seed=drawn.seed + 1)
+        known, split = load_source(str(others)), "test"
+    else:
+        known = load_source(spec, data_dir=past.get("data_dir"))
+        split = "fit" if known.fingerprint == source.fingerprint else "calibration"
+    given = dataclasses.replace(options, holdout=past.get("holdout"), skip_bad_images=bool(past.get("skip_bad_images")))
+    data = Data(known, teacher.prep, given, job.place.device)
+    model = Frozen(teacher.model.to(job.place.device))
+    bank = torch.zeros(known.num_classes, images, teacher.num_classes, dtype=torch.float16)
+    filled = torch.zeros(known.num_classes, dtype=torch.long)
+    with torch.inference_mode(), job.place.autocast():
+        for x, y in data.evaluation(split, EVAL_BATCH, images):
+            labels = y.cpu()
+            bank[labels, filled[labels] + torch.from_numpy(rank_in_class(labels.numpy()))] = model(x).half().cpu()
+            filled += torch.bincount(labels, minlength=len(filled))
+    least = int(filled.min())
+    if not least:
+        raise UserError(f"The data {spec} have no image of class {int(filled.argmin())}.", "Leave TEACHER out.")
+    if least < images:
+        job.reporter.note(f"Notice: {spec} has only {least} images of a class for the bank.")
+    return bank[:, :least].clone() if least < images else bank
+
+
+def bank_images(classes: int, wanted: int | None) -> int:
+    """M, images of each class in the bank.
+
+    Raises:
+        UserError: So many would not fit into memory.
+    """
+    one = 2 * classes * classes
+    usual = min(USUAL_BANK // one, MOST_IMAGES // classes, MOST_PER_CLASS)
+    images = max(usual, 2) if wanted is None else wanted
+    limit = min(MAX_BANK, _memory() // 2)
+    if images * one > limit:
+        problem = f"A bank of {images} soft targets for each of {classes} classes takes {images * one / 2**30:.1f} GiB."
+        most = limit // one
+        remedy = f"Give --bank-size {most}." if most else "For so many classes --method kd needs less memory."
+        raise usage_error(problem, remedy)
+    return images
+
+
+def _data(classes: int) -> str:
+    return f"{synth_digits.NAME}:{classes}"
+
+
+def _recipe(epochs: int) -> str:
+    """Eight letters that change with what the teacher is made by."""
+    digest = hashlib.sha256(json.dumps([RECIPE, epochs]).encode())
+    for module in (synth_digits, lenet):
+        digest.update(Path(str(module.__file__)).read_bytes())
+    return digest.hexdigest()[:8]
+
+
+def _loaded(folder: Path) -> Network | None:
+    """A finished run, or None where there is none that can be read."""
+    with contextlib.suppress(UserError):
+        if from_main((folder / "run.json").is_file):
+            return load_network(str(folder))
+    return None
+
+
+def _work_folder(kept: Path, place: Place, stack: contextlib.ExitStack, reporter: Reporter) -> Path:
+    """Where to train, locked until the stack closes; ``kept`` itself if it was made while the lock was awaited."""
+    try:
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        stack.enter_context(FileLock(kept.parent / f".{kept.name}.lock"))
+        with contextlib.suppress(UserError):
+            if (kept / "run.json").is_file():
+                load_network(str(kept))
+                return kept
+        shutil.rmtree(kept, ignore_errors=True)  # damaged
+    except OSError as error:
+        reporter.note(f"Warning: the lightweight teacher cannot be kept in {kept.parent}: {error.strerror or error}.")
+        _temporary.append(tempfile.TemporaryDirectory(prefix="kdcompress-"))
+        return Path(_temporary[-1].name) / kept.name
+    return kept.parent / f".{kept.name}-{place.precision}-{place.world}"
+
+
+def _memory() -> int:
+    """Bytes of this machine."""
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError, OSError):  # not there on every system
+        return 2 * MAX_BANK
