@@ -4,7 +4,9 @@
         --arch resnet56_cifar,shortcut=A --epochs 6 --table examples/README.md --mark lwkd-cifar10
     python examples/lwkd_study.py OUT2 --data digits --epochs 15 --table examples/README.md --mark lwkd-digits
 
-Without ``--teacher``, KD learns from a ``resnet32_cifar`` that is trained first. The table is made from the runs' JSON.
+With ``--sweep`` its options are compared instead, with one seed and on the calibration split: what the defaults were
+chosen by. Without ``--teacher``, KD learns from a ``resnet32_cifar`` that is trained first. The table is made from the
+runs' JSON.
 """
 
 from __future__ import annotations
@@ -16,7 +18,10 @@ from pathlib import Path
 
 from study import Study, mean_std, write_between
 
+from kdcompress.options import DistillOptions
+
 LIGHT = ["--method", "lwkd"]
+ALPHA = 0.5  # that of LW-KD, where none is given
 VARIANTS: dict[str, list[str]] = {
     "CE": ["--method", "ce"],
     "label smoothing": ["--method", "label-smoothing"],
@@ -28,6 +33,13 @@ VARIANTS: dict[str, list[str]] = {
 }
 
 
+SWEEP = {
+    "alpha": ("0.2", "0.5", "0.8"),
+    "teacher-top1": ("80", "90", "97", "99.5"),
+    "adversarial-weight": ("0", "0.03", "0.1", "0.3"),
+}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path)
@@ -35,6 +47,7 @@ def main() -> None:
     parser.add_argument("--teacher", help="of KD; trained first where it is not given")
     parser.add_argument("--arch", help="model spec of a teacher that is a checkpoint")
     parser.add_argument("--student", default="resnet8_cifar")
+    parser.add_argument("--sweep", action="store_true", help="compare options of LW-KD on the calibration split")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--epochs", type=int, default=6)
     parser.add_argument(
@@ -46,6 +59,9 @@ def main() -> None:
     given = parser.parse_args()
     common = ["--data", given.data, "--epochs", str(given.epochs), "--precision", given.precision, "--quiet"]
     study = Study(given.out, common, given.jobs)
+    if given.sweep:
+        _sweep(study, given)
+        return
     heavy, heavy_seconds = given.teacher, None
     if heavy is None:
         study.run({"teacher": ["train-teacher", "--model", "resnet32_cifar"]})
@@ -82,6 +98,32 @@ def main() -> None:
         "",
         f"`{given.student}` on the test split, {given.epochs} epochs, last epoch, {given.seeds} seed(s), mean ± "
         f"standard deviation; seconds on {hardware}.",
+    ]
+    print("\n".join(lines))
+    if given.table:
+        write_between(given.table, given.mark, lines)
+
+
+def _sweep(study: Study, given: argparse.Namespace) -> None:
+    """One option at a time, the others at their defaults; the default itself comes in every group, from one run."""
+    defaults = DistillOptions()
+    runs: dict[str, list[str]] = {}
+    names: dict[tuple[str, str], str] = {}
+    for option, values in SWEEP.items():
+        usual = getattr(defaults, option.replace("-", "_"))
+        for value in values:
+            same = float(value) == (ALPHA if usual is None else usual)
+            name = names[option, value] = "LW-KD" if same else f"LW-KD-{option}-{value}"
+            runs[name] = ["distill", "--student", given.student, *LIGHT, *([] if same else [f"--{option}", value])]
+    study.run(runs)
+    lines = ["| option | value | calibration top-1 | entropy of the bank |", "| --- | ---: | ---: | ---: |"]
+    for (option, value), name in names.items():
+        record = study.record(name)
+        top1, entropy = record["result"]["top1"], record["teacher"]["softened_entropy"]
+        lines.append(f"| `--{option}` | {value} | {top1:.2f} | {entropy:.2f} |")
+    lines += [
+        "",
+        f"`{given.student}`, {given.epochs} epochs, one seed; entropy in nats, softened as for the loss.",
     ]
     print("\n".join(lines))
     if given.table:
