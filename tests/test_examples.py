@@ -53,6 +53,18 @@ def test_bench_training_measures_all_loops() -> None:
     assert speeds["data"] > speeds["bare"] > 0
 
 
+def test_bench_inference_measures_the_gate() -> None:
+    """The script that shows that the gate keeps its promise no longer runs."""
+    script = [sys.executable, str(EXAMPLES / "bench_inference.py")]
+    small = ["--teacher", "resnet20_cifar", "--images", "64", "--batch-sizes", "1", "32", "--rounds", "2"]
+    done = subprocess.run([*script, *small], capture_output=True, text=True, env=_environment(), timeout=300)
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout)
+    assert 0 < result["macs"]["gated"] < result["macs"]["full"]
+    assert result["batch_sizes"].keys() == {"1", "32"}
+    assert all(found["kept"]["gated"] > 0 for found in result["batch_sizes"].values())
+
+
 def test_readme_table_is_made_from_the_runs(tmp_path: Path) -> None:
     """The table in the README could drift from the JSON that it claims to show."""
     sys.path.insert(0, str(EXAMPLES))

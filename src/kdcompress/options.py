@@ -301,7 +301,7 @@ class GateCalibrateOptions(DataOptions, DeviceOptions, OutputOptions):
     target_macs: float | None = option(None, "best top-1 at this share of the teacher's MACs", above=0)
     threshold: tuple[float, ...] = option((), "set it by hand: one for all stages, or one a stage", low=0, high=1)
     measure: str = option("confidence", "what the gate looks at", choices=("confidence", "margin", "entropy"))
-    batch_size: int = option(256, "images at a time", low=1)
+    batch_size: int = option(128, "images at a time", low=1)
 
 
 @dataclass(kw_only=True)
@@ -325,7 +325,7 @@ class ProfileFlopsOptions(ModelOptions):
 class EvalOptions(ModelOptions, DataOptions, DeviceOptions):
     run: str = option("-", "a run, '-', or any other trained network with --data", argument=True)
     split: str = option("test", "which split", choices=("test", "calibration"))
-    batch_size: int = option(256, "images at a time", low=1)
+    batch_size: int = option(128, "images at a time", low=1)
 
 
 @dataclass(kw_only=True)

@@ -17,7 +17,7 @@ import kdcompress.models  # noqa: F401 - registers our networks
 from kdcompress.cache import ArrayStore
 from kdcompress.data import Data, EvalBatches, InputAdapter, TrainBatches, load_source
 from kdcompress.engine.distributed import Place
-from kdcompress.engine.targets import FORWARD_BATCH, Targets, ToldBatches, ToldEval, network_key
+from kdcompress.engine.targets import CPU_BATCH, Targets, ToldBatches, ToldEval, network_key
 from kdcompress.methods.base import Frozen
 from kdcompress.models.assemble import new_network
 from kdcompress.models.build import ModelSpec
@@ -110,7 +110,7 @@ def test_each_view_is_asked_for_once(tmp_path: Path) -> None:
     """Later epochs, and later runs with the same networks, are what the cache is for."""
     batches, _ = digits()
     images = len(batches.images.ids)
-    assert images > 2 * FORWARD_BATCH
+    assert images > 2 * CPU_BATCH
     first = Counted(teacher())
     told = ToldBatches(batches, targets(tmp_path, {"teacher_logits": first}, batches), views=2)
     for epoch in range(5):

@@ -1,5 +1,7 @@
 """Folding BatchNorm may save time, but must never change what a frozen network says."""
 
+from typing import Any
+
 import pytest
 import timm
 import torch
@@ -33,6 +35,28 @@ def test_plain_layers_are_folded() -> None:
     """The frozen networks would cost what they need not."""
     folded = fold_batchnorm(settled(timm.create_model("resnet8_cifar")))
     assert not any(isinstance(module, nn.BatchNorm2d) for module in folded.modules())
+
+
+@pytest.mark.parametrize(
+    ("name", "given"),
+    [
+        ("residual_cascade", {"members": [{"architecture": "resnet8_cifar"}, {"architecture": "wrn_16_1_cifar"}]}),
+        ("student_assistant", {"model": {"architecture": "resnet8_cifar"}, "widths": (0.9, 0.3)}),
+    ],
+)
+@pytest.mark.parametrize("gate", [None, {"measure": "confidence", "thresholds": [0.2]}])
+def test_stages_are_folded_one_by_one(name: str, given: dict[str, Any], gate: dict[str, Any] | None) -> None:
+    """A gated cascade would cost what its stages need not, or lose its gate."""
+    torch.manual_seed(0)
+    model = settled(timm.create_model(name, num_classes=5, gate=gate, **given))
+    folded = fold_batchnorm(model)
+    assert sum(isinstance(module, nn.BatchNorm2d) for module in folded.modules()) == (7 if "members" in given else 0), (
+        "a Wide ResNet has some that follow no convolution"
+    )
+    x = torch.randn(6, 3, 32, 32)
+    with torch.no_grad():
+        assert torch.allclose(model(x), folded(x), rtol=1e-3, atol=1e-4)
+    assert (folded.gate is None) == (gate is None)
 
 
 class Twice(nn.Module):

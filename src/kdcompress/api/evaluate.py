@@ -25,6 +25,7 @@ from kdcompress.engine.evaluate import evaluate as score
 from kdcompress.engine.progress import Reporter
 from kdcompress.flops import Profile
 from kdcompress.gating import expected_macs
+from kdcompress.models.fold import fold_batchnorm
 from kdcompress.models.loading import load_network
 from kdcompress.models.staged import Staged
 from kdcompress.options import EvalOptions
@@ -65,7 +66,7 @@ def evaluate(options: EvalOptions | None = None, /, *, reporter: Reporter | None
         reporter.note(f"Scoring {network.architecture} on the {options.split} split of {source.spec}.")
     profiles = member_profiles(network)
     teacher = network.record.get("teacher")
-    model = network.model.to(place.device).to(memory_format=torch.channels_last)
+    model = fold_batchnorm(network.model.eval()).to(place.device).to(memory_format=torch.channels_last)
     gate: dict[str, Any] = {}
     if isinstance(model, Staged) and model.gate is not None:
         scores, gate = _gated(model, batches, place, profiles, teacher)

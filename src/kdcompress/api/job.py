@@ -33,7 +33,7 @@ from kdcompress.options import FREE_OPTIONS, OutputOptions, TrainingOptions
 from kdcompress.results import R, TrainResult
 from kdcompress.runs import RECORD, RunFolder, check_claim, claim, file_hash
 
-EVAL_BATCH = 256
+EVAL_BATCH = 128
 ORIGINS = ("run", "teacher", "data")
 INHERITED = ("data", "data_dir", "holdout", "skip_bad_images")  # filled in from the run that a command builds on
 

@@ -26,7 +26,7 @@ from kdcompress.data import EvalBatches, TrainBatches
 from kdcompress.engine.distributed import Place, anyone, from_main, gathered, summed
 from kdcompress.errors import first_line
 
-FORWARD_BATCH = 256
+FORWARD_BATCH, CPU_BATCH = 512, 128  # what does not fit its caches makes a processor slower, by half and more
 SEED = 0  # of the views, whatever that of the run: other runs then find them
 HALF_MAX, CHECKED = 65504.0, 1024
 
@@ -149,7 +149,7 @@ class Targets:
     def _compute(self, view: int, arrays: Mapping[str, np.ndarray | None], stopped: Callable[[], bool]) -> bool:
         """Ask the networks about a view; every process a share. False if it was stopped on the way."""
         count, world = self.shape[0], self.place.world
-        chunks = np.array_split(np.arange(count), -(-count // (FORWARD_BATCH * world)))
+        chunks = np.array_split(np.arange(count), -(-count // (forward_batch(self.place) * world)))
         parts = [chunk[self.place.rank :: world] for chunk in chunks]
         with torch.inference_mode(), self.place.autocast():
             for chunk, (x, _) in zip(chunks, self.batches.load(parts, SEED, view), strict=True):
@@ -207,10 +207,15 @@ class ToldEval:
         return ((x, y, self.targets.told(part)) for part, (x, y) in zip(parts, self.batches.load(parts), strict=True))
 
 
+def forward_batch(place: Place) -> int:
+    """Images at a time for a network that only infers, whatever the training's batch."""
+    return CPU_BATCH if place.device.type == "cpu" else FORWARD_BATCH
+
+
 def precision_agreement(network: nn.Module, batches: TrainBatches, place: Place) -> float:
     """Share of about a thousand images about which a network says the same in the place's precision and in float32."""
     images = np.arange(min(len(batches.images.ids), CHECKED))[place.rank :: place.world]
-    parts = np.array_split(images, -(-len(images) // FORWARD_BATCH))
+    parts = np.array_split(images, -(-len(images) // forward_batch(place)))
     counts = torch.zeros(2, device=place.device)
     with torch.inference_mode():
         for x, _ in batches.load(parts, SEED, 0):

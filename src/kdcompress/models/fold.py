@@ -11,13 +11,15 @@ import torch
 from torch import fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
+from kdcompress.models.staged import Staged
+
 
 def fold_batchnorm(model: nn.Module) -> nn.Module:
     """A copy whose plain BatchNorm layers are folded into the convolutions before them, where that changes nothing.
 
     Without the memory traffic of those layers a ResNet-56 takes a quarter less time on 32 x 32 images on a CPU core.
     The copy keeps its class and methods. Layers that join BatchNorm and activation (timm's EfficientNets) stay as
-    they are.
+    they are. Of a network in stages each is folded by itself; its gate stays.
 
     Args:
         model: In eval mode, on the CPU.
@@ -25,6 +27,11 @@ def fold_batchnorm(model: nn.Module) -> nn.Module:
     Returns:
         The copy; the model itself where it cannot be traced, or where the copy gives other outputs.
     """
+    if isinstance(model, Staged):
+        staged = copy.deepcopy(model)
+        for name in model.networks():
+            staged.set_submodule(name, fold_batchnorm(model.get_submodule(name)))
+        return staged
     # what a tracer may trip over is open-ended (branches on data, on shapes, assertions …), and folding is optional
     with contextlib.suppress(Exception), torch.no_grad():
         folded = copy.deepcopy(model)

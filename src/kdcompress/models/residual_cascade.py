@@ -55,6 +55,9 @@ class ResidualCascade(Staged):
     def stage_names(self) -> list[str]:
         return [f"members.{number}" for number in range(len(self.members))]
 
+    def networks(self) -> list[str]:
+        return self.stage_names()
+
     def stages(self) -> list[nn.Module]:
         return list(self.members)
 

@@ -30,6 +30,10 @@ class Staged(nn.Module):
         """As the weights are named."""
         raise NotImplementedError
 
+    def networks(self) -> list[str]:
+        """Names of the submodules that are networks of their own, from images to whatever they give."""
+        raise NotImplementedError
+
     def stages(self) -> list[nn.Module]:
         """Each stage as a network of its own, from images [B, C, H, W] to the logits that it adds [B, K]."""
         raise NotImplementedError
@@ -67,6 +71,9 @@ class Staged(nn.Module):
                 going = going[~self.gate.stops(logits[going], number)]
             if len(going) == 0:
                 break
-            logits[going] = logits[going] + stage(x[going])
+            if len(going) == len(x):  # nobody stopped: the batch need not be copied
+                logits = logits + stage(x)
+            else:
+                logits[going] = logits[going] + stage(x[going])
             stopped[going] = number + 1
         return logits, stopped

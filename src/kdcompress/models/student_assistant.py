@@ -84,6 +84,9 @@ class StudentAssistant(Staged):
     def stage_names(self) -> list[str]:
         return ["student", "assistant"]
 
+    def networks(self) -> list[str]:
+        return self.stage_names()
+
     def stages(self) -> list[nn.Module]:
         return [self.student_branch(), self.assistant_branch()]
 

@@ -1,0 +1,138 @@
+"""Whether a gated cascade is as fast as its MACs promise, beside its teacher and its own full form::
+
+    python examples/bench_inference.py --teacher resnet56_cifar --members resnet8_cifar resnet20_cifar --stop 0.7
+
+The networks have random weights and see noise; thresholds are set so that of the images that reach a stage the share
+``--stop`` stops there. All run in one process, turn by turn. Prints one line of JSON, for each batch size:
+
+* ``macs``: MACs over the teacher's, of the full and of the gated cascade, from the exits that happened;
+* ``seconds``: the same for the wall clock, median over the rounds;
+* ``kept``: how much of what the MACs promise the clock shows, ``macs / seconds``; 1 is all of it;
+* ``gate_ms``: what the gate itself takes, a stage: the gated cascade less its stages on the same sub-batches.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any
+
+import timm
+import torch
+from torch import Tensor, nn
+
+import kdcompress.models  # noqa: F401 - registers the networks
+from kdcompress.engine.distributed import Place, start
+from kdcompress.flops import profile
+from kdcompress.gating import Gate
+from kdcompress.models.fold import fold_batchnorm
+from kdcompress.models.residual_cascade import ResidualCascade
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--teacher", default="resnet56_cifar")
+    parser.add_argument("--members", nargs="+", default=["resnet8_cifar", "resnet20_cifar"])
+    parser.add_argument("--stop", type=float, default=0.7, help="share of the images that stop at each gate")
+    parser.add_argument("--batch-sizes", type=int, nargs="+", default=[1, 16, 128, 1024])
+    parser.add_argument("--images", type=int, default=1024, help="a turn")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--precision", default="fp32")
+    asked = parser.parse_args()
+    place = start("auto", asked.precision)
+    torch.manual_seed(0)
+    teacher = _ready(timm.create_model(asked.teacher), place)
+    cascade: Any = timm.create_model("residual_cascade", members=[{"architecture": name} for name in asked.members])
+    full: ResidualCascade = _ready(cascade, place)
+    x = torch.randn(asked.images, 3, 32, 32, device=place.device).contiguous(memory_format=torch.channels_last)
+    costs = [profile(member.cpu(), (3, 32, 32)).macs for member in cascade.members]
+    whole = profile(timm.create_model(asked.teacher), (3, 32, 32)).macs
+    with torch.inference_mode(), place.autocast():
+        full.gate = _gate(full, x, asked.stop)
+        stopped = full.forward_gated(x)[1]
+        ran = [float((stopped >= number).float().mean()) for number in range(len(costs))]
+        macs = {
+            "full": sum(costs) / whole,
+            "gated": sum(share * cost for share, cost in zip(ran, costs, strict=True)) / whole,
+        }
+        batches = {size: _measured(full, teacher, x, size, macs, asked.rounds, place) for size in asked.batch_sizes}
+    result = {
+        **{key: getattr(asked, key) for key in ("teacher", "members", "stop", "images")},
+        "precision": place.precision,
+        "hardware": place.describe(),
+        "macs": {name: round(value, 4) for name, value in macs.items()},
+        "batch_sizes": batches,
+    }
+    print(json.dumps(result))
+
+
+def _ready(network: Any, place: Place) -> Any:
+    return fold_batchnorm(network.eval()).to(place.device, memory_format=torch.channels_last)
+
+
+def _gate(cascade: ResidualCascade, x: Tensor, stop: float) -> Gate:
+    """Thresholds that let so large a share of those that arrive stop."""
+    logits, thresholds = torch.zeros((), device=x.device), []
+    going = torch.arange(len(x), device=x.device)
+    for member in list(cascade.members)[:-1]:
+        logits = logits + member(x).float()
+        confidence = logits.softmax(1).amax(1)
+        thresholds.append(float(confidence[going].quantile(1 - stop)))
+        going = going[confidence[going] < thresholds[-1]]
+    return Gate("confidence", tuple(thresholds))
+
+
+def _measured(
+    cascade: ResidualCascade,
+    teacher: nn.Module,
+    x: Tensor,
+    size: int,
+    macs: dict[str, float],
+    rounds: int,
+    place: Place,
+) -> dict[str, Any]:
+    parts = x.split(size)
+    stops = [cascade.forward_gated(part)[1] for part in parts]
+    samples = [
+        [part[stop >= number] for number in range(len(cascade.members))]
+        for part, stop in zip(parts, stops, strict=True)
+    ]
+
+    def stages() -> None:
+        for part in samples:
+            for member, sample in zip(cascade.members, part, strict=True):
+                if len(sample):
+                    member(sample)
+
+    turns: dict[str, Callable[[], Any]] = {
+        "teacher": lambda: [teacher(part) for part in parts],
+        "full": lambda: [cascade.forward_full(part) for part in parts],
+        "gated": lambda: [cascade.forward_gated(part) for part in parts],
+        "stages": stages,
+    }
+    for turn in turns.values():
+        turn()
+    found = [{name: _timed(turn, place) for name, turn in turns.items()} for _ in range(rounds)]
+    seconds = {name: statistics.median(row[name] / row["teacher"] for row in found) for name in ("full", "gated")}
+    gate = statistics.median(row["gated"] - row["stages"] for row in found) / (len(parts) * len(cascade.members))
+    return {
+        "seconds": {name: round(value, 4) for name, value in seconds.items()},
+        "kept": {name: round(macs[name] / value, 3) for name, value in seconds.items()},
+        "gate_ms": round(1000 * gate, 3),
+        "teacher_images_per_second": round(len(x) / statistics.median(row["teacher"] for row in found)),
+    }
+
+
+def _timed(work: Callable[[], Any], place: Place) -> float:
+    began = time.perf_counter()
+    work()
+    if place.device.type == "cuda":
+        torch.cuda.synchronize(place.device)
+    return time.perf_counter() - began
+
+
+if __name__ == "__main__":
+    main()
