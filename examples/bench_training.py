@@ -1,9 +1,10 @@
 """What a step of distillation costs: bare, in our loop with a live teacher, and with targets computed once::
 
-    python examples/bench_training.py --student resnet20_cifar --teacher resnet56_cifar --batch-size 128
+    python examples/bench_training.py resnet56_cifar:resnet20_cifar resnet20_cifar:resnet8_cifar,width=0.5 \\
+        --precision fp32 bf16 --table examples/README.md
 
-All loops run in one process, turn by turn, so that a noisy machine is noisy for all of them. Prints one line of JSON:
-images per second, and as medians over the rounds the ratios
+All loops run in one process, turn by turn, so that a noisy machine is noisy for all of them. Prints a line of JSON for
+each pair of teacher and student: images per second, and as medians over the rounds the ratios of the speeds
 
 * ``plain_loop``: our loop on labels / the bare student step;
 * ``live``: our loop with a live teacher / bare steps of student and teacher;
@@ -15,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import itertools
 import json
 import statistics
 import tempfile
@@ -25,10 +27,11 @@ from typing import Any
 
 import numpy as np
 import torch
+from study import write_between
 from torch import nn
 
 from kdcompress.cache import ArrayStore
-from kdcompress.data import Data, TrainBatches
+from kdcompress.data import Data, Preprocess, TrainBatches
 from kdcompress.data.sources import ArrayImages, DataSource
 from kdcompress.engine.distributed import Place, start
 from kdcompress.engine.fit import Plan, Trainer
@@ -61,36 +64,56 @@ class Sum(nn.Module):
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--student", default="resnet20_cifar")
-    parser.add_argument("--teacher", default="resnet56_cifar")
+    parser.add_argument("pairs", nargs="*", default=["resnet56_cifar:resnet20_cifar"], help="TEACHER:STUDENT")
     parser.add_argument("--members", type=int, default=3)
     parser.add_argument("--batch-size", type=int, default=128)
     parser.add_argument("--steps", type=int, default=10, help="steps a turn")
     parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--precision", default="fp32")
+    parser.add_argument("--precision", nargs="+", default=["fp32"])
     parser.add_argument("--side", type=int, default=32, help="of the images")
+    parser.add_argument("--table", type=Path, help="file with the marks of the table")
     asked = parser.parse_args()
-    place = start("auto", asked.precision)
+    # lower precisions first: what oneDNN may use for them is settled with the first network that runs
+    places = [start("auto", precision) for precision in sorted(asked.precision)]
+    head = ["teacher, student", "arithmetic", "bare", "bare + teacher", "plain loop", "live", "kept", "res-student"]
+    lines = [f"| {' | '.join(head)} |", "| --- | --- |" + " ---: |" * 6]
+    for pair, place in itertools.product(asked.pairs, places):
+        teacher, _, student = pair.partition(":")
+        result = _measured(teacher, student, place, asked)
+        print(json.dumps(result), flush=True)
+        speeds, ratios = result["images_per_second"], result["ratios"]
+        cells = [f"`{teacher}`, `{student}`", place.precision, speeds["bare"], speeds["bare_with_teacher"]]
+        cells += [f"{ratios[name]:.3f}" for name in ("plain_loop", "live", "kept", "res_student")]
+        lines.append(f"| {' | '.join(map(str, cells))} |")
+    lines += [
+        "",
+        f"Images per second of the bare steps, then the ratios; {asked.batch_size} images of {asked.side}² a step, "
+        f"{asked.members} frozen members, median of {asked.rounds} rounds; {places[0].describe()}.",
+    ]
+    if asked.table:
+        write_between(asked.table, "bench-training", lines)
 
+
+def _measured(teacher_spec: str, student_spec: str, place: Place, asked: argparse.Namespace) -> dict[str, Any]:
     def network(spec: str, seed: int = 0) -> nn.Module:
         size = (asked.side, asked.side)
         return new_network(ModelSpec.parse(spec), num_classes=10, channels=3, size=size, seed=seed).model
 
     options = TrainingOptions(epochs=10_000, batch_size=asked.batch_size, loading="memory")
-    batches = _batches(asked, options, place, network(asked.student))
-    teacher = Frozen(network(asked.teacher)).to(place.device)
-    members = Frozen(Sum([network(asked.student, seed).eval() for seed in range(asked.members)])).to(place.device)
+    batches = _batches(asked, options, place, network(student_spec))
+    teacher = Frozen(network(teacher_spec)).to(place.device)
+    members = Frozen(Sum([network(student_spec, seed).eval() for seed in range(asked.members)])).to(place.device)
     tasks = {
-        "plain_loop": SupervisedTask(network(asked.student)),
-        "live": KdTask(network(asked.student), teacher),
-        "kept": KdTask(network(asked.student), teacher),
-        "res_student": ResKdTask(network(asked.student), members, teacher),
+        "plain_loop": SupervisedTask(network(student_spec)),
+        "live": KdTask(network(student_spec), teacher),
+        "kept": KdTask(network(student_spec), teacher),
+        "res_student": ResKdTask(network(student_spec), members, teacher),
     }
     with tempfile.TemporaryDirectory() as folder:
         store = ArrayStore(Path(folder) / "targets", 1e12)
         turns: dict[str, Turn] = {
-            "bare": _bare(network(asked.student), None, batches, place),
-            "bare_with_teacher": _bare(network(asked.student), teacher, batches, place),
+            "bare": _bare(network(student_spec), None, batches, place),
+            "bare_with_teacher": _bare(network(student_spec), teacher, batches, place),
             "data": lambda: _timed(lambda: [None for _ in batches.epoch(0)], batches, place),
         }
         for name, task in tasks.items():
@@ -105,8 +128,10 @@ def main() -> None:
             turn()  # warm-up
         rounds = [{name: turn() for name, turn in turns.items()} for _ in range(asked.rounds)]
     against = {"plain_loop": "bare", "live": "bare_with_teacher", "kept": "bare", "res_student": "bare"}
-    result = {
-        **{key: getattr(asked, key) for key in ("student", "teacher", "members", "batch_size", "side")},
+    return {
+        "teacher": teacher_spec,
+        "student": student_spec,
+        **{key: getattr(asked, key) for key in ("members", "batch_size", "side")},
         "precision": place.precision,
         "hardware": place.describe(),
         "images_per_second": {name: round(1 / statistics.median(row[name] for row in rounds)) for name in turns},
@@ -114,13 +139,10 @@ def main() -> None:
             name: round(statistics.median(row[base] / row[name] for row in rounds), 4) for name, base in against.items()
         },
     }
-    print(json.dumps(result))
 
 
 def _batches(asked: argparse.Namespace, options: TrainingOptions, place: Place, student: nn.Module) -> TrainBatches:
     """Images of noise, in memory."""
-    from kdcompress.data import Preprocess
-
     images = round(asked.batch_size * asked.steps / 0.9)
     pixels = np.random.default_rng(0).integers(0, 256, (images, asked.side, asked.side, 3), dtype=np.uint8)
     source = DataSource("random", ArrayImages(pixels, np.arange(images) % 10), None, 10, None, "random")

@@ -42,7 +42,7 @@ def test_quickstart_keeps_its_promises(tmp_path: Path) -> None:
 def test_bench_training_measures_all_loops() -> None:
     """The script that shows what the loop costs no longer runs."""
     script = [sys.executable, str(EXAMPLES / "bench_training.py")]
-    small = ["--student", "resnet8_cifar,width=0.25", "--teacher", "resnet8_cifar", "--batch-size", "16"]
+    small = ["resnet8_cifar:resnet8_cifar,width=0.25", "--batch-size", "16"]
     few = ["--steps", "3", "--rounds", "2", "--side", "16"]
     done = subprocess.run([*script, *small, *few], capture_output=True, text=True, env=_environment(), timeout=300)
     assert done.returncode == 0, done.stderr
