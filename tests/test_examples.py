@@ -157,3 +157,15 @@ def test_rkd_cost_counts_twice(tmp_path: Path) -> None:
     assert 0.97 <= float(cells[" of the undivided "]) <= 1
     assert 0.95 <= float(cells[" by torch's count "]) <= 1
     assert "old" not in table.read_text()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells the memory that processes share")
+def test_bench_memory_measures_two_sizes() -> None:
+    """The script that shows that streaming needs no more memory for more images no longer runs."""
+    script = [sys.executable, str(EXAMPLES / "bench_memory.py"), "--images", "100", "1000"]
+    small = ["--steps", "2", "--side", "32"]
+    done = subprocess.run([*script, *small], capture_output=True, text=True, env=_environment(), timeout=300)
+    assert done.returncode == 0, done.stderr
+    found = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [row["images"] for row in found] == [100, 1000]
+    assert all(row["first_mib"] > 0 for row in found)

@@ -18,7 +18,7 @@ import torchvision
 from PIL import Image
 
 from kdcompress.data.preprocess import read_image
-from kdcompress.data.sources import import_callable, load_source
+from kdcompress.data.sources import FileImages, import_callable, load_source
 from kdcompress.errors import UserError
 
 from .images import MakeFolder, random_image
@@ -483,3 +483,23 @@ def test_torch_stays_out_of_numpys_way() -> None:
 
     assert _labels_of(Tensors()).tolist() == [2, 0, 1]
     assert _labels_of(Tensors()).dtype == np.int64
+
+
+def test_files_are_those_of_torchvisions_folder(tmp_path: Path) -> None:
+    """Runs of other tools on the same folder could not be compared; and names are kept in one piece, not as objects."""
+    from torchvision.datasets import ImageFolder
+
+    for name in ("b/10.png", "b/9.PNG", "b/deep/er/x.jpeg", "a/\u00fcmlaut.jpg", "a/z.webp", "a/notes.txt"):
+        path = tmp_path / "train" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (4, 4)).save(path, format="PNG")
+    found = load_source(str(tmp_path)).train
+    theirs = ImageFolder(str(tmp_path / "train"))
+    assert isinstance(found, FileImages)
+    assert list(found.paths) == [path for path, _ in theirs.samples]
+    assert found.labels.tolist() == theirs.targets
+    again = pickle.loads(pickle.dumps(found))
+    assert [again.name(index) for index in range(5)] == list(found.paths)
+    assert found.paths[-1] == found.paths[4] == found.paths[1:][3]
+    with pytest.raises(IndexError):
+        found.paths[5]

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, Sampler
 
 from kdcompress.data.augment import crop_indices, image_seed
 from kdcompress.data.preprocess import Preprocess, bad_image, read_image
@@ -173,7 +173,7 @@ class StreamImages:
         dataset = _ViewDataset(self.images, self.ids, self.prep.channels, transform, seed, view)
         loader = DataLoader(
             dataset,
-            batch_sampler=[batch.tolist() for batch in batches],
+            batch_sampler=_Lists(batches),
             num_workers=self.workers,
             collate_fn=_collate,
             pin_memory=self.device.type == "cuda",
@@ -186,6 +186,19 @@ class StreamImages:
             device=self.device,
         )
         return iter(prefetch)
+
+
+class _Lists(Sampler[list[int]]):
+    """Arrays of positions as lists, made when they are asked for."""
+
+    def __init__(self, batches: Sequence[np.ndarray]) -> None:
+        self.batches = batches
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        return (batch.tolist() for batch in self.batches)
 
 
 class _ViewDataset(Dataset[Any]):

@@ -9,11 +9,13 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import importlib
+import os
 import sys
+from array import array
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, overload
 
 import numpy as np
 import torch
@@ -86,6 +88,35 @@ class ArrayImages:
 
     def name(self, index: int) -> str:
         return f"image {index}"
+
+
+class Paths(Sequence[str]):
+    """Names of files in one piece of memory.
+
+    A million strings would be a million objects, and a worker process copies the memory of each that it looks at.
+    """
+
+    def __init__(self) -> None:
+        self.text, self.ends = bytearray(), array("Q", [0])
+
+    def add(self, path: str) -> None:
+        self.text += os.fsencode(path)
+        self.ends.append(len(self.text))
+
+    def __len__(self) -> int:
+        return len(self.ends) - 1
+
+    @overload
+    def __getitem__(self, index: int) -> str: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> list[str]: ...
+
+    def __getitem__(self, index: int | slice) -> str | list[str]:
+        if isinstance(index, slice):
+            return [self[number] for number in range(len(self))[index]]
+        number = range(len(self))[index]
+        return os.fsdecode(bytes(self.text[self.ends[number] : self.ends[number + 1]]))
 
 
 @dataclass
@@ -240,12 +271,12 @@ def _folder(spec: str) -> DataSource:
     if not (root / "train").is_dir():
         remedy = "Lay it out as train/CLASS/image.jpg and test/CLASS/image.jpg (val/ serves as test/ too)."
         raise UserError(f"The folder {spec} has no train/ in it.", remedy)
-    classes, train, listing = _list_images(root / "train")
+    digest = _Lines()
+    classes, train = _list_images(root / "train", digest)
     held_out = next((root / name for name in ("test", "val", "validation") if (root / name).is_dir()), None)
     test = None
     if held_out is not None:
-        test_classes, test, test_listing = _list_images(held_out)
-        listing += test_listing
+        test_classes, test = _list_images(held_out, digest)
         if test_classes != classes:
             odd = sorted(set(classes) ^ set(test_classes))
             raise UserError(
@@ -258,13 +289,24 @@ def _folder(spec: str) -> DataSource:
         test=test,
         num_classes=len(classes),
         class_names=tuple(classes),
-        fingerprint=_hash("\n".join(listing).encode()),
+        fingerprint=digest.hash.hexdigest()[:16],
     )
 
 
-def _list_images(split: Path) -> tuple[list[str], FileImages, list[str]]:
-    """Class names, images, and a listing with sizes for the fingerprint."""
-    from torchvision.datasets.folder import IMG_EXTENSIONS, make_dataset
+class _Lines:
+    """The hash of lines of text, without keeping them."""
+
+    def __init__(self) -> None:
+        self.hash, self.between = hashlib.sha256(), ""
+
+    def add(self, line: str) -> None:
+        self.hash.update(f"{self.between}{line}".encode())
+        self.between = "\n"
+
+
+def _list_images(split: Path, digest: _Lines) -> tuple[list[str], FileImages]:
+    """Class names and images, in the order of torchvision's ``ImageFolder``; names and sizes go to the digest."""
+    from torchvision.datasets.folder import IMG_EXTENSIONS
 
     classes = sorted(entry.name for entry in split.iterdir() if entry.is_dir() and not entry.name.startswith("."))
     if not classes:
@@ -275,16 +317,20 @@ def _list_images(split: Path) -> tuple[list[str], FileImages, list[str]]:
         raise UserError(
             f"The folder {split} has only one class, {classes[0]}.", "A classifier needs two classes or more."
         )
-    found = make_dataset(str(split), {name: i for i, name in enumerate(classes)}, IMG_EXTENSIONS, allow_empty=True)
-    labels = np.array([label for _, label in found], dtype=np.int64)
-    counts = np.bincount(labels, minlength=len(classes))
-    empty = [name for name, count in zip(classes, counts, strict=True) if not count]
-    if empty:
-        remedy = f"Add images ({' '.join(IMG_EXTENSIONS)}) or remove the folder."
-        raise UserError(f"The class folder {split / empty[0]} has no images.", remedy)
-    paths = [path for path, _ in found]
-    listing = [f"{Path(path).relative_to(split.parent)} {Path(path).stat().st_size}" for path in paths]
-    return classes, FileImages(paths, labels), listing
+    paths, counts = Paths(), []
+    for name in classes:
+        before = len(paths)
+        for folder, _, files in sorted(os.walk(split / name, followlinks=True)):
+            for file in sorted(files):
+                if file.lower().endswith(IMG_EXTENSIONS):
+                    path = os.path.join(folder, file)
+                    paths.add(path)
+                    digest.add(f"{os.path.relpath(path, split.parent)} {os.stat(path).st_size}")
+        counts.append(len(paths) - before)
+        if not counts[-1]:
+            remedy = f"Add images ({' '.join(IMG_EXTENSIONS)}) or remove the folder."
+            raise UserError(f"The class folder {split / name} has no images.", remedy)
+    return classes, FileImages(paths, np.repeat(np.arange(len(classes)), counts))
 
 
 def _from_timm(spec: str, data_dir: str | None, download: bool) -> DataSource:

@@ -1,0 +1,87 @@
+"""How much memory a folder of images needs that is streamed, by its number of images::
+
+    python examples/bench_memory.py --images 20000 200000
+
+The folders hold one and the same JPEG under many names. Each size is opened, split and streamed for some batches by a
+process of its own with its workers. Prints a line of JSON each: MiB of the processes together, shared memory counted
+once (PSS; Linux alone tells it), after the first batch and in the second half.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+CLASSES, LINKS = 10, 50_000  # a file system gives a file so many names
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--images", type=int, nargs="+", default=[20_000, 200_000])
+    parser.add_argument("--steps", type=int, default=30)
+    parser.add_argument("--side", type=int, default=224)
+    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--folder", help="of an earlier call, for the process that measures")
+    asked = parser.parse_args()
+    if asked.folder:
+        print(json.dumps(_measured(asked.folder, asked.steps, asked.workers)))
+        return
+    for images in asked.images:
+        with tempfile.TemporaryDirectory() as folder:
+            _fill(Path(folder), images, asked.side)
+            more = ["--steps", str(asked.steps), "--workers", str(asked.workers), "--folder", folder]
+            done = subprocess.run([sys.executable, __file__, *more], stdout=subprocess.PIPE, text=True, check=True)
+            print(json.dumps({"images": images, **json.loads(done.stdout)}), flush=True)
+
+
+def _fill(root: Path, images: int, side: int) -> None:
+    picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (side, side, 3), dtype=np.uint8))
+    for name in range(CLASSES):
+        (root / "train" / f"class-{name}").mkdir(parents=True)
+    for number in range(images):
+        first = root / f"image-{number // LINKS}.jpg"
+        if number % LINKS == 0:
+            picture.save(first)
+        os.link(first, root / "train" / f"class-{number % CLASSES}" / f"{number:08}.jpg")
+
+
+def _measured(folder: str, steps: int, workers: int) -> dict[str, float]:
+    import torch
+
+    from kdcompress.data import Data, Preprocess, load_source
+    from kdcompress.options import TrainingOptions
+
+    torch.set_num_threads(1)
+    before = _pss()
+    source = load_source(folder)
+    prep = Preprocess((224, 224), 3, (0.5,) * 3, (0.5,) * 3)
+    data = Data(source, prep, TrainingOptions(loading="stream", workers=workers), torch.device("cpu"))
+    found = []
+    for number, _ in enumerate(data.training(32, 0, "auto").epoch(0)):
+        found.append(_pss() - before)
+        if number == steps - 1:
+            break
+    # how many batches are on their way from the workers is a matter of chance: the least says what is always needed
+    return {"first_mib": round(found[0], 1), "later_mib": round(min(found[steps // 2 :]), 1)}
+
+
+def _pss() -> float:
+    """MiB of this process and its children."""
+    children = Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
+    total = 0
+    for process in ["self", *children]:
+        lines = Path(f"/proc/{process}/smaps_rollup").read_text().splitlines()
+        total += next(int(line.split()[1]) for line in lines if line.startswith("Pss:"))
+    return total / 1024
+
+
+if __name__ == "__main__":
+    main()
