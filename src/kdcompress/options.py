@@ -33,6 +33,7 @@ FREE_OPTIONS = frozenset(
         "data",
         "cache_dir",
         "cache_size",
+        "compile",
     )
 )
 
@@ -130,6 +131,9 @@ class TrainingOptions(DataOptions, DeviceOptions, OutputOptions):
     )
     stop_top1: float | None = option(
         None, "stop as soon as the calibration accuracy reaches so many percent", above=0, high=100, panel=TRAINING
+    )
+    compile: bool = option(
+        False, "translate the networks by torch.compile: a step is faster, the start takes a minute or two", panel=RUN
     )
     seed: int = option(0, "of weights, order and augmentation", low=0, high=2**31 - 1, panel=TRAINING)
     tensorboard: bool = option(False, "also write TensorBoard events (extra: tensorboard)", panel=RUN)

@@ -20,12 +20,13 @@ from kdcompress.api.cost import facts, member_profiles, note_missed
 from kdcompress.api.reference import Teacher, absolute, piped
 from kdcompress.api.targets import check_precision, told
 from kdcompress.data import Data
+from kdcompress.engine.compiling import compiled
 from kdcompress.engine.distributed import Place, from_main, start
 from kdcompress.engine.evaluate import collect, evaluate
 from kdcompress.engine.fit import Plan, fit, phase_of
 from kdcompress.engine.progress import Reporter, Silent
 from kdcompress.errors import UserError, usage_error
-from kdcompress.methods.base import StudentTask
+from kdcompress.methods.base import Frozen, StudentTask
 from kdcompress.methods.losses import residual_energy
 from kdcompress.models.loading import Network, model_config, save_network
 from kdcompress.option_set import flag
@@ -34,6 +35,7 @@ from kdcompress.results import R, TrainResult
 from kdcompress.runs import RECORD, RunFolder, check_claim, claim, file_hash
 
 EVAL_BATCH = 128
+WORTH_COMPILING = 1000  # steps
 ORIGINS = ("run", "teacher", "data")
 INHERITED = ("data", "data_dir", "holdout", "skip_bad_images")  # filled in from the run that a command builds on
 
@@ -117,11 +119,13 @@ class Job:
             train_batches, eval_batches = told(
                 task, batches, calibration, data, options, plans[number].epochs, place, self.reporter
             )
+            parts = self._to_compile(task, plans[number].epochs * len(batches))
             title = f"{self.command} {network.architecture} {phases[number].name}".rstrip()
-            rows = fit(
-                task, train_batches, eval_batches, options, plans[number], place, run, self.reporter,
-                title=title, num_classes=source.num_classes, phase=number, history=rows,
-            )  # fmt: skip
+            with compiled(parts):
+                rows = fit(
+                    task, train_batches, eval_batches, options, plans[number], place, run, self.reporter,
+                    title=title, num_classes=source.num_classes, phase=number, history=rows,
+                )  # fmt: skip
         task.eval()
         final = task.get_eval_model()
         scores = evaluate(final, eval_batches, place)
@@ -155,6 +159,16 @@ class Job:
             save_network(run, made.model, config)
             run.finish({**provenance, "result": result.to_dict()})
         return result
+
+    def _to_compile(self, task: StudentTask, steps: int) -> list[nn.Module]:
+        """The student and the frozen networks of a task, if it is to be compiled."""
+        if not self.options.compile:
+            return []
+        if steps < WORTH_COMPILING:
+            self.reporter.note(f"Notice: {steps} steps may take less time than to compile what they run.")
+        student = task.get_trainable_module()
+        assert student is not None
+        return [student, *(module.model for module in task.modules() if isinstance(module, Frozen))]
 
     def energy(self, network: nn.Module, teacher: nn.Module, data: Data) -> float:
         """Energy of the residual that ``network`` leaves, on the whole calibration split."""
