@@ -394,12 +394,17 @@ class Trainer:
 
 
 def _memory_format(module: nn.Module, device: torch.device) -> torch.memory_format:
-    """Channels last, but where that would crash.
+    """Channels last, but where that would crash or be slow.
 
     On a CPU oneDNN's gradient of a strided 1x1 convolution of channels-last images with fewer channels than a vector
-    register holds writes past its buffer (its issue 6035).
+    register holds writes past its buffer (its issue 6035). And where channels do not fill whole cache lines, which are
+    as long, the threads of PyTorch's BatchNorm wait for each other: its share of a step triples.
     """
     if device.type == "cpu":
+        channels = [layer.num_features for layer in module.modules() if isinstance(layer, nn.BatchNorm2d)]
+        odd = [count for count in channels if count % VECTOR]
+        if torch.get_num_threads() > 1 and (2 * len(odd) > len(channels) or min(odd, default=VECTOR) < VECTOR):
+            return torch.contiguous_format
         convolutions = [layer for layer in module.modules() if isinstance(layer, nn.Conv2d)]
         strided = [layer for layer in convolutions if layer.kernel_size == (1, 1) and layer.stride != (1, 1)]
         if any(layer.in_channels // layer.groups < VECTOR for layer in strided):
