@@ -6,6 +6,8 @@ from collections.abc import Iterator
 import pytest
 import torch
 
+from kdcompress.engine.precision import Process
+
 
 @pytest.fixture(autouse=True, scope="session")
 def _alone(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
@@ -18,3 +20,9 @@ def _alone(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         del os.environ["XDG_CACHE_HOME"]
     else:
         os.environ["XDG_CACHE_HOME"] = former
+
+
+@pytest.fixture(autouse=True)
+def _process_of_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A command that runs in this process must not leave the next test the belief that it is alone in it."""
+    monkeypatch.setattr(Process, "is_ours", False)

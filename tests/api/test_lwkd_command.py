@@ -53,7 +53,9 @@ class Heard(Silent):
 def light(tmp_path_factory: pytest.TempPathFactory) -> TrainResult:
     """A lightweight teacher, half trained."""
     out = str(tmp_path_factory.mktemp("light") / "teacher")
-    return kdcompress.train_teacher(model="lenet5", data=NUMBERS, epochs=4, opt="adamw", lr=4e-3, out=out, device="cpu")
+    return kdcompress.train_teacher(
+        model="lenet5", data=NUMBERS, epochs=4, opt="adamw", lr=4e-3, out=out, device="cpu", precision="fp32"
+    )
 
 
 def quick(monkeypatch: pytest.MonkeyPatch, epochs: int = 1) -> None:

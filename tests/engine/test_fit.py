@@ -603,7 +603,7 @@ else:
 memory_format = _memory_format(model, torch.device("cpu")) if sys.argv[1] == "foreign" else torch.channels_last
 model = model.train().to(memory_format=memory_format)
 x = torch.randn(127, 3, 32, 32).contiguous(memory_format=memory_format)
-for _ in range(20):
+for _ in range(10):
     model(x).square().mean().backward()
 print(memory_format)
 """

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from kdcompress.engine import precision
-from kdcompress.engine.precision import ISA_VARIABLE, WITHOUT_AMX, cache_dir, cpu_precision
+from kdcompress.engine.precision import ISA_VARIABLE, WITHOUT_AMX, Process, cache_dir, cpu_precision
 from kdcompress.errors import UserError
 
 REAL = """
@@ -101,9 +101,22 @@ def test_broken_bf16_falls_back_to_fp32(cache: Path, monkeypatch: pytest.MonkeyP
 def test_without_amx_where_only_that_runs(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The variable is what keeps this very process alive."""
     calls = child(monkeypatch, cache, f'[ "${ISA_VARIABLE}" = {WITHOUT_AMX} ] || kill -ILL $$\necho 1.8')
+    monkeypatch.setattr(Process, "is_ours", True)
     assert cpu_precision("auto") == "bf16"
     assert runs(calls) == 2
     assert os.environ[ISA_VARIABLE] == WITHOUT_AMX
+
+
+def test_in_a_process_of_others_the_limit_would_come_too_late(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """oneDNN chooses its instructions with the first network that runs: in a notebook bf16 would then kill it."""
+    child(monkeypatch, cache, f'[ "${ISA_VARIABLE}" = {WITHOUT_AMX} ] || kill -ILL $$\necho 1.8')
+    assert cpu_precision("auto") == "fp32"
+    assert ISA_VARIABLE not in os.environ
+    with pytest.raises(UserError, match="bf16") as caught:
+        cpu_precision("bf16")
+    assert ISA_VARIABLE in caught.value.remedy
+    monkeypatch.setenv(ISA_VARIABLE, WITHOUT_AMX)
+    assert cpu_precision("auto") == "bf16"
 
 
 def test_the_users_own_limit_stays(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -147,8 +147,10 @@ def _command(name: str) -> Callable[..., None]:
             warnings.simplefilter("ignore")
         # imported here: torch comes with it
         from kdcompress import api
+        from kdcompress.engine.precision import Process
         from kdcompress.engine.progress import Silent, Terminal
 
+        Process.is_ours = True
         reporter = Silent() if shell.quiet else Terminal(shell.verbose)
         try:
             result = getattr(api, function_name)(options, reporter=reporter)

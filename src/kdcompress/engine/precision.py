@@ -45,6 +45,12 @@ print(best[False] / best[True])
 """
 
 
+class Process:
+    """Whether this process is a command's own, in which no network has run before it."""
+
+    is_ours = False
+
+
 @dataclass(frozen=True)
 class Bf16:
     """How a processor takes bf16.
@@ -71,12 +77,16 @@ def cpu_precision(name: str) -> str:
         return "fp32"
     # asking torch about bf16 in this process would already fix oneDNN's choice of instructions
     found = _remembered()
-    if found.runs == "no":
-        if name == "bf16":
-            raise usage_error("--precision bf16 does not run on this processor.", "Use --precision fp32.")
-        return "fp32"
-    if found.runs == "limited":
+    if found.runs == "limited" and Process.is_ours:
         os.environ.setdefault(ISA_VARIABLE, WITHOUT_AMX)
+    # in a process where networks may have run before, the variable would come too late, and bf16 kill it
+    too_late = found.runs == "limited" and ISA_VARIABLE not in os.environ
+    if found.runs == "no" or too_late:
+        if name == "bf16":
+            remedy = f"Use --precision fp32, or start Python with {ISA_VARIABLE}={WITHOUT_AMX}."
+            remedy = remedy if too_late else "Use --precision fp32."
+            raise usage_error("--precision bf16 does not run on this processor.", remedy)
+        return "fp32"
     return "bf16" if name == "bf16" or found.speedup >= WORTH_IT else "fp32"
 
 
