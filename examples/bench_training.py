@@ -34,7 +34,7 @@ from kdcompress.cache import ArrayStore
 from kdcompress.data import Data, Preprocess, TrainBatches
 from kdcompress.data.sources import ArrayImages, DataSource
 from kdcompress.engine.distributed import Place, start
-from kdcompress.engine.fit import Plan, Trainer
+from kdcompress.engine.fit import Plan, Trainer, memory_format_of
 from kdcompress.engine.interrupt import StopSignal
 from kdcompress.engine.progress import Silent
 from kdcompress.engine.targets import Targets, ToldBatches
@@ -150,11 +150,12 @@ def _batches(asked: argparse.Namespace, options: TrainingOptions, place: Place, 
 
 
 def _bare(student: nn.Module, teacher: nn.Module | None, batches: TrainBatches, place: Place) -> Turn:
-    """Nothing but forward, backward and update, on one batch again and again."""
-    student.train().to(place.device, memory_format=torch.channels_last)
+    """Nothing but forward, backward and update, on one batch again and again; in the layout that our loop has too."""
+    layout = memory_format_of(student, place.device)
+    student.train().to(place.device, memory_format=layout)
     optimizer = torch.optim.SGD(student.parameters(), lr=0.01, momentum=0.9, weight_decay=5e-4, nesterov=True)
     x, y = next(iter(batches.epoch(0)))
-    x = x.contiguous(memory_format=torch.channels_last)
+    x = x.contiguous(memory_format=layout)
 
     def run() -> None:
         for _ in range(len(batches)):

@@ -149,8 +149,9 @@ class ArrayStore:
         entries = self.entries()
         total = size + sum(entry.bytes for entry in entries)
         for entry in reversed(entries):
-            in_work = any(entry.folder.glob(".*.tmp"))
-            if total > self.limit and entry.folder != own and not in_work:
+            if total <= self.limit:
+                return
+            if entry.folder != own and not any(entry.folder.glob(".*.tmp")):  # nor one that is in work
                 shutil.rmtree(entry.folder, ignore_errors=True)
                 total -= entry.bytes
         if total > self.limit:

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 import kdcompress
+from heard import Heard
 from kdcompress.api import light_teacher
 from kdcompress.api import lwkd as lwkd_module
 from kdcompress.api.job import Job
@@ -39,14 +40,6 @@ from kdcompress.runs import METRICS, RECORD, WEIGHTS
 TINY = "resnet8_cifar,width=0.25"
 COMMON: dict[str, Any] = {"device": "cpu", "precision": "fp32", "epochs": 2, "method": "lwkd", "student": TINY}
 NUMBERS = "synth-digits:10,n=1000"
-
-
-class Heard(Silent):
-    def __init__(self) -> None:
-        self.notes: list[str] = []
-
-    def note(self, text: str) -> None:
-        self.notes.append(text)
 
 
 @pytest.fixture(scope="module")

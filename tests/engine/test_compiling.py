@@ -10,20 +10,12 @@ import torch
 from torch import nn
 
 import kdcompress
-from kdcompress.engine.compiling import compiled
-from kdcompress.engine.progress import Silent
+from heard import Heard
+from kdcompress.engine.compiling import check_compiler, compiled
 from kdcompress.errors import UserError
 from kdcompress.models.loading import load_network
 
 TINY = "resnet8_cifar,width=0.25"
-
-
-class Heard(Silent):
-    def __init__(self) -> None:
-        self.notes: list[str] = []
-
-    def note(self, text: str) -> None:
-        self.notes.append(text)
 
 
 def test_a_compiled_module_is_the_same_module() -> None:
@@ -40,18 +32,21 @@ def test_a_compiled_module_is_the_same_module() -> None:
     assert module._compiled_call_impl is None
 
 
-def test_without_a_compiler_it_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_compiler_it_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The library's error is a page long and names no way out."""
 
     def fails(*args: Any, **given: Any) -> Any:
         raise RuntimeError("InvalidCxxCompiler: No working C++ compiler found\nmore\nlines")
 
     monkeypatch.setattr(torch, "compile", fails)
-    with pytest.raises(UserError, match="No working C\\+\\+ compiler") as caught, compiled([nn.Linear(1, 1)]):
-        pass
+    with pytest.raises(UserError, match="No working C\\+\\+ compiler") as caught:
+        check_compiler()
     assert "leave it out" in caught.value.remedy
     with compiled([]):
         pass
+    with pytest.raises(UserError, match="No working"):
+        kdcompress.train_teacher(model=TINY, compile=True, epochs=1, device="cpu", out=str(tmp_path / "run"))
+    assert not (tmp_path / "run").exists(), "it is said before anything is made"
 
 
 def test_student_and_teacher_are_compiled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -24,7 +24,7 @@ from kdcompress.data import Data, EvalBatches, TrainBatches, load_source
 from kdcompress.data.batches import MemoryImages
 from kdcompress.engine import fit as loop
 from kdcompress.engine.distributed import Place
-from kdcompress.engine.fit import Plan, _memory_format, fit
+from kdcompress.engine.fit import Plan, fit, memory_format_of
 from kdcompress.engine.interrupt import Interrupted
 from kdcompress.engine.progress import Silent
 from kdcompress.errors import UserError
@@ -593,14 +593,14 @@ NARROW = """
 import sys
 import torch
 from torch import nn
-from kdcompress.engine.fit import _memory_format
+from kdcompress.engine.fit import memory_format_of
 from kdcompress.models.build import ModelSpec, build
 
 if sys.argv[1] == "foreign":
     model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.Conv2d(4, 8, 1, 2), nn.AdaptiveAvgPool2d(1), nn.Flatten())
 else:
     model = build(ModelSpec.parse(sys.argv[1]), num_classes=8)[0]
-memory_format = _memory_format(model, torch.device("cpu")) if sys.argv[1] == "foreign" else torch.channels_last
+memory_format = memory_format_of(model, torch.device("cpu")) if sys.argv[1] == "foreign" else torch.channels_last
 model = model.train().to(memory_format=memory_format)
 x = torch.randn(127, 3, 32, 32).contiguous(memory_format=memory_format)
 for _ in range(10):
@@ -636,4 +636,4 @@ def test_threads_do_not_wait_for_each_other(
 ) -> None:
     """A narrow student would train at two thirds of its speed for no more than an order of its numbers."""
     monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
-    assert _memory_format(task_of(spec).trainable_module, torch.device("cpu")) is format
+    assert memory_format_of(task_of(spec).trainable_module, torch.device("cpu")) is format

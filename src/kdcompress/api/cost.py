@@ -17,15 +17,17 @@ from kdcompress.models.student_assistant import StudentAssistant
 
 def member_profiles(network: Network) -> list[Profile]:
     """One profile per stage; of a single network, its own. Never through a gate: a tracer follows one branch only."""
-    model = network.model
-    parts = model.stages() if isinstance(model, Staged) else [model]
-    return [profile(part, network.input_size) for part in parts]
+    return _stage_profiles(network.model, network.input_size)
 
 
 def macs_of(model: nn.Module) -> int:
     """MACs of a network at its own input size, with every stage run."""
+    return sum(found.macs for found in _stage_profiles(model, config_of(model)["input_size"]))
+
+
+def _stage_profiles(model: nn.Module, size: tuple[int, int, int]) -> list[Profile]:
     parts = model.stages() if isinstance(model, Staged) else [model]
-    return sum(profile(part, config_of(model)["input_size"]).macs for part in parts)
+    return [profile(part, size) for part in parts]
 
 
 def note_missed(profiles: list[Profile], name: str, reporter: Reporter) -> None:

@@ -20,11 +20,12 @@ from kdcompress.api.cost import facts, member_profiles, note_missed
 from kdcompress.api.reference import Teacher, absolute, piped
 from kdcompress.api.targets import check_precision, told
 from kdcompress.data import Data
-from kdcompress.engine.compiling import compiled
+from kdcompress.engine.compiling import check_compiler, compiled
 from kdcompress.engine.distributed import Place, from_main, start
 from kdcompress.engine.evaluate import collect, evaluate
 from kdcompress.engine.fit import Plan, fit, phase_of
 from kdcompress.engine.progress import Reporter, Silent
+from kdcompress.engine.targets import forward_batch
 from kdcompress.errors import UserError, usage_error
 from kdcompress.methods.base import Frozen, StudentTask
 from kdcompress.methods.losses import residual_energy
@@ -34,7 +35,6 @@ from kdcompress.options import FREE_OPTIONS, OutputOptions, TrainingOptions
 from kdcompress.results import R, TrainResult
 from kdcompress.runs import RECORD, RunFolder, check_claim, claim, file_hash
 
-EVAL_BATCH = 128
 WORTH_COMPILING = 1000  # steps
 ORIGINS = ("run", "teacher", "data")
 INHERITED = ("data", "data_dir", "holdout", "skip_bad_images")  # filled in from the run that a command builds on
@@ -103,8 +103,10 @@ class Job:
         if plan.batch_size < 2 * place.world:
             remedy = f"Give {2 * place.world} or more: BatchNorm takes no batch of one image."
             raise usage_error(f"--batch-size {plan.batch_size} is too small for {place.world} process(es).", remedy)
+        if options.compile:
+            check_compiler()
         batches = data.training(plan.batch_size, options.seed + view_shift, options.augment)
-        calibration = data.evaluation("calibration", EVAL_BATCH)
+        calibration = data.evaluation("calibration", forward_batch(place))
         stem = f"{self.command}-{self.method}-{network.architecture}-{Path(source.spec).name}"
         run = from_main(lambda: claim(options.out, stem, resume=options.resume))
         provenance = self._provenance(data, teacher, parent)
@@ -172,7 +174,7 @@ class Job:
 
     def energy(self, network: nn.Module, teacher: nn.Module, data: Data) -> float:
         """Energy of the residual that ``network`` leaves, on the whole calibration split."""
-        batches = data.alone().evaluation("calibration", EVAL_BATCH)
+        batches = data.alone().evaluation("calibration", forward_batch(self.place))
         teacher.to(self.place.device)
         logits, _ = collect(network.to(self.place.device), batches, self.place)
         return round(float(residual_energy(collect(teacher, batches, self.place)[0], logits)), 6)

@@ -17,19 +17,21 @@ import torch
 from filelock import FileLock
 from torch import Tensor
 
-from kdcompress.api.job import EVAL_BATCH, Job
+from kdcompress.api.job import Job
 from kdcompress.cache import TEACHERS, cache_dir
 from kdcompress.data import Data, DataSource, load_source, synth_digits
 from kdcompress.data.splits import rank_in_class
 from kdcompress.engine.distributed import Place, from_main
 from kdcompress.engine.interrupt import Interrupted
 from kdcompress.engine.progress import Reporter
+from kdcompress.engine.targets import forward_batch
 from kdcompress.errors import UserError, usage_error
 from kdcompress.methods.base import Frozen
 from kdcompress.models import lenet
 from kdcompress.models.loading import Network, load_network
 from kdcompress.options import DistillOptions, TrainTeacherOptions
 from kdcompress.results import TrainResult
+from kdcompress.runs import RECORD
 from kdcompress.trust import check_trusted
 
 RECIPE: dict[str, Any] = {"model": "lenet5", "opt": "adamw", "lr": 4e-3, "augment": "none"}
@@ -57,7 +59,7 @@ def light_teacher(classes: int, options: DistillOptions, train: Train, place: Pl
     stop = f"{options.teacher_top1:g}-percent"
     name = f"lenet5-{classes}-classes-{stop}-{_recipe(epochs)}"
     kept = cache_dir(options.cache_dir) / TEACHERS / name
-    if (found := _loaded(kept)) is not None:
+    if from_main((kept / RECORD).is_file) and (found := _loaded(kept)) is not None:
         return found
     with contextlib.ExitStack() as stack:
         work = Path(from_main(lambda: str(_work_folder(kept, place, stack, reporter))))
@@ -122,7 +124,7 @@ def soft_targets(teacher: Network, images: int, options: DistillOptions, job: Jo
     bank = torch.zeros(known.num_classes, images, teacher.num_classes, dtype=torch.float16)
     filled = torch.zeros(known.num_classes, dtype=torch.long)
     with torch.inference_mode(), job.place.autocast():
-        for x, y in data.evaluation(split, EVAL_BATCH, images):
+        for x, y in data.evaluation(split, forward_batch(job.place), images):
             labels = y.cpu()
             bank[labels, filled[labels] + torch.from_numpy(rank_in_class(labels.numpy()))] = model(x).half().cpu()
             filled += torch.bincount(labels, minlength=len(filled))
@@ -167,7 +169,7 @@ def _recipe(epochs: int) -> str:
 def _loaded(folder: Path) -> Network | None:
     """A finished run, or None where there is none that can be read."""
     with contextlib.suppress(UserError):
-        if from_main((folder / "run.json").is_file):
+        if (folder / RECORD).is_file():
             return load_network(str(folder))
     return None
 
@@ -177,10 +179,8 @@ def _work_folder(kept: Path, place: Place, stack: contextlib.ExitStack, reporter
     try:
         kept.parent.mkdir(parents=True, exist_ok=True)
         stack.enter_context(FileLock(kept.parent / f".{kept.name}.lock"))
-        with contextlib.suppress(UserError):
-            if (kept / "run.json").is_file():
-                load_network(str(kept))
-                return kept
+        if _loaded(kept) is not None:
+            return kept
         shutil.rmtree(kept, ignore_errors=True)  # damaged
     except OSError as error:
         reporter.note(f"Warning: the lightweight teacher cannot be kept in {kept.parent}: {error.strerror or error}.")

@@ -11,13 +11,14 @@ import torch
 from scipy.optimize import quadratic_assignment
 from torch import Tensor
 
-from kdcompress.api.job import EVAL_BATCH, Job, Phase
+from kdcompress.api.job import Job, Phase
 from kdcompress.api.light_teacher import Train, bank_images, light_teacher, soft_targets
 from kdcompress.api.prepare import batches_for, logit_weights
 from kdcompress.api.reference import Teacher
 from kdcompress.data import Data, DataSource
 from kdcompress.engine.distributed import from_main
 from kdcompress.engine.evaluate import collect
+from kdcompress.engine.targets import forward_batch
 from kdcompress.errors import UserError, usage_error
 from kdcompress.methods.lwkd import LwKdTask, SoftTargetBank
 from kdcompress.methods.supervised import SupervisedTask
@@ -108,7 +109,8 @@ def similar_classes(confusion: Tensor, bank: SoftTargetBank) -> Tensor:
 
 
 def _confusion(student: Network, data: Data, job: Job) -> Tensor:
-    logits, labels = collect(student.model.eval(), data.alone().evaluation("calibration", EVAL_BATCH), job.place)
+    batches = data.alone().evaluation("calibration", forward_batch(job.place))
+    logits, labels = collect(student.model.eval(), batches, job.place)
     sums = torch.zeros(data.source.num_classes, logits.shape[1]).index_add_(0, labels, logits.softmax(1))
     return sums / torch.bincount(labels, minlength=len(sums)).clamp_min(1)[:, None]
 

@@ -161,7 +161,7 @@ class Trainer:
         task.to(place.device)
         module = task.get_trainable_module()
         assert module is not None
-        self.memory_format = _memory_format(module, place.device)
+        self.memory_format = memory_format_of(module, place.device)
         module.to(memory_format=self.memory_format)
         if options.ema_decay:
             task.setup_ema(decay=options.ema_decay, use_warmup=True)
@@ -393,7 +393,7 @@ class Trainer:
         return {**options, **vars(self.plan), **place, "views": self.batches.views}
 
 
-def _memory_format(module: nn.Module, device: torch.device) -> torch.memory_format:
+def memory_format_of(module: nn.Module, device: torch.device) -> torch.memory_format:
     """Channels last, but where that would crash or be slow.
 
     On a CPU oneDNN's gradient of a strided 1x1 convolution of channels-last images with fewer channels than a vector
