@@ -119,7 +119,8 @@ def _measured(teacher_spec: str, student_spec: str, place: Place, asked: argpars
         for name, task in tasks.items():
             source: Any = batches
             if name in ("kept", "res_student"):
-                targets = Targets(task.frozen(), batches, "random", 10, store, place, print)
+                widths = dict.fromkeys(task.frozen(), 10)
+                targets = Targets(task.frozen(), widths, batches, "random", store, place, print)
                 source = ToldBatches(batches, targets, VIEWS)
                 for view in range(VIEWS):
                     source.prepare(view, lambda: False)

@@ -3,7 +3,9 @@
     python examples/rkd_study.py OUT --data cifar10/ --teacher resnet56-cifar10.safetensors \\
         --arch resnet56_cifar,shortcut=A --epochs 4 --jobs 2 --table examples/README.md
 
-Run it again with more ``--epochs`` and another OUT on a better machine. The table is made from the runs' JSON alone.
+Run it again with more ``--epochs`` and another OUT on a better machine. What the teacher shows in each epoch is
+computed once for all runs and kept in the cache: for CIFAR-10 and a ResNet-56, 2.4 GiB an epoch. The table is made from
+the runs' JSON alone.
 """
 
 from __future__ import annotations
@@ -48,7 +50,8 @@ def main() -> None:
     teacher = [given.teacher, *(["--teacher-arch", given.arch] if given.arch else [])]
 
     def arguments(student: str, name: str) -> list[str]:
-        return ["distill", *([] if name == "student alone" else teacher), "--student", student, *VARIANTS[name]]
+        first = [] if name == "student alone" else [*teacher, "--target-views", str(given.epochs)]
+        return ["distill", *first, "--student", student, *VARIANTS[name]]
 
     pairs = list(itertools.product(given.students, VARIANTS))
     runs = {}

@@ -44,7 +44,8 @@ def digits(augment: str = "crop", loading: str = "auto") -> tuple[TrainBatches, 
 def targets(folder: Path, networks: dict[str, nn.Module], batches: Any, **more: Any) -> Targets:
     heard: Callable[[str], None] = more.pop("note", pytest.fail)
     store = ArrayStore(folder / "targets", more.pop("limit", 1e9))
-    return Targets(networks, batches, more.pop("fingerprint", "f"), 10, store, more.pop("place", CPU), heard)
+    widths = dict.fromkeys(networks, 10)
+    return Targets(networks, widths, batches, more.pop("fingerprint", "f"), store, more.pop("place", CPU), heard)
 
 
 class Counted(nn.Module):

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 import kdcompress.models  # noqa: F401 - registers our networks
 from kdcompress.errors import UserError
-from kdcompress.methods.base import Frozen
+from kdcompress.methods.base import Frozen, FrozenMaps
 from kdcompress.methods.features import (
     TRANSFERS,
     Stage,
@@ -30,6 +30,7 @@ from kdcompress.methods.rkd_assistant import Divided, RkdAssistantTask, Transfer
 from kdcompress.models.build import ModelSpec, build
 from kdcompress.models.student_assistant import ARCHITECTURE, StudentAssistant
 
+SIZE = (1, 8, 8)  # of the images
 MODEL = {"architecture": "resnet8_cifar", "model_args": {"width": 0.5}}
 
 
@@ -50,9 +51,11 @@ def divided(teacher: nn.Module, seed: int = 0, **given: Any) -> tuple[Divided, l
 
 def task_of(part: str, transfer: str = "fitnets", **given: Any) -> RkdAssistantTask:
     teacher = network(1)
-    keep = given.pop("keep_classifier", False)
+    keep, features = given.pop("keep_classifier", False), given.pop("mimic_features", False)
     module, pairs = divided(teacher, keep_classifier=keep, connected=TRANSFERS[transfer].connected)
-    return RkdAssistantTask(module, Frozen(teacher), pairs, TRANSFERS[transfer], part=part, **given)
+    stages = [] if part == "classifier" else [stage for stage, _ in pairs]
+    shown = FrozenMaps(Frozen(teacher), stages, SIZE, features)
+    return RkdAssistantTask(module, shown, TRANSFERS[transfer], part=part, **given)
 
 
 def test_fitnets_is_l2_in_units_of_the_teacher() -> None:
@@ -152,7 +155,7 @@ def test_a_network_without_maps_is_refused() -> None:
 def naive_residual(task: RkdAssistantTask, x: Tensor, transfer: str) -> tuple[Tensor, Tensor]:
     """L_S and L_A, written out."""
     module, teacher = copy.deepcopy(task.trainable_module), task.teacher.model
-    goals = observe(teacher, x, task.stages)[1]
+    goals = observe(teacher, x, task.teacher.stages)[1]
     student = observe(module.model.student.train(), x, module.stages)[1]
     assistant = observe(module.model.assistant.train(), x, module.stages)[1]
     estimates = module.student_connectors(student)
@@ -173,7 +176,7 @@ def test_what_the_student_misses_becomes_less(x: Tensor, y: Tensor, transfer: st
         optimizer.zero_grad()
         task(x, y)["loss"].backward()
         optimizer.step()
-    goals = observe(task.teacher.model, x, task.stages)[1]
+    goals = observe(task.teacher.model, x, task.teacher.stages)[1]
     with torch.no_grad():
         estimates = task.trainable_module(x).student_estimates
     for goal, estimate in zip(goals, estimates, strict=True):
@@ -199,7 +202,7 @@ def test_losses_are_those_of_the_method(x: Tensor, y: Tensor, transfer: str) -> 
     result = task(x, y)
     torch.testing.assert_close(result["transfer_loss"], 2 * first, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(result["residual_loss"], 2 * second, rtol=1e-4, atol=1e-5)
-    p = (task.teacher(x) / 3).softmax(1)
+    p = (task.teacher.network(x) / 3).softmax(1)
     kl = 9 * (p * (p.log() - (result["output"] / 3).log_softmax(1))).sum(1).mean()
     torch.testing.assert_close(result["kd_loss"], 0.5 * kl, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(result["task_loss"], F.cross_entropy(result["output"], y))
@@ -263,9 +266,8 @@ def test_the_control_learns_by_the_same_transfer(x: Tensor, y: Tensor) -> None:
     """The comparison at equal cost would compare two methods, not the separation."""
     teacher, student = network(1), network(2, "resnet8_cifar,width=0.5")
     pairs = matched(stages_of(teacher, "teacher"), stages_of(student, "student"))
-    task = TransferTask(
-        Undivided(student, pairs), Frozen(teacher), pairs, TRANSFERS["fitnets"], transfer_weight=3.0
-    ).train()
+    shown = FrozenMaps(Frozen(teacher), [stage for stage, _ in pairs], SIZE)
+    task = TransferTask(Undivided(student, pairs), shown, TRANSFERS["fitnets"], transfer_weight=3.0).train()
     module = copy.deepcopy(task.trainable_module)
     logits, maps = module(x)
     goals = observe(task.teacher.model, x, [one for one, _ in pairs])[1]
@@ -274,6 +276,19 @@ def test_the_control_learns_by_the_same_transfer(x: Tensor, y: Tensor) -> None:
     torch.testing.assert_close(result["transfer_loss"], 3 * expected, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(result["loss"], F.cross_entropy(logits, y) + 3 * expected, rtol=1e-4, atol=1e-5)
     assert task.trained() is student
+
+
+@pytest.mark.parametrize("part", PREFIXES)
+@pytest.mark.parametrize("transfer", TRANSFERS)
+def test_what_was_kept_teaches_as_the_teacher_itself(x: Tensor, y: Tensor, part: str, transfer: str) -> None:
+    """Maps out of their order would be others' maps, of the same size."""
+    task = task_of(part, transfer, mimic_features=True, logit_weight=1.0).eval()
+    rows = task.teacher(x)
+    assert rows.shape == (len(x), task.teacher.width)
+    live, kept = task(x, y), task(x, y, shown=rows)
+    assert live.keys() == kept.keys()
+    for key, value in live.items():
+        torch.testing.assert_close(kept[key], value)
 
 
 def test_what_is_scored_and_kept_has_no_connectors() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import platform
 import time
 from collections.abc import Callable, Sequence
@@ -115,11 +116,12 @@ class Job:
         elif place.is_main:
             run.write_json(RECORD, {**provenance, "status": "unfinished"})
         rows: list[dict[str, Any]] = []
+        note = functools.cache(self.reporter.note)  # phases and splits have the same to tell
         for number in range(phase_of(run), len(phases)):
             task = phases[number].task()
             check_precision(task, batches, place, self.reporter)
             train_batches, eval_batches = told(
-                task, batches, calibration, data, options, plans[number].epochs, place, self.reporter
+                task, batches, calibration, data, options, plans[number].epochs, place, note
             )
             parts = self._to_compile(task, plans[number].epochs * len(batches))
             title = f"{self.command} {network.architecture} {phases[number].name}".rstrip()

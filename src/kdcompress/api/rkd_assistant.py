@@ -12,7 +12,8 @@ from kdcompress.api.reference import Teacher
 from kdcompress.cache import GIB
 from kdcompress.data import DataSource, Preprocess
 from kdcompress.errors import UserError, usage_error
-from kdcompress.methods.features import TRANSFERS, Stage, feature_size, matched, stages_of
+from kdcompress.methods.base import FrozenMaps
+from kdcompress.methods.features import TRANSFERS, feature_size, matched, stages_of
 from kdcompress.methods.rkd_assistant import SCHEMES, Divided, RkdAssistantTask, TransferTask, Undivided
 from kdcompress.models.assemble import new_network, take_input
 from kdcompress.models.build import ModelSpec
@@ -59,14 +60,16 @@ def train_rkd_assistant(
     }
     frozen = teacher.freeze(adapter(prep, teacher.network.prep))
     data = batches_for(source, prep, job)
-    size = _view_bytes([stage for stage, _ in pairs], prep, data.fit_size()) / GIB
-    if options.chosen_views:
-        problem = f"A view of the teacher's feature maps would take {size:.2f} GiB; they are computed at every step."
-        raise usage_error(problem, "Leave out --target-views.")
-    told = f"The teacher's feature maps are computed at every step; kept, a view of them would take {size:.2f} GiB."
+    teachers, size = [stage for stage, _ in pairs], (prep.channels, *prep.size)
+    shown = FrozenMaps(frozen, teachers, size, features=classifier is not None)
+    if options.chosen_views is None:
+        view = 2 * data.fit_size() * shown.width / GIB
+        job.reporter.note(
+            "The teacher's feature maps are computed at every step. --target-views K would keep them for K views of "
+            f"the images, {view:.3g} GiB each."
+        )
     if options.undivided:
-        task = TransferTask(Undivided(whole.model, pairs, transfer.connected), frozen, pairs, **given)
-        job.reporter.note(told)
+        task = TransferTask(Undivided(whole.model, pairs, transfer.connected), shown, **given)
         return job.train([Phase(lambda: task)], whole, data, teacher)
     network = _separated(whole, options, teacher, job)
     model = network.model
@@ -74,7 +77,6 @@ def train_rkd_assistant(
     if classifier is not None:
         model.fc.load_state_dict(classifier.state_dict())
     positions = [own.index for _, own in pairs]
-    teachers = [stage for stage, _ in pairs]
     student_pairs, assistant_pairs = (
         list(zip(teachers, [by_index[index] for index in positions], strict=True))
         for by_index in (
@@ -82,12 +84,12 @@ def train_rkd_assistant(
             for part in (model.student, model.assistant)
         )
     )
-    job.reporter.note(told)
     divided = Divided(model, student_pairs, assistant_pairs, options.freeze_classifier, transfer.connected)
-    more = {**given, "mimic_features": classifier is not None}
+    without_maps = FrozenMaps(frozen, [], size, features=shown.features)
 
     def phase(part: str, epochs: int) -> Phase:
-        return Phase(lambda: RkdAssistantTask(divided, frozen, student_pairs, part=part, **more), epochs, f"({part})")
+        seen = without_maps if part == "classifier" else shown
+        return Phase(lambda: RkdAssistantTask(divided, seen, part=part, **given), epochs, f"({part})")
 
     return job.train([phase(part, epochs) for part, epochs in _phases(options)], network, data, teacher)
 
@@ -104,12 +106,6 @@ def _phases(options: DistillOptions) -> list[tuple[str, int]]:
         raise usage_error(problem, f"Give {len(parts)} or more, or --scheme end-to-end.")
     later = [max(round(share * options.epochs), 1) for _, share in parts[1:]]
     return list(zip([part for part, _ in parts], [options.epochs - sum(later), *later], strict=True))
-
-
-def _view_bytes(stages: list[Stage], prep: Preprocess, images: int) -> float:
-    """What feature maps of a view of all images would take in half precision: thousands of times what logits do."""
-    pixels = prep.size[0] * prep.size[1]
-    return 2 * images * sum(stage.channels * pixels / stage.reduction**2 for stage in stages)
 
 
 def _separated(whole: Network, options: DistillOptions, teacher: Teacher, job: Job) -> Network:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import functools
+from collections.abc import Callable, Mapping
 
 from kdcompress.api.cost import macs_of
 from kdcompress.cache import GIB, TARGETS, ArrayStore, cache_dir
@@ -11,8 +11,10 @@ from kdcompress.engine.distributed import Place
 from kdcompress.engine.progress import Reporter
 from kdcompress.engine.targets import Targets, ToldBatches, ToldEval, precision_agreement
 from kdcompress.errors import usage_error
-from kdcompress.methods.base import Frozen, StudentTask
+from kdcompress.methods.base import Frozen, FrozenMaps, StudentTask
 from kdcompress.options import AddResStudentOptions, DistillOptions, TargetOptions, TrainingOptions
+
+Networks = Mapping[str, Frozen | FrozenMaps]
 
 VIEWS = 8
 AGREEMENT = 0.995  # of the top-1 in lower precision with that in float32
@@ -38,7 +40,7 @@ def told(
     options: TrainingOptions,
     epochs: int,
     place: Place,
-    reporter: Reporter,
+    note: Callable[[str], None],
 ) -> tuple[TrainBatches | ToldBatches, EvalBatches | ToldEval]:
     """Batches that bring what the frozen networks of a task say about them, where that is chosen or saves time."""
     if not isinstance(options, TargetOptions) or not task.frozen():
@@ -50,12 +52,14 @@ def told(
         network.to(place.device)
     folder = cache_dir(options.cache_dir) / TARGETS
     store = ArrayStore(folder, options.cache_size * GIB)
-    note = functools.cache(reporter.note)  # both splits have the same to tell
-    shared = data.source.fingerprint, data.source.num_classes, store, place, note
-    reporter.note(f"What frozen networks say is computed once for {views} view(s) of the images, and kept in {folder}")
-    found = ToldBatches(batches, Targets(task.frozen(), batches, *shared), views)
-    asked = task.eval_frozen()
-    return found, ToldEval(calibration, Targets(asked, calibration, *shared)) if asked else calibration
+    shared = data.source.fingerprint, store, place, note
+    note(f"What frozen networks say is computed once for {views} view(s) of the images, and kept in {folder}")
+
+    def targets(networks: Networks, split: TrainBatches | EvalBatches) -> Targets:
+        return Targets(networks, _widths(networks, data.source.num_classes), split, *shared)
+
+    found, asked = ToldBatches(batches, targets(task.frozen(), batches), views), task.eval_frozen()
+    return found, ToldEval(calibration, targets(asked, calibration)) if asked else calibration
 
 
 def check_precision(task: StudentTask, batches: TrainBatches, place: Place, reporter: Reporter) -> None:
@@ -87,6 +91,8 @@ def choose_views(
         return 0
     if wanted:
         return wanted
+    if any(isinstance(network, FrozenMaps) for network in frozen.values()):  # thousands of times the size of logits
+        return 0
     if batches.augment == "none":
         return 1
     size = 2 * len(batches.images.ids) * num_classes * len(frozen)
@@ -94,3 +100,9 @@ def choose_views(
     asked = sum(macs_of(network.model) for network in frozen.values())
     share = asked / (asked + 3 * macs_of(task.trained()))  # forward and backward: three times the forward
     return views if views and share * (1 - views / epochs) >= WORTH_IT else 0
+
+
+def _widths(networks: Networks, num_classes: int) -> dict[str, int]:
+    return {
+        name: network.width if isinstance(network, FrozenMaps) else num_classes for name, network in networks.items()
+    }

@@ -39,32 +39,34 @@ def unpacked(batch: tuple[Tensor, Tensor] | ToldBatch) -> ToldBatch:
 
 
 class Targets:
-    """Logits of frozen networks about the images of a split, a view at a time: read, or computed and kept.
+    """What frozen networks say about the images of a split, a view at a time: read, or computed and kept.
 
     All processes of a training use it together, and the main one writes. Where the store fails, which is said once,
     each view is computed anew when it is needed, and the results are the same.
 
     Args:
-        networks: Name of an argument of the task -> network, on the device: images [B, C, H, W] to logits [B, K].
+        networks: Name of an argument of the task -> network, on the device: images [B, C, H, W] to rows [B, W], such
+            as logits.
+        widths: W, by the same names.
         batches: Of the split.
         fingerprint: Of the data.
-        num_classes: K.
         note: Told where the store fails.
     """
 
     def __init__(
         self,
         networks: Mapping[str, nn.Module],
+        widths: Mapping[str, int],
         batches: TrainBatches | EvalBatches,
         fingerprint: str,
-        num_classes: int,
         store: ArrayStore,
         place: Place,
         note: Callable[[str], None],
     ) -> None:
         self.networks, self.batches, self.place, self.note = dict(networks), batches, place, note
         self.store: ArrayStore | None = store
-        self.shape = (len(batches.images.ids), num_classes)
+        self.count = len(batches.images.ids)
+        self.shapes = {name: (self.count, widths[name]) for name in self.networks}
         images = {"data": fingerprint, **image_key(batches)}
         where = {"device": place.device.type, "precision": place.precision, "seed": SEED}
         self.keys = {name: {**network_key(network), **images, **where} for name, network in self.networks.items()}
@@ -81,14 +83,14 @@ class Targets:
         self.rows = self._kept(view)
         if len(self.rows) < len(self.networks):
             self._give_up("its files cannot be read by all processes")
-            self.rows = {name: np.empty(self.shape, np.float16) for name in self.networks}
+            self.rows = {name: np.empty(shape, np.float16) for name, shape in self.shapes.items()}
             if not self._compute(view, self.rows, stopped):
                 return False
         self.view = view
         return True
 
     def told(self, positions: np.ndarray) -> dict[str, Tensor]:
-        """What was said about some images of the view that is ready: logits [B, K] by name, on the device."""
+        """What was said about some images of the view that is ready: rows [B, W] by name, on the device."""
         found = {}
         for name, rows in self.rows.items():
             chosen = torch.from_numpy(rows[positions])
@@ -100,11 +102,14 @@ class Targets:
     def _kept(self, view: int) -> dict[str, np.ndarray]:
         """What the store holds of a view for every process."""
         found = {}
-        for name, key in self.keys.items():
-            rows = self.store.open(key, view, self.shape) if self.store is not None else None
+        for name in self.keys:
+            rows = self._read(name, view)
             if not anyone(rows is None, self.place) and rows is not None:
                 found[name] = rows
         return found
+
+    def _read(self, name: str, view: int) -> np.ndarray | None:
+        return self.store.open(self.keys[name], view, self.shapes[name]) if self.store is not None else None
 
     def _keep(self, view: int, stopped: Callable[[], bool]) -> bool:
         """Let the store hold a view; False if it was stopped on the way."""
@@ -132,9 +137,9 @@ class Targets:
             for name in sorted(self.keys):
                 files.enter_context(self.store.lock(self.keys[name], view))
             # who held the lock before may have written them
-            missing = [name for name, key in self.keys.items() if self.store.open(key, view, self.shape) is None]
+            missing = [name for name in self.keys if self._read(name, view) is None]
             for name in missing:
-                arrays[name] = files.enter_context(self.store.create(self.keys[name], view, self.shape))
+                arrays[name] = files.enter_context(self.store.create(self.keys[name], view, self.shapes[name]))
         except OSError as error:
             return [], error.strerror or first_line(error)
         return missing, ""
@@ -148,7 +153,7 @@ class Targets:
 
     def _compute(self, view: int, arrays: Mapping[str, np.ndarray | None], stopped: Callable[[], bool]) -> bool:
         """Ask the networks about a view; every process a share. False if it was stopped on the way."""
-        count, world = self.shape[0], self.place.world
+        count, world = self.count, self.place.world
         chunks = np.array_split(np.arange(count), -(-count // (forward_batch(self.place) * world)))
         parts = [chunk[self.place.rank :: world] for chunk in chunks]
         with torch.inference_mode(), self.place.autocast():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,6 +16,8 @@ from kdcompress.data import InputAdapter
 from kdcompress.methods.features import Stage, through
 from kdcompress.methods.losses import kl_divergence
 from kdcompress.models.fold import fold_batchnorm
+
+Shown = tuple[Tensor, Tensor | None, list[Tensor]]
 
 
 class Frozen(nn.Module):
@@ -44,9 +47,7 @@ class Frozen(nn.Module):
             return self.model(x if self.adapter is None else self.adapter(x)).float()
 
     @torch.no_grad()
-    def observe(
-        self, x: Tensor, stages: Sequence[Stage], features: bool = False
-    ) -> tuple[Tensor, Tensor | None, list[Tensor]]:
+    def observe(self, x: Tensor, stages: Sequence[Stage], features: bool = False) -> Shown:
         """Images [B, C, H, W] to logits [B, K], the features [B, D] behind them if asked for, and maps [B, C, h, w]."""
         with self._precision(x):
             final, maps = through(self.model, x if self.adapter is None else self.adapter(x), stages)
@@ -55,6 +56,57 @@ class Frozen(nn.Module):
 
     def _precision(self, x: Tensor) -> Any:
         return torch.autocast(x.device.type, enabled=False) if self.exact else contextlib.nullcontext()
+
+
+class FrozenMaps(nn.Module):
+    """What a frozen network shows about an image, feature maps included, as one row: it can be kept as logits can.
+
+    Args:
+        network: Shows it.
+        stages: Where its maps are taken.
+        size: (C, H, W) of the batches.
+        features: Whether it also shows what its classifier sees.
+    """
+
+    def __init__(
+        self, network: Frozen, stages: Sequence[Stage], size: tuple[int, int, int], features: bool = False
+    ) -> None:
+        super().__init__()
+        self.network, self.stages, self.features = network, list(stages), features
+        blank = next(network.parameters()).new_zeros(1, *size)
+        self.shapes = [tuple(part.shape[1:]) for part in self._parts(blank)]
+
+    @property
+    def model(self) -> nn.Module:
+        return self.network.model
+
+    @property
+    def width(self) -> int:
+        """W, the length of a row."""
+        return sum(map(math.prod, self.shapes))
+
+    def extra_repr(self) -> str:
+        return f"stages={self.stages}, features={self.features}"
+
+    def observe(self, x: Tensor) -> Shown:
+        """Images [B, C, H, W] to logits [B, K], features [B, D] and maps [B, C, h, w]."""
+        return self.network.observe(x, self.stages, self.features)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Images [B, C, H, W] to rows [B, W]."""
+        return torch.cat([part.flatten(1).float() for part in self._parts(x)], 1)
+
+    def of(self, rows: Tensor) -> Shown:
+        """Rows [B, W] as :meth:`observe` shows it."""
+        parts = rows.split([math.prod(shape) for shape in self.shapes], dim=1)
+        logits, *rest = [part.unflatten(1, shape) for part, shape in zip(parts, self.shapes, strict=True)]
+        seen = rest.pop(0) if self.features else None
+        return logits, seen, [each.movedim(-1, 1) for each in rest]
+
+    def _parts(self, x: Tensor) -> list[Tensor]:
+        """In the order of a row; maps with their channels last, as they are in memory."""
+        logits, seen, maps = self.observe(x)
+        return [logits, *([] if seen is None else [seen]), *(each.movedim(1, -1) for each in maps)]
 
 
 class StudentTask(TrainingTask):
@@ -76,11 +128,11 @@ class StudentTask(TrainingTask):
         self.adapter = adapter
         self.label_smoothing = label_smoothing
 
-    def frozen(self) -> dict[str, Frozen]:
-        """Frozen networks whose logits :meth:`forward` takes in place of asking them, by argument."""
+    def frozen(self) -> dict[str, Frozen | FrozenMaps]:
+        """Frozen networks whose rows [B, W] :meth:`forward` takes in place of asking them, by argument."""
         return {}
 
-    def eval_frozen(self) -> dict[str, Frozen]:
+    def eval_frozen(self) -> dict[str, Frozen | FrozenMaps]:
         """The same for the forward of :meth:`get_eval_model`."""
         return {}
 

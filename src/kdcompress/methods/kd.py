@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from kdcompress.data import InputAdapter
-from kdcompress.methods.base import Frozen, LogitTask
+from kdcompress.methods.base import Frozen, FrozenMaps, LogitTask
 
 
 class KdTask(LogitTask):
@@ -34,7 +34,7 @@ class KdTask(LogitTask):
         super().__init__(student, adapter, label_smoothing, alpha=alpha, temperature=temperature)
         self.teacher = teacher
 
-    def frozen(self) -> dict[str, Frozen]:
+    def frozen(self) -> dict[str, Frozen | FrozenMaps]:
         return {"teacher_logits": self.teacher}
 
     def forward(self, input: Tensor, target: Tensor, teacher_logits: Tensor | None = None) -> dict[str, Tensor]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from kdcompress.data import InputAdapter
-from kdcompress.methods.base import Frozen, LogitTask
+from kdcompress.methods.base import Frozen, FrozenMaps, LogitTask
 from kdcompress.methods.losses import residual_energy
 
 
@@ -55,10 +55,10 @@ class ResKdTask(LogitTask):
         self.members, self.teacher = members, teacher
         self.residual_loss, self.warmup = residual_loss, warmup
 
-    def frozen(self) -> dict[str, Frozen]:
+    def frozen(self) -> dict[str, Frozen | FrozenMaps]:
         return {"teacher_logits": self.teacher, **self.eval_frozen()}
 
-    def eval_frozen(self) -> dict[str, Frozen]:
+    def eval_frozen(self) -> dict[str, Frozen | FrozenMaps]:
         return {"member_logits": self.members}
 
     def forward(

@@ -14,7 +14,7 @@ from timm.utils import unwrap_model
 from torch import Tensor, nn
 
 from kdcompress.data import InputAdapter
-from kdcompress.methods.base import Frozen, StudentTask
+from kdcompress.methods.base import Frozen, FrozenMaps, Shown, StudentTask
 from kdcompress.methods.features import TRANSFERS, Connectors, Stage, Transfer, alike, fitnets, observe
 from kdcompress.methods.losses import kl_divergence
 from kdcompress.models.student_assistant import StudentAssistant
@@ -135,7 +135,7 @@ class TransferTask(StudentTask):
 
     Args:
         student: With its connectors.
-        teacher: Frozen; its maps are those of ``pairs``.
+        teacher: Frozen; shows a map for each of the student's.
         transfer: d and the phi in it, and whether there are connectors.
         transfer_weight: w.
         logit_weight: v.
@@ -144,8 +144,7 @@ class TransferTask(StudentTask):
     def __init__(
         self,
         student: nn.Module,
-        teacher: Frozen,
-        pairs: Pairs,
+        teacher: FrozenMaps,
         transfer: Transfer,
         adapter: InputAdapter | None = None,
         label_smoothing: float = 0.0,
@@ -154,15 +153,21 @@ class TransferTask(StudentTask):
         temperature: float = 4.0,
     ) -> None:
         super().__init__(student, adapter, label_smoothing)
-        self.teacher, self.stages, self.transfer = teacher, [stage for stage, _ in pairs], transfer
+        self.teacher, self.transfer = teacher, transfer
         self.transfer_weight, self.logit_weight, self.temperature = transfer_weight, logit_weight, temperature
 
-    def forward(self, input: Tensor, target: Tensor) -> dict[str, Tensor]:
-        """Images [B, C, H, W] and labels [B] or soft targets [B, K]."""
-        teacher_logits, _, teacher_maps = self.teacher.observe(input, self.stages)
+    def frozen(self) -> dict[str, Frozen | FrozenMaps]:
+        return {"shown": self.teacher}
+
+    def forward(self, input: Tensor, target: Tensor, shown: Tensor | None = None) -> dict[str, Tensor]:
+        """Images [B, C, H, W], labels [B] or soft targets [B, K], and what the teacher shows [B, W] where known."""
+        teacher_logits, _, teacher_maps = self.observed(input, shown)
         logits, maps = self.trainable_module(self.adapted(input))
         losses = {"transfer_loss": self.transfer_weight * self.distance(teacher_maps, maps)}
         return self.total(teacher_logits, logits.float(), target, losses)
+
+    def observed(self, input: Tensor, shown: Tensor | None) -> Shown:
+        return self.teacher.observe(input) if shown is None else self.teacher.of(shown)
 
     def distance(
         self, teacher_maps: Sequence[Tensor], maps: Sequence[Tensor], transfer: Transfer | None = None
@@ -198,19 +203,18 @@ class RkdAssistantTask(TransferTask):
     for S answers first (our choice). A teacher's classifier that is reused needs features like those it was made for.
 
     Args:
-        part: What learns: ``all``, ``student``, ``assistant`` or ``classifier``.
-        mimic_features: Add ``w`` times the distance of the summed feature from the teacher's.
+        part: What learns: ``all``, ``student``, ``assistant`` or ``classifier``, which needs no maps.
+        teacher: Where it shows features, ``w`` times the distance of the summed feature from them is added.
     """
 
-    def __init__(self, student: Divided, *args: Any, part: str, mimic_features: bool = False, **more: Any) -> None:
-        super().__init__(student, *args, **more)
-        self.part, self.mimic_features = part, mimic_features
+    def __init__(self, student: Divided, teacher: FrozenMaps, *args: Any, part: str, **more: Any) -> None:
+        super().__init__(student, teacher, *args, **more)
+        self.part = part
         student.learn(part)
 
-    def forward(self, input: Tensor, target: Tensor) -> dict[str, Tensor]:
-        """Images [B, C, H, W] and labels [B] or soft targets [B, K]."""
-        stages = [] if self.part == "classifier" else self.stages
-        teacher_logits, teacher_features, teacher_maps = self.teacher.observe(input, stages, self.mimic_features)
+    def forward(self, input: Tensor, target: Tensor, shown: Tensor | None = None) -> dict[str, Tensor]:
+        """As that of the task it stands on."""
+        teacher_logits, teacher_features, teacher_maps = self.observed(input, shown)
         parts: Parts = self.trainable_module(self.adapted(input))
         logits, features = parts.student_logits.float(), parts.student_features.float()
         losses: dict[str, Tensor] = {}
