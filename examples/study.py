@@ -30,11 +30,15 @@ class Study:
     common: Sequence[str]
     jobs: int = 1
 
-    def run(self, runs: Mapping[str, Sequence[str]]) -> None:
-        """Train what is not done yet, by name and arguments and in this order, and evaluate it on the test split."""
+    def run(self, runs: Mapping[str, Sequence[str]], score: bool = True) -> None:
+        """Train what is not done yet, by name and arguments and in this order, and evaluate it on the test split.
+
+        Args:
+            score: False where something is to be chosen: the test split is no place for that.
+        """
         self.out.mkdir(parents=True, exist_ok=True)
         with ThreadPoolExecutor(self.jobs) as pool:
-            futures = [pool.submit(self._score, name, arguments) for name, arguments in runs.items()]
+            futures = [pool.submit(self._run, name, arguments, score) for name, arguments in runs.items()]
             try:
                 for future in futures:
                     future.result()
@@ -49,15 +53,16 @@ class Study:
         """``run.json`` of a run."""
         return json.loads((self.out / name / "run.json").read_text())
 
-    def _score(self, name: str, arguments: Sequence[str]) -> None:
+    def _run(self, name: str, arguments: Sequence[str], score: bool) -> None:
         file = self.out / f"{name}.json"
         if file.exists():
             return
         run = str(self.out / name)
         self._kdcompress(*arguments, *self.common, "--out", run, "--resume")
-        result = self._kdcompress("eval", run)
-        file.with_suffix(".tmp").write_text(result)
-        file.with_suffix(".tmp").rename(file)
+        if score:
+            result = self._kdcompress("eval", run)
+            file.with_suffix(".tmp").write_text(result)
+            file.with_suffix(".tmp").rename(file)
 
     def _kdcompress(self, *arguments: str) -> str:
         command = [sys.executable, "-m", "kdcompress", *arguments, "--json"]
