@@ -14,9 +14,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from kdcompress import gate_search
+from kdcompress import gate_search, options
 from kdcompress.errors import UserError
-from kdcompress.gate_search import search
+from kdcompress.gate_search import best_measure, search
 from kdcompress.gating import MEASURES, Gate, Outcome, Stages, expected_macs, outcome
 
 quick = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -283,7 +283,8 @@ def test_gate_stops_the_samples_that_calibration_counted(measure: str) -> None:
     index, total, exits, right = torch.arange(300), torch.zeros(300, 5), [], 0
     for stage in range(3):
         total = total + logits[stage, index]
-        stop = gate.stops(total, stage) if stage < 2 else torch.ones(len(index), dtype=torch.bool)
+        earlier = logits[:, index].cumsum(0)[:stage]
+        stop = gate.stops(total, stage, earlier) if stage < 2 else torch.ones(len(index), dtype=torch.bool)
         exits.append(int(stop.sum()))
         right += int((total.argmax(-1) == labels[index])[stop].sum())
         index, total = index[~stop], total[~stop]
@@ -296,15 +297,18 @@ def test_a_gate_without_threshold_or_certainty_stops_nobody() -> None:
     """Lost: accuracy, if samples with broken logits left early; they must run every member."""
     broken = torch.tensor([[math.nan, 1.0], [9.0, 0.0]])
     assert Gate("margin", (None,)).stops(broken, 0).tolist() == [False, False]
-    for measure, limit in [("margin", 0.5), ("confidence", 0.5), ("entropy", 0.5)]:
-        assert Gate(measure, (limit,)).stops(broken, 0).tolist() == [False, True]
+    for measure in MEASURES:
+        assert Gate(measure, (0.5,)).stops(broken, 0).tolist() == [False, True]
 
 
 def naive(measure: str, row: list[float]) -> float:
     top = max(row)
+    if measure == "energy":
+        total = top + math.log(sum(math.exp(x - top) for x in row))
+        return (1 + total / (1 + abs(total))) / 2
     weights = [math.exp(x - top) for x in row]
     p = sorted((w / sum(weights) for w in weights), reverse=True)
-    if measure == "confidence":
+    if measure in ("confidence", "agreement"):
         return p[0]
     if measure == "margin":
         return p[0] - p[1]
@@ -338,13 +342,46 @@ def test_measures_stay_in_range_at_the_extremes(measure: str, classes: int) -> N
     masked[0, :2] = 0.0
     half = torch.randn(64, classes, generator=torch.Generator().manual_seed(0)).half()
     measured: Callable[[Tensor], Tensor] = MEASURES[measure].value
-    top, flat = (0.0, 1.0) if measure == "entropy" else (1.0, 0.0 if measure == "margin" else 1 / classes)
+    least = {"margin": 0.0, "energy": naive("energy", unsure[0].tolist())}.get(measure, 1 / classes)
+    top, flat = (0.0, 1.0) if measure == "entropy" else (1.0, least)
     assert measured(sure).item() == top
     assert measured(unsure).item() == pytest.approx(flat, abs=1e-6)
     for logits in (sure, unsure, masked, half, half * 1000):
         value = measured(logits)
         assert bool(((value >= 0) & (value <= 1)).all())
     assert torch.allclose(measured(half), torch.tensor([naive(measure, r) for r in half.tolist()]), atol=1e-5)
+
+
+def test_agreement_is_what_all_stages_give_the_class_predicted_now() -> None:
+    """A stage that only just changed its mind would count as sure as one that all before it were sure of."""
+    first, second = torch.tensor([[2.0, 0.0, 1.0]]), torch.tensor([[0.0, 3.0, 0.0]])
+    now = second.softmax(1)[0, 1]
+    torch.testing.assert_close(MEASURES["agreement"].value(second), now[None])
+    expected = (first.softmax(1)[0, 1] + now) / 2
+    torch.testing.assert_close(MEASURES["agreement"].value(second, first), expected[None])
+    logits, labels, macs = random_cascade(3, 50, seed=2)
+    sums = logits.cumsum(0)
+    values = Stages.from_logits(logits, labels, macs, "agreement").values
+    torch.testing.assert_close(values[1], MEASURES["agreement"].value(sums[1], sums[0]))
+
+
+def test_the_options_know_every_measure() -> None:
+    """One could not be chosen, or would be refused only after the logits were computed."""
+    assert tuple(MEASURES) == options.MEASURES
+
+
+@pytest.mark.parametrize("limit", [{"max_drop": 1.0}, {"max_macs": 4.0}])
+def test_the_best_measure_is_that_of_the_best_gate(limit: dict[str, float]) -> None:
+    """``auto`` would be worse than to try all by hand."""
+    logits, labels, _ = random_cascade(2, 300, seed=3)
+    measured = {name: Stages.from_logits(logits, labels, (3, 2), name) for name in MEASURES}
+    found = {name: search(stages, name, **limit)[0] for name, stages in measured.items()}
+    best = found[best_measure(measured, **limit)]
+    if "max_drop" in limit:
+        assert best.expected_macs == min(each.expected_macs for each in found.values())
+    else:
+        assert best.top1 == max(each.top1 for each in found.values())
+    assert len({each.expected_macs for each in found.values()}) > 1, "this would test nothing"
 
 
 def test_neighbouring_floats_are_told_apart() -> None:

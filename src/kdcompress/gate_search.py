@@ -8,7 +8,7 @@ from __future__ import annotations
 import bisect
 import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from fractions import Fraction
 
 import torch
@@ -251,6 +251,48 @@ def search(
         def choose(right: Tensor, cost: Tensor) -> int:
             return int((cost <= budget).sum()) - 1
 
+    front = _explored(stages, measure, choose)
+    points = front.points()
+    chosen = int(points[choose(points, front.cost[points])])
+    curve = [outcome(stages, measure, front.thresholds(p)) for p in _thin(points, _CURVE_POINTS).tolist()]
+    return outcome(stages, measure, front.thresholds(chosen)), curve
+
+
+def descent(stages: Stages, measure: str, max_drop: float) -> list[Outcome]:
+    """Gates that lose at most ``max_drop`` points on these samples: Pareto-optimal, at most 50, the dearest first.
+
+    Args:
+        stages, measure: As for :func:`search`.
+        max_drop: Percentage points of top-1, against running every member.
+    """
+    stages = Stages(stages.values.detach().cpu(), stages.correct.detach().cpu(), whole_macs(stages.macs))
+    samples = stages.correct.shape[1]
+    needed = int(stages.correct[-1].sum()) - _most(max_drop, 100, samples)
+    front = _explored(stages, measure, lambda right, cost: int((right < needed).sum()))
+    points = front.points()
+    points = _thin(points[points >= needed], _CURVE_POINTS).flip(0)
+    return [outcome(stages, measure, front.thresholds(p)) for p in points.tolist()]
+
+
+def best_measure(measured: Mapping[str, Stages], **limit: float) -> str:
+    """The measure by which :func:`search` finds the best gate for the given limit; of equal ones, the first.
+
+    Args:
+        measured: The same samples by each measure.
+        limit: ``max_drop`` or ``max_macs``, as for :func:`search`.
+    """
+    if len(measured) == 1:
+        return next(iter(measured))
+
+    def rank(name: str) -> tuple[float, float]:
+        found = search(measured[name], name, **limit)[0]
+        return (found.expected_macs, -found.top1) if "max_drop" in limit else (-found.top1, found.expected_macs)
+
+    return min(measured, key=rank)
+
+
+def _explored(stages: Stages, measure: str, choose: Callable[[Tensor, Tensor], int]) -> _Front:
+    """The front of these samples, found as :func:`search` describes it; at its best around the chosen gate."""
     front = _Front(stages, measure_of(measure))
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # the tables are small: on a busy machine, threads that wait for each other cost 20 times
@@ -261,7 +303,4 @@ def search(
             front.refine(choose)
     finally:
         torch.set_num_threads(threads)
-    points = front.points()
-    chosen = int(points[choose(points, front.cost[points])])
-    curve = [outcome(stages, measure, front.thresholds(p)) for p in _thin(points, _CURVE_POINTS).tolist()]
-    return outcome(stages, measure, front.thresholds(chosen)), curve
+    return front

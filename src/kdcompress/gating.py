@@ -26,13 +26,16 @@ class Measure:
 
     Args:
         name: Its key in :data:`MEASURES`.
-        value: Logits ``[B, K]`` to ``[B]`` in [0, 1], computed in float32. NaN where the logits are.
+        value: Logits ``[B, K]`` after a stage, then those after each stage before it, to ``[B]`` in [0, 1], computed in
+            float32. NaN where the logits are.
         higher_is_surer: Whether a sample stops at or above the threshold, or at or below it.
+        looks_back: Whether it needs the stages before.
     """
 
     name: str
-    value: Callable[[Tensor], Tensor]
-    higher_is_surer: bool
+    value: Callable[..., Tensor]
+    higher_is_surer: bool = True
+    looks_back: bool = False
 
 
 def _softmax(logits: Tensor) -> Tensor:
@@ -41,28 +44,49 @@ def _softmax(logits: Tensor) -> Tensor:
     return logits.float().softmax(-1)
 
 
-def confidence(logits: Tensor) -> Tensor:
+def confidence(logits: Tensor, *earlier: Tensor) -> Tensor:
     """Largest softmax probability: logits ``[B, K]`` to ``[B]`` in [1/K, 1]."""
     return _softmax(logits).amax(-1)
 
 
-def margin(logits: Tensor) -> Tensor:
+def margin(logits: Tensor, *earlier: Tensor) -> Tensor:
     """Largest softmax probability less the second: logits ``[B, K]`` to ``[B]`` in [0, 1]."""
     first, second = _softmax(logits).topk(2, dim=-1).values.unbind(-1)
     return first - second
 
 
-def entropy(logits: Tensor) -> Tensor:
+def entropy(logits: Tensor, *earlier: Tensor) -> Tensor:
     """Entropy of the softmax over its greatest value, log K: logits ``[B, K]`` to ``[B]`` in [0, 1], 0 is sure."""
     p = _softmax(logits)
     # xlogy is 0 at p = 0, where p * log p would be NaN (a class that underflows); rounding can leave [0, 1].
     return (torch.xlogy(p, p).sum(-1) / -math.log(p.shape[-1])).clamp(0.0, 1.0)
 
 
+def energy(logits: Tensor, *earlier: Tensor) -> Tensor:
+    """Log of the summed exponentials, the negative energy of arXiv 2010.03759: ``[B, K]`` to ``[B]`` in [0, 1].
+
+    ``e / (1 + |e|)`` brings it there (our choice): that changes no order, and large values stay apart in float32.
+    """
+    found = logits.float().logsumexp(-1)
+    return 0.5 + 0.5 * found / (1 + found.abs())
+
+
+def agreement(logits: Tensor, *earlier: Tensor) -> Tensor:
+    """Mean probability that this stage and those before give the class predicted now: ``[B, K]`` each to ``[B]``.
+
+    After the first stage it is the confidence (our choice).
+    """
+    predicted = logits.argmax(-1, keepdim=True)
+    given = [_softmax(each).gather(-1, predicted) for each in (logits, *earlier)]
+    return torch.cat(given, -1).mean(-1)
+
+
 MEASURES: dict[str, Measure] = {
-    "confidence": Measure("confidence", confidence, higher_is_surer=True),
-    "margin": Measure("margin", margin, higher_is_surer=True),
+    "confidence": Measure("confidence", confidence),
+    "margin": Measure("margin", margin),
     "entropy": Measure("entropy", entropy, higher_is_surer=False),
+    "energy": Measure("energy", energy),
+    "agreement": Measure("agreement", agreement, looks_back=True),
 }
 
 
@@ -103,12 +127,21 @@ class Gate:
                 raise usage_error(f"The threshold {threshold} is outside [0, 1].", "Measures lie between 0 and 1.")
         object.__setattr__(self, "thresholds", tuple(None if t is None else float(t) for t in self.thresholds))
 
-    def stops(self, logits: Tensor, stage: int) -> Tensor:
-        """Which samples stop after ``stage``: summed logits ``[B, K]`` to bool ``[B]`` on the same device."""
+    @property
+    def looks_back(self) -> bool:
+        """Whether :meth:`stops` needs the logits after earlier stages."""
+        return MEASURES[self.measure].looks_back
+
+    def stops(self, logits: Tensor, stage: int, earlier: Sequence[Tensor] = ()) -> Tensor:
+        """Which samples stop after ``stage``: summed logits ``[B, K]`` to bool ``[B]`` on the same device.
+
+        Args:
+            earlier: Those after each stage before, where the gate looks back.
+        """
         measure, threshold = MEASURES[self.measure], self.thresholds[stage]
         if threshold is None:
             return torch.zeros(logits.shape[0], dtype=torch.bool, device=logits.device)
-        return _passes(measure, measure.value(logits), threshold)
+        return _passes(measure, measure.value(logits, *earlier), threshold)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values, such as a model's ``config.json`` holds; :meth:`from_dict` gives the same gate."""
@@ -177,11 +210,13 @@ class Stages:
         values = torch.empty(members - 1, samples, device=member_logits.device)
         correct = torch.empty(members, samples, dtype=torch.bool, device=member_logits.device)
         total = torch.zeros(samples, classes, device=member_logits.device)
+        earlier: list[Tensor] = []
         for stage in range(members):
             total = total + member_logits[stage]
             correct[stage] = total.argmax(-1) == labels.to(total.device)
             if stage < members - 1:
-                values[stage] = value(total)
+                values[stage] = value(total, *earlier)
+                earlier.append(total)
             if bool(total.isnan().any() | values[: stage + 1].isnan().any()):
                 raise UserError(f"The logits of member {stage} hold NaN or infinity.", "Train that member again.")
         return cls(values, correct, macs)
@@ -216,25 +251,32 @@ def expected_macs(exit_rates: Sequence[float], macs: Tensor | Sequence[int]) -> 
     return math.fsum(share * cost for share, cost in zip(ran, costs, strict=True))
 
 
-def outcome(stages: Stages, measure: str, thresholds: Sequence[float | None]) -> Outcome:
-    """What the gate (``measure``, ``thresholds``) does on these samples; ``stages`` must hold that measure.
+def stops_at(stages: Stages, measure: str, thresholds: Sequence[float | None]) -> Tensor:
+    """The stage ``[N]`` after which the gate (``measure``, ``thresholds``) lets each sample stop.
 
     Raises:
         UserError: The measure is unknown, a threshold is outside [0, 1], or there is not one for each stage.
     """
-    gate, macs = Gate(measure, tuple(thresholds)), whole_macs(stages.macs)
-    if len(gate.thresholds) != len(macs) - 1:
-        raise usage_error(f"{len(gate.thresholds)} thresholds for {len(macs)} members.", "Give one fewer than members.")
-    samples = stages.correct.shape[1]
-    running = torch.ones(samples, dtype=torch.bool, device=stages.correct.device)
-    exits, right = [], 0
-    for stage in range(len(macs)):
-        stop = running
-        if stage < len(macs) - 1:
-            stop = running & _passes(MEASURES[measure], stages.values[stage], gate.thresholds[stage])
-        exits.append(int(stop.sum()))
-        right += int((stop & stages.correct[stage]).sum())
-        running = running & ~stop
+    gate, (count, samples) = Gate(measure, tuple(thresholds)), stages.values.shape
+    if len(gate.thresholds) != count:
+        raise usage_error(f"{len(gate.thresholds)} thresholds for {count + 1} members.", "Give one fewer than members.")
+    found = torch.full((samples,), count, device=stages.values.device)
+    for stage in reversed(range(count)):
+        found[_passes(MEASURES[measure], stages.values[stage], gate.thresholds[stage])] = stage
+    return found
+
+
+def outcome(stages: Stages, measure: str, thresholds: Sequence[float | None]) -> Outcome:
+    """What the gate (``measure``, ``thresholds``) does on these samples; ``stages`` must hold that measure.
+
+    Raises:
+        UserError: As :func:`stops_at`.
+    """
+    macs, samples = whole_macs(stages.macs), stages.correct.shape[1]
+    found = stops_at(stages, measure, thresholds)
+    exits = found.bincount(minlength=len(macs)).tolist()
+    right = int(stages.correct.gather(0, found[None]).sum())
     # In whole MACs and divided once, so that two gates that cost the same compare equal.
     total = sum(count * sum(macs[: stage + 1]) for stage, count in enumerate(exits))
-    return Outcome(gate.thresholds, tuple(e / samples for e in exits), total / samples, 100 * right / samples)
+    limits = Gate(measure, tuple(thresholds)).thresholds
+    return Outcome(limits, tuple(e / samples for e in exits), total / samples, 100 * right / samples)

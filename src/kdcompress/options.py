@@ -11,6 +11,7 @@ from kdcompress.errors import usage_error
 from kdcompress.option_set import Options, option
 
 METHODS = ("ce", "label-smoothing", "tf-kd", "kd", "reskd", "rkd-assistant", "lwkd")
+MEASURES = ("confidence", "margin", "entropy", "energy", "agreement")
 TEACHERLESS = ("ce", "label-smoothing", "tf-kd")
 ASSISTANT = "Residual KD with an assistant"
 LIGHT = "LW-KD: a lightweight teacher"
@@ -304,7 +305,17 @@ class GateCalibrateOptions(DataOptions, DeviceOptions, OutputOptions):
     )
     target_macs: float | None = option(None, "best top-1 at this share of the teacher's MACs", above=0)
     threshold: tuple[float, ...] = option((), "set it by hand: one for all stages, or one a stage", low=0, high=1)
-    measure: str = option("confidence", "what the gate looks at", choices=("confidence", "margin", "entropy"))
+    confidence_level: float | None = option(
+        None,
+        "promise --max-drop of new images with this probability over the draw of the calibration images, e.g. 0.95",
+        above=0,
+        below=1,
+    )
+    measure: str = option(
+        "confidence",
+        "what the gate looks at; auto: what serves the target best on the calibration split",
+        choices=("auto", *MEASURES),
+    )
     batch_size: int = option(128, "images at a time", low=1)
 
 

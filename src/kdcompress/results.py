@@ -109,11 +109,13 @@ class GateResult(GateFacts, NetworkFacts, Result):
 
     Attributes:
         curve: The best trade-offs that other thresholds would give.
+        promise: How it was tested that new images lose at most ``max_drop``; None where nothing is promised.
     """
 
     data: str
     split: str
     n: int
+    promise: dict[str, Any] | None = None
     curve: list[dict[str, Any]] = field(default_factory=list)
 
 

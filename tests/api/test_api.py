@@ -25,6 +25,7 @@ from kdcompress.data import Data, Preprocess, load_source
 from kdcompress.engine.distributed import Place
 from kdcompress.engine.interrupt import Interrupted
 from kdcompress.errors import UserError
+from kdcompress.gating import MEASURES
 from kdcompress.methods.rkd_assistant import RkdAssistantTask
 from kdcompress.models.assemble import new_network
 from kdcompress.models.build import ModelSpec
@@ -725,3 +726,24 @@ def test_teacher_and_student_of_other_families_and_sizes(chain: Chain, tmp_path:
     result = assist(chain, tmp_path / "run", logit_weight=0.5, **given)
     assert result.input_size == (1, 16, 16)
     assert kdcompress.evaluate(run=result.run, **WHERE).n == TEST
+
+
+def test_a_promised_gate_says_how_it_was_tested(chain: Chain, tmp_path: Path) -> None:
+    """The promise would be a figure without a ground, or the gate another than the one that was tested."""
+    given = {"run": chain.longer.run, "max_drop": 20.0, "confidence_level": 0.9, "measure": "auto", **WHERE}
+    found = kdcompress.gate_calibrate(**given, out=str(tmp_path / "promised"))
+    assert found.promise is not None
+    assert found.promise["images"] == found.n - found.n // 2
+    assert found.promise["p_value"] <= 0.1
+    assert (found.promise["max_drop"], found.promise["confidence_level"]) == (20.0, 0.9)
+    assert found.measure in MEASURES
+    assert found.curve
+    again = kdcompress.gate_calibrate(**given, out=str(tmp_path / "again"))
+    assert again.thresholds == found.thresholds
+    plain = kdcompress.gate_calibrate(**{**given, "confidence_level": None}, out=str(tmp_path / "plain"))
+    assert plain.promise is None
+    assert plain.expected_macs is not None
+    assert found.expected_macs is not None
+    assert plain.expected_macs <= found.expected_macs
+    scored = kdcompress.evaluate(run=found.run, split="calibration", **WHERE)
+    assert scored.exit_rates == found.exit_rates

@@ -38,8 +38,8 @@ def make(gate: dict[str, Any] | None = None, members: list[dict[str, Any]] | Non
 def gate_at(cascade: ResidualCascade, x: Tensor, measure: str = "confidence", quantile: float = 0.5) -> dict[str, Any]:
     """Thresholds that part the samples at every stage, halfway between two of them."""
     logits, thresholds = cascade.forward_stages(x).cumsum(0), []
-    for sums in logits[:-1]:
-        values = MEASURES[measure].value(sums).sort().values
+    for stage, sums in enumerate(logits[:-1]):
+        values = MEASURES[measure].value(sums, *logits[:stage]).sort().values
         at = int(quantile * (len(values) - 1))
         thresholds.append(float((values[at] + values[at + 1]) / 2))
     return {"measure": measure, "thresholds": thresholds}
@@ -66,12 +66,13 @@ def simulate(cascade: ResidualCascade, x: Tensor, measure: str, thresholds: list
     """One sample at a time, straight from the definition."""
     logits, stages = [], []
     for image in x:
-        total = cascade.members[0](image[None])
+        total, earlier = cascade.members[0](image[None]), []
         for stage, member in enumerate(cascade.members[1:]):
             limit = thresholds[stage]
-            value = float(MEASURES[measure].value(total))
+            value = float(MEASURES[measure].value(total, *earlier))
             if limit is not None and (value <= limit if measure == "entropy" else value >= limit):
                 break
+            earlier.append(total)
             total = total + member(image[None])
             stages.append(stage)
         logits.append(total)

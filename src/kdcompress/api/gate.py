@@ -16,8 +16,9 @@ from kdcompress.engine.distributed import from_main, start
 from kdcompress.engine.evaluate import collect
 from kdcompress.engine.progress import Reporter, Silent
 from kdcompress.errors import UserError, usage_error
-from kdcompress.gate_search import search
-from kdcompress.gating import Gate, Outcome, Stages, outcome
+from kdcompress.gate_search import best_measure, search
+from kdcompress.gating import MEASURES, Gate, Outcome, Stages, outcome
+from kdcompress.guarantee import Promise, promise
 from kdcompress.models.loading import Network, load_network, model_config, save_network
 from kdcompress.options import GateCalibrateOptions
 from kdcompress.results import GateResult
@@ -45,6 +46,8 @@ def gate_calibrate(
     if sum((options.max_drop is not None, options.target_macs is not None, bool(options.threshold))) != 1:
         remedy = "Say --max-drop POINTS, --target-macs RATIO or --threshold X."
         raise usage_error("gate-calibrate needs exactly one target.", remedy)
+    if options.confidence_level is not None and not options.max_drop:
+        raise usage_error("--confidence-level promises a --max-drop.", "Give --max-drop POINTS, above 0, beside it.")
     # thresholds compare certainties, so they are found in the arithmetic in which most users will run them
     place = start(options.device, "fp32" if options.precision == "auto" else options.precision)
     options, began = dataclasses.replace(options, run=resolve(options.run)), time.perf_counter()
@@ -67,11 +70,23 @@ def gate_calibrate(
     logits, labels = collect(cascade.forward_stages, data.evaluation("calibration", options.batch_size), place)
     cascade.cpu()
     profiles = member_profiles(network)
-    stages = Stages.from_logits(logits, labels, [found.macs for found in profiles], options.measure)
-    teacher = network.record.get("teacher")
-    chosen, curve = _choose(stages, options, teacher)
-    cascade.gate = Gate(options.measure, chosen.thresholds)
-    full = outcome(stages, options.measure, [None] * (len(profiles) - 1))
+    macs = [found.macs for found in profiles]
+    names = list(MEASURES) if options.measure == "auto" else [options.measure]
+    measured = {name: Stages.from_logits(logits, labels, macs, name) for name in names}
+    teacher, promised = network.record.get("teacher"), None
+    if options.confidence_level is None or options.max_drop is None:
+        measure, chosen, curve = _choose(measured, options, teacher)
+    else:
+        promised = promise(
+            logits, labels, macs, names, max_drop=options.max_drop, confidence_level=options.confidence_level
+        )
+        measure = promised.measure
+        chosen = outcome(measured[measure], measure, promised.thresholds)
+        curve = search(measured[measure], measure, max_drop=options.max_drop)[1]
+        if all(limit is None for limit in promised.thresholds):
+            told.note(f"Notice: {len(labels)} images are too few to promise any gate; {_more(promised)}.")
+    cascade.gate = Gate(measure, chosen.thresholds)
+    full = outcome(measured[measure], measure, [None] * (len(profiles) - 1))
     network.model_args = {**network.model_args, "gate": cascade.gate.to_dict()}
     stem = f"gated-{network.path.name if network.path else network.architecture}"
     run = from_main(lambda: claim(options.out, stem, resume=options.resume))
@@ -86,7 +101,8 @@ def gate_calibrate(
         n=len(labels),
         full_top1=round(full.top1, 4),
         curve=[_point(entry, teacher) for entry in curve],
-        **_gate_facts(chosen, options.measure, teacher),
+        promise=promised.to_dict() if promised else None,
+        **_gate_facts(chosen, measure, teacher),
         **facts(network, teacher, profiles),
     )
     if place.is_main:
@@ -95,17 +111,23 @@ def gate_calibrate(
 
 
 def _choose(
-    stages: Stages, options: GateCalibrateOptions, teacher: dict[str, Any] | None
-) -> tuple[Outcome, list[Outcome]]:
+    measured: dict[str, Stages], options: GateCalibrateOptions, teacher: dict[str, Any] | None
+) -> tuple[str, Outcome, list[Outcome]]:
+    """The measure of the gate, what it does, and the trade-off around it."""
+    first, stages = next(iter(measured.items()))
     count = len(stages.values)
     if options.threshold:
+        if len(measured) > 1:
+            raise usage_error("--threshold is in the units of a measure.", "Name it: --measure confidence, say.")
         thresholds = options.threshold * count if len(options.threshold) == 1 else options.threshold
         if len(thresholds) != count:
             remedy = "Give one for all of them, or one each by repeating the flag."
             raise usage_error(f"{len(thresholds)} thresholds for {count} stages.", remedy)
-        return outcome(stages, options.measure, thresholds), []
+        return first, outcome(stages, first, thresholds), []
     if options.max_drop is not None:
-        return search(stages, options.measure, max_drop=options.max_drop)
+        limit = {"max_drop": options.max_drop}
+        measure = best_measure(measured, **limit)
+        return measure, *search(measured[measure], measure, **limit)
     if teacher is None:
         raise UserError(
             "The MACs of the teacher are not on record, so --target-macs has no meaning.", "Use --max-drop."
@@ -115,7 +137,15 @@ def _choose(
     if options.target_macs < least:
         remedy = f"The nearest reachable is --target-macs {_rounded_up(least)}; for less, distil a smaller student."
         raise usage_error(f"--target-macs {options.target_macs} is below the first member's own {least:.4f}.", remedy)
-    return search(stages, options.measure, max_macs=options.target_macs * teacher["macs"])
+    limit = {"max_macs": options.target_macs * teacher["macs"]}
+    measure = best_measure(measured, **limit)
+    return measure, *search(measured[measure], measure, **limit)
+
+
+def _more(promised: Promise) -> str:
+    if promised.enough is None:
+        return "nor would more images like these do"
+    return f"about {promised.enough} would do, if the first one tested errs as often on them"
 
 
 def _rounded_up(ratio: float) -> str:

@@ -71,7 +71,9 @@ def _shown(key: str, value: Any) -> str:
     if isinstance(value, (list, tuple)):
         return "x".join(map(str, value)) if key == "input_size" else ", ".join(_shown(key, part) for part in value)
     if isinstance(value, dict):
-        return ", ".join(f"{name} x{count}" for name, count in value.items())
+        if key == "unsupported_ops":
+            return ", ".join(f"{name} x{count}" for name, count in value.items())
+        return ", ".join(f"{name} {_shown(name, part)}" for name, part in value.items())
     return str(value)
 
 

@@ -66,11 +66,15 @@ class Staged(nn.Module):
         logits = first(x).float()
         stopped = torch.zeros(len(x), dtype=torch.long, device=x.device)
         going = torch.arange(len(x), device=x.device)
+        earlier: list[Tensor] = []  # logits [B, K] after each stage before, where the gate wants to see them
         for number, stage in enumerate(others):
             if self.gate is not None:
-                going = going[~self.gate.stops(logits[going], number)]
+                stops = self.gate.stops(logits[going], number, [each[going] for each in earlier])
+                going = going[~stops]
             if len(going) == 0:
                 break
+            if self.gate is not None and self.gate.looks_back:
+                earlier.append(logits.clone())
             if len(going) == len(x):  # nobody stopped: the batch need not be copied
                 logits = logits + stage(x)
             else:

@@ -1,0 +1,132 @@
+"""Promised gates: how often the promise may break, that it can be kept at all, and what is said where it cannot."""
+
+from __future__ import annotations
+
+import itertools
+import math
+
+import pytest
+import torch
+from scipy import stats
+from torch import Tensor
+
+from kdcompress.errors import UserError
+from kdcompress.gate_search import descent, search
+from kdcompress.gating import Gate, Stages, outcome
+from kdcompress.guarantee import drop_p_value, least_images, promise
+
+MACS = (2, 1)
+
+
+@pytest.mark.parametrize("error", [0.05, 0.2])
+def test_the_test_errs_no_more_often_than_it_says(error: float) -> None:
+    """The promise would be broken more often than told. All outcomes of 40 images, at the edge of what is allowed."""
+    samples, drop = 40, 0.1
+    pairs = [pair for pair in itertools.product(range(samples + 1), repeat=2) if sum(pair) <= samples]
+    passed = [pair for pair in pairs if drop_p_value(*pair, samples, 100 * drop, error) <= error]
+    counts = [(broken, mended, samples - broken - mended) for broken, mended in passed]
+    assert passed
+    for mended in (0.0, 0.005, 0.02, 0.05, 0.1, 0.2, 0.3, 0.4, 0.449):
+        rates = (mended + drop, mended, 1 - drop - 2 * mended)
+        assert stats.multinomial.pmf(counts, samples, rates).sum() <= error
+
+
+def test_it_is_nearly_the_best_test_there_is() -> None:
+    """A bound that always holds because it never says yes would promise nothing to anybody."""
+    samples, drop, mended = 4000, 0.005, 0.01
+    loss = 8  # of the 20 that are allowed
+    spread = math.sqrt(samples * (2 * mended + drop))
+    known = stats.norm.cdf((loss + 0.5 - samples * drop) / spread)  # if the rate of disagreement were known
+    found = drop_p_value(int(samples * mended) + loss, int(samples * mended), samples, 100 * drop)
+    assert known < found < 2 * known
+
+
+def test_more_broken_answers_are_more_doubtful() -> None:
+    """A worse gate would pass where a better one failed."""
+    for mended in (0, 5, 40):
+        values = [drop_p_value(broken, mended, 2000, 1.0) for broken in range(0, 120, 3)]
+        assert values == sorted(values)
+        assert values[0] < 0.05 < values[-1]
+    assert drop_p_value(2000, 0, 2000, 1.0) == 1
+
+
+@pytest.mark.parametrize(("max_drop", "level"), [(0.5, 0.95), (2.0, 0.9), (50.0, 0.5)])
+def test_the_least_images_are_the_least(max_drop: float, level: float) -> None:
+    """The user would be told to fetch images that do not help, or more than are needed."""
+    needed = least_images(max_drop, level)
+    assert drop_p_value(0, 0, needed, max_drop, 1 - level) <= 1 - level
+    assert drop_p_value(0, 0, needed - 1, max_drop, 1 - level) > 1 - level
+    assert needed >= math.log(1 - level) / math.log1p(-max_drop / 100), "the chance that none of so many shows a loss"
+
+
+def population(seed: int = 0, count: int = 60_000) -> tuple[Tensor, Tensor]:
+    """Logits ``[2, N, K]`` of a first member that is surer where it is right, and of one that mends it."""
+    random = torch.Generator().manual_seed(seed)
+    labels = torch.randint(0, 5, (count,), generator=random)
+    signal = torch.nn.functional.one_hot(labels, 5).float()
+    ease = 3 * torch.rand(count, 1, generator=random)
+    first = signal * ease + 0.8 * torch.randn(count, 5, generator=random)
+    second = 1.5 * signal + 0.8 * torch.randn(count, 5, generator=random)
+    return torch.stack([first, second]), labels
+
+
+def test_promises_are_kept() -> None:
+    """The whole point: of 200 calibrations at most 5 % may lose more than allowed; by the plain rule far more do."""
+    logits, labels = population()
+    true = Stages.from_logits(logits, labels, MACS, "confidence")
+    limit = outcome(true, "confidence", [None]).top1 - 1.0
+    random = torch.Generator().manual_seed(1)
+    broken, plain, saved = 0, 0, 0.0
+    for draw in range(200):
+        chosen = torch.randint(0, len(labels), (1500,), generator=random)
+        found = promise(
+            logits[:, chosen], labels[chosen], MACS, ["confidence"], max_drop=1.0, confidence_level=0.95, seed=draw
+        )
+        kept = outcome(true, "confidence", found.thresholds)
+        broken += kept.top1 < limit
+        saved += 1 - kept.expected_macs / sum(MACS)
+        here = Stages.from_logits(logits[:, chosen], labels[chosen], MACS, "confidence")
+        plain += outcome(true, "confidence", search(here, "confidence", max_drop=1.0)[0].thresholds).top1 < limit
+    assert broken / 200 <= 0.05 + 2 * math.sqrt(0.05 * 0.95 / 200)
+    assert plain / 200 > 0.25
+    assert saved / 200 > 0.03, "kept by running everything"
+
+
+def test_the_path_goes_down_from_the_dearest() -> None:
+    """A gate that fails must not hide behind a cheaper one that passed."""
+    logits, labels = population(count=800)
+    stages = Stages.from_logits(logits, labels, MACS, "confidence")
+    path = descent(stages, "confidence", 2.0)
+    costs = [each.expected_macs for each in path]
+    assert len(path) > 5
+    assert costs == sorted(costs, reverse=True)
+    assert all(each.top1 >= outcome(stages, "confidence", [None]).top1 - 2.0 for each in path)
+
+
+def test_too_few_images_are_named() -> None:
+    """The user could not know whether to fetch more images, or how many."""
+    logits, labels = population(count=200)
+    with pytest.raises(UserError, match=str(2 * least_images(0.5, 0.95))):
+        promise(logits, labels, MACS, ["confidence"], max_drop=0.5, confidence_level=0.95)
+
+
+def test_where_no_gate_passes_all_members_run() -> None:
+    """A first member that is equally sure of all leaves nothing to skip. What is returned is still true."""
+    logits, labels = population(count=1500)
+    logits[0] = torch.eye(5)[torch.randint(0, 5, (1500,), generator=torch.Generator().manual_seed(2))]
+    logits[1] *= 20
+    found = promise(logits, labels, MACS, ["confidence", "energy"], max_drop=1.0, confidence_level=0.95)
+    assert found.thresholds == (None,)
+    assert found.gates == 1
+    Gate(found.measure, found.thresholds)
+
+
+def test_the_choice_of_the_measure_does_not_see_the_test(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Chosen by the images that test it, a gate would look better than it is."""
+    logits, labels = population(count=3000)
+    given = {"max_drop": 1.0, "confidence_level": 0.9, "seed": 3}
+    order = torch.randperm(3000, generator=torch.Generator().manual_seed(3))
+    found = promise(logits, labels, MACS, ["confidence", "energy", "margin"], **given)
+    scrambled = labels.clone()
+    scrambled[order[1500:]] = (labels[order[1500:]] + 1) % 5
+    assert promise(logits, scrambled, MACS, ["confidence", "energy", "margin"], **given).measure == found.measure
