@@ -11,6 +11,7 @@ from kdcompress.errors import usage_error
 from kdcompress.option_set import Options, option
 
 METHODS = ("ce", "label-smoothing", "tf-kd", "kd", "reskd", "rkd-assistant", "lwkd")
+LOGIT_LOSSES = ("kl", "dkd", "dist", "mse", "standardized-kl")
 MEASURES = ("confidence", "margin", "entropy", "energy", "agreement")
 TEACHERLESS = ("ce", "label-smoothing", "tf-kd")
 ASSISTANT = "Residual KD with an assistant"
@@ -159,6 +160,12 @@ class LogitOptions(Options):
         None, "weight of the distillation loss (default: 0.9; tf-kd 0.1; lwkd 0.5)", low=0, high=1
     )
     temperature: float | None = option(None, "softens the logits (default: 4; tf-kd 20)", above=0)
+    logit_loss: str = option(
+        "kl",
+        "how far logits are from the teacher's: KL divergence, decoupled KD, DIST (correlations), squared error, KL of "
+        "standardized logits",
+        choices=LOGIT_LOSSES,
+    )
 
 
 @dataclass(kw_only=True)

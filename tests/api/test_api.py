@@ -26,6 +26,7 @@ from kdcompress.engine.distributed import Place
 from kdcompress.engine.interrupt import Interrupted
 from kdcompress.errors import UserError
 from kdcompress.gating import MEASURES
+from kdcompress.methods.losses import LOGIT_LOSSES
 from kdcompress.methods.rkd_assistant import RkdAssistantTask
 from kdcompress.models.assemble import new_network
 from kdcompress.models.build import ModelSpec
@@ -747,3 +748,18 @@ def test_a_promised_gate_says_how_it_was_tested(chain: Chain, tmp_path: Path) ->
     assert plain.expected_macs <= found.expected_macs
     scored = kdcompress.evaluate(run=found.run, split="calibration", **WHERE)
     assert scored.exit_rates == found.exit_rates
+
+
+def test_another_loss_on_logits_reaches_the_training(chain: Chain, tmp_path: Path) -> None:
+    """The option would be written into the record and change nothing."""
+    given = {**COMMON, "teacher": chain.teacher.run, "student": SMALL, "epochs": 2}
+    losses = {
+        name: kdcompress.distill(**given, logit_loss=name, out=str(tmp_path / name)).loss for name in LOGIT_LOSSES
+    }
+    assert len(set(losses.values())) == len(LOGIT_LOSSES)
+    more = {**COMMON, "run": chain.student.run, "arch": TINY, "epochs": 2}
+    sums = {
+        name: kdcompress.add_res_student(**more, logit_loss=name, out=str(tmp_path / f"sum-{name}")).loss
+        for name in ("kl", "dist")
+    }
+    assert sums["kl"] != sums["dist"]

@@ -103,6 +103,16 @@ USAGE = [
     (["add-res-student", "RUNS/single", "--arch", "lenet6"], ["'lenet6'", "lenet5?"]),
     (["add-res-student", "RUNS/teacher", "--arch", TINY], ["no teacher", "--teacher"]),
     (["add-res-student", "RUNS/single", "--arch", TINY, "--teacher", "RUNS/nothing"], ["RUNS/nothing"]),
+    (["distill", "RUNS/teacher", "--student", TINY, "--logit-loss", "dks"], ["'dks'", "dkd?"]),
+    (["distill", "--method", "tf-kd", "--student", TINY, "--logit-loss", "dkd"], ["--logit-loss has no meaning"]),
+    (
+        ["distill", "RUNS/teacher", "--method", "rkd-assistant", "--student", TINY, "--logit-loss", "dkd"],
+        ["--logit-loss has no meaning"],
+    ),
+    (
+        ["add-res-student", "RUNS/single", "--arch", TINY, "--residual-loss", "mse", "--logit-loss", "dkd"],
+        ["--logit-loss has no meaning", "--residual-loss mse"],
+    ),
     (["gate-calibrate", "RUNS/cascade"], ["exactly one", "--max-drop"]),
     (["gate-calibrate", "RUNS/cascade", "--max-drop", "1", "--target-macs", "1"], ["exactly one"]),
     (["gate-calibrate", "RUNS/cascade", "--max-drop", "1", "--threshold", "0.5"], ["exactly one"]),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from typing import Any
 
 from kdcompress.api.job import Job
 from kdcompress.data import Data, DataSource, InputAdapter, Preprocess, choose_size
@@ -46,7 +47,8 @@ def adapter(made_for: Preprocess, wanted: Preprocess) -> InputAdapter | None:
     return None if adapter.same and adapter.size is None else adapter
 
 
-def logit_weights(options: LogitOptions) -> dict[str, float]:
-    """Those that the user set; the tasks know their own defaults."""
-    values = {"alpha": options.alpha, "temperature": options.temperature}
+def logit_weights(options: LogitOptions) -> dict[str, Any]:
+    """What the user set of the loss on logits; the tasks know their own defaults."""
+    other = None if options.logit_loss == "kl" else options.logit_loss
+    values = {"alpha": options.alpha, "temperature": options.temperature, "logit_loss": other}
     return {key: value for key, value in values.items() if value is not None}

@@ -31,6 +31,7 @@ from kdcompress.models.build import ModelSpec, default_config
 from kdcompress.models.loading import Network, load_network
 from kdcompress.models.residual_cascade import ResidualCascade
 from kdcompress.models.staged import Staged
+from kdcompress.option_set import flag
 from kdcompress.options import (
     AddResStudentOptions,
     DistillOptions,
@@ -64,7 +65,7 @@ def add_res_student(
     if len(options.arch) != 1:
         raise usage_error("add-res-student needs one --arch.", "E.g. --arch resnet8_cifar,width=0.5.")
     if options.residual_loss == "mse" and (weights := logit_weights(options)):
-        raise usage_error(f"--{min(weights)} has no meaning here (--residual-loss mse).", "Leave it out.")
+        raise usage_error(f"{flag(min(weights))} has no meaning here (--residual-loss mse).", "Leave it out.")
     check_views(options)
     job = Job.begin("add-res-student", "reskd", options, reporter)
     options = job.options
@@ -155,7 +156,7 @@ def _step(options: DistillOptions, arch: str) -> AddResStudentOptions:
     names = {field.name for field in dataclasses.fields(AddResStudentOptions)} - {"run", "teacher", "teacher_arch"}
     given = {name: getattr(options, name) for name in names}
     if options.residual_loss == "mse":  # then they are those of S0 alone
-        given.update(alpha=None, temperature=None)
+        given.update(alpha=None, temperature=None, logit_loss="kl")
     return AddResStudentOptions(**{**given, "arch": (arch,)})
 
 

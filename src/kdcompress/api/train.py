@@ -154,6 +154,8 @@ def _check_distill(options: DistillOptions) -> None:
         )
         if getattr(options, name) is not None and not used
     ]
+    if options.logit_loss != "kl" and (options.method in TEACHERLESS or (rkd and not options.logit_weight)):
+        unused.append("logit_loss")
     if options.method in (*TEACHERLESS, "lwkd") and options.chosen_views:
         unused.append("target_views")
     if options.method != "lwkd":

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from kdcompress.data import InputAdapter
 from kdcompress.methods.features import Stage, through
-from kdcompress.methods.losses import kl_divergence
+from kdcompress.methods.losses import LOGIT_LOSSES
 from kdcompress.models.fold import fold_batchnorm
 
 Shown = tuple[Tensor, Tensor | None, list[Tensor]]
@@ -167,6 +167,7 @@ class LogitTask(StudentTask):
     Args:
         alpha: Weight of the distillation loss.
         temperature: tau.
+        logit_loss: L, a key of :data:`LOGIT_LOSSES`.
     """
 
     def __init__(
@@ -177,13 +178,14 @@ class LogitTask(StudentTask):
         *,
         alpha: float,
         temperature: float,
+        logit_loss: str = "kl",
     ) -> None:
         super().__init__(student, adapter, label_smoothing)
-        self.alpha, self.temperature = alpha, temperature
+        self.alpha, self.temperature, self.logit_loss = alpha, temperature, LOGIT_LOSSES[logit_loss]
 
     def distilled(self, teacher_logits: Tensor, logits: Tensor, target: Tensor) -> dict[str, Tensor]:
-        """``(1 - alpha) * CE(z_S, y) + alpha * KL_tau(z_T, z_S)`` for logits [B, K], as the result of a step."""
+        """``(1 - alpha) * CE(z_S, y) + alpha * L_tau(z_T, z_S)`` for logits [B, K], as the result of a step."""
         task_loss = self.cross_entropy(logits, target)
-        kd_loss = kl_divergence(teacher_logits, logits, self.temperature)
+        kd_loss = self.logit_loss(teacher_logits, logits, target, self.temperature)
         loss = (1 - self.alpha) * task_loss + self.alpha * kd_loss
         return {"loss": loss, "output": logits, "task_loss": task_loss, "kd_loss": kd_loss}

@@ -16,6 +16,7 @@ class KdTask(LogitTask):
         teacher: Frozen, as many classes as the student.
         alpha: Weight of the distillation loss.
         temperature: tau.
+        logit_loss: In place of KL, a key of :data:`~kdcompress.methods.losses.LOGIT_LOSSES`.
 
     Example:
         >>> task = KdTask(student, Frozen(teacher), alpha=0.9, temperature=4)
@@ -30,8 +31,9 @@ class KdTask(LogitTask):
         label_smoothing: float = 0.0,
         alpha: float = 0.9,
         temperature: float = 4.0,
+        logit_loss: str = "kl",
     ) -> None:
-        super().__init__(student, adapter, label_smoothing, alpha=alpha, temperature=temperature)
+        super().__init__(student, adapter, label_smoothing, alpha=alpha, temperature=temperature, logit_loss=logit_loss)
         self.teacher = teacher
 
     def frozen(self) -> dict[str, Frozen | FrozenMaps]:

@@ -89,6 +89,7 @@ class LwKdTask(LogitTask):
         bank: Of soft targets, for the student's classes in their order.
         alpha: Weight of the distillation loss.
         temperature: tau.
+        logit_loss: In place of KL, a key of :data:`~kdcompress.methods.losses.LOGIT_LOSSES`.
         adversarial_weight: beta; 0 trains no discriminator.
         adversarial_warmup: Share of the training in which beta grows to its value, while D learns already.
 
@@ -107,8 +108,9 @@ class LwKdTask(LogitTask):
         temperature: float = 4.0,
         adversarial_weight: float = 0.1,
         adversarial_warmup: float = 0.1,
+        logit_loss: str = "kl",
     ) -> None:
-        super().__init__(student, adapter, label_smoothing, alpha=alpha, temperature=temperature)
+        super().__init__(student, adapter, label_smoothing, alpha=alpha, temperature=temperature, logit_loss=logit_loss)
         self.bank = bank
         self.adversarial_weight, self.adversarial_warmup = adversarial_weight, adversarial_warmup
         self.discriminator = Discriminator(bank.logits.shape[0]) if adversarial_weight else None

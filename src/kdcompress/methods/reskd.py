@@ -36,6 +36,7 @@ class ResKdTask(LogitTask):
         members: The sum so far, frozen; takes the same input as the res-student.
         teacher: Frozen.
         residual_loss: ``kl`` or ``mse``.
+        logit_loss: In place of KL, a key of :data:`~kdcompress.methods.losses.LOGIT_LOSSES`.
         warmup: Share of the training, 0 to 1. With 0 the classifier should start at zero: the sum starts as it was.
     """
 
@@ -50,8 +51,11 @@ class ResKdTask(LogitTask):
         alpha: float = 0.9,
         temperature: float = 4.0,
         warmup: float = 0.5,
+        logit_loss: str = "kl",
     ) -> None:
-        super().__init__(res_student, adapter, label_smoothing, alpha=alpha, temperature=temperature)
+        super().__init__(
+            res_student, adapter, label_smoothing, alpha=alpha, temperature=temperature, logit_loss=logit_loss
+        )
         self.members, self.teacher = members, teacher
         self.residual_loss, self.warmup = residual_loss, warmup
 

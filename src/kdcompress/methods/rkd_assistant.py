@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from kdcompress.data import InputAdapter
 from kdcompress.methods.base import Frozen, FrozenMaps, Shown, StudentTask
 from kdcompress.methods.features import TRANSFERS, Connectors, Stage, Transfer, alike, fitnets, observe
-from kdcompress.methods.losses import kl_divergence
+from kdcompress.methods.losses import LOGIT_LOSSES
 from kdcompress.models.student_assistant import StudentAssistant
 
 Pairs = Sequence[tuple[Stage, Stage]]
@@ -139,6 +139,7 @@ class TransferTask(StudentTask):
         transfer: d and the phi in it, and whether there are connectors.
         transfer_weight: w.
         logit_weight: v.
+        logit_loss: In place of KL, a key of :data:`~kdcompress.methods.losses.LOGIT_LOSSES`.
     """
 
     def __init__(
@@ -151,8 +152,10 @@ class TransferTask(StudentTask):
         transfer_weight: float = 1.0,
         logit_weight: float = 0.0,
         temperature: float = 4.0,
+        logit_loss: str = "kl",
     ) -> None:
         super().__init__(student, adapter, label_smoothing)
+        self.logit_loss = LOGIT_LOSSES[logit_loss]
         self.teacher, self.transfer = teacher, transfer
         self.transfer_weight, self.logit_weight, self.temperature = transfer_weight, logit_weight, temperature
 
@@ -185,7 +188,7 @@ class TransferTask(StudentTask):
         """With the losses on the logits, the result of a step."""
         losses = {"task_loss": self.cross_entropy(logits, target), **losses}
         if self.logit_weight:
-            losses["kd_loss"] = self.logit_weight * kl_divergence(teacher_logits, logits, self.temperature)
+            losses["kd_loss"] = self.logit_weight * self.logit_loss(teacher_logits, logits, target, self.temperature)
         return {"loss": torch.stack(list(losses.values())).sum(), "output": logits, **losses}
 
     def trained(self, module: nn.Module | None = None) -> nn.Module:
