@@ -24,6 +24,7 @@ FREE_OPTIONS = frozenset(
     (
         "out",
         "resume",
+        "plot",
         "tensorboard",
         "workers",
         "device",
@@ -324,6 +325,7 @@ class GateCalibrateOptions(DataOptions, DeviceOptions, OutputOptions):
         choices=("auto", *MEASURES),
     )
     batch_size: int = option(128, "images at a time", low=1)
+    plot: str | None = option(None, "file for a picture of accuracy and MACs: .png, .svg or .pdf (extra: plot)")
 
 
 @dataclass(kw_only=True)
@@ -348,6 +350,7 @@ class EvalOptions(ModelOptions, DataOptions, DeviceOptions):
     run: str = option("-", "a run, '-', or any other trained network with --data", argument=True)
     split: str = option("test", "which split", choices=("test", "calibration"))
     batch_size: int = option(128, "images at a time", low=1)
+    plot: str | None = option(None, "file for a picture of accuracy and MACs: .png, .svg or .pdf (extra: plot)")
 
 
 @dataclass(kw_only=True)

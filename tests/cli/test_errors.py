@@ -127,6 +127,8 @@ USAGE = [
     (["gate-calibrate", "RUNS/cascade", "--confidence-level", "1", "--max-drop", "1"], ["less than 1"]),
     (["gate-calibrate", "RUNS/cascade", "--confidence-level", "0.9", "--max-drop", "0.5"], ["can promise nothing"]),
     (["gate-calibrate", "RUNS/cascade", "--measure", "auto", "--threshold", "0.5"], ["units of a measure"]),
+    (["gate-calibrate", "RUNS/cascade", "--max-drop", "1", "--plot", "gate.bmp"], ["--plot gate.bmp", ".svg"]),
+    (["eval", "RUNS/cascade", "--plot", "no/such/eval.png"], ["no folder", "--plot"]),
     (["gate-calibrate", "RUNS/cascade", "--threshold", "1.5"], ["--threshold 1.5", "at most 1"]),
     (["gate-calibrate", "RUNS/cascade", "--threshold", "0.5", "--threshold", "0.5"], ["2 thresholds for 1 stage"]),
     (["gate-calibrate", "RUNS/cascade", "--threshold", "0.5", "--measure", "margins"], ["'margins'", "margin?"]),

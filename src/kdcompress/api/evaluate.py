@@ -29,6 +29,7 @@ from kdcompress.models.fold import fold_batchnorm
 from kdcompress.models.loading import load_network
 from kdcompress.models.staged import Staged
 from kdcompress.options import EvalOptions
+from kdcompress.plot import check_plot, plot
 from kdcompress.results import EvalResult
 
 PASSES = 2
@@ -49,6 +50,8 @@ def evaluate(options: EvalOptions | None = None, /, *, reporter: Reporter | None
     """
     began = time.perf_counter()
     options = options or EvalOptions.resolve(given)
+    if options.plot is not None:
+        check_plot(options.plot)
     place = start(options.device, "fp32" if options.precision == "auto" else options.precision)
     network = load_network(resolve(options.run), options.arch)
     options = inherit(options, network.record)
@@ -74,7 +77,7 @@ def evaluate(options: EvalOptions | None = None, /, *, reporter: Reporter | None
         scores = score(model, batches, place, passes=PASSES)
     if isinstance(model, Staged) and len(profiles) > 1:
         gate["stage_top1"] = _by_stage(model, batches, place)
-    return EvalResult(
+    result = EvalResult(
         command="eval",
         run=str(network.path) if network.path else None,
         seconds=round(time.perf_counter() - began, 3),
@@ -92,6 +95,9 @@ def evaluate(options: EvalOptions | None = None, /, *, reporter: Reporter | None
         **gate,
         **facts(network, teacher, profiles),
     )
+    if options.plot is not None and place.is_main:
+        plot(result, options.plot)
+    return result
 
 
 def _by_stage(model: Staged, batches: EvalBatches, place: Place) -> list[float]:

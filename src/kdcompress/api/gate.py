@@ -12,7 +12,7 @@ from kdcompress.api.cost import facts, member_profiles
 from kdcompress.api.job import finished, versions
 from kdcompress.api.reference import check_classes, check_unchanged, inherit, open_data, resize_input, resolve
 from kdcompress.data import Data
-from kdcompress.engine.distributed import from_main, start
+from kdcompress.engine.distributed import Place, from_main, start
 from kdcompress.engine.evaluate import collect
 from kdcompress.engine.progress import Reporter, Silent
 from kdcompress.errors import UserError, usage_error
@@ -21,6 +21,7 @@ from kdcompress.gating import MEASURES, Gate, Outcome, Stages, outcome
 from kdcompress.guarantee import Promise, promise
 from kdcompress.models.loading import Network, load_network, model_config, save_network
 from kdcompress.options import GateCalibrateOptions
+from kdcompress.plot import check_plot, plot
 from kdcompress.results import GateResult
 from kdcompress.runs import RECORD, RunFolder, claim, file_hash
 
@@ -48,12 +49,14 @@ def gate_calibrate(
         raise usage_error("gate-calibrate needs exactly one target.", remedy)
     if options.confidence_level is not None and not options.max_drop:
         raise usage_error("--confidence-level promises a --max-drop.", "Give --max-drop POINTS, above 0, beside it.")
+    if options.plot is not None:
+        check_plot(options.plot)
     # thresholds compare certainties, so they are found in the arithmetic in which most users will run them
     place = start(options.device, "fp32" if options.precision == "auto" else options.precision)
     options, began = dataclasses.replace(options, run=resolve(options.run)), time.perf_counter()
     told = (reporter if place.is_main else None) or Silent()
     if (done := finished(options, "gate-calibrate", GateResult, told)) is not None:
-        return done
+        return _drawn(done, options, place)
     network = load_network(options.run)
     cascade = network.staged("so there is no gate to calibrate")
     if len(cascade.stages()) < 2:
@@ -107,6 +110,12 @@ def gate_calibrate(
     )
     if place.is_main:
         _save(run, network, options, result, data)
+    return _drawn(result, options, place)
+
+
+def _drawn(result: GateResult, options: GateCalibrateOptions, place: Place) -> GateResult:
+    if options.plot is not None and place.is_main:
+        plot(result, options.plot)
     return result
 
 
