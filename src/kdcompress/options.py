@@ -15,6 +15,7 @@ LOGIT_LOSSES = ("kl", "dkd", "dist", "mse", "standardized-kl")
 MEASURES = ("confidence", "margin", "entropy", "energy", "agreement")
 TEACHERLESS = ("ce", "label-smoothing", "tf-kd")
 ASSISTANT = "Residual KD with an assistant"
+GROWING = "ResKD: a whole cascade at once"
 LIGHT = "LW-KD: a lightweight teacher"
 DATA, TRAINING, RUN, SHELL = "Data", "Training", "Run", "Shell"
 CACHE = "Targets, computed once"
@@ -280,8 +281,33 @@ class LightTeacherOptions(Options):
 
 
 @dataclass(kw_only=True)
+class GrowOptions(Options):
+    """ResKD in one command."""
+
+    res_students: int = option(0, "how many res-students to add at once (with --arch)", low=0, panel=GROWING)
+    grow: bool = option(False, "add res-students (of --arch) until there are enough", panel=GROWING)
+    target_macs: float | None = option(
+        None, "enough: what all members together may cost, as a share of the teacher's MACs", above=0, panel=GROWING
+    )
+    max_drop: float | None = option(
+        None,
+        "enough: top-1 within so many points of the teacher's, on the calibration split",
+        low=0,
+        high=100,
+        panel=GROWING,
+    )
+    min_energy_drop: float = option(
+        0.02,
+        "a res-student that takes less than this share of the residual's energy away is left out, and ends it",
+        low=0,
+        high=1,
+        panel=GROWING,
+    )
+
+
+@dataclass(kw_only=True)
 class DistillOptions(
-    LightTeacherOptions, AssistantOptions, ResidualOptions, TeacherOptions, TargetOptions, TrainingOptions
+    GrowOptions, LightTeacherOptions, AssistantOptions, ResidualOptions, TeacherOptions, TargetOptions, TrainingOptions
 ):
     teacher: str | None = option(
         None,
@@ -291,7 +317,6 @@ class DistillOptions(
     method: str = option("kd", "how the student is trained", choices=METHODS)
     student: str = option("resnet20_cifar", "model spec of the student")
     pretrained: bool = option(False, "start the student from timm's pretrained weights")
-    res_students: int = option(0, "reskd: how many res-students to add at once (with --arch)", low=0)
     arch: tuple[str, ...] = option(
         (),
         "model spec of a TEACHER that is a checkpoint; after it, or alone, of the res-students: repeat it for several, "

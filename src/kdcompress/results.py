@@ -71,6 +71,7 @@ class TrainResult(NetworkFacts, Result):
 
     Attributes:
         energies: Of the residual against the teacher after each member; the last two are before and after.
+        stopped_by: Why a cascade that grew has no further member: ``target``, ``macs``, ``energy`` or ``count``.
         target_views: Views of the images whose targets were computed once; None where every epoch had its own.
     """
 
@@ -88,6 +89,7 @@ class TrainResult(NetworkFacts, Result):
     images_per_second: float | None
     energies: list[float] | None = None
     target_views: int | None = None
+    stopped_by: str | None = None
 
 
 @dataclass(kw_only=True)

@@ -16,6 +16,7 @@ import torch
 from safetensors.torch import load_file
 
 import kdcompress
+from heard import Heard
 from kdcompress.api import job as job_module
 from kdcompress.api import prepare
 from kdcompress.api import reskd as reskd_module
@@ -332,8 +333,8 @@ def test_a_new_member_starts_at_zero(chain: Chain, tmp_path: Path, monkeypatch: 
 
 def grow(chain: Chain, out: Path, **given: Any) -> TrainResult:
     return kdcompress.distill(
-        teacher=chain.teacher.run, method="reskd", student=SMALL, res_students=2, arch=(TINY, "lenet5,width=0.5"),
-        out=str(out), **{**COMMON, **given},
+        **{**COMMON, "teacher": chain.teacher.run, "method": "reskd", "student": SMALL, "res_students": 2,
+           "arch": (TINY, "lenet5,width=0.5"), "out": str(out), **given},
     )  # fmt: skip
 
 
@@ -378,6 +379,54 @@ def test_res_students_resume_in_the_middle(chain: Chain, tmp_path: Path, monkeyp
     again = grow(chain, tmp_path / "grown", resume=True)
     assert again.command == "distill"
     assert again.top1 == result.top1
+
+
+@pytest.mark.parametrize(
+    ("given", "members", "reason"),
+    [
+        ({"max_drop": 100.0}, 1, "target"),
+        ({"target_macs": None, "min_energy_drop": 0.0}, 2, "macs"),
+        ({"target_macs": 50.0, "min_energy_drop": 1.0}, 1, "energy"),
+    ],
+)
+def test_a_cascade_grows_until_it_is_enough(
+    chain: Chain, tmp_path: Path, given: dict[str, Any], members: int, reason: str
+) -> None:
+    """Members would be paid for that nobody asked for, or the target missed while there was room."""
+    heard = Heard()
+    if reason == "macs":  # room for one
+        given = {**given, "target_macs": (chain.cascade.macs_ratio or 0) + 1e-3}
+    result = grow(chain, tmp_path / "grown", res_students=0, grow=True, arch=(TINY,), reporter=heard, **given)
+    assert result.stopped_by == reason
+    assert any(f"has {members} member" in note for note in heard.notes)
+    assert len(result.members or ()) == members
+    assert same_weights(result.run, chain.student.run if members == 1 else chain.cascade.run)
+    assert record_of(result.run)["command"] == "distill"
+    again = grow(chain, tmp_path / "grown", res_students=0, grow=True, arch=(TINY,), resume=True, **given)
+    assert again.to_dict() == result.to_dict()
+    if "target_macs" in given:
+        assert result.macs_ratio is not None
+        assert result.macs_ratio <= given["target_macs"]
+    longer = kdcompress.add_res_student(run=result.run, arch=TINY, out=str(tmp_path / "longer"), **COMMON)
+    assert len(longer.members or ()) == members + 1
+
+
+def test_enough_is_within_so_many_points_of_the_teacher(chain: Chain, tmp_path: Path) -> None:
+    """Measured against anything else, the cascade would stop too early or never."""
+    teacher = kdcompress.evaluate(run=chain.teacher.run, split="calibration", **WHERE).top1
+    drop = teacher - chain.student.top1
+    enough = grow(chain, tmp_path / "enough", res_students=0, grow=True, max_drop=max(drop, 0.0) + 0.01)
+    assert len(enough.members or ()) == 1
+    if drop > 0.02:
+        more = grow(chain, tmp_path / "more", res_students=0, grow=True, max_drop=drop - 0.01, min_energy_drop=0.0)
+        assert len(more.members or ()) > 1
+
+
+def test_a_student_that_is_too_large_is_refused_before_it_is_trained(chain: Chain, tmp_path: Path) -> None:
+    """Hours later the user would learn that the target was out of reach from the start."""
+    with pytest.raises(UserError, match=r"alone costs 0\.\d+ of the teacher"):
+        grow(chain, tmp_path / "grown", res_students=0, grow=True, target_macs=0.01)
+    assert not (tmp_path / "grown").exists()
 
 
 # --- resuming a single run

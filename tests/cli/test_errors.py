@@ -20,6 +20,7 @@ from cli.conftest import Cli
 from cli.shell import TINY, cut_off, photos, shell, tree
 
 ONCE = ("--epochs", "1")
+RESKD = ("distill", "RUNS/teacher", "--method", "reskd", "--arch", TINY)
 
 
 class Evil:
@@ -75,6 +76,17 @@ USAGE = [
     (["distill", "--method", "kd"], ["TEACHER"]),
     (["distill", "RUNS/teacher", "--method", "ce"], ["takes no teacher"]),
     (["distill", "RUNS/teacher", "--student", "resnet8_cifer"], ["'resnet8_cifer'"]),
+    (["distill", "RUNS/teacher", "--grow", "--target-macs", "1"], ["--grow", "--method reskd"]),
+    ([*RESKD, "--grow"], ["when it is enough"]),
+    (["distill", "RUNS/teacher", "--method", "reskd", "--max-drop", "1"], ["--max-drop has no meaning"]),
+    (
+        [*RESKD, "--grow", "--max-drop", "1", "--res-students", "1"],
+        ["Leave out --res-students"],
+    ),
+    (
+        [*RESKD, "--grow", "--student", TINY, "--target-macs", "0.001"],
+        ["alone costs"],
+    ),
     (["distill", "RUNS/teacher", "--res-students", "1"], ["--res-students", "--method reskd"]),
     (["distill", "RUNS/nothing"], ["RUNS/nothing"]),
     (["distill", "nothing.pt", "--arch", TINY], ["nothing.pt"]),

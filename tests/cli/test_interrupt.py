@@ -186,9 +186,10 @@ def test_several_res_students_resume_where_they_were(cli: Cli, here: Path, runs:
     assert "epoch" not in again.err
     # as if it had been killed in the last training
     last = weights(here / "grown")
-    record = json.loads((here / "grown" / "run.json").read_text())
-    (here / "grown" / "run.json").write_text(json.dumps({**record, "status": "unfinished"}))
-    (here / "grown" / "model.safetensors").unlink()
+    for folder in (here / "grown", here / "grown" / "member-2"):
+        record = json.loads((folder / "run.json").read_text())
+        (folder / "run.json").write_text(json.dumps({**record, "status": "unfinished"}))
+        (folder / "model.safetensors").unlink()
     done = cli(*command, "--resume")
     assert done.result["loss"] == whole["loss"]
     assert done.err.count("epoch 1/1") == 1
@@ -210,7 +211,7 @@ def test_several_res_students_are_interrupted(cli: Cli, here: Path, runs: Path) 
     assert cli(*command, "--out", here / "whole").status == 0
     assert weights(here / "grown") == weights(here / "whole")
     other = cli(*command[:5], "lenet5", *command[6:], "--out", here / "grown", "--resume")
-    other.error("resnet8_cifar + resnet8_cifar", status=2)
+    other.error(f"--student {TINY}", status=2)
 
 
 def test_a_finished_run_is_not_taken_for_another(cli: Cli, runs: Path) -> None:

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import dataclasses
-import time
-from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
-from kdcompress.api.job import Job, Phase, finished
+from kdcompress.api.job import Job, Phase
 from kdcompress.api.prepare import adapter, batches_for, logit_weights, shared
 from kdcompress.api.reference import (
     Teacher,
@@ -20,30 +17,21 @@ from kdcompress.api.reference import (
     resize_input,
 )
 from kdcompress.api.targets import check_views
-from kdcompress.engine.distributed import from_main, start
-from kdcompress.engine.interrupt import Interrupted
-from kdcompress.engine.progress import Reporter, Silent
+from kdcompress.engine.progress import Reporter
 from kdcompress.errors import UserError, usage_error
 from kdcompress.methods.base import Frozen
 from kdcompress.methods.reskd import ResKdTask
 from kdcompress.models.assemble import as_cascade, joined, new_member
-from kdcompress.models.build import ModelSpec, default_config
+from kdcompress.models.build import ModelSpec
 from kdcompress.models.loading import Network, load_network
 from kdcompress.models.residual_cascade import ResidualCascade
 from kdcompress.models.staged import Staged
 from kdcompress.option_set import flag
 from kdcompress.options import (
     AddResStudentOptions,
-    DistillOptions,
-    ResidualOptions,
 )
 from kdcompress.results import TrainResult
-from kdcompress.runs import RECORD, claim
 from kdcompress.trust import check_trusted
-
-
-class Distill(Protocol):
-    def __call__(self, options: DistillOptions, /, *, reporter: Reporter | None) -> TrainResult: ...
 
 
 def add_res_student(
@@ -106,58 +94,6 @@ def add_res_student(
         parent=base,
         view_shift=len(base.model.members),
     )
-
-
-def grow(options: DistillOptions, reporter: Reporter | None, distill: Distill) -> TrainResult:
-    """S0 and its res-students in one command: each a run of its own, below the folder of the last one.
-
-    Args:
-        distill: ``distill``, for S0.
-    """
-    began = time.perf_counter()
-    place = start(options.device, options.precision)
-    for spec in map(ModelSpec.parse, options.arch):
-        if not spec.name.startswith("py:"):
-            default_config(spec.name)  # before S0 is trained for nothing
-    archs = [options.arch[min(number, len(options.arch) - 1)] for number in range(options.res_students)]
-    if (done := finished(_step(options, archs[-1]), "add-res-student", TrainResult, Silent())) is not None:
-        found = [str(member["architecture"]).split(",")[0] for member in done.members or []]
-        if found[:1] != [ModelSpec.parse(options.student).name] or len(found) != options.res_students + 1:
-            raise usage_error(f"The run {done.run} is finished, but has {' + '.join(found)}.", "Choose another folder.")
-        if reporter is not None and place.is_main:
-            reporter.note(f"{done.run} is finished already.")
-        return dataclasses.replace(done, command="distill")
-    stem = f"distill-reskd-{options.student}-{options.res_students}-res-students"
-    run = from_main(lambda: claim(options.out, stem, resume=options.resume))
-    if place.is_main and not (run.path / RECORD).exists():
-        run.write_json(RECORD, {"command": "add-res-student", "status": "unfinished"})
-    own = {name: value for name, value in vars(ResidualOptions()).items() if name.startswith("residual")}
-    first = dataclasses.replace(options, res_students=0, arch=(), out=str(run.path / "member-0"), resume=True, **own)
-    try:
-        result = distill(first, reporter=reporter)
-    except Interrupted as interrupted:
-        raise Interrupted(run.path) from interrupted
-    except UserError:
-        if place.is_main and not Path(str(first.out)).exists():  # it was refused before it began
-            run.discard()
-        raise
-    for number, arch in enumerate(archs, start=1):
-        out = run.path if number == len(archs) else run.path / f"member-{number}"
-        step = dataclasses.replace(_step(options, arch), run=str(result.run), out=str(out), resume=True)
-        try:
-            result = add_res_student(step, reporter=reporter)
-        except Interrupted as interrupted:
-            raise Interrupted(run.path) from interrupted
-    return dataclasses.replace(result, command="distill", seconds=round(time.perf_counter() - began, 3))
-
-
-def _step(options: DistillOptions, arch: str) -> AddResStudentOptions:
-    """What ``add-res-student`` is told, as far as ``distill`` was told the same."""
-    names = {field.name for field in dataclasses.fields(AddResStudentOptions)} - {"run", "teacher", "teacher_arch"}
-    given = {name: getattr(options, name) for name in names}
-    if options.residual_loss == "mse":  # then they are those of S0 alone
-        given.update(alpha=None, temperature=None, logit_loss="kl")
-    return AddResStudentOptions(**{**given, "arch": (arch,)})
 
 
 def _ungated(network: Network, job: Job) -> Network:

@@ -62,16 +62,12 @@ def train_rkd_assistant(
     data = batches_for(source, prep, job)
     teachers, size = [stage for stage, _ in pairs], (prep.channels, *prep.size)
     shown = FrozenMaps(frozen, teachers, size, features=classifier is not None)
-    if options.chosen_views is None:
-        view = 2 * data.fit_size() * shown.width / GIB
-        job.reporter.note(
-            "The teacher's feature maps are computed at every step. --target-views K would keep them for K views of "
-            f"the images, {view:.3g} GiB each."
-        )
     if options.undivided:
+        _note_views(job, options, 2 * data.fit_size() * shown.width)
         task = TransferTask(Undivided(whole.model, pairs, transfer.connected), shown, **given)
         return job.train([Phase(lambda: task)], whole, data, teacher)
     network = _separated(whole, options, teacher, job)
+    _note_views(job, options, 2 * data.fit_size() * shown.width)
     model = network.model
     assert isinstance(model, StudentAssistant)
     if classifier is not None:
@@ -92,6 +88,14 @@ def train_rkd_assistant(
         return Phase(lambda: RkdAssistantTask(divided, seen, part=part, **given), epochs, f"({part})")
 
     return job.train([phase(part, epochs) for part, epochs in _phases(options)], network, data, teacher)
+
+
+def _note_views(job: Job, options: DistillOptions, size: int) -> None:
+    if options.chosen_views is None:
+        job.reporter.note(
+            "The teacher's feature maps are computed at every step. --target-views K would keep them for K views of "
+            f"the images, {size / GIB:.3g} GiB each."
+        )
 
 
 def _phases(options: DistillOptions) -> list[tuple[str, int]]:

@@ -6,6 +6,8 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
+from kdcompress.api.check import check_distill
+from kdcompress.api.grow import grow
 from kdcompress.api.job import Job, Phase
 from kdcompress.api.lwkd import train_lwkd
 from kdcompress.api.prepare import adapter, batches_for, fresh, logit_weights, shared
@@ -18,31 +20,22 @@ from kdcompress.api.reference import (
     open_data,
     piped,
 )
-from kdcompress.api.reskd import grow
 from kdcompress.api.rkd_assistant import train_rkd_assistant
-from kdcompress.api.targets import check_views
 from kdcompress.data import Preprocess, choose_channels
 from kdcompress.engine.distributed import start
 from kdcompress.engine.progress import Reporter
-from kdcompress.errors import usage_error
 from kdcompress.methods.base import StudentTask
 from kdcompress.methods.kd import KdTask
 from kdcompress.methods.supervised import SupervisedTask, TfKdTask
 from kdcompress.models.assemble import as_cascade
 from kdcompress.models.loading import CHECKPOINT_SUFFIXES, Network
-from kdcompress.option_set import Options, flag
 from kdcompress.options import (
-    TEACHERLESS,
-    AssistantOptions,
     DistillOptions,
-    LightTeacherOptions,
-    ResidualOptions,
     TrainTeacherOptions,
 )
 from kdcompress.results import TrainResult
 
 LABEL_SMOOTHING = 0.1
-DIVIDED_ONLY = ("assistant_share", "scheme", "reuse_teacher_classifier", "freeze_classifier")
 
 
 def train_teacher(
@@ -86,12 +79,12 @@ def distill(options: DistillOptions | None = None, /, *, reporter: Reporter | No
         >>> kdcompress.distill(teacher="runs/teacher", method="kd", student="resnet8_cifar,width=0.5").run
     """
     options = _teacher_arch_first(options or DistillOptions.resolve(given))
-    _check_distill(options)
+    check_distill(options)
     if options.teacher == "-":  # what comes may be a checkpoint
         start(options.device, options.precision)
         options = _teacher_arch_first(piped(options))
-        _check_distill(options)
-    if options.res_students:
+        check_distill(options)
+    if options.res_students or options.grow:
         return grow(options, reporter, distill)
     job = Job.begin("distill", options.method, options, reporter)
     options = job.options
@@ -129,56 +122,6 @@ def _lwkd(job: Job, options: DistillOptions) -> TrainResult:
     source = open_data(options)
     student = fresh(options.student, source, options, choose_channels(source, options), options.pretrained)
     return train_lwkd(job, options, source, student, lambda given: train_teacher(given, reporter=job.reporter))
-
-
-def _check_distill(options: DistillOptions) -> None:
-    check_views(options)
-    if options.method in TEACHERLESS and options.teacher is not None:
-        raise usage_error(
-            f"--method {options.method} takes no teacher.", "Leave TEACHER out, or choose kd, reskd or rkd-assistant."
-        )
-    if options.method not in (*TEACHERLESS, "lwkd") and options.teacher is None:
-        raise usage_error(f"--method {options.method} needs a TEACHER.", "Give a run folder, '-', or a checkpoint.")
-    if options.res_students and (options.method != "reskd" or not options.arch):
-        raise usage_error("--res-students goes with --method reskd and --arch.", "Add them, or leave it out.")
-    rkd = options.method == "rkd-assistant"
-    unused = [
-        name
-        for name, used in (
-            ("alpha", options.method not in ("ce", "label-smoothing", "rkd-assistant")),
-            (
-                "temperature",
-                options.method not in ("ce", "label-smoothing") and (not rkd or bool(options.logit_weight)),
-            ),
-            ("teacher_arch", options.teacher is not None),
-        )
-        if getattr(options, name) is not None and not used
-    ]
-    if options.logit_loss != "kl" and (options.method in TEACHERLESS or (rkd and not options.logit_weight)):
-        unused.append("logit_loss")
-    if options.method in (*TEACHERLESS, "lwkd") and options.chosen_views:
-        unused.append("target_views")
-    if options.method != "lwkd":
-        unused += _changed(options, LightTeacherOptions)
-    why = "--undivided" if rkd and options.undivided else f"--method {options.method}"
-    if not rkd:
-        unused += _changed(options, AssistantOptions)
-    elif options.undivided:
-        unused += [name for name in _changed(options, AssistantOptions) if name in DIVIDED_ONLY]
-    if rkd and options.freeze_classifier and not options.reuse_teacher_classifier:
-        raise usage_error("--freeze-classifier would keep a random one.", "Add --reuse-teacher-classifier.")
-    if not options.res_students:
-        unused += [name for name in _changed(options, ResidualOptions) if name.startswith("residual")]
-    if unused:
-        raise usage_error(f"{flag(unused[0])} has no meaning here ({why}).", "Leave it out.")
-    if options.arch and not options.res_students and options.teacher != "-":
-        raise usage_error("--arch is for res-students, or for a TEACHER that is a checkpoint.", "Add --res-students N.")
-
-
-def _changed(options: DistillOptions, kind: type[Options]) -> list[str]:
-    """Options of one set that are not at their defaults."""
-    defaults = vars(kind())
-    return [name for name, value in defaults.items() if getattr(options, name) != value]
 
 
 def _teacher_arch_first(options: DistillOptions) -> DistillOptions:

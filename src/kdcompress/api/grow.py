@@ -1,0 +1,193 @@
+"""A whole cascade in one command: S0, and res-students until there are enough (ResKD).
+
+When there are enough is our choice; that the energy of the residual decides is the paper's idea.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import time
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Protocol
+
+from kdcompress.api.cost import macs_of
+from kdcompress.api.evaluate import evaluate
+from kdcompress.api.job import INHERITED, finished
+from kdcompress.api.prepare import fresh
+from kdcompress.api.reference import inherit, load_teacher, open_data
+from kdcompress.api.reskd import add_res_student
+from kdcompress.data import choose_channels
+from kdcompress.engine.distributed import from_main, start
+from kdcompress.engine.interrupt import Interrupted
+from kdcompress.engine.progress import Reporter, Silent
+from kdcompress.errors import UserError, usage_error
+from kdcompress.models.assemble import as_cascade, new_member
+from kdcompress.models.build import ModelSpec, default_config
+from kdcompress.models.loading import load_network
+from kdcompress.options import (
+    AddResStudentOptions,
+    DistillOptions,
+    EvalOptions,
+    GrowOptions,
+    LogitOptions,
+    ResidualOptions,
+)
+from kdcompress.results import TrainResult
+from kdcompress.runs import CONFIG, METRICS, RECORD, WEIGHTS, RunFolder, atomic_file, claim
+
+MOST = 16  # res-students
+REASONS = {
+    "target": "the target is met",
+    "macs": "another res-student would cost more than --target-macs",
+    "energy": "the last res-student lowered the energy too little, and is left out",
+    "count": "there are as many as were asked for",
+}
+
+
+class Distill(Protocol):
+    def __call__(self, options: DistillOptions, /, *, reporter: Reporter | None) -> TrainResult: ...
+
+
+@dataclass(frozen=True)
+class Limits:
+    """When a cascade has enough members.
+
+    Attributes:
+        count: Of res-students.
+        top1: On the calibration split, percent.
+        macs: Of all members together.
+        energy_drop: Share of the residual's energy that a res-student has to take away.
+    """
+
+    count: int = MOST
+    top1: float = math.inf
+    macs: float = math.inf
+    energy_drop: float = -math.inf
+
+    @classmethod
+    def of(cls, options: DistillOptions) -> Limits:
+        """Those that the user set, in terms of the teacher.
+
+        Raises:
+            UserError: S0 alone costs more.
+        """
+        if not options.grow:
+            return cls(options.res_students)
+        limits = cls(energy_drop=options.min_energy_drop)
+        if options.target_macs is not None:
+            teacher, student = _costs(options)
+            if student > options.target_macs * teacher:
+                problem = f"--student {options.student} alone costs {student / teacher:.4f} of the teacher's MACs."
+                raise usage_error(problem, "Give a larger --target-macs, or a smaller student.")
+            limits = replace(limits, macs=options.target_macs * teacher)
+        if options.max_drop is not None:
+            names = {field.name for field in fields(EvalOptions)} & {field.name for field in fields(options)}
+            given = {name: getattr(options, name) for name in names - {"arch", "batch_size"}}
+            scored = EvalOptions(run=options.teacher or "-", arch=options.teacher_arch, split="calibration", **given)
+            limits = replace(limits, top1=evaluate(scored).top1 - options.max_drop)
+        return limits
+
+    def reached(self, result: TrainResult, arch: str) -> str | None:
+        """Why ``arch`` is not added to a cascade; None where it is."""
+        if result.top1 >= self.top1:
+            return "target"
+        if len(result.members or ()) > self.count:
+            return "count"
+        if self.macs < math.inf:
+            base = as_cascade(load_network(str(result.run)))
+            if result.macs + macs_of(new_member(ModelSpec.parse(arch), base, seed=0).model) > self.macs:
+                return "macs"
+        return None
+
+
+def grow(options: DistillOptions, reporter: Reporter | None, distill: Distill) -> TrainResult:
+    """Train S0 and its res-students, each a run of its own below the folder of the whole.
+
+    Args:
+        distill: ``distill``, for S0.
+
+    Raises:
+        UserError: As for ``distill``; S0 alone costs more than the target allows.
+    """
+    began = time.perf_counter()
+    place = start(options.device, options.precision)
+    told = (reporter if place.is_main else None) or Silent()
+    for spec in map(ModelSpec.parse, options.arch):
+        if not spec.name.startswith("py:"):
+            default_config(spec.name)  # before S0 is trained for nothing
+    if (done := finished(options, "distill", TrainResult, told)) is not None:
+        return done
+    limits = Limits.of(options)
+    run = from_main(lambda: claim(options.out, f"distill-reskd-{options.student}-grown", resume=options.resume))
+    if place.is_main and not (run.path / RECORD).exists():
+        run.write_json(RECORD, {"command": "distill", "status": "unfinished"})
+    try:
+        result, reason = _grown(options, reporter, distill, limits, run.path)
+    except Interrupted as interrupted:
+        raise Interrupted(run.path) from interrupted
+    except UserError:
+        if place.is_main and not (run.path / "member-0").exists():  # it was refused before it began
+            run.discard()
+        raise
+    if options.grow:
+        told.note(f"The cascade has {len(result.members or ())} member(s): {REASONS[reason]}.")
+    result = replace(
+        result,
+        command="distill",
+        run=str(run.path),
+        seconds=round(time.perf_counter() - began, 3),
+        stopped_by=reason if options.grow else None,
+    )
+    from_main(lambda: _take(run, len(result.members or ()) - 1, options, result))
+    return result
+
+
+def _grown(
+    options: DistillOptions, reporter: Reporter | None, distill: Distill, limits: Limits, folder: Path
+) -> tuple[TrainResult, str]:
+    """The cascade, in the folder of its last member, and why no other was added."""
+    defaults = {**vars(GrowOptions()), **vars(ResidualOptions())}
+    own = {name: value for name, value in defaults.items() if name not in vars(LogitOptions())}
+    result = distill(replace(options, out=str(folder / "member-0"), resume=True, **own), reporter=reporter)
+    for number in itertools.count(1):
+        arch = options.arch[min(number, len(options.arch)) - 1]
+        if (reason := limits.reached(result, arch)) is not None:
+            return result, reason
+        step = replace(_step(options, arch), run=str(result.run), out=str(folder / f"member-{number}"), resume=True)
+        longer = add_res_student(step, reporter=reporter)
+        before, after = (longer.energies or [1.0, 0.0])[-2:]
+        if after > (1 - limits.energy_drop) * before:
+            return result, "energy"
+        result = longer
+    raise AssertionError
+
+
+def _step(options: DistillOptions, arch: str) -> AddResStudentOptions:
+    """What ``add-res-student`` is told, as far as ``distill`` was told the same."""
+    names = {field.name for field in fields(AddResStudentOptions)} - {"run", "teacher", "teacher_arch"}
+    given = {name: getattr(options, name) for name in names}
+    if options.residual_loss == "mse":  # then they are those of S0 alone
+        given.update(alpha=None, temperature=None, logit_loss="kl")
+    return AddResStudentOptions(**{**given, "arch": (arch,)})
+
+
+def _costs(options: DistillOptions) -> tuple[int, int]:
+    """MACs of the teacher and of S0."""
+    teacher = load_teacher(str(options.teacher), options.teacher_arch, Silent())
+    options = inherit(options, teacher.network.record)
+    source = open_data(options)
+    student = fresh(options.student, source, options, choose_channels(source, options), pretrained=False)
+    return teacher.entry["macs"], macs_of(student.model)
+
+
+def _take(run: RunFolder, number: int, options: DistillOptions, result: TrainResult) -> None:
+    """Let the run be what its last member's run is."""
+    member = RunFolder(run.path / f"member-{number}")
+    record = member.record()
+    for name in (CONFIG, METRICS, WEIGHTS):
+        with atomic_file(run.path / name) as file:
+            file.write((member.path / name).read_bytes())
+    made = {key: record["options"][key] for key in INHERITED if key in record["options"]}
+    run.finish({**record, "command": "distill", "options": {**options.to_dict(), **made}, "result": result.to_dict()})
