@@ -18,10 +18,12 @@ import json
 import statistics
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import timm
 import torch
+from study import write_between
 from torch import Tensor, nn
 
 import kdcompress.models  # noqa: F401 - registers the networks
@@ -41,6 +43,7 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=1024, help="a turn")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--precision", default="fp32")
+    parser.add_argument("--table", type=Path, help="file with the marks of the table")
     asked = parser.parse_args()
     place = start("auto", asked.precision)
     torch.manual_seed(0)
@@ -67,6 +70,23 @@ def main() -> None:
         "batch_sizes": batches,
     }
     print(json.dumps(result))
+    if asked.table:
+        write_between(asked.table, "bench-inference", _table(result))
+
+
+def _table(result: dict[str, Any]) -> list[str]:
+    lines = ["| images at a time | full / teacher | of its MACs | gated / teacher | of its MACs | gate, ms a stage |"]
+    lines.append("| ---: | ---: | ---: | ---: | ---: | ---: |")
+    for size, found in result["batch_sizes"].items():
+        shares = [f"{found['seconds'][name]:.3f} | {1 / found['kept'][name]:.2f}" for name in ("full", "gated")]
+        lines.append(f"| {size} | {shares[0]} | {shares[1]} | {found['gate_ms']:.2f} |")
+    members = " + ".join(f"`{name}`" for name in result["members"])
+    promised = " and ".join(f"{result['macs'][name]:.3f}" for name in ("full", "gated"))
+    about = [
+        f"{members} beside `{result['teacher']}`: seconds, and how many times what the MACs promise ({promised}).",
+        f"{result['stop']:.0%} stop at the gate; {result['precision']}, {result['hardware']}.",
+    ]
+    return [*lines, "", *about]
 
 
 def _ready(network: Any, place: Place) -> Any:

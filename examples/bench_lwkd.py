@@ -12,8 +12,10 @@ import json
 import statistics
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
+from study import write_between
 
 from kdcompress.engine.distributed import start
 from kdcompress.methods.base import StudentTask
@@ -31,6 +33,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=5, help="steps a turn")
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--precision", default="fp32")
+    parser.add_argument("--table", type=Path, help="file with the marks of the table")
     asked = parser.parse_args()
     place = start("auto", asked.precision)
     x = torch.randn(asked.batch_size, 3, 32, 32, device=place.device).contiguous(memory_format=torch.channels_last)
@@ -72,6 +75,11 @@ def main() -> None:
         "ratio": round(statistics.median(two / one for one, two in rounds), 4),
     }
     print(json.dumps(result))
+    if asked.table:
+        shown = [f"`{asked.student}`", asked.classes, result["plain_ms"], result["light_ms"], result["ratio"]]
+        lines = ["| student | classes | plain step, ms | LW-KD's, ms | ratio |", "| --- | ---: | ---: | ---: | ---: |"]
+        hardware = f"{result['precision']}, {result['hardware']}; median of {asked.rounds} rounds."
+        write_between(asked.table, "bench-lwkd", [*lines, f"| {' | '.join(map(str, shown))} |", "", hardware])
 
 
 if __name__ == "__main__":

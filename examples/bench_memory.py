@@ -19,6 +19,7 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
+from study import write_between
 
 CLASSES, LINKS = 10, 50_000  # a file system gives a file so many names
 
@@ -29,17 +30,23 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=30)
     parser.add_argument("--side", type=int, default=224)
     parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--table", type=Path, help="file with the marks of the table")
     parser.add_argument("--folder", help="of an earlier call, for the process that measures")
     asked = parser.parse_args()
     if asked.folder:
         print(json.dumps(_measured(asked.folder, asked.steps, asked.workers)))
         return
+    lines = ["| images | MiB after the first batch | MiB later |", "| ---: | ---: | ---: |"]
     for images in asked.images:
         with tempfile.TemporaryDirectory() as folder:
             _fill(Path(folder), images, asked.side)
             more = ["--steps", str(asked.steps), "--workers", str(asked.workers), "--folder", folder]
             done = subprocess.run([sys.executable, __file__, *more], stdout=subprocess.PIPE, text=True, check=True)
-            print(json.dumps({"images": images, **json.loads(done.stdout)}), flush=True)
+            found = {"images": images, **json.loads(done.stdout)}
+            print(json.dumps(found), flush=True)
+            lines.append(f"| {images} | {found['first_mib']:.0f} | {found['later_mib']:.0f} |")
+    if asked.table:
+        write_between(asked.table, "bench-memory", lines)
 
 
 def _fill(root: Path, images: int, side: int) -> None:
