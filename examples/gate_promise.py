@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import itertools
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -72,15 +73,15 @@ def main() -> None:
         write_between(given.table, "gate-promise", lines)
 
 
-def collected(run: str) -> tuple[Tensor, Tensor, list[int], str]:
-    """Member logits [M, N, K], labels [N] and MACs [M] of a cascade, on its calibration and test images."""
+def collected(run: str, splits: Sequence[str] = ("calibration", "test")) -> tuple[Tensor, Tensor, list[int], str]:
+    """Member logits [M, N, K], labels [N], MACs [M] and the names of a cascade, on images it was not fitted on."""
     network = load_network(run)
     cascade = network.staged("so there is no gate")
     options = inherit(GateCalibrateOptions(run=run), network.record)
     place = start("auto", "fp32")
     data = Data(open_data(options), network.prep, options, place.device)
     cascade.to(place.device).to(memory_format=torch.channels_last)
-    parts = [collect(cascade.forward_stages, data.evaluation(split, 128), place) for split in ("calibration", "test")]
+    parts = [collect(cascade.forward_stages, data.evaluation(split, 128), place) for split in splits]
     macs = [found.macs for found in member_profiles(network)]
     members = " + ".join(member["architecture"] for member in network.model_args["members"])
     return torch.cat([part[0] for part in parts], 1), torch.cat([part[1] for part in parts]), macs, members

@@ -45,6 +45,12 @@ class Study:
             finally:
                 pool.shutdown(wait=False, cancel_futures=True)
 
+    def keep(self, name: str, result: str) -> None:
+        """Write a result down, whole or not at all."""
+        file = self.out / f"{name}.json"
+        file.with_suffix(".tmp").write_text(result)
+        file.with_suffix(".tmp").rename(file)
+
     def result(self, name: str) -> dict[str, Any]:
         """What ``eval`` said of a run."""
         return json.loads((self.out / f"{name}.json").read_text())
@@ -58,13 +64,12 @@ class Study:
         if file.exists():
             return
         run = str(self.out / name)
-        self._kdcompress(*arguments, *self.common, "--out", run, "--resume")
+        self.call(*arguments, *self.common, "--out", run, "--resume")
         if score:
-            result = self._kdcompress("eval", run)
-            file.with_suffix(".tmp").write_text(result)
-            file.with_suffix(".tmp").rename(file)
+            self.keep(name, self.call("eval", run))
 
-    def _kdcompress(self, *arguments: str) -> str:
+    def call(self, *arguments: str) -> str:
+        """What a command prints; ends the study if it fails."""
         command = [sys.executable, "-m", "kdcompress", *arguments, "--json"]
         sys.stderr.write(f"+ kdcompress {shlex.join(arguments)}\n")  # one piece, for jobs write at the same time
         threads = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // self.jobs))} if self.jobs > 1 else {}

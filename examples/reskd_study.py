@@ -1,0 +1,142 @@
+"""A gated ResKD cascade against single students of the same MACs; resumes, and skips what is done::
+
+    python examples/reskd_study.py OUT --data cifar10/ --teacher resnet56-cifar10.safetensors \\
+        --arch resnet56_cifar,shortcut=A --epochs 30 --jobs 2 --table examples/README.md
+
+For each seed: S0, its res-students, gates at several budgets, and for some of these budgets a single student as dear
+as the cascade may be on average, trained on labels, by KD and by the logit loss that was best on the calibration split
+(one seed). The oracle stops each image at the first member that is right: no gate can do better.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+from pathlib import Path
+from typing import Any
+
+from gate_promise import collected
+from study import Study, mean_std, write_between
+
+import kdcompress
+from kdcompress.options import LOGIT_LOSSES
+
+SINGLE = "resnet20_cifar"
+WIDTHS = [channels / 16 for channels in range(4, 33)]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--data", required=True)
+    parser.add_argument("--teacher", required=True)
+    parser.add_argument("--arch", help="model spec of a teacher that is a checkpoint")
+    parser.add_argument("--student", default="resnet8_cifar")
+    parser.add_argument("--res-students", nargs="+", default=["resnet20_cifar", "resnet14_cifar", "resnet8_cifar"])
+    parser.add_argument("--budgets", type=float, nargs="+", default=[0.12, 0.15, 0.18, 0.22, 0.26, 0.3, 0.36])
+    parser.add_argument("--singles", type=float, nargs="+", default=[0.18, 0.36], help="budgets of single students")
+    parser.add_argument("--size", default="3x32x32", help="of the images")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--epochs", type=int, default=30)
+    parser.add_argument("--jobs", type=int, default=1, help="trainings at a time")
+    parser.add_argument("--precision", default="auto", help="give one, where the machine may change on the way")
+    parser.add_argument("--table", type=Path, help="file with the marks of the table")
+    given = parser.parse_args()
+    common = ["--data", given.data, "--epochs", str(given.epochs), "--precision", given.precision, "--quiet"]
+    study = Study(given.out, common, given.jobs)
+    teacher = [given.teacher, *(["--teacher-arch", given.arch] if given.arch else [])]
+    seeds = range(given.seeds)
+
+    # chains: a member of every seed before the next one
+    study.run({f"s0-{seed}": _distill(teacher, given.student, "reskd", seed) for seed in seeds})
+    names = ["s0"]
+    for arch in given.res_students:
+        before, name = names[-1], f"{names[-1]}-r{len(names)}"
+        grown = {f"{name}-{seed}": _grown(given.out / f"{before}-{seed}", arch, seed) for seed in seeds}
+        study.run(grown)
+        names.append(name)
+    teacher_macs = study.result("s0-0")["teacher_macs"]
+    _score_teacher(study, given)
+    for seed, budget in itertools.product(seeds, given.budgets):
+        _gate(study, f"{names[-1]}-{seed}", budget)
+
+    # single students
+    specs = {budget: _single(budget * teacher_macs, given.size) for budget in given.singles}
+    tried = {loss: _distill(teacher, specs[given.singles[0]], "kd", 0, loss) for loss in LOGIT_LOSSES}
+    study.run({_folder(given.singles[0], loss, 0): arguments for loss, arguments in tried.items()}, score=False)
+    best = max(tried, key=lambda loss: study.record(_folder(given.singles[0], loss, 0))["result"]["top1"])
+    runs = {}
+    for seed, budget, loss in itertools.product(seeds, given.singles, dict.fromkeys(["ce", "kl", best])):
+        method = "ce" if loss == "ce" else "kd"
+        runs[_folder(budget, loss, seed)] = _distill(teacher, specs[budget], method, seed, loss)
+    study.run(runs)
+
+    rows: list[tuple[str, list[dict[str, Any]]]] = [("teacher", [study.result("teacher")])]
+    for name in names:
+        members = [given.student, *given.res_students][: len(name.split("-"))]
+        title = "S0 alone, " if name == "s0" else "all run: "
+        rows.append((title + " + ".join(f"`{m}`" for m in members), [study.result(f"{name}-{seed}") for seed in seeds]))
+    for budget in given.budgets:
+        found = [study.result(f"{names[-1]}-{seed}-gated-{budget}") for seed in seeds]
+        rows.append((f"**gated, `--target-macs {budget}`**", found))
+    for budget, loss in itertools.product(given.singles, dict.fromkeys(["ce", "kl", best])):
+        found = [study.result(_folder(budget, loss, seed)) for seed in seeds]
+        rows.append((f"`{specs[budget]}`, {'labels' if loss == 'ce' else f'KD ({loss})'}", found))
+    rows.append(("oracle gate", [_oracle(str(given.out / f"{names[-1]}-{seed}")) for seed in seeds]))
+    lines = ["| | top-1 | MACs, M | of the teacher |", "| --- | ---: | ---: | ---: |"]
+    for name, results in rows:
+        macs = sum(result.get("expected_macs") or result["macs"] for result in results) / len(results)
+        top1 = mean_std(result["top1"] for result in results)
+        lines.append(f"| {name} | {top1} | {macs / 1e6:.1f} | {macs / teacher_macs:.1%} |")
+    lines += ["", f"Test split, {given.epochs} epochs a member, last epoch, {given.seeds} seed(s), mean ± deviation."]
+    print("\n".join(lines))
+    if given.table:
+        write_between(given.table, "reskd-table", lines)
+
+
+def _distill(teacher: list[str], student: str, method: str, seed: int, loss: str = "kl") -> list[str]:
+    first = [] if method == "ce" else teacher
+    logits = ["--logit-loss", loss] if loss not in ("ce", "kl") else []
+    return ["distill", *first, "--student", student, "--method", method, *logits, "--seed", str(seed)]
+
+
+def _grown(base: Path, arch: str, seed: int) -> list[str]:
+    return ["add-res-student", str(base), "--arch", arch, "--seed", str(seed)]
+
+
+def _folder(budget: float, loss: str, seed: int) -> str:
+    return f"single-{budget}-{loss}-{seed}"
+
+
+def _single(macs: float, size: str) -> str:
+    """The width of the single student whose MACs come nearest."""
+    specs = [f"{SINGLE},width={width}" for width in WIDTHS]
+    return min(specs, key=lambda spec: abs(kdcompress.profile_flops(model=spec, input_size=size).macs - macs))
+
+
+def _gate(study: Study, run: str, budget: float) -> None:
+    name = f"{run}-gated-{budget}"
+    if not (study.out / f"{name}.json").exists():
+        target = ["--target-macs", str(budget), "--measure", "auto", "--out", str(study.out / name), "--resume"]
+        study.call("gate-calibrate", str(study.out / run), *target)
+        study.keep(name, study.call("eval", str(study.out / name)))
+
+
+def _score_teacher(study: Study, given: argparse.Namespace) -> None:
+    if not (study.out / "teacher.json").exists():
+        arch = ["--arch", given.arch] if given.arch else []
+        study.keep("teacher", study.call("eval", given.teacher, *arch, "--data", given.data))
+
+
+def _oracle(run: str) -> dict[str, float]:
+    """Each image stops at the first member with which it is right, or at once if there is none."""
+    logits, labels, macs, _ = collected(run, ("test",))
+    right = logits.cumsum(0).argmax(-1) == labels
+    stops = right.int().argmax(0)  # 0 where none is right
+    spent = [sum(macs[: stage + 1]) for stage in range(len(macs))]
+    costs = sum(spent[stage] for stage in stops.tolist()) / len(labels)
+    return {"top1": 100 * float(right.any(0).float().mean()), "macs": costs}
+
+
+if __name__ == "__main__":
+    main()
