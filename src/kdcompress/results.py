@@ -72,6 +72,9 @@ class TrainResult(NetworkFacts, Result):
     Attributes:
         energies: Of the residual against the teacher after each member; the last two are before and after.
         target_views: Views of the images whose targets were computed once; None where every epoch had its own.
+        search: The trials of an architecture search, the best first: ``spec``, ``macs_ratio`` to the teacher,
+            ``epochs`` trained, then of the gated sum ``top1`` and ``expected_macs_ratio`` (None where the training
+            failed), and whether no other trial is as good in both (``pareto``).
     """
 
     method: str
@@ -88,6 +91,7 @@ class TrainResult(NetworkFacts, Result):
     images_per_second: float | None
     energies: list[float] | None = None
     target_views: int | None = None
+    search: list[dict[str, Any]] | None = None
 
 
 @dataclass(kw_only=True)
