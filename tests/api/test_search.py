@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 import kdcompress
 from kdcompress.api import search as search_module
 from kdcompress.api.residual import Residual
-from kdcompress.api.search import draw, gated, parameters, with_front
+from kdcompress.api.search import FOLDER, JOURNAL, draw, gated, parameters, with_front
 from kdcompress.engine.interrupt import Interrupted
 from kdcompress.engine.progress import Silent
 from kdcompress.errors import Diverged, UserError
@@ -212,7 +212,7 @@ def test_a_killed_search_goes_on(single: Path, tmp_path: Path, monkeypatch: pyte
         with pytest.raises(Interrupted) as caught:
             found(single, tmp_path / "broken")
     assert str(tmp_path / "broken") in caught.value.remedy
-    with pytest.raises(UserError, match="another --max-macs"):
+    with pytest.raises(UserError, match=r"--max-macs 0\.9"):
         found(single, tmp_path / "broken", resume=True, max_macs=0.8)
     with pytest.raises(UserError, match="exists already"):
         found(single, tmp_path / "broken")
@@ -227,14 +227,33 @@ def test_a_killed_search_goes_on(single: Path, tmp_path: Path, monkeypatch: pyte
     assert second == []
 
 
+def test_a_journal_that_was_cut_off(single: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A power cut in the middle of a line would make all trials before it worthless."""
+    with monkeypatch.context() as patch:
+        trained(patch, stop_at=2)
+        with pytest.raises(Interrupted):
+            found(single, tmp_path / "found")
+    journal = tmp_path / "found" / FOLDER / JOURNAL
+    whole = journal.read_bytes()
+    journal.write_bytes(b"{}\n" + whole)
+    with pytest.raises(UserError, match="cannot be read"):
+        found(single, tmp_path / "found", resume=True)
+    journal.write_bytes(whole + whole.splitlines(keepends=True)[-1][:9])
+    result = found(single, tmp_path / "found", resume=True)
+    assert result.search is not None
+    assert len(result.search) == 3
+
+
 def test_killed_in_the_full_training(single: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """More trials on the second try would change the architecture of a half trained network."""
+    """The trials would be run again, or more of them change the architecture of a half trained network."""
     with monkeypatch.context() as patch:
         trained(patch, stop_at=3)
         with pytest.raises(Interrupted):
-            found(single, tmp_path / "found", trials=2)
+            found(single, tmp_path / "found", trials=2, time_budget="1h")
+    with pytest.raises(UserError, match="trials 2, now 4"):
+        found(single, tmp_path / "found", trials=4, resume=True)
     seen = trained(monkeypatch)
-    result = found(single, tmp_path / "found", trials=4, resume=True)
+    result = found(single, tmp_path / "found", trials=2, resume=True)
     assert len(seen) == 1
     assert result.search is not None
     assert (len(result.search), result.search[0]["spec"]) == (2, seen[0][0])
@@ -268,7 +287,7 @@ def test_the_first_trial_is_always_finished(single: Path, tmp_path: Path) -> Non
 
 def test_a_budget_that_none_meets(single: Path, tmp_path: Path) -> None:
     """The user would have to guess what the least is that can be asked for."""
-    with pytest.raises(UserError, match=r"lenet5,width=0.25, needs --max-macs 0\.") as caught:
+    with pytest.raises(UserError, match=r"resnet8_cifar,width=0.25, needs --max-macs 0\.2632") as caught:
         found(single, tmp_path / "found", max_macs=1e-6)
     assert caught.value.exit_code == 2
     assert not (tmp_path / "found").exists()

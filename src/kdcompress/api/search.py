@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
+import os
 import random
 import re
 import time
@@ -178,8 +179,10 @@ class Trials:
             return
         changed = [key for key in {**then, **now} if then.get(key) != now.get(key)]
         if changed:
-            remedy = "Resume with the same ones, or choose another folder."
-            raise usage_error(f"The search in {self.run.path} began with another {flag(changed[0])}.", remedy)
+            remedy = "Resume with the same, or choose another folder."
+            name = changed[0]
+            detail = f"{flag(name)} {then.get(name, '-')}" if name in given else f"another {name}"
+            raise usage_error(f"The search in {self.run.path} began with {detail}.", remedy)
 
     @property
     def rungs(self) -> list[int]:
@@ -340,7 +343,7 @@ class Trials:
         place = dataclasses.replace(self.job.place, precision="fp32")
         data = dataclasses.replace(self.residual.data, prep=self.residual.base.prep)
         batches = data.evaluation("calibration", 128)
-        found = collect(network.eval().to(place.device, memory_format=torch.channels_last), batches, place)
+        found = collect(network.eval().to(place.device).to(memory_format=torch.channels_last), batches, place)
         network.cpu()
         return found
 
@@ -398,16 +401,29 @@ def _space(residual: Residual, job: Job) -> list[Candidate]:
 
 
 def _study(folder: Path) -> optuna.Study:
-    """A new one, or that of the journal."""
+    """A new one, or that of the journal.
+
+    Raises:
+        UserError: The journal is damaged.
+    """
     import optuna
     from optuna.storages import JournalStorage
     from optuna.storages.journal import JournalFileBackend
 
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    return optuna.create_study(
-        storage=JournalStorage(JournalFileBackend(str(folder / JOURNAL))),
-        study_name="res-student",
-        direction="maximize",
-        pruner=optuna.pruners.SuccessiveHalvingPruner(min_resource=RUNGS[0], reduction_factor=FACTOR),
-        load_if_exists=True,
-    )
+    path = folder / JOURNAL
+    if path.exists():  # a line that a kill cut off would spoil the next one
+        whole = path.read_bytes()
+        os.truncate(path, whole.rfind(b"\n") + 1)
+    try:
+        return optuna.create_study(
+            storage=JournalStorage(JournalFileBackend(str(path))),
+            study_name="res-student",
+            direction="maximize",
+            pruner=optuna.pruners.SuccessiveHalvingPruner(min_resource=RUNGS[0], reduction_factor=FACTOR),
+            load_if_exists=True,
+        )
+    except Exception as error:  # what reads it takes its lines for granted
+        raise UserError(
+            f"{path} cannot be read: {first_line(error)}", "Choose another folder to search anew."
+        ) from error
