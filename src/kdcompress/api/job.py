@@ -269,6 +269,7 @@ def versions() -> dict[str, str]:
         "timm": timm.__version__,
         "python": platform.python_version(),
     }
-    with contextlib.suppress(PackageNotFoundError):  # an extra
-        found["torch-pruning"] = version("torch-pruning")
+    for extra in ("torch-pruning", "optuna"):
+        with contextlib.suppress(PackageNotFoundError):
+            found[extra] = version(extra)
     return found
