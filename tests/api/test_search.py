@@ -13,14 +13,17 @@ from safetensors.torch import load_file
 
 import kdcompress
 from kdcompress.api import search as search_module
+from kdcompress.api.job import Job
 from kdcompress.api.residual import Residual
-from kdcompress.api.search import FOLDER, JOURNAL, draw, gated, parameters, with_front
+from kdcompress.api.search import FOLDER, JOURNAL, Trials
+from kdcompress.engine.distributed import Place
 from kdcompress.engine.interrupt import Interrupted
 from kdcompress.engine.progress import Silent
 from kdcompress.errors import Diverged, UserError
 from kdcompress.methods.reskd import ResKdTask
-from kdcompress.models.candidates import Candidate, Series, affordable, series_for
+from kdcompress.models.candidates import Candidate, Series, affordable, draw, parameters, series_for
 from kdcompress.options import AddResStudentOptions
+from kdcompress.ranking import gated, with_front
 from kdcompress.results import TrainResult
 from kdcompress.runs import RECORD, WEIGHTS
 
@@ -200,6 +203,31 @@ def test_the_winner_is_trained_in_full(single: Path, tmp_path: Path, monkeypatch
     assert all(torch.equal(value, theirs[key]) for key, value in ours.items())
     assert result.energies == by_hand.energies
     assert [path.parent.name for path in (tmp_path / "found").rglob(WEIGHTS)] == ["found"]
+
+
+def test_only_good_trials_are_trained_for_longer(single: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The time would go into networks that have already lost, or the best be chosen after one epoch."""
+    scores = {1: iter([90.0, 80.0, 70.0, 95.0]), 3: iter([91.0, 92.0])}
+    seen: list[tuple[str, int]] = []
+
+    def score(self: Trials, candidate: Candidate, epochs: int) -> dict[str, float]:
+        seen.append((candidate.spec, epochs))
+        return {"top1": next(scores[epochs]), "expected_macs_ratio": 0.5}
+
+    monkeypatch.setattr(Trials, "_score", score)
+    result = found(single, tmp_path / "found", epochs=3, trials=20)
+    assert [epochs for _, epochs in seen] == [1, 3, 1, 1, 1, 3]
+    assert result.search is not None
+    assert [(row["epochs"], row["top1"]) for row in result.search] == [(3, 92.0), (3, 91.0), (1, 80.0), (1, 70.0)]
+    assert result.search[0]["spec"] == seen[-1][0]
+
+
+def test_many_processes_are_refused(single: Path) -> None:
+    """Processes that choose each for itself would train different networks, or wait for each other for ever."""
+    options = AddResStudentOptions(run=str(single), **SEARCH)
+    job = Job("add-res-student", "reskd", options, Silent(), Place(torch.device("cpu"), "fp32", 0, 2), 0.0)
+    with pytest.raises(UserError, match="torchrun"):
+        search_module.search(Residual.of(job), job)
 
 
 def test_a_killed_search_goes_on(single: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -28,13 +28,12 @@ from kdcompress.engine.evaluate import collect
 from kdcompress.engine.interrupt import Interrupted
 from kdcompress.engine.progress import Reporter, Silent
 from kdcompress.errors import Diverged, UserError, first_line, usage_error
-from kdcompress.gate_search import search as best_gate
-from kdcompress.gating import Outcome, Stages
-from kdcompress.models.candidates import Candidate, affordable, series_for
+from kdcompress.models.candidates import Candidate, affordable, draw, parameters, series_for
 from kdcompress.models.loading import load_network
 from kdcompress.models.residual_cascade import ResidualCascade
 from kdcompress.option_set import flag
 from kdcompress.options import FREE_OPTIONS, AddResStudentOptions, SearchOptions
+from kdcompress.ranking import gated, with_front
 from kdcompress.results import TrainResult
 from kdcompress.runs import RECORD, WEIGHTS, RunFolder, claim, file_hash
 
@@ -45,7 +44,6 @@ RUNGS = (1, 3, 9)  # epochs; of those that were trained so long, the best third 
 FACTOR = 3
 TRIALS = 20
 RUN_BY = 3  # the expected MACs are those of one image in three running the dearest candidate
-MEASURE = "confidence"
 FOLDER, JOURNAL = "search", "journal.log"
 
 
@@ -92,39 +90,6 @@ def search(residual: Residual, job: Job) -> TrainResult:
         raise Interrupted(trials.run.path) from interrupt
 
 
-def gated(logits: Tensor, labels: Tensor, macs: list[int], most: float) -> Outcome:
-    """The best gate whose expected MACs are at most ``most``: what a candidate is worth is what this one reaches.
-
-    Args:
-        logits: ``[M, N, K]`` on the calibration split, each member's own.
-        labels: ``[N]``.
-        macs: ``[M]``, of each member by itself.
-    """
-    return best_gate(Stages.from_logits(logits, labels, macs, MEASURE), MEASURE, max_macs=most)[0]
-
-
-def with_front(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The trials, the best first, with ``pareto``: no other is as good in top-1 and expected MACs and better in one.
-
-    Each is taken as far as it was trained. Longer trained ones come first; of equal accuracy, cheaper ones.
-    """
-
-    def beats(one: dict[str, Any], other: dict[str, Any]) -> bool:
-        gains = one["top1"] - other["top1"], other["expected_macs_ratio"] - one["expected_macs_ratio"]
-        return min(gains) >= 0 and max(gains) > 0
-
-    scored = [row for row in rows if row["top1"] is not None]
-    front = [row for row in scored if not any(beats(other, row) for other in scored)]
-    marked = [{**row, "pareto": row in front} for row in rows]
-    return sorted(marked, key=_rank)
-
-
-def _rank(row: dict[str, Any]) -> tuple[Any, ...]:
-    if row["top1"] is None:
-        return (True,)
-    return (False, -row["epochs"], -row["top1"], row["expected_macs_ratio"], row["macs_ratio"])
-
-
 @dataclasses.dataclass
 class Trials:
     """A search in a run folder.
@@ -132,6 +97,7 @@ class Trials:
     Attributes:
         run: Of the whole command; a search keeps to the folder ``search`` in it.
         options: Of the winner's training.
+        budget: MACs that a candidate may cost.
         space: What trials draw from.
         study: Optuna's, kept in a journal.
     """
@@ -140,12 +106,14 @@ class Trials:
     job: Job
     run: RunFolder
     options: AddResStudentOptions
+    budget: float
     space: list[Candidate]
     study: optuna.Study
 
     @classmethod
     def of(cls, residual: Residual, job: Job) -> Trials:
-        space = _space(residual, job)
+        budget = job.options.max_macs * residual.teacher.entry["macs"]
+        space = _space(residual, job, budget)
         stem = f"{job.command}-{job.method}-search-{Path(residual.data.source.spec).name}"
         run = claim(job.options.out, stem, resume=job.options.resume)
         folder = run.path / FOLDER
@@ -155,7 +123,7 @@ class Trials:
         if not (run.path / RECORD).exists():
             run.write_json(RECORD, {"command": job.command, "status": "unfinished"})
         options = dataclasses.replace(job.options, out=str(run.path), resume=True)
-        found = cls(residual, job, run, options, space, _study(folder))
+        found = cls(residual, job, run, options, budget, space, _study(folder))
         found.check_origin()
         return found
 
@@ -301,7 +269,7 @@ class Trials:
         logits, labels = self._members
         own, _ = self._collected(cascade.members[-1])
         macs, teacher = self._member_macs, self.residual.teacher.entry["macs"]
-        most = sum(macs) + (self.options.max_macs or 0) * teacher / RUN_BY
+        most = sum(macs) + self.budget / RUN_BY
         found = gated(torch.cat([logits, own[None]]), labels, [*macs, candidate.macs], most)
         return {"top1": round(found.top1, 4), "expected_macs_ratio": round(found.expected_macs / teacher, 6)}
 
@@ -358,31 +326,11 @@ class Once(Silent):
         self.tell(text)
 
 
-def draw(trial: optuna.Trial, space: list[Candidate]) -> Candidate:
-    """Let a trial choose family, depth, and how wide of what is affordable there: 0 the narrowest, 1 the widest."""
-    family = trial.suggest_categorical("family", _unique(one.family for one in space))
-    depths = _unique(one.depth for one in space if one.family == family)
-    depth = trial.suggest_categorical(f"depth of {family}", depths)
-    widths = [one for one in space if (one.family, one.depth) == (family, depth)]
-    return widths[min(int(trial.suggest_float("width", 0, 1) * len(widths)), len(widths) - 1)]
-
-
-def parameters(candidate: Candidate, space: list[Candidate]) -> dict[str, Any]:
-    """Those by which :func:`draw` comes to a candidate."""
-    widths = [one for one in space if (one.family, one.depth) == (candidate.family, candidate.depth)]
-    width = (widths.index(candidate) + 0.5) / len(widths)
-    return {"family": candidate.family, f"depth of {candidate.family}": candidate.depth, "width": width}
-
-
-def _unique(values: Any) -> list[str]:
-    return list(dict.fromkeys(values))
-
-
 def _seed(seed: int, number: int) -> int:
     return (1_000_003 * seed + number) % 2**32
 
 
-def _space(residual: Residual, job: Job) -> list[Candidate]:
+def _space(residual: Residual, job: Job, budget: float) -> list[Candidate]:
     """All candidates within the budget.
 
     Raises:
@@ -391,7 +339,7 @@ def _space(residual: Residual, job: Job) -> list[Candidate]:
     teacher, size = residual.teacher.entry["macs"], residual.base.prep.size
     counted = functools.cache(lambda spec: macs_of(residual.member(spec, job.options.seed).model))
     series = series_for(size)
-    found = affordable(series, counted, job.options.max_macs * teacher)
+    found = affordable(series, counted, budget)
     if not found:
         cheapest = min((one.specs[0] for one in series), key=counted)
         ratio = math.ceil(1e4 * counted(cheapest) / teacher) / 1e4

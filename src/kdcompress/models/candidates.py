@@ -4,6 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import optuna
 
 SMALL_SIDE = 64  # pixels; larger images need networks that shrink them first
 LEAST = 1 / 20  # of the budget: what costs less hardly changes the sum
@@ -60,6 +64,26 @@ def affordable(series: Iterable[Series], macs_of: Callable[[str], int], most: fl
                 break
             found.append(Candidate(one.family, one.depth, spec, macs))
     return [candidate for candidate in found if candidate.macs >= LEAST * most] or found
+
+
+def draw(trial: optuna.Trial, space: list[Candidate]) -> Candidate:
+    """Let a trial choose family, depth, and how wide of what is affordable there: 0 the narrowest, 1 the widest."""
+    family = trial.suggest_categorical("family", _unique(one.family for one in space))
+    depths = _unique(one.depth for one in space if one.family == family)
+    depth = trial.suggest_categorical(f"depth of {family}", depths)
+    widths = [one for one in space if (one.family, one.depth) == (family, depth)]
+    return widths[min(int(trial.suggest_float("width", 0, 1) * len(widths)), len(widths) - 1)]
+
+
+def parameters(candidate: Candidate, space: list[Candidate]) -> dict[str, Any]:
+    """Those by which :func:`draw` comes to a candidate."""
+    widths = [one for one in space if (one.family, one.depth) == (candidate.family, candidate.depth)]
+    width = (widths.index(candidate) + 0.5) / len(widths)
+    return {"family": candidate.family, f"depth of {candidate.family}": candidate.depth, "width": width}
+
+
+def _unique(values: Iterable[str]) -> list[str]:
+    return list(dict.fromkeys(values))
 
 
 def _small() -> Iterator[Series]:
