@@ -13,9 +13,10 @@ from safetensors.torch import load_file
 
 import kdcompress
 from kdcompress.api import search as search_module
+from kdcompress.api import trials as trials_module
 from kdcompress.api.job import Job
 from kdcompress.api.residual import Residual
-from kdcompress.api.search import FOLDER, JOURNAL, Trials
+from kdcompress.api.trials import FOLDER, JOURNAL, Trials
 from kdcompress.engine.distributed import Place
 from kdcompress.engine.interrupt import Interrupted
 from kdcompress.engine.progress import Silent
@@ -49,7 +50,7 @@ def single(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(autouse=True)
 def _few(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(search_module, "series_for", lambda size: FEW)
+    monkeypatch.setattr(trials_module, "series_for", lambda size: FEW)
 
 
 class Told(Silent):
