@@ -273,6 +273,18 @@ def test_a_journal_that_was_cut_off(single: Path, tmp_path: Path, monkeypatch: p
     assert len(result.search) == 3
 
 
+def test_killed_before_the_first_trial(single: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A folder that a search had just made could neither be resumed nor used; another run's would be overwritten."""
+    (tmp_path / "begun").mkdir()
+    (tmp_path / "begun" / RECORD).write_text('{"command": "add-res-student", "status": "unfinished"}')
+    assert found(single, tmp_path / "begun", trials=1, resume=True).search is not None
+    trained(monkeypatch, stop_at=1)
+    with pytest.raises(Interrupted):
+        kdcompress.add_res_student(run=single, arch=TINY, out=tmp_path / "other", **COMMON)
+    with pytest.raises(UserError, match="not begun by a search"):
+        found(single, tmp_path / "other", resume=True)
+
+
 def test_killed_in_the_full_training(single: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The trials would be run again, or more of them change the architecture of a half trained network."""
     with monkeypatch.context() as patch:

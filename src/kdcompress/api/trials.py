@@ -67,11 +67,11 @@ class Trials:
         stem = f"{job.command}-{job.method}-search-{Path(residual.data.source.spec).name}"
         run = claim(job.options.out, stem, resume=job.options.resume)
         folder = run.path / FOLDER
-        if (run.path / RECORD).exists() and not folder.exists():
+        if "options" in run.record() and not folder.exists():
             raise usage_error(f"The run {run.path} was not begun by a search.", "Choose another folder.")
-        folder.mkdir(exist_ok=True)
         if not (run.path / RECORD).exists():
             run.write_json(RECORD, {"command": job.command, "status": "unfinished"})
+        folder.mkdir(exist_ok=True)
         options = dataclasses.replace(job.options, out=str(run.path), resume=True)
         found = cls(residual, job, run, options, budget, space, _study(folder))
         found.check_origin()
