@@ -23,6 +23,10 @@ class UserError(Exception):
         return f"{self.problem}\n{self.remedy}" if self.remedy else self.problem
 
 
+class Diverged(UserError):
+    """A training whose loss is no longer finite."""
+
+
 def usage_error(problem: str, remedy: str = "") -> UserError:
     """A :class:`UserError` for wrong usage: exit status 2."""
     return UserError(problem, remedy, exit_code=2)

@@ -5,6 +5,8 @@ Every command has one dataclass. Nothing in this module imports torch.
 
 from __future__ import annotations
 
+import math
+import re
 from dataclasses import dataclass
 
 from kdcompress.errors import usage_error
@@ -19,6 +21,8 @@ GROWING = "ResKD: a whole cascade at once"
 LIGHT = "LW-KD: a lightweight teacher"
 DATA, TRAINING, RUN, SHELL = "Data", "Training", "Run", "Shell"
 CACHE = "Targets, computed once"
+SEARCH = "Architecture search (extra: search)"
+SECONDS = {"s": 1, "m": 60, "h": 3600}
 
 # what may differ when a run goes on: where things are and how they are watched, not what comes out
 FREE_OPTIONS = frozenset(
@@ -38,6 +42,7 @@ FREE_OPTIONS = frozenset(
         "cache_dir",
         "cache_size",
         "compile",
+        "time_budget",
     )
 )
 
@@ -325,7 +330,41 @@ class DistillOptions(
 
 
 @dataclass(kw_only=True)
-class AddResStudentOptions(ResidualOptions, TeacherOptions, TargetOptions, TrainingOptions):
+class SearchOptions(Options):
+    """Which res-student: the best of many that were trained for a short while."""
+
+    search: bool = option(False, "find the res-student's architecture, in place of --arch", panel=SEARCH)
+    max_macs: float | None = option(
+        None, "what the res-student may cost at most, as a share of the teacher's MACs", above=0, high=1, panel=SEARCH
+    )
+    trials: int | None = option(None, "how many architectures are tried (default: 20)", low=1, panel=SEARCH)
+    time_budget: str | None = option(
+        None,
+        "no trial begins after so long, e.g. 90s, 30m or 2h; then the best is trained in full (default: no limit)",
+        panel=SEARCH,
+    )
+
+    @property
+    def time_limit(self) -> float:
+        """Seconds; infinity where there is no limit.
+
+        Raises:
+            UserError: ``time_budget`` is no length of time, or none at all.
+        """
+        if self.time_budget is None:
+            return math.inf
+        found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([smh])", self.time_budget.strip(), re.ASCII)
+        if found is None:
+            problem = f"--time-budget {self.time_budget} is no length of time."
+            raise usage_error(problem, "Write seconds, minutes or hours: 90s, 30m or 2h.")
+        seconds = float(found[1]) * SECONDS[found[2]]
+        if not 0 < seconds < math.inf:
+            raise usage_error(f"--time-budget {self.time_budget} leaves no time to search.", "Give more, e.g. 30m.")
+        return seconds
+
+
+@dataclass(kw_only=True)
+class AddResStudentOptions(SearchOptions, ResidualOptions, TeacherOptions, TargetOptions, TrainingOptions):
     run: str = option("-", "a distilled student or a cascade; '-' reads it from standard input", argument=True)
     teacher: str | None = option(None, "the teacher, where it is not the one RUN was distilled from")
 

@@ -73,6 +73,9 @@ class TrainResult(NetworkFacts, Result):
         energies: Of the residual against the teacher after each member; the last two are before and after.
         stopped_by: Why a cascade that grew has no further member: ``target``, ``macs``, ``energy`` or ``count``.
         target_views: Views of the images whose targets were computed once; None where every epoch had its own.
+        search: The trials of an architecture search, the best first: ``spec``, ``macs_ratio`` to the teacher,
+            ``epochs`` trained, then of the gated sum ``top1`` and ``expected_macs_ratio`` (None where the training
+            failed), and whether no other trial is as good in both (``pareto``).
     """
 
     method: str
@@ -90,6 +93,7 @@ class TrainResult(NetworkFacts, Result):
     energies: list[float] | None = None
     target_views: int | None = None
     stopped_by: str | None = None
+    search: list[dict[str, Any]] | None = None
 
 
 @dataclass(kw_only=True)

@@ -19,7 +19,6 @@ import kdcompress
 from heard import Heard
 from kdcompress.api import job as job_module
 from kdcompress.api import prepare
-from kdcompress.api import reskd as reskd_module
 from kdcompress.api import train as train_module
 from kdcompress.api.reference import Teacher
 from kdcompress.data import Data, Preprocess, load_source
@@ -28,6 +27,7 @@ from kdcompress.engine.interrupt import Interrupted
 from kdcompress.errors import UserError
 from kdcompress.gating import MEASURES
 from kdcompress.methods.losses import LOGIT_LOSSES
+from kdcompress.methods.reskd import ResKdTask
 from kdcompress.methods.rkd_assistant import RkdAssistantTask
 from kdcompress.models.assemble import new_network
 from kdcompress.models.build import ModelSpec
@@ -313,7 +313,7 @@ def test_a_res_student_for_a_plain_student(chain: Chain, tmp_path: Path) -> None
 def test_a_new_member_starts_at_zero(chain: Chain, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, loss: str) -> None:
     """Before its first step the sum is the former student, to the bit."""
     first: list[dict[str, Any]] = []
-    genuine = reskd_module.ResKdTask.forward
+    genuine = ResKdTask.forward
 
     def spy(self: Any, input: torch.Tensor, target: torch.Tensor) -> Any:
         result = genuine(self, input, target)
@@ -321,7 +321,7 @@ def test_a_new_member_starts_at_zero(chain: Chain, tmp_path: Path, monkeypatch: 
             first.append({"output": result["output"].detach(), "sum": self.members(input)})
         return result
 
-    monkeypatch.setattr(reskd_module.ResKdTask, "forward", spy)
+    monkeypatch.setattr(ResKdTask, "forward", spy)
     kdcompress.add_res_student(
         run=chain.student.run, arch=TINY, residual_loss=loss, residual_warmup=0, out=str(tmp_path / "run"), **COMMON
     )
@@ -368,7 +368,7 @@ def stopped(task: Any, step: int, number: signal.Signals, monkeypatch: pytest.Mo
 
 def test_res_students_resume_in_the_middle(chain: Chain, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Killed in the second of three trainings, it goes on there, and ends with the same weights."""
-    with stopped(reskd_module.ResKdTask, 7, signal.SIGTERM, monkeypatch):
+    with stopped(ResKdTask, 7, signal.SIGTERM, monkeypatch):
         grow(chain, tmp_path / "grown")
     before = (tmp_path / "grown" / "member-0" / WEIGHTS).stat().st_mtime_ns
     with pytest.raises(UserError, match="exists"):

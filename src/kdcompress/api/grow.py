@@ -33,6 +33,7 @@ from kdcompress.options import (
     GrowOptions,
     LogitOptions,
     ResidualOptions,
+    SearchOptions,
 )
 from kdcompress.results import TrainResult
 from kdcompress.runs import CONFIG, METRICS, RECORD, WEIGHTS, RunFolder, atomic_file, claim
@@ -167,7 +168,7 @@ def _grown(
 def _step(options: DistillOptions, arch: str) -> AddResStudentOptions:
     """What ``add-res-student`` is told, as far as ``distill`` was told the same."""
     names = {field.name for field in fields(AddResStudentOptions)} - {"run", "teacher", "teacher_arch"}
-    given = {name: getattr(options, name) for name in names}
+    given = {name: getattr(options, name) for name in names - vars(SearchOptions()).keys()}
     if options.residual_loss == "mse":  # then they are those of S0 alone
         given.update(alpha=None, temperature=None, logit_loss="kl")
     return AddResStudentOptions(**{**given, "arch": (arch,)})

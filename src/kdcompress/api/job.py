@@ -87,6 +87,7 @@ class Job:
         energies: list[float] | None = None,
         parent: Network | None = None,
         view_shift: int = 0,
+        search: list[dict[str, Any]] | None = None,
     ) -> TrainResult:
         """Fit, score on the calibration split, profile and save.
 
@@ -97,6 +98,7 @@ class Job:
             parent: The run that this one builds on.
             view_shift: Of the views of the images, where each epoch has its own; the members before have fitted those
                 that their own number gave.
+            search: The trials by which the architecture was chosen.
         """
         options, place, source = self.options, self.place, data.source
         plans = [Plan.of(options, data.fit_size(), phase.epochs) for phase in phases]
@@ -156,6 +158,7 @@ class Job:
             images_per_second=rows[-1]["images_per_second"],
             energies=energies,
             target_views=train_batches.views,
+            search=search,
             **facts(made, teacher.entry if teacher else None, profiles),
         )
         if place.is_main:
@@ -266,6 +269,7 @@ def versions() -> dict[str, str]:
         "timm": timm.__version__,
         "python": platform.python_version(),
     }
-    with contextlib.suppress(PackageNotFoundError):  # an extra
-        found["torch-pruning"] = version("torch-pruning")
+    for extra in ("torch-pruning", "optuna"):
+        with contextlib.suppress(PackageNotFoundError):
+            found[extra] = version(extra)
     return found

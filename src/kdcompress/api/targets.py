@@ -95,11 +95,29 @@ def choose_views(
         return 0
     if batches.augment == "none":
         return 1
-    size = 2 * len(batches.images.ids) * num_classes * len(frozen)
-    views = min(VIEWS, int(options.cache_size * GIB // size))
+    views = _kept_views(options, len(batches.images.ids), num_classes, len(frozen))
     asked = sum(macs_of(network.model) for network in frozen.values())
     share = asked / (asked + 3 * macs_of(task.trained()))  # forward and backward: three times the forward
     return views if views and share * (1 - views / epochs) >= WORTH_IT else 0
+
+
+def shared_views(options: TargetOptions, data: Data, epochs: int, networks: int) -> int:
+    """K for many trainings of up to ``epochs`` epochs that ask the same frozen networks; 0 where images are mixed.
+
+    Always worth it: what the first one computes, the others read.
+    """
+    if options.chosen_views is not None:
+        return options.chosen_views
+    if getattr(options, "mixup", 0) or getattr(options, "cutmix", 0):
+        return 0
+    if data.source.is_raw or getattr(options, "augment", "auto") == "none":
+        return 1
+    return min(epochs, _kept_views(options, data.fit_size(), data.source.num_classes, networks))
+
+
+def _kept_views(options: TargetOptions, images: int, num_classes: int, networks: int) -> int:
+    """As many views as the cache has room for, 8 at most."""
+    return min(VIEWS, int(options.cache_size * GIB // (2 * images * num_classes * networks)))
 
 
 def _widths(networks: Networks, num_classes: int) -> dict[str, int]:

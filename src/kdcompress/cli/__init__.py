@@ -42,6 +42,8 @@ Example: kdcompress distill --method lwkd --student resnet20_cifar --data cifar1
 ADD_HELP = """Freeze the members of RUN, and train one more on what they still miss of the teacher (ResKD).
 
 Example: kdcompress add-res-student runs/cascade --arch resnet8_cifar,width=0.5 --epochs 15
+
+Example: kdcompress add-res-student runs/cascade --search --max-macs 0.1 --time-budget 30m
 """
 GATE_HELP = """Let a cascade stop early: choose the thresholds of all stages together, on the calibration split.
 

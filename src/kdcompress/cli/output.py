@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from kdcompress.results import Result
 
-WIDE = ("curve", "by_module", "members", "entries")
+WIDE = ("curve", "by_module", "members", "entries", "search")
 
 
 def print_result(result: Result, as_json: bool | None) -> None:
@@ -55,7 +55,8 @@ def _rows(title: str, rows: list[dict[str, Any]]) -> Any:
 
     table = Table(title=title, title_justify="left")
     for key in rows[0]:
-        table.add_column(key, justify="right" if not isinstance(rows[0][key], str) else "left")
+        side: Any = "left" if isinstance(rows[0][key], str) else "right"
+        table.add_column(key, justify=side, overflow="fold")  # a spec cut short could not be copied
     for row in rows:
         table.add_row(*(_shown(key, value) for key, value in row.items()))
     return table

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Optional
 import typer
 
 from kdcompress.option_set import Options, field_type, flag
-from kdcompress.options import ASSISTANT, CACHE, DATA, GROWING, LIGHT, RUN, SHELL, TRAINING
+from kdcompress.options import ASSISTANT, CACHE, DATA, GROWING, LIGHT, RUN, SEARCH, SHELL, TRAINING
 
 NOT = "not_"
 METAVARS = {int: "INTEGER", float: "NUMBER", str: "TEXT"}
@@ -76,4 +76,4 @@ def _annotation(option_set: type[Options], field: dataclasses.Field[Any]) -> Any
 def _panel_last(parameter: inspect.Parameter) -> int:
     """A command's own options first, then data, training, run and shell."""
     panel = typing.get_args(parameter.annotation)[1].rich_help_panel
-    return ["Options", GROWING, ASSISTANT, LIGHT, DATA, TRAINING, CACHE, RUN, SHELL].index(panel or "Options")
+    return ["Options", GROWING, SEARCH, ASSISTANT, LIGHT, DATA, TRAINING, CACHE, RUN, SHELL].index(panel or "Options")

@@ -24,7 +24,7 @@ from kdcompress.engine.evaluate import evaluate
 from kdcompress.engine.interrupt import Interrupted, StopSignal
 from kdcompress.engine.progress import Reporter
 from kdcompress.engine.targets import ToldBatches, ToldEval, unpacked
-from kdcompress.errors import UserError, first_line, usage_error
+from kdcompress.errors import Diverged, UserError, first_line, usage_error
 from kdcompress.options import FREE_OPTIONS, TrainingOptions
 from kdcompress.runs import RunFolder
 
@@ -104,7 +104,8 @@ def fit(
         The rows of ``metrics.csv``.
 
     Raises:
-        UserError: The loss is no longer finite, or a checkpoint was made with other options.
+        Diverged: The loss is no longer finite.
+        UserError: A checkpoint was made with other options.
         Interrupted: Ctrl-C or SIGTERM; the state is saved.
     """
     trainer = Trainer(task, batches, options, plan, place, run, num_classes, phase, history)
@@ -323,7 +324,7 @@ class Trainer:
             remedy = "Try a lower --lr, --clip-grad 1 or --precision fp32, with another --out"
             done = len(self.history)
             kept = f"; the state after epoch {done} is in {self.run.path}." if done else "."
-            raise UserError(f"The loss is not finite at step {step + 1} of epoch {done + 1}.", remedy + kept)
+            raise Diverged(f"The loss is not finite at step {step + 1} of epoch {done + 1}.", remedy + kept)
 
     def _row(self) -> dict[str, Any]:
         names = list(self.sums)

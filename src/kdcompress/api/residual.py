@@ -1,0 +1,131 @@
+"""The training of one more member, for ``add-res-student`` and each trial of its search."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from kdcompress.api.job import Job, Phase
+from kdcompress.api.prepare import adapter, batches_for, logit_weights, shared
+from kdcompress.api.reference import (
+    Teacher,
+    check_channels,
+    check_classes,
+    check_unchanged,
+    inherit,
+    load_teacher,
+    open_data,
+    resize_input,
+)
+from kdcompress.data import Data
+from kdcompress.errors import UserError
+from kdcompress.methods.base import Frozen
+from kdcompress.methods.reskd import ResKdTask
+from kdcompress.models.assemble import as_cascade, joined, new_member
+from kdcompress.models.build import ModelSpec
+from kdcompress.models.loading import Network, load_network
+from kdcompress.models.residual_cascade import ResidualCascade
+from kdcompress.models.staged import Staged
+from kdcompress.options import AddResStudentOptions
+from kdcompress.results import TrainResult
+from kdcompress.trust import check_trusted
+
+
+@dataclass
+class Residual:
+    """What a new member learns from.
+
+    Attributes:
+        base: The cascade of the members so far.
+        teacher: Whose logits they are to add up to.
+        data: Images as the new member sees them, or larger ones where the teacher needs them.
+    """
+
+    base: Network
+    teacher: Teacher
+    data: Data
+
+    @classmethod
+    def of(cls, job: Job) -> Residual:
+        """Load what the options of ``job`` name, and fill in those that are inherited from the run.
+
+        Raises:
+            UserError: Networks and data that do not fit together; a run whose teacher is not known.
+        """
+        options = job.options
+        base = as_cascade(_ungated(load_network(options.run), job))
+        teacher = _teacher_of(base, options, job)
+        options = job.options = inherit(options, base.record)
+        resize_input(base, options)
+        source = open_data(options)
+        check_classes(teacher.network, source, "teacher")
+        check_classes(base, source, "student")
+        check_unchanged(base, source)
+        check_channels(teacher.network, base.prep.channels, "teacher")
+        return cls(base, teacher, batches_for(source, shared(base.prep, teacher.network.prep, source), job))
+
+    def member(self, arch: str, seed: int) -> Network:
+        """A new member, not trained yet, by its model spec."""
+        return new_member(ModelSpec.parse(arch), self.base, seed)
+
+    def train(
+        self, job: Job, arch: str, *, energies: bool = True, search: list[dict[str, Any]] | None = None
+    ) -> TrainResult:
+        """Train a member of the architecture ``arch`` into the run folder that the options of ``job`` name.
+
+        Args:
+            energies: Whether the result tells the energy of the residual.
+            search: The trials by which ``arch`` was chosen, for the record.
+        """
+        options, base, teacher, data = job.options, self.base, self.teacher, self.data
+        assert isinstance(base.model, ResidualCascade)
+        member = self.member(arch, options.seed)
+        task = ResKdTask(
+            member.model,
+            Frozen(base.model, adapter(data.prep, base.prep)),
+            teacher.freeze(adapter(data.prep, teacher.network.prep)),
+            adapter(data.prep, base.prep),
+            options.label_smoothing or 0.0,
+            options.residual_loss,
+            **logit_weights(options),
+            warmup=options.residual_warmup,
+        )
+        # the result of a gated cascade is its gate's; that of its training is kept beside it
+        earlier = (base.record.get("training") or base.record.get("result") or {}).get("energies") or []
+        return job.train(
+            [Phase(lambda: task)],
+            member,
+            data,
+            teacher,
+            assemble=lambda network: joined(base, network),
+            energies=[*earlier[:-1], job.energy(task.members, teacher.frozen, data)] if energies else None,
+            parent=base,
+            view_shift=len(base.model.members),
+            search=search,
+        )
+
+
+def _ungated(network: Network, job: Job) -> Network:
+    if isinstance(network.model, Staged) and network.model.gate is not None:
+        job.reporter.note("Notice: the gate of the run does not fit another member; calibrate it again.")
+        network.model.gate = None
+        network.model_args = {key: value for key, value in network.model_args.items() if key != "gate"}
+    return network
+
+
+def _teacher_of(base: Network, options: AddResStudentOptions, job: Job) -> Teacher:
+    known = base.record.get("teacher")
+    if options.teacher is not None:
+        return load_teacher(options.teacher, options.teacher_arch, job.reporter)
+    if known is None:
+        raise UserError(
+            f"The run {base.reference} has no teacher on record.", "Give the one to learn from: --teacher REF."
+        )
+    if base.record.get("method") == "lwkd":
+        problem = f"{base.reference} learned from a lightweight teacher, which knows nothing of its images."
+        raise UserError(problem, "Give a teacher of these data: --teacher REF.")
+    check_trusted([known["reference"], known.get("arch")], f"The run {base.reference}")
+    teacher = load_teacher(known["reference"], known.get("arch"), job.reporter)
+    if teacher.entry["fingerprint"] != known["fingerprint"]:
+        job.reporter.note(f"Notice: the teacher {known['reference']} has changed since this run was distilled.")
+    return teacher

@@ -1,0 +1,327 @@
+"""The trials of a search for a res-student, kept in its run folder: Optuna draws, short trainings answer."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+import os
+import random
+import re
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from kdcompress.api.cost import macs_of, member_profiles
+from kdcompress.api.job import Job
+from kdcompress.api.residual import Residual
+from kdcompress.api.targets import shared_views
+from kdcompress.engine.evaluate import collect
+from kdcompress.engine.progress import Reporter, Silent
+from kdcompress.errors import Diverged, UserError, first_line, usage_error
+from kdcompress.models.candidates import Candidate, affordable, draw, parameters, series_for
+from kdcompress.models.loading import load_network
+from kdcompress.models.residual_cascade import ResidualCascade
+from kdcompress.option_set import flag
+from kdcompress.options import FREE_OPTIONS, AddResStudentOptions, SearchOptions
+from kdcompress.ranking import gated, with_front
+from kdcompress.runs import RECORD, WEIGHTS, RunFolder, claim, file_hash
+
+if TYPE_CHECKING:
+    import optuna
+
+RUNGS = (1, 3, 9)  # epochs; of those that were trained so long, the best third goes on
+FACTOR = 3
+TRIALS = 20
+RUN_BY = 3  # the expected MACs are those of one image in three running the dearest candidate
+FOLDER, JOURNAL = "search", "journal.log"
+
+
+@dataclasses.dataclass
+class Trials:
+    """A search in a run folder.
+
+    Attributes:
+        run: Of the whole command; a search keeps to the folder ``search`` in it.
+        options: Of the winner's training.
+        budget: MACs that a candidate may cost.
+        space: What trials draw from.
+        study: Optuna's, kept in a journal.
+    """
+
+    residual: Residual
+    job: Job
+    run: RunFolder
+    options: AddResStudentOptions
+    budget: float
+    space: list[Candidate]
+    study: optuna.Study
+
+    @classmethod
+    def of(cls, residual: Residual, job: Job) -> Trials:
+        budget = job.options.max_macs * residual.teacher.entry["macs"]
+        space = _space(residual, job, budget)
+        stem = f"{job.command}-{job.method}-search-{Path(residual.data.source.spec).name}"
+        run = claim(job.options.out, stem, resume=job.options.resume)
+        folder = run.path / FOLDER
+        if "options" in run.record() and not folder.exists():
+            raise usage_error(f"The run {run.path} was not begun by a search.", "Choose another folder.")
+        if not (run.path / RECORD).exists():
+            run.write_json(RECORD, {"command": job.command, "status": "unfinished"})
+        folder.mkdir(exist_ok=True)
+        options = dataclasses.replace(job.options, out=str(run.path), resume=True)
+        found = cls(residual, job, run, options, budget, space, _study(folder))
+        found.check_origin()
+        return found
+
+    def check_origin(self) -> None:
+        """Scores can only be compared where all else is equal.
+
+        Raises:
+            UserError: The search was begun with other options, data or networks.
+        """
+        given = {key: value for key, value in self.options.to_dict().items() if key not in FREE_OPTIONS}
+        given.pop("trials", None)
+        now = {
+            **given,
+            "data": self.residual.data.source.fingerprint,
+            "teacher": self.residual.teacher.entry["fingerprint"],
+            "run": file_hash(self.residual.base.path),
+        }
+        then = self.study.user_attrs.get("origin")
+        if then is None:
+            self.study.set_user_attr("origin", now)
+            return
+        changed = [key for key in {**then, **now} if then.get(key) != now.get(key)]
+        if changed:
+            remedy = "Resume with the same, or choose another folder."
+            name = changed[0]
+            detail = f"{flag(name)} {then.get(name, '-')}" if name in given else f"another {name}"
+            raise usage_error(f"The search in {self.run.path} began with {detail}.", remedy)
+
+    @property
+    def rungs(self) -> list[int]:
+        return [epochs for epochs in RUNGS if epochs <= self.options.epochs]
+
+    def winner(self) -> str:
+        """Run the trials that are left, and choose.
+
+        Raises:
+            UserError: No trial could be trained.
+        """
+        if "winner" in self.study.user_attrs:  # its training may have begun
+            return self.study.user_attrs["winner"]
+        wanted = min(self.options.trials or TRIALS, len(self.space))
+        self.job.reporter.note(
+            f"Search: {wanted} of {len(self.space)} architectures within --max-macs {self.options.max_macs:g} are "
+            f"trained for up to {self.rungs[-1]} epoch(s)"
+        )
+        began, spent = time.perf_counter(), self._spent()
+        while len(done := self._done()) < wanted:
+            if done and spent + time.perf_counter() - began >= self.options.time_limit:
+                self.job.reporter.note(
+                    f"Notice: --time-budget {self.options.time_budget} is spent after {len(done)} trial(s)."
+                )
+                break
+            self._run(self._next(), wanted)
+        best = self.rows()[0]
+        if best["top1"] is None:
+            raise UserError(
+                "No candidate could be trained: " + self._done()[0].user_attrs["problem"], "Try a lower --lr."
+            )
+        self.study.set_user_attr("winner", best["spec"])
+        self.job.reporter.note(f"Search: {best['spec']} is the best; it is trained in full")
+        return best["spec"]
+
+    def rows(self) -> list[dict[str, Any]]:
+        """The trials that are done, as :class:`~kdcompress.results.TrainResult` tells them."""
+        macs = {candidate.spec: candidate.macs for candidate in self.space}
+        teacher = self.residual.teacher.entry["macs"]
+        rows = []
+        for trial in self._done():
+            spec, scores = trial.user_attrs["spec"], trial.user_attrs.get("scores", {})
+            epochs = max(map(int, scores), default=0)
+            last = scores.get(str(epochs), {"top1": None, "expected_macs_ratio": None})
+            row = {"spec": spec, "macs_ratio": round(macs[spec] / teacher, 6), "epochs": epochs}
+            rows.append({**row, "top1": last["top1"], "expected_macs_ratio": last["expected_macs_ratio"]})
+        return with_front(rows)
+
+    def _done(self) -> list[optuna.trial.FrozenTrial]:
+        return [trial for trial in self.study.trials if trial.state.is_finished() and "spec" in trial.user_attrs]
+
+    def _spent(self) -> float:
+        """Seconds of earlier processes on this search, but for the trials that they left unfinished."""
+        return sum(trial.user_attrs.get("seconds", 0.0) for trial in self._done())
+
+    def _next(self) -> optuna.Trial:
+        """The trial that was cut off, else a new one; a function of the seed and the trials so far."""
+        import optuna
+
+        left = self.study.get_trials(deepcopy=False, states=(optuna.trial.TrialState.RUNNING,))
+        number = left[0].number if left else len(self.study.trials)
+        self.study.sampler = optuna.samplers.TPESampler(seed=_seed(self.options.seed, number))
+        return optuna.Trial(self.study, left[0]._trial_id) if left else self.study.ask()
+
+    def _run(self, trial: optuna.Trial, wanted: int) -> None:
+        import optuna
+
+        began, pruned = time.perf_counter(), optuna.trial.TrialState.PRUNED
+        candidate = draw(trial, self.space)
+        tried = {done.user_attrs["spec"] for done in self._done()}
+        if candidate.spec in tried:  # its score is known: another one takes its place
+            self.study.tell(trial, state=optuna.trial.TrialState.FAIL)
+            untried = [other for other in self.space if other.spec not in tried]
+            chosen = random.Random(_seed(self.options.seed, trial.number)).choice(untried)
+            self.study.enqueue_trial(parameters(chosen, self.space))
+            return
+        trial.set_user_attr("spec", candidate.spec)
+        try:
+            state, scores = None, dict(trial.user_attrs.get("scores", {}))
+            for epochs in self.rungs:
+                if str(epochs) not in scores:
+                    scores[str(epochs)] = self._score(candidate, epochs)
+                    trial.set_user_attr("scores", scores)
+                    (self._folder(candidate, epochs) / WEIGHTS).unlink(missing_ok=True)
+                trial.report(scores[str(epochs)]["top1"], epochs)
+                if epochs < self.rungs[-1] and trial.should_prune():
+                    state = pruned
+                    break
+        except (Diverged, torch.OutOfMemoryError) as error:
+            trial.set_user_attr("problem", first_line(error))
+            self.job.reporter.note(f"Notice: {candidate.spec} cannot be trained: {first_line(error)}")
+            state = optuna.trial.TrialState.FAIL
+        trial.set_user_attr("seconds", time.perf_counter() - began)
+        self.study.tell(trial, None if state else scores[str(epochs)]["top1"], state=state)
+        self._tell(candidate, scores, wanted)
+
+    def _tell(self, candidate: Candidate, scores: dict[str, Any], wanted: int) -> None:
+        for epochs, score in list(scores.items())[-1:]:
+            self.job.reporter.note(
+                f"trial {len(self._done())}/{wanted}  {candidate.spec}  gated {score['top1']:.2f} % "
+                f"at {score['expected_macs_ratio']:.3f} of the teacher's MACs, after {epochs} epoch(s)"
+            )
+
+    def _folder(self, candidate: Candidate, epochs: int) -> Path:
+        return self.run.path / FOLDER / f"{re.sub(r'[^a-zA-Z0-9_.=-]+', '-', candidate.spec)}-{epochs}"
+
+    def _score(self, candidate: Candidate, epochs: int) -> dict[str, float]:
+        """Train a candidate for so long, and let the best gate run the sum with it."""
+        folder = self._folder(candidate, epochs)
+        if not RunFolder(folder).is_finished:
+            options = self._short(candidate, epochs, folder)
+            short = dataclasses.replace(self.job, options=options, reporter=self._quiet, began=time.perf_counter())
+            self.residual.train(short, candidate.spec, energies=False)
+        cascade = load_network(str(folder)).model
+        assert isinstance(cascade, ResidualCascade)
+        logits, labels = self._members
+        own, _ = self._collected(cascade.members[-1])
+        macs, teacher = self._member_macs, self.residual.teacher.entry["macs"]
+        most = sum(macs) + self.budget / RUN_BY
+        found = gated(torch.cat([logits, own[None]]), labels, [*macs, candidate.macs], most)
+        return {"top1": round(found.top1, 4), "expected_macs_ratio": round(found.expected_macs / teacher, 6)}
+
+    def _short(self, candidate: Candidate, epochs: int, folder: Path) -> AddResStudentOptions:
+        """Options of a training for so many epochs; its schedule is that of the full one, made shorter."""
+        options, share = self.options, epochs / self.options.epochs
+        lengths = {name: getattr(options, name) for name in ("warmup_epochs", "decay_epochs")}
+        views = shared_views(options, self.residual.data, self.rungs[-1], networks=2)
+        return dataclasses.replace(
+            options,
+            **{name: value and share * value for name, value in lengths.items()},
+            **vars(SearchOptions()),
+            arch=(candidate.spec,),
+            epochs=epochs,
+            target_views=str(views),
+            out=str(folder),
+            compile=False,
+            tensorboard=False,
+        )
+
+    @functools.cached_property
+    def _quiet(self) -> Reporter:
+        return Once(self.job.reporter)
+
+    @functools.cached_property
+    def _member_macs(self) -> list[int]:
+        return [found.macs for found in member_profiles(self.residual.base)]
+
+    @functools.cached_property
+    def _members(self) -> tuple[Tensor, Tensor]:
+        """What the members so far say on the calibration split [M, N, K], and its labels [N]."""
+        base = self.residual.base.model
+        assert isinstance(base, ResidualCascade)
+        found = [self._collected(member) for member in base.members]
+        return torch.stack([logits for logits, _ in found]), found[0][1]
+
+    def _collected(self, network: torch.nn.Module) -> tuple[Tensor, Tensor]:
+        """Logits [N, K] and labels [N], in fp32 as gates are calibrated."""
+        place = dataclasses.replace(self.job.place, precision="fp32")
+        data = dataclasses.replace(self.residual.data, prep=self.residual.base.prep)
+        batches = data.evaluation("calibration", 128)
+        found = collect(network.eval().to(place.device).to(memory_format=torch.channels_last), batches, place)
+        network.cpu()
+        return found
+
+
+class Once(Silent):
+    """Passes on what many trainings alike have to tell, once."""
+
+    def __init__(self, reporter: Reporter) -> None:
+        self.tell = functools.cache(reporter.note)
+
+    def note(self, text: str) -> None:
+        self.tell(text)
+
+
+def _seed(seed: int, number: int) -> int:
+    return (1_000_003 * seed + number) % 2**32
+
+
+def _space(residual: Residual, job: Job, budget: float) -> list[Candidate]:
+    """All candidates within the budget.
+
+    Raises:
+        UserError: There is none.
+    """
+    teacher, size = residual.teacher.entry["macs"], residual.base.prep.size
+    counted = functools.cache(lambda spec: macs_of(residual.member(spec, job.options.seed).model))
+    series = series_for(size)
+    found = affordable(series, counted, budget)
+    if not found:
+        cheapest = min((one.specs[0] for one in series), key=counted)
+        ratio = math.ceil(1e4 * counted(cheapest) / teacher) / 1e4
+        problem = f"No architecture is within --max-macs {job.options.max_macs:g} of the teacher's {teacher:,} MACs."
+        raise usage_error(problem, f"The cheapest, {cheapest}, needs --max-macs {ratio:g}.")
+    return found
+
+
+def _study(folder: Path) -> optuna.Study:
+    """A new one, or that of the journal.
+
+    Raises:
+        UserError: The journal is damaged.
+    """
+    import optuna
+    from optuna.storages import JournalStorage
+    from optuna.storages.journal import JournalFileBackend
+
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    path = folder / JOURNAL
+    if path.exists():  # a line that a kill cut off would spoil the next one
+        whole = path.read_bytes()
+        os.truncate(path, whole.rfind(b"\n") + 1)
+    try:
+        return optuna.create_study(
+            storage=JournalStorage(JournalFileBackend(str(path))),
+            study_name="res-student",
+            direction="maximize",
+            pruner=optuna.pruners.SuccessiveHalvingPruner(min_resource=RUNGS[0], reduction_factor=FACTOR),
+            load_if_exists=True,
+        )
+    except Exception as error:  # what reads it takes its lines for granted
+        raise UserError(
+            f"{path} cannot be read: {first_line(error)}", "Choose another folder to search anew."
+        ) from error
