@@ -48,6 +48,7 @@ def main() -> None:
     parser.add_argument("--arch", help="model spec of a teacher that is a checkpoint")
     parser.add_argument("--student", default="resnet8_cifar")
     parser.add_argument("--sweep", action="store_true", help="compare options of LW-KD on the calibration split")
+    parser.add_argument("--so-far", action="store_true", help="train nothing: the table of what is done")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--epochs", type=int, default=6)
     parser.add_argument(
@@ -79,20 +80,24 @@ def main() -> None:
             "--seed",
             str(seed),
         ]
-    study.run(runs)
+    if not given.so_far:
+        study.run(runs)
     lines = [
         "| student trained by | top-1 | calibration error | teacher, s | teacher and student, s |",
         "| --- | ---: | ---: | ---: | ---: |",
     ]
     for name in VARIANTS:
-        folders = [_folder(name, seed) for seed in range(given.seeds)]
+        folders = study.done(_folder(name, seed) for seed in range(given.seeds))
+        if not folders:
+            continue
         results = [study.result(folder) for folder in folders]
         own = min(_seconds(study, folder) for folder in folders)  # others may use the machine, too
         entry = study.record(folders[0])["teacher"] or {}
         cost = heavy_seconds if name == "KD" else entry.get("seconds", 0.0)
         shown = ["not known", "–"] if cost is None else [f"{cost:.0f}", f"{cost + own:.0f}"]
         top1, ece = (mean_std(result[key] for result in results) for key in ("top1", "ece"))
-        lines.append(f"| {name} | {top1} | {ece} | {shown[0]} | {shown[1]} |")
+        shown_name = name if len(folders) == given.seeds else f"{name} ({len(folders)} seed(s))"
+        lines.append(f"| {shown_name} | {top1} | {ece} | {shown[0]} | {shown[1]} |")
     hardware = study.record(_folder("CE", 0))["hardware"]
     lines += [
         "",

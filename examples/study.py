@@ -51,6 +51,10 @@ class Study:
         file.with_suffix(".tmp").write_text(result)
         file.with_suffix(".tmp").rename(file)
 
+    def done(self, names: Iterable[str]) -> list[str]:
+        """Those of them that are scored."""
+        return [name for name in names if (self.out / f"{name}.json").exists()]
+
     def result(self, name: str) -> dict[str, Any]:
         """What ``eval`` said of a run."""
         return json.loads((self.out / f"{name}.json").read_text())
