@@ -90,6 +90,11 @@ class Options:
             if value is not None
         }
 
+    def differing(self, then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+        """Keys of two records that differ; an option that ``then`` does not have yet was at its default."""
+        known = {**type(self)().to_dict(), **then}
+        return [key for key in {**then, **now} if known.get(key) != now.get(key)]
+
 
 _type_hints = functools.cache(typing.get_type_hints)  # half a millisecond a call, and --help asks for every field
 

@@ -223,6 +223,19 @@ def test_a_finished_run_is_not_taken_for_another(cli: Cli, runs: Path) -> None:
     assert tree(runs) == before
 
 
+def test_a_run_of_an_older_version_is_taken(cli: Cli, here: Path, runs: Path) -> None:
+    """Every new option would make all earlier runs those of somebody else."""
+    shutil.copytree(runs / "single", here / "single")
+    record = json.loads((here / "single" / "run.json").read_text())
+    assert record["options"].pop("logit_loss") == "kl"
+    (here / "single" / "run.json").write_text(json.dumps(record))
+    options = record["options"]
+    command = ["distill", options["teacher"], "--method", "reskd", "--student", options["student"], "--resume"]
+    command += ["--epochs", options["epochs"], "--out", here / "single", "--device", "cpu"]
+    assert cli(*command).result["top1"] == record["result"]["top1"]
+    cli(*command, "--logit-loss", "dist").error("no --logit-loss", status=2)
+
+
 def test_a_finished_run_has_the_origin_that_is_asked_for(cli: Cli, here: Path, runs: Path) -> None:
     """A script whose first step was done anew gets the results of the old one, and nobody notices."""
     for name in ("teacher", "single"):

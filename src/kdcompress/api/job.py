@@ -251,8 +251,8 @@ def finished(options: OutputOptions, command: str, kind: type[R], reporter: Repo
     if now.get("run", "-") != "-" and record.get("parent_fingerprint") not in (None, file_hash(Path(now["run"]))):
         remedy = "Choose another folder, or remove this one to make it anew."
         raise usage_error(f"The run {run.path} is finished, but {now['run']} has changed since.", remedy)
-    keys = {key for key in {**then, **now} if key not in FREE_OPTIONS and (key in now or key not in INHERITED)}
-    changed = [key for key in sorted(keys) if then.get(key) != now.get(key)]
+    differing = sorted(options.differing(then, now))
+    changed = [key for key in differing if key not in FREE_OPTIONS and (key in now or key not in INHERITED)]
     if changed:
         detail = ", ".join(f"{flag(key)} {then[key]}" if key in then else f"no {flag(key)}" for key in changed[:3])
         remedy = "Give the same options to take its result, or choose another folder."

@@ -95,7 +95,7 @@ class Trials:
         if then is None:
             self.study.set_user_attr("origin", now)
             return
-        changed = [key for key in {**then, **now} if then.get(key) != now.get(key)]
+        changed = self.options.differing(then, now)
         if changed:
             remedy = "Resume with the same, or choose another folder."
             name = changed[0]

@@ -371,7 +371,7 @@ class Trainer:
     def load(self) -> None:
         state = self.run.read_checkpoint()
         then, now = state["options"], self._fixed_options()
-        changed = [key for key in {**then, **now} if then.get(key) != now.get(key)]
+        changed = self.options.differing(then, now)
         if changed:
             detail = ", ".join(f"{key} {then.get(key, '-')}, now {now.get(key, '-')}" for key in changed[:3])
             remedy = "Resume with the same options, or start a new run without --resume."
