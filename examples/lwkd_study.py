@@ -14,9 +14,8 @@ from __future__ import annotations
 import argparse
 import csv
 import itertools
-from pathlib import Path
 
-from study import Study, mean_std, write_between
+from study import Study, arguments, mean_std, write_between
 
 from kdcompress.options import DistillOptions
 
@@ -41,25 +40,14 @@ SWEEP = {
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("out", type=Path)
-    parser.add_argument("--data", required=True)
+    parser = arguments(__doc__, epochs=6)
     parser.add_argument("--teacher", help="of KD; trained first where it is not given")
-    parser.add_argument("--arch", help="model spec of a teacher that is a checkpoint")
     parser.add_argument("--student", default="resnet8_cifar")
     parser.add_argument("--sweep", action="store_true", help="compare options of LW-KD on the calibration split")
     parser.add_argument("--so-far", action="store_true", help="train nothing: the table of what is done")
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--epochs", type=int, default=6)
-    parser.add_argument(
-        "--jobs", type=int, default=1, help="trainings at a time; their seconds are then those of a part"
-    )
-    parser.add_argument("--precision", default="auto", help="give one, where the machine may change on the way")
-    parser.add_argument("--table", type=Path, help="file with the marks of the table")
     parser.add_argument("--mark", default="lwkd-table")
     given = parser.parse_args()
-    common = ["--data", given.data, "--epochs", str(given.epochs), "--precision", given.precision, "--quiet"]
-    study = Study(given.out, common, given.jobs)
+    study = Study.of(given)
     if given.sweep:
         _sweep(study, given)
         return

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from gate_promise import collected
-from study import Study, mean_std, write_between
+from study import Study, arguments, mean_std, write_between
 
 import kdcompress
 from kdcompress.options import LOGIT_LOSSES
@@ -26,24 +26,15 @@ WIDTHS = [channels / 16 for channels in range(4, 33)]
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("out", type=Path)
-    parser.add_argument("--data", required=True)
+    parser = arguments(__doc__, epochs=30)
     parser.add_argument("--teacher", required=True)
-    parser.add_argument("--arch", help="model spec of a teacher that is a checkpoint")
     parser.add_argument("--student", default="resnet8_cifar")
     parser.add_argument("--res-students", nargs="+", default=["resnet20_cifar", "resnet14_cifar", "resnet8_cifar"])
     parser.add_argument("--budgets", type=float, nargs="+", default=[0.12, 0.15, 0.18, 0.22, 0.26, 0.3, 0.36])
     parser.add_argument("--singles", type=float, nargs="+", default=[0.18, 0.36], help="budgets of single students")
     parser.add_argument("--size", default="3x32x32", help="of the images")
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--epochs", type=int, default=30)
-    parser.add_argument("--jobs", type=int, default=1, help="trainings at a time")
-    parser.add_argument("--precision", default="auto", help="give one, where the machine may change on the way")
-    parser.add_argument("--table", type=Path, help="file with the marks of the table")
     given = parser.parse_args()
-    common = ["--data", given.data, "--epochs", str(given.epochs), "--precision", given.precision, "--quiet"]
-    study = Study(given.out, common, given.jobs)
+    study = Study.of(given)
     teacher = [given.teacher, *(["--teacher-arch", given.arch] if given.arch else [])]
     seeds = range(given.seeds)
 
@@ -63,7 +54,7 @@ def main() -> None:
     # single students
     specs = {budget: _single(budget * teacher_macs, given.size) for budget in given.singles}
     tried = {loss: _distill(teacher, specs[given.singles[0]], "kd", 0, loss) for loss in LOGIT_LOSSES}
-    study.run({_folder(given.singles[0], loss, 0): arguments for loss, arguments in tried.items()}, score=False)
+    study.run({_folder(given.singles[0], loss, 0): command for loss, command in tried.items()}, score=False)
     best = max(tried, key=lambda loss: study.record(_folder(given.singles[0], loss, 0))["result"]["top1"])
     runs = {}
     for seed, budget, loss in itertools.product(seeds, given.singles, dict.fromkeys(["ce", "kl", best])):

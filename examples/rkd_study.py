@@ -10,12 +10,10 @@ the runs' JSON alone.
 
 from __future__ import annotations
 
-import argparse
 import itertools
-from pathlib import Path
 from typing import Any
 
-from study import Study, mean_std, write_between
+from study import Study, arguments, mean_std, write_between
 
 ASSISTED = ["--method", "rkd-assistant"]
 # row -> arguments after TEACHER; the student alone has no teacher
@@ -33,33 +31,24 @@ SHARES = ("0.05", "0.2", "0.5")  # besides 0.1, the default
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("out", type=Path)
-    parser.add_argument("--data", required=True)
+    parser = arguments(__doc__, epochs=4)
     parser.add_argument("--teacher", required=True)
-    parser.add_argument("--arch", help="model spec of a teacher that is a checkpoint")
     parser.add_argument("--students", nargs="+", default=["resnet8_cifar", "resnet20_cifar"])
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--epochs", type=int, default=4)
-    parser.add_argument("--jobs", type=int, default=1, help="trainings at a time")
-    parser.add_argument("--precision", default="auto", help="give one, where the machine may change on the way")
-    parser.add_argument("--table", type=Path, help="file with the marks of the table")
     given = parser.parse_args()
-    common = ["--data", given.data, "--epochs", str(given.epochs), "--precision", given.precision, "--quiet"]
-    study = Study(given.out, common, given.jobs)
+    study = Study.of(given)
     teacher = [given.teacher, *(["--teacher-arch", given.arch] if given.arch else [])]
 
-    def arguments(student: str, name: str) -> list[str]:
+    def command(student: str, name: str) -> list[str]:
         first = [] if name == "student alone" else [*teacher, "--target-views", str(given.epochs)]
         return ["distill", *first, "--student", student, *VARIANTS[name]]
 
     pairs = list(itertools.product(given.students, VARIANTS))
     runs = {}
     for seed, (student, name) in itertools.product(range(given.seeds), pairs):  # a seed of everything before the next
-        runs[_folder(student, name, f"seed{seed}")] = [*arguments(student, name), "--seed", str(seed)]
+        runs[_folder(student, name, f"seed{seed}")] = [*command(student, name), "--seed", str(seed)]
     wide = given.students[0]
     for share in SHARES:
-        runs[_folder(wide, share)] = [*arguments(wide, "RKD + FitNets, end to end"), "--assistant-share", share]
+        runs[_folder(wide, share)] = [*command(wide, "RKD + FitNets, end to end"), "--assistant-share", share]
     study.run(runs)
 
     lines = ["| student | trained by | top-1 | S alone | MACs of the undivided |", "| --- | --- | ---: | ---: | ---: |"]

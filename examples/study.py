@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import shlex
@@ -29,6 +30,12 @@ class Study:
     out: Path
     common: Sequence[str]
     jobs: int = 1
+
+    @classmethod
+    def of(cls, given: argparse.Namespace) -> Study:
+        """That of :func:`arguments`."""
+        common = ["--data", given.data, "--epochs", str(given.epochs), "--precision", given.precision, "--quiet"]
+        return cls(given.out, common, given.jobs)
 
     def run(self, runs: Mapping[str, Sequence[str]], score: bool = True) -> None:
         """Train what is not done yet, by name and arguments and in this order, and evaluate it on the test split.
@@ -81,6 +88,22 @@ class Study:
         if done.returncode:
             sys.exit(done.returncode)
         return done.stdout
+
+
+def arguments(doc: str | None, epochs: int) -> argparse.ArgumentParser:
+    """The arguments that all studies have."""
+    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--data", required=True)
+    parser.add_argument("--arch", help="model spec of a teacher that is a checkpoint")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--epochs", type=int, default=epochs)
+    parser.add_argument(
+        "--jobs", type=int, default=1, help="trainings at a time; their seconds are then those of a part"
+    )
+    parser.add_argument("--precision", default="auto", help="give one, where the machine may change on the way")
+    parser.add_argument("--table", type=Path, help="file with the marks of the table")
+    return parser
 
 
 def mean_std(values: Iterable[float]) -> str:

@@ -812,3 +812,24 @@ def test_another_loss_on_logits_reaches_the_training(chain: Chain, tmp_path: Pat
         for name in ("kl", "dist")
     }
     assert sums["kl"] != sums["dist"]
+
+
+def test_the_loss_on_logits_reaches_every_method(chain: Chain, tmp_path: Path) -> None:
+    """The same for the methods in which it is one of several losses."""
+    assisted = {name: assist(chain, tmp_path / name, logit_weight=1.0, logit_loss=name).loss for name in ("kl", "dist")}
+    assert assisted["kl"] != assisted["dist"]
+    light = {**COMMON, "method": "lwkd", "student": TINY, "data": "digits"}
+    losses = {
+        name: kdcompress.distill(**light, logit_loss=name, out=str(tmp_path / f"light-{name}")).loss
+        for name in ("kl", "dist")
+    }
+    assert losses["kl"] != losses["dist"]
+
+
+def test_the_commands_draw_what_they_found(chain: Chain, tmp_path: Path) -> None:
+    """--plot would be taken, and no picture made; also by a run that is finished already."""
+    given = {"run": chain.cascade.run, "threshold": (0.5,), "out": str(tmp_path / "gated"), **WHERE}
+    for number, resume in enumerate((False, True)):
+        kdcompress.gate_calibrate(**given, resume=resume, plot=str(tmp_path / f"gate-{number}.svg"))
+    kdcompress.evaluate(run=str(tmp_path / "gated"), plot=str(tmp_path / "eval.svg"), **WHERE)
+    assert sorted(path.name for path in tmp_path.glob("*.svg")) == ["eval.svg", "gate-0.svg", "gate-1.svg"]

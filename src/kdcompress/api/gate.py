@@ -75,21 +75,23 @@ def gate_calibrate(
     profiles = member_profiles(network)
     macs = [found.macs for found in profiles]
     names = list(MEASURES) if options.measure == "auto" else [options.measure]
-    measured = {name: Stages.from_logits(logits, labels, macs, name) for name in names}
     teacher, promised = network.record.get("teacher"), None
     if options.confidence_level is None or options.max_drop is None:
+        measured = {name: Stages.from_logits(logits, labels, macs, name) for name in names}
         measure, chosen, curve = _choose(measured, options, teacher)
+        stages = measured[measure]
     else:
         promised = promise(
             logits, labels, macs, names, max_drop=options.max_drop, confidence_level=options.confidence_level
         )
         measure = promised.measure
-        chosen = outcome(measured[measure], measure, promised.thresholds)
-        curve = search(measured[measure], measure, max_drop=options.max_drop)[1]
+        stages = Stages.from_logits(logits, labels, macs, measure)
+        chosen = outcome(stages, measure, promised.thresholds)
+        curve = search(stages, measure, max_drop=options.max_drop)[1]
         if all(limit is None for limit in promised.thresholds):
             told.note(f"Notice: {len(labels)} images are too few to promise any gate; {_more(promised)}.")
     cascade.gate = Gate(measure, chosen.thresholds)
-    full = outcome(measured[measure], measure, [None] * (len(profiles) - 1))
+    full = outcome(stages, measure, [None] * (len(profiles) - 1))
     network.model_args = {**network.model_args, "gate": cascade.gate.to_dict()}
     stem = f"gated-{network.path.name if network.path else network.architecture}"
     run = from_main(lambda: claim(options.out, stem, resume=options.resume))

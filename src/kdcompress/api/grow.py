@@ -5,7 +5,6 @@ When there are enough is our choice; that the energy of the residual decides is 
 
 from __future__ import annotations
 
-import itertools
 import math
 import time
 from dataclasses import dataclass, fields, replace
@@ -152,17 +151,18 @@ def _grown(
     defaults = {**vars(GrowOptions()), **vars(ResidualOptions())}
     own = {name: value for name, value in defaults.items() if name not in vars(LogitOptions())}
     result = distill(replace(options, out=str(folder / "member-0"), resume=True, **own), reporter=reporter)
-    for number in itertools.count(1):
-        arch = options.arch[min(number, len(options.arch)) - 1]
+    number = 0
+    while True:
+        arch, number = options.arch[min(number, len(options.arch) - 1)], number + 1
         if (reason := limits.reached(result, arch)) is not None:
             return result, reason
         step = replace(_step(options, arch), run=str(result.run), out=str(folder / f"member-{number}"), resume=True)
         longer = add_res_student(step, reporter=reporter)
-        before, after = (longer.energies or [1.0, 0.0])[-2:]
+        assert longer.energies is not None
+        before, after = longer.energies[-2:]
         if after > (1 - limits.energy_drop) * before:
             return result, "energy"
         result = longer
-    raise AssertionError
 
 
 def _step(options: DistillOptions, arch: str) -> AddResStudentOptions:
