@@ -20,6 +20,7 @@ if TYPE_CHECKING:
         evaluate,
         gate_calibrate,
         manage_cache,
+        polish,
         profile_flops,
         train_teacher,
     )
@@ -34,6 +35,7 @@ __all__ = [
     "gate_calibrate",
     "load",
     "manage_cache",
+    "polish",
     "profile_flops",
     "train_teacher",
 ]

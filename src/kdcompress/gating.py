@@ -128,9 +128,13 @@ class Gate:
         object.__setattr__(self, "thresholds", tuple(None if t is None else float(t) for t in self.thresholds))
 
     @property
+    def measured(self) -> Measure:
+        return MEASURES[self.measure]
+
+    @property
     def looks_back(self) -> bool:
         """Whether :meth:`stops` needs the logits after earlier stages."""
-        return MEASURES[self.measure].looks_back
+        return self.measured.looks_back
 
     def stops(self, logits: Tensor, stage: int, earlier: Sequence[Tensor] = ()) -> Tensor:
         """Which samples stop after ``stage``: summed logits ``[B, K]`` to bool ``[B]`` on the same device.
@@ -138,7 +142,7 @@ class Gate:
         Args:
             earlier: Those after each stage before, where the gate looks back.
         """
-        measure, threshold = MEASURES[self.measure], self.thresholds[stage]
+        measure, threshold = self.measured, self.thresholds[stage]
         if threshold is None:
             return torch.zeros(logits.shape[0], dtype=torch.bool, device=logits.device)
         return _passes(measure, measure.value(logits, *earlier), threshold)

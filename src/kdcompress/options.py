@@ -107,7 +107,7 @@ class TrainingOptions(DataOptions, DeviceOptions, OutputOptions):
     )
     lr: float | None = option(
         None,
-        "peak learning rate (default: 0.1 (sgd) or 0.001 (others) times batch/128; a tenth with --pretrained)",
+        "peak learning rate (default: 0.1 (sgd) or 0.001 (others) times batch/128; a tenth to fine-tune)",
         above=0,
         panel=TRAINING,
     )
@@ -390,6 +390,17 @@ class GateCalibrateOptions(DataOptions, DeviceOptions, OutputOptions):
     )
     batch_size: int = option(128, "images at a time", low=1)
     plot: str | None = option(None, "file for a picture of accuracy and MACs: .png, .svg or .pdf (extra: plot)")
+
+
+@dataclass(kw_only=True)
+class PolishOptions(LogitOptions, TeacherOptions, TargetOptions, TrainingOptions):
+    run: str = option("-", "a gated cascade; '-' reads it from standard input", argument=True)
+    teacher: str | None = option(None, "the teacher, where it is not the one RUN was distilled from")
+    epochs: int = option(5, "passes over the fit split", low=1, panel=TRAINING)
+
+    @property
+    def fine_tunes(self) -> bool:
+        return True
 
 
 @dataclass(kw_only=True)

@@ -111,9 +111,11 @@ class GateFacts:
 
 @dataclass(kw_only=True)
 class GateResult(GateFacts, NetworkFacts, Result):
-    """Of ``gate-calibrate``, all of it measured on the calibration split.
+    """Of ``gate-calibrate`` and ``polish``, all of it measured on the calibration split.
 
     Attributes:
+        former_top1: Before it was polished, at the same expected MACs.
+        polished: Whether the new weights were kept, for being better.
         curve: The best trade-offs that other thresholds would give.
         promise: How it was tested that new images lose at most ``max_drop``; None where nothing is promised.
     """
@@ -122,6 +124,8 @@ class GateResult(GateFacts, NetworkFacts, Result):
     split: str
     n: int
     promise: dict[str, Any] | None = None
+    former_top1: float | None = None
+    polished: bool | None = None
     curve: list[dict[str, Any]] = field(default_factory=list)
 
 

@@ -151,6 +151,9 @@ USAGE = [
     (["gate-calibrate", "RUNS/cascade", "--measure", "auto", "--threshold", "0.5"], ["units of a measure"]),
     (["gate-calibrate", "RUNS/cascade", "--max-drop", "1", "--plot", "gate.bmp"], ["--plot gate.bmp", ".svg"]),
     (["eval", "RUNS/cascade", "--plot", "no/such/eval.png"], ["no folder", "--plot"]),
+    (["polish", "RUNS/cascade"], ["no gate", "gate-calibrate"]),
+    (["polish", "RUNS/teacher"], ["single network", "add-res-student"]),
+    (["polish", "RUNS/gated", "--target-views", "3", "--mixup", "0.2"], ["--mixup"]),
     (["gate-calibrate", "RUNS/cascade", "--threshold", "1.5"], ["--threshold 1.5", "at most 1"]),
     (["gate-calibrate", "RUNS/cascade", "--threshold", "0.5", "--threshold", "0.5"], ["2 thresholds for 1 stage"]),
     (["gate-calibrate", "RUNS/cascade", "--threshold", "0.5", "--measure", "margins"], ["'margins'", "margin?"]),
@@ -446,7 +449,7 @@ def unfinished(run: Path) -> Path:
     return run
 
 
-@pytest.mark.parametrize("command", ["distill", "add-res-student", "gate-calibrate", "profile-flops", "eval"])
+@pytest.mark.parametrize("command", ["distill", "add-res-student", "gate-calibrate", "polish", "profile-flops", "eval"])
 def test_run_that_is_unfinished(command: str, cli: Cli, here: Path, runs: Path) -> None:
     """Else a user does not learn that the training before broke off, and how to go on with it."""
     run = unfinished(copied(runs, "cascade", here))

@@ -4,6 +4,7 @@ from kdcompress.api.cache import manage_cache
 from kdcompress.api.describe import describe_data
 from kdcompress.api.evaluate import evaluate
 from kdcompress.api.gate import gate_calibrate
+from kdcompress.api.polish import polish
 from kdcompress.api.profile import profile_flops
 from kdcompress.api.reskd import add_res_student
 from kdcompress.api.train import distill, train_teacher
@@ -15,6 +16,7 @@ __all__ = [
     "evaluate",
     "gate_calibrate",
     "manage_cache",
+    "polish",
     "profile_flops",
     "train_teacher",
 ]

@@ -37,6 +37,12 @@ def note_missed(profiles: list[Profile], name: str, reporter: Reporter) -> None:
         reporter.note(f"Notice: fvcore cannot count {', '.join(missed)}; the MACs of {name} are too few.")
 
 
+def expected(macs: float, teacher: dict[str, Any] | None) -> dict[str, Any]:
+    """Expected MACs, and their ratio to the teacher's where that is known."""
+    ratio = round(macs / teacher["macs"], 6) if teacher else None
+    return {"expected_macs": round(macs, 1), "expected_macs_ratio": ratio}
+
+
 def facts(network: Network, teacher: dict[str, Any] | None, profiles: list[Profile] | None = None) -> dict[str, Any]:
     """Keyword arguments of :class:`kdcompress.results.NetworkFacts`.
 

@@ -7,8 +7,7 @@ from typing import Any
 
 import torch
 
-from kdcompress.api.cost import facts, member_profiles
-from kdcompress.api.gate import expected
+from kdcompress.api.cost import expected, facts, member_profiles
 from kdcompress.api.reference import (
     check_channels,
     check_classes,

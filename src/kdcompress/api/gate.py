@@ -6,24 +6,21 @@ import dataclasses
 import time
 from typing import Any
 
-import torch
-
-from kdcompress.api.cost import facts, member_profiles
-from kdcompress.api.job import finished, versions
+from kdcompress.api.gated import Calibration
+from kdcompress.api.job import finished
 from kdcompress.api.reference import check_classes, check_unchanged, inherit, open_data, resize_input, resolve
 from kdcompress.data import Data
 from kdcompress.engine.distributed import Place, from_main, start
-from kdcompress.engine.evaluate import collect
 from kdcompress.engine.progress import Reporter, Silent
 from kdcompress.errors import UserError, usage_error
 from kdcompress.gate_search import best_measure, search
-from kdcompress.gating import MEASURES, Gate, Outcome, Stages, outcome
+from kdcompress.gating import MEASURES, Outcome, outcome
 from kdcompress.guarantee import Promise, promise
-from kdcompress.models.loading import Network, load_network, model_config, save_network
+from kdcompress.models.loading import load_network
 from kdcompress.options import GateCalibrateOptions
 from kdcompress.plot import check_plot, plot
 from kdcompress.results import GateResult
-from kdcompress.runs import RECORD, RunFolder, claim, file_hash
+from kdcompress.runs import RECORD, claim
 
 
 def gate_calibrate(
@@ -69,49 +66,41 @@ def gate_calibrate(
     check_classes(network, source, "cascade")
     check_unchanged(network, source)
     data = Data(source, network.prep, options, place.device, note=told.note)
-    cascade.to(place.device).to(memory_format=torch.channels_last)
-    logits, labels = collect(cascade.forward_stages, data.evaluation("calibration", options.batch_size), place)
-    cascade.cpu()
-    profiles = member_profiles(network)
-    macs = [found.macs for found in profiles]
+    found = Calibration.of(network, data, options.batch_size, place)
     names = list(MEASURES) if options.measure == "auto" else [options.measure]
-    teacher, promised = network.record.get("teacher"), None
+    promised = None
     if options.confidence_level is None or options.max_drop is None:
-        measured = {name: Stages.from_logits(logits, labels, macs, name) for name in names}
-        measure, chosen, curve = _choose(measured, options, teacher)
-        stages = measured[measure]
+        measure, chosen, curve = _choose(found, names, options)
     else:
         promised = promise(
-            logits, labels, macs, names, max_drop=options.max_drop, confidence_level=options.confidence_level
+            found.logits,
+            found.labels,
+            found.macs,
+            names,
+            max_drop=options.max_drop,
+            confidence_level=options.confidence_level,
         )
         measure = promised.measure
-        stages = Stages.from_logits(logits, labels, macs, measure)
+        stages = found.stages(measure)
         chosen = outcome(stages, measure, promised.thresholds)
         curve = search(stages, measure, max_drop=options.max_drop)[1]
         if all(limit is None for limit in promised.thresholds):
-            told.note(f"Notice: {len(labels)} images are too few to promise any gate; {_more(promised)}.")
-    cascade.gate = Gate(measure, chosen.thresholds)
-    full = outcome(stages, measure, [None] * (len(profiles) - 1))
-    network.model_args = {**network.model_args, "gate": cascade.gate.to_dict()}
+            told.note(f"Notice: {len(found.labels)} images are too few to promise any gate; {_more(promised)}.")
     stem = f"gated-{network.path.name if network.path else network.architecture}"
     run = from_main(lambda: claim(options.out, stem, resume=options.resume))
     if place.is_main:
         run.write_json(RECORD, {"command": "gate-calibrate", "status": "unfinished"})
-    result = GateResult(
-        command="gate-calibrate",
-        run=str(run.path),
-        seconds=round(time.perf_counter() - began, 3),
-        data=source.spec,
-        split="calibration",
-        n=len(labels),
-        full_top1=round(full.top1, 4),
-        curve=[_point(entry, teacher) for entry in curve],
+    result = found.gated(
+        run,
+        "gate-calibrate",
+        options,
+        (measure, chosen),
+        began=began,
+        parent=network,
+        curve=curve,
+        is_main=place.is_main,
         promise=promised.to_dict() if promised else None,
-        **_gate_facts(chosen, measure, teacher),
-        **facts(network, teacher, profiles),
     )
-    if place.is_main:
-        _save(run, network, options, result, data)
     return _drawn(result, options, place)
 
 
@@ -121,10 +110,9 @@ def _drawn(result: GateResult, options: GateCalibrateOptions, place: Place) -> G
     return result
 
 
-def _choose(
-    measured: dict[str, Stages], options: GateCalibrateOptions, teacher: dict[str, Any] | None
-) -> tuple[str, Outcome, list[Outcome]]:
+def _choose(found: Calibration, names: list[str], options: GateCalibrateOptions) -> tuple[str, Outcome, list[Outcome]]:
     """The measure of the gate, what it does, and the trade-off around it."""
+    measured, teacher = {name: found.stages(name) for name in names}, found.network.record.get("teacher")
     first, stages = next(iter(measured.items()))
     count = len(stages.values)
     if options.threshold:
@@ -161,40 +149,3 @@ def _more(promised: Promise) -> str:
 
 def _rounded_up(ratio: float) -> str:
     return f"{ratio + 5e-5:.4f}"
-
-
-def _gate_facts(found: Outcome, measure: str, teacher: dict[str, Any] | None) -> dict[str, Any]:
-    return {
-        "measure": measure,
-        "thresholds": list(found.thresholds),
-        "exit_rates": [round(rate, 6) for rate in found.exit_rates],
-        "gated_top1": round(found.top1, 4),
-        **expected(found.expected_macs, teacher),
-    }
-
-
-def expected(macs: float, teacher: dict[str, Any] | None) -> dict[str, Any]:
-    """Expected MACs, and their ratio to the teacher's where that is known."""
-    ratio = round(macs / teacher["macs"], 6) if teacher else None
-    return {"expected_macs": round(macs, 1), "expected_macs_ratio": ratio}
-
-
-def _point(found: Outcome, teacher: dict[str, Any] | None) -> dict[str, Any]:
-    values = {**expected(found.expected_macs, teacher), "top1": round(found.top1, 4)}
-    return {**values, "thresholds": list(found.thresholds)}
-
-
-def _save(run: RunFolder, network: Network, options: GateCalibrateOptions, result: GateResult, data: Data) -> None:
-    config = model_config(network.model, network.architecture, network.model_args, network.class_names)
-    save_network(run, network.model, config)
-    record = {
-        **network.record,
-        "command": "gate-calibrate",
-        "options": {**options.to_dict(), "data": data.source.spec, "holdout": data.holdout},
-        "parents": [network.reference],
-        "parent_fingerprint": file_hash(network.path),
-        "versions": versions(),
-        "result": result.to_dict(),
-        "training": network.record.get("training", network.record.get("result")),
-    }
-    run.finish(record)

@@ -7,8 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from kdcompress.api.cost import facts, member_profiles, note_missed
-from kdcompress.api.gate import expected
+from kdcompress.api.cost import expected, facts, member_profiles, note_missed
 from kdcompress.api.reference import resolve
 from kdcompress.data import parse_size
 from kdcompress.engine.progress import Reporter

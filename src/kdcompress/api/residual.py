@@ -26,7 +26,6 @@ from kdcompress.models.build import ModelSpec
 from kdcompress.models.loading import Network, load_network
 from kdcompress.models.residual_cascade import ResidualCascade
 from kdcompress.models.staged import Staged
-from kdcompress.options import AddResStudentOptions
 from kdcompress.results import TrainResult
 from kdcompress.trust import check_trusted
 
@@ -54,7 +53,7 @@ class Residual:
         """
         options = job.options
         base = as_cascade(_ungated(load_network(options.run), job))
-        teacher = _teacher_of(base, options, job)
+        teacher = teacher_of(base, job)
         options = job.options = inherit(options, base.record)
         resize_input(base, options)
         source = open_data(options)
@@ -113,7 +112,13 @@ def _ungated(network: Network, job: Job) -> Network:
     return network
 
 
-def _teacher_of(base: Network, options: AddResStudentOptions, job: Job) -> Teacher:
+def teacher_of(base: Network, job: Job) -> Teacher:
+    """The teacher that the options of ``job`` name, or else the one that a run was distilled from.
+
+    Raises:
+        UserError: None is known, or it knows nothing of the run's images.
+    """
+    options = job.options
     known = base.record.get("teacher")
     if options.teacher is not None:
         return load_teacher(options.teacher, options.teacher_arch, job.reporter)

@@ -12,7 +12,7 @@ from kdcompress.engine.progress import Reporter
 from kdcompress.engine.targets import Targets, ToldBatches, ToldEval, precision_agreement
 from kdcompress.errors import usage_error
 from kdcompress.methods.base import Frozen, FrozenMaps, StudentTask
-from kdcompress.options import AddResStudentOptions, DistillOptions, TargetOptions, TrainingOptions
+from kdcompress.options import AddResStudentOptions, DistillOptions, PolishOptions, TargetOptions, TrainingOptions
 
 Networks = Mapping[str, Frozen | FrozenMaps]
 
@@ -21,7 +21,7 @@ AGREEMENT = 0.995  # of the top-1 in lower precision with that in float32
 WORTH_IT = 0.05  # of the frozen networks' and the student's work together
 
 
-def check_views(options: DistillOptions | AddResStudentOptions) -> None:
+def check_views(options: DistillOptions | AddResStudentOptions | PolishOptions) -> None:
     """Refuse views that there cannot be.
 
     Raises:

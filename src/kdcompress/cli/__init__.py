@@ -51,6 +51,12 @@ Example: kdcompress gate-calibrate runs/cascade --max-drop 0.5
 
 Example: kdcompress gate-calibrate runs/cascade --target-macs 0.15 --measure margin
 """
+POLISH_HELP = """Fine-tune all members of a gated cascade together, each from the images that reach it.
+
+The weights are kept where the calibration accuracy improves, at the same expected MACs.
+
+Example: kdcompress polish runs/gated --epochs 5
+"""
 PROFILE_HELP = """Parameters, MACs and FLOPs of any network, for one image; counted by fvcore, attention included.
 
 Example: kdcompress profile-flops runs/gated --by-module
@@ -84,6 +90,7 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "distill": ("distill", "DistillOptions", DISTILL_HELP),
     "add-res-student": ("add_res_student", "AddResStudentOptions", ADD_HELP),
     "gate-calibrate": ("gate_calibrate", "GateCalibrateOptions", GATE_HELP),
+    "polish": ("polish", "PolishOptions", POLISH_HELP),
     "profile-flops": ("profile_flops", "ProfileFlopsOptions", PROFILE_HELP),
     "eval": ("evaluate", "EvalOptions", EVAL_HELP),
     "data": ("describe_data", "DescribeDataOptions", DATA_HELP),
@@ -95,6 +102,7 @@ IN_SHORT = {
     "distill": "Train a student, with or without a teacher.",
     "add-res-student": "Train one more network on what is still missed.",
     "gate-calibrate": "Choose when a cascade may stop early.",
+    "polish": "Fine-tune the members of a gated cascade together.",
     "profile-flops": "Parameters, MACs and FLOPs of any network.",
     "eval": "Accuracy, cost and speed on the test split.",
     "data": "What a data set is, with a contact sheet.",

@@ -1,0 +1,127 @@
+"""A cascade on its calibration split, and the run that it becomes with a gate; for all commands that make one."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from kdcompress.api.cost import expected, facts, member_profiles
+from kdcompress.api.job import versions
+from kdcompress.data import Data
+from kdcompress.engine.distributed import Place
+from kdcompress.engine.evaluate import collect
+from kdcompress.flops import Profile
+from kdcompress.gating import Gate, Outcome, Stages, outcome
+from kdcompress.models.loading import Network, model_config, save_network
+from kdcompress.options import DataOptions
+from kdcompress.results import GateResult
+from kdcompress.runs import RunFolder, file_hash
+
+
+@dataclass
+class Calibration:
+    """What the stages of a network say about the calibration images.
+
+    Attributes:
+        logits: Of each stage by itself, [M, N, K].
+        labels: [N].
+        profiles: Of each stage by itself.
+    """
+
+    network: Network
+    data: Data
+    logits: Tensor
+    labels: Tensor
+    profiles: list[Profile]
+
+    @classmethod
+    def of(cls, network: Network, data: Data, batch_size: int, place: Place) -> Calibration:
+        """Run every stage on every image, in the precision of ``place``."""
+        model = network.staged("so it has no stages to skip")
+        model.to(place.device).to(memory_format=torch.channels_last)
+        logits, labels = collect(model.forward_stages, data.evaluation("calibration", batch_size), place)
+        model.cpu()
+        return cls(network, data, logits, labels, member_profiles(network))
+
+    @property
+    def macs(self) -> list[int]:
+        """Of each stage, for one image."""
+        return [found.macs for found in self.profiles]
+
+    def stages(self, measure: str) -> Stages:
+        return Stages.from_logits(self.logits, self.labels, self.macs, measure)
+
+    def gated(
+        self,
+        run: RunFolder,
+        command: str,
+        options: DataOptions,
+        found: tuple[str, Outcome],
+        *,
+        began: float,
+        parent: Network,
+        curve: Sequence[Outcome] = (),
+        is_main: bool = True,
+        **more: Any,
+    ) -> GateResult:
+        """Make the run of the network with a gate.
+
+        Args:
+            found: The gate's measure, and what the gate does.
+            began: When the command did.
+            parent: The run that was given to it.
+            curve: Other gates.
+            is_main: Whether this process is the one that writes.
+            more: Further fields of the result.
+        """
+        measure, chosen = found
+        network, teacher, source = self.network, self.network.record.get("teacher"), self.data.source
+        gate = Gate(measure, chosen.thresholds)
+        network.staged("so it takes no gate").gate = gate
+        network.model_args = {**network.model_args, "gate": gate.to_dict()}
+        full = outcome(self.stages(measure), measure, [None] * (len(self.profiles) - 1))
+        result = GateResult(
+            command=command,
+            run=str(run.path),
+            seconds=round(time.perf_counter() - began, 3),
+            data=source.spec,
+            split="calibration",
+            n=len(self.labels),
+            full_top1=round(full.top1, 4),
+            curve=[_point(entry, teacher) for entry in curve],
+            measure=measure,
+            thresholds=list(chosen.thresholds),
+            exit_rates=[round(rate, 6) for rate in chosen.exit_rates],
+            gated_top1=round(chosen.top1, 4),
+            **expected(chosen.expected_macs, teacher),
+            **facts(network, teacher, self.profiles),
+            **more,
+        )
+        if is_main:
+            save_network(
+                run,
+                network.model,
+                model_config(network.model, network.architecture, network.model_args, network.class_names),
+            )
+            record = {
+                **network.record,
+                "command": command,
+                "options": {**options.to_dict(), "data": source.spec, "holdout": self.data.holdout},
+                "parents": [parent.reference],
+                "parent_fingerprint": file_hash(parent.path),
+                "versions": versions(),
+                "result": result.to_dict(),
+                "training": network.record.get("training", network.record.get("result")),
+            }
+            run.finish(record)
+        return result
+
+
+def _point(found: Outcome, teacher: dict[str, Any] | None) -> dict[str, Any]:
+    values = {**expected(found.expected_macs, teacher), "top1": round(found.top1, 4)}
+    return {**values, "thresholds": list(found.thresholds)}

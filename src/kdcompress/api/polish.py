@@ -1,0 +1,120 @@
+"""``polish``: fine-tune a gated cascade as a whole, and keep the result where it is better."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+from kdcompress.api.gated import Calibration
+from kdcompress.api.job import Job, Phase, finished
+from kdcompress.api.prepare import adapter, batches_for, logit_weights, shared
+from kdcompress.api.reference import (
+    Teacher,
+    check_channels,
+    check_classes,
+    check_unchanged,
+    inherit,
+    open_data,
+    resize_input,
+)
+from kdcompress.api.residual import teacher_of
+from kdcompress.api.targets import check_views
+from kdcompress.data import Data
+from kdcompress.engine.distributed import from_main
+from kdcompress.engine.interrupt import Interrupted
+from kdcompress.engine.progress import Reporter
+from kdcompress.engine.targets import forward_batch
+from kdcompress.errors import UserError
+from kdcompress.gate_search import search
+from kdcompress.gating import outcome
+from kdcompress.methods.polish import PolishTask, SoftlyGated
+from kdcompress.models.loading import Network, load_network
+from kdcompress.models.staged import Staged
+from kdcompress.options import PolishOptions
+from kdcompress.results import GateResult
+from kdcompress.runs import RECORD, claim
+
+TRAINED = "trained"  # folder in the run, of the weights that may be kept
+
+
+def polish(options: PolishOptions | None = None, /, *, reporter: Reporter | None = None, **given: Any) -> GateResult:
+    """Fine-tune all members of a gated cascade together, and choose its thresholds anew for the same expected MACs.
+
+    The new weights are kept if they are more accurate on the calibration split; else the run is what it was.
+
+    Args:
+        options: All options at once; else give them by name (the fields of :class:`PolishOptions`).
+        reporter: Told of the progress.
+
+    Raises:
+        UserError: No cascade, or one without a gate; otherwise as for :func:`add_res_student`.
+
+    Example:
+        >>> kdcompress.polish(run="runs/gated", epochs=5).polished
+    """
+    options = options or PolishOptions.resolve(given)
+    check_views(options)
+    job = Job.begin("polish", "reskd", options, reporter)
+    if (done := finished(job.options, "polish", GateResult, job.reporter)) is not None:
+        return done
+    network = load_network(job.options.run)
+    gate = network.staged("so there is nothing to polish together").gate
+    if gate is None:
+        raise UserError(f"{network.reference} has no gate.", "Choose its thresholds first: kdcompress gate-calibrate.")
+    teacher = teacher_of(network, job)
+    options = job.options = inherit(job.options, network.record)
+    resize_input(network, options)
+    source = open_data(options)
+    check_classes(teacher.network, source, "teacher")
+    check_classes(network, source, "cascade")
+    check_unchanged(network, source)
+    check_channels(teacher.network, network.prep.channels, "teacher")
+    data = batches_for(source, shared(network.prep, teacher.network.prep, source), job)
+    if network.record.get("result", {}).get("promise"):
+        job.reporter.note("Notice: what was promised of the gate does not hold for other weights.")
+    place = job.place if options.precision != "auto" else dataclasses.replace(job.place, precision="fp32")
+    images = Data(source, network.prep, options, place.device)
+    before = Calibration.of(network, images, forward_batch(place), place)
+    former = outcome(before.stages(gate.measure), gate.measure, gate.thresholds)
+
+    run = from_main(lambda: claim(options.out, f"polished-{Path(options.run).name}", resume=options.resume))
+    if place.is_main and not (run.path / RECORD).exists():
+        run.write_json(RECORD, {"command": "polish", "status": "unfinished"})
+    job.options = dataclasses.replace(options, out=str(run.path / TRAINED), resume=True)
+    try:
+        if job.finished() is None:
+            _train(network, teacher, data, job)
+    except Interrupted as interrupted:
+        raise Interrupted(run.path) from interrupted
+    after = Calibration.of(load_network(str(run.path / TRAINED)), images, forward_batch(place), place)
+    found = search(after.stages(gate.measure), gate.measure, max_macs=former.expected_macs)[0]
+    better = found.top1 > former.top1
+    if not better:
+        job.reporter.note("Notice: the calibration accuracy did not improve; the weights are left as they were.")
+    return (after if better else before).gated(
+        run,
+        "polish",
+        options,
+        (gate.measure, found if better else former),
+        began=job.began,
+        parent=network,
+        is_main=place.is_main,
+        former_top1=round(former.top1, 4),
+        polished=better,
+    )
+
+
+def _train(network: Network, teacher: Teacher, data: Data, job: Job) -> None:
+    model = copy.deepcopy(network.model)
+    assert isinstance(model, Staged)
+    task = PolishTask(
+        SoftlyGated(model),
+        teacher.freeze(adapter(data.prep, teacher.network.prep)),
+        adapter(data.prep, network.prep),
+        job.options.label_smoothing or 0.0,
+        **logit_weights(job.options),
+    )
+    trained = dataclasses.replace(network, model=model)
+    job.train([Phase(lambda: task)], trained, data, teacher, parent=network, view_shift=len(model.stages()))
