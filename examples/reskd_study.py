@@ -3,9 +3,9 @@
     python examples/reskd_study.py OUT --data cifar10/ --teacher resnet56-cifar10.safetensors \\
         --arch resnet56_cifar,shortcut=A --epochs 30 --jobs 2 --table examples/README.md
 
-For each seed: S0, its res-students, gates at several budgets, and for some of these budgets a single student as dear
-as the cascade may be on average, trained on labels, by KD and by the logit loss that was best on the calibration split
-(one seed). The oracle stops each image at the first member that is right: no gate can do better.
+For each seed: S0, its res-students, gates at several budgets, and for some of these budgets the cascade polished, and
+a single student as dear as it may be on average, trained on labels, by KD and by the logit loss that was best on the
+calibration split (one seed). The oracle stops each image at the first member that is right: no gate can do better.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ def main() -> None:
     parser.add_argument("--res-students", nargs="+", default=["resnet20_cifar", "resnet14_cifar", "resnet8_cifar"])
     parser.add_argument("--budgets", type=float, nargs="+", default=[0.12, 0.15, 0.18, 0.22, 0.26, 0.3, 0.36])
     parser.add_argument("--singles", type=float, nargs="+", default=[0.18, 0.36], help="budgets of single students")
+    parser.add_argument("--polish-epochs", type=int, help="of all members together (default: a fifth of --epochs)")
     parser.add_argument("--size", default="3x32x32", help="of the images")
     given = parser.parse_args()
     study = Study.of(given)
@@ -48,8 +49,11 @@ def main() -> None:
         names.append(name)
     teacher_macs = study.result("s0-0")["teacher_macs"]
     _score_teacher(study, given)
-    for seed, budget in itertools.product(seeds, given.budgets):
+    for seed, budget in itertools.product(seeds, sorted({*given.budgets, *given.singles})):
         _gate(study, f"{names[-1]}-{seed}", budget)
+    polishing = ["--epochs", str(given.polish_epochs or max(1, given.epochs // 5))]
+    gates = [f"{names[-1]}-{seed}-gated-{budget}" for seed, budget in itertools.product(seeds, given.singles)]
+    study.run({f"{gate}-polished": ["polish", str(given.out / gate), *polishing] for gate in gates})
 
     # single students
     specs = {budget: _single(budget * teacher_macs, given.size) for budget in given.singles}
@@ -70,6 +74,9 @@ def main() -> None:
     for budget in given.budgets:
         found = [study.result(f"{names[-1]}-{seed}-gated-{budget}") for seed in seeds]
         rows.append((f"**gated, `--target-macs {budget}`**", found))
+    for budget in given.singles:
+        found = [study.result(f"{names[-1]}-{seed}-gated-{budget}-polished") for seed in seeds]
+        rows.append((f"**gated, `--target-macs {budget}`, polished**", found))
     for budget, loss in itertools.product(given.singles, dict.fromkeys(["ce", "kl", best])):
         found = [study.result(_folder(budget, loss, seed)) for seed in seeds]
         rows.append((f"`{specs[budget]}`, {'labels' if loss == 'ce' else f'KD ({loss})'}", found))

@@ -22,7 +22,7 @@ class Study:
 
     Args:
         out: Where the runs and the JSON of their evaluations go.
-        common: Options of every training.
+        common: Options of every training, unless it has its own.
         jobs: Trainings at a time. On a CPU they share its cores: two of one thread each are faster than one of two
             after the other, the more so the narrower the networks are.
     """
@@ -75,7 +75,8 @@ class Study:
         if file.exists():
             return
         run = str(self.out / name)
-        self.call(*arguments, *self.common, "--out", run, "--resume")
+        command, *own = arguments  # its own options last: of two that are the same, the later one counts
+        self.call(command, *self.common, *own, "--out", run, "--resume")
         if score:
             self.keep(name, self.call("eval", run))
 
