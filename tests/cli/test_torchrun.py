@@ -105,6 +105,16 @@ def test_pipeline_of_two_processes(here: Path, cli: Cli, runs: Path) -> None:
     assert result["loss"] == pytest.approx(one["loss"], rel=1e-5)
 
 
+def test_polish_by_two_processes(here: Path, runs: Path) -> None:
+    """Else one of them looks for weights that the other has not written yet, or calibrates on half of the images."""
+    result = shell(f"{TORCHRUN} polish {runs}/gated --epochs 1 --out polished", here).result
+    former = json.loads((runs / "gated" / "run.json").read_text())["result"]
+    assert result["former_top1"] == pytest.approx(former["gated_top1"], abs=1e-3)
+    assert result["n"] == former["n"]
+    assert result["gated_top1"] >= result["former_top1"]
+    assert (here / "polished" / "trained" / "model.safetensors").is_file()
+
+
 def test_error_of_two_processes(here: Path, runs: Path) -> None:
     """Else the cause of a failed job is lost among torchrun's own lines."""
     before = tree(here, runs)

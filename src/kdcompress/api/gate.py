@@ -98,7 +98,6 @@ def gate_calibrate(
         began=began,
         parent=network,
         curve=curve,
-        is_main=place.is_main,
         promise=promised.to_dict() if promised else None,
     )
     return _drawn(result, options, place)

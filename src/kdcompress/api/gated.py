@@ -13,7 +13,7 @@ from torch import Tensor
 from kdcompress.api.cost import expected, facts, member_profiles
 from kdcompress.api.job import versions
 from kdcompress.data import Data
-from kdcompress.engine.distributed import Place
+from kdcompress.engine.distributed import Place, from_main
 from kdcompress.engine.evaluate import collect
 from kdcompress.flops import Profile
 from kdcompress.gating import Gate, Outcome, Stages, outcome
@@ -66,7 +66,6 @@ class Calibration:
         began: float,
         parent: Network,
         curve: Sequence[Outcome] = (),
-        is_main: bool = True,
         **more: Any,
     ) -> GateResult:
         """Make the run of the network with a gate.
@@ -76,7 +75,6 @@ class Calibration:
             began: When the command did.
             parent: The run that was given to it.
             curve: Other gates.
-            is_main: Whether this process is the one that writes.
             more: Further fields of the result.
         """
         measure, chosen = found
@@ -102,23 +100,23 @@ class Calibration:
             **facts(network, teacher, self.profiles),
             **more,
         )
-        if is_main:
-            save_network(
-                run,
-                network.model,
-                model_config(network.model, network.architecture, network.model_args, network.class_names),
-            )
-            record = {
-                **network.record,
-                "command": command,
-                "options": {**options.to_dict(), "data": source.spec, "holdout": self.data.holdout},
-                "parents": [parent.reference],
-                "parent_fingerprint": file_hash(parent.path),
-                "versions": versions(),
-                "result": result.to_dict(),
-                "training": network.record.get("training", network.record.get("result")),
-            }
+        config = model_config(network.model, network.architecture, network.model_args, network.class_names)
+        record = {
+            **network.record,
+            "command": command,
+            "options": {**options.to_dict(), "data": source.spec, "holdout": self.data.holdout},
+            "parents": [parent.reference],
+            "parent_fingerprint": file_hash(parent.path),
+            "versions": versions(),
+            "result": result.to_dict(),
+            "training": network.record.get("training", network.record.get("result")),
+        }
+
+        def save() -> None:
+            save_network(run, network.model, config)
             run.finish(record)
+
+        from_main(save)
         return result
 
 

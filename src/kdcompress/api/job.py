@@ -161,10 +161,13 @@ class Job:
             search=search,
             **facts(made, teacher.entry if teacher else None, profiles),
         )
-        if place.is_main:
+
+        def save() -> None:
             config = model_config(made.model, made.architecture, made.model_args, source.class_names)
             save_network(run, made.model, config)
             run.finish({**provenance, "result": result.to_dict()})
+
+        from_main(save)  # whoever has the result may load the run
         return result
 
     def _to_compile(self, task: StudentTask, steps: int) -> list[nn.Module]:

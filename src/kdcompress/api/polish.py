@@ -9,17 +9,9 @@ from typing import Any
 
 from kdcompress.api.gated import Calibration
 from kdcompress.api.job import Job, Phase, finished
-from kdcompress.api.prepare import adapter, batches_for, logit_weights, shared
-from kdcompress.api.reference import (
-    Teacher,
-    check_channels,
-    check_classes,
-    check_unchanged,
-    inherit,
-    open_data,
-    resize_input,
-)
-from kdcompress.api.residual import teacher_of
+from kdcompress.api.prepare import adapter, logit_weights
+from kdcompress.api.reference import Teacher
+from kdcompress.api.residual import learning
 from kdcompress.api.targets import check_views
 from kdcompress.data import Data
 from kdcompress.engine.distributed import from_main
@@ -63,19 +55,12 @@ def polish(options: PolishOptions | None = None, /, *, reporter: Reporter | None
     gate = network.staged("so there is nothing to polish together").gate
     if gate is None:
         raise UserError(f"{network.reference} has no gate.", "Choose its thresholds first: kdcompress gate-calibrate.")
-    teacher = teacher_of(network, job)
-    options = job.options = inherit(job.options, network.record)
-    resize_input(network, options)
-    source = open_data(options)
-    check_classes(teacher.network, source, "teacher")
-    check_classes(network, source, "cascade")
-    check_unchanged(network, source)
-    check_channels(teacher.network, network.prep.channels, "teacher")
-    data = batches_for(source, shared(network.prep, teacher.network.prep, source), job)
+    teacher, data = learning(network, job)
+    options = job.options
     if network.record.get("result", {}).get("promise"):
         job.reporter.note("Notice: what was promised of the gate does not hold for other weights.")
     place = job.place if options.precision != "auto" else dataclasses.replace(job.place, precision="fp32")
-    images = Data(source, network.prep, options, place.device)
+    images = Data(data.source, network.prep, options, place.device)
     before = Calibration.of(network, images, forward_batch(place), place)
     former = outcome(before.stages(gate.measure), gate.measure, gate.thresholds)
 
@@ -100,7 +85,6 @@ def polish(options: PolishOptions | None = None, /, *, reporter: Reporter | None
         (gate.measure, found if better else former),
         began=job.began,
         parent=network,
-        is_main=place.is_main,
         former_top1=round(former.top1, 4),
         polished=better,
     )

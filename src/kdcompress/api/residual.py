@@ -51,17 +51,8 @@ class Residual:
         Raises:
             UserError: Networks and data that do not fit together; a run whose teacher is not known.
         """
-        options = job.options
-        base = as_cascade(_ungated(load_network(options.run), job))
-        teacher = teacher_of(base, job)
-        options = job.options = inherit(options, base.record)
-        resize_input(base, options)
-        source = open_data(options)
-        check_classes(teacher.network, source, "teacher")
-        check_classes(base, source, "student")
-        check_unchanged(base, source)
-        check_channels(teacher.network, base.prep.channels, "teacher")
-        return cls(base, teacher, batches_for(source, shared(base.prep, teacher.network.prep, source), job))
+        base = as_cascade(_ungated(load_network(job.options.run), job))
+        return cls(base, *learning(base, job))
 
     def member(self, arch: str, seed: int) -> Network:
         """A new member, not trained yet, by its model spec."""
@@ -112,12 +103,26 @@ def _ungated(network: Network, job: Job) -> Network:
     return network
 
 
-def teacher_of(base: Network, job: Job) -> Teacher:
-    """The teacher that the options of ``job`` name, or else the one that a run was distilled from.
+def learning(base: Network, job: Job) -> tuple[Teacher, Data]:
+    """What a run goes on to learn from: its teacher, and images as both or the larger of the two need them.
+
+    The options of ``job`` are filled in with those that are inherited from the run.
 
     Raises:
-        UserError: None is known, or it knows nothing of the run's images.
+        UserError: Networks and data that do not fit together; a run whose teacher is not known.
     """
+    teacher = _teacher_of(base, job)
+    options = job.options = inherit(job.options, base.record)
+    resize_input(base, options)
+    source = open_data(options)
+    check_classes(teacher.network, source, "teacher")
+    check_classes(base, source, "student")
+    check_unchanged(base, source)
+    check_channels(teacher.network, base.prep.channels, "teacher")
+    return teacher, batches_for(source, shared(base.prep, teacher.network.prep, source), job)
+
+
+def _teacher_of(base: Network, job: Job) -> Teacher:
     options = job.options
     known = base.record.get("teacher")
     if options.teacher is not None:
