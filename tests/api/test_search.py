@@ -16,7 +16,8 @@ from kdcompress.api import search as search_module
 from kdcompress.api import trials as trials_module
 from kdcompress.api.job import Job
 from kdcompress.api.residual import Residual
-from kdcompress.api.trials import FOLDER, JOURNAL, Trials
+from kdcompress.api.short_training import ShortTrainings
+from kdcompress.api.trials import FOLDER, JOURNAL
 from kdcompress.engine.distributed import Place
 from kdcompress.engine.interrupt import Interrupted
 from kdcompress.engine.progress import Silent
@@ -211,11 +212,11 @@ def test_only_good_trials_are_trained_for_longer(single: Path, tmp_path: Path, m
     scores = {1: iter([90.0, 80.0, 70.0, 95.0]), 3: iter([91.0, 92.0])}
     seen: list[tuple[str, int]] = []
 
-    def score(self: Trials, candidate: Candidate, epochs: int) -> dict[str, float]:
+    def score(self: ShortTrainings, candidate: Candidate, epochs: int) -> dict[str, float]:
         seen.append((candidate.spec, epochs))
         return {"top1": next(scores[epochs]), "expected_macs_ratio": 0.5}
 
-    monkeypatch.setattr(Trials, "_score", score)
+    monkeypatch.setattr(ShortTrainings, "score", score)
     result = found(single, tmp_path / "found", epochs=3, trials=20)
     assert [epochs for _, epochs in seen] == [1, 3, 1, 1, 1, 3]
     assert result.search is not None

@@ -7,28 +7,22 @@ import functools
 import math
 import os
 import random
-import re
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
 
-from kdcompress.api.cost import macs_of, member_profiles
+from kdcompress.api.cost import macs_of
 from kdcompress.api.job import Job
 from kdcompress.api.residual import Residual
-from kdcompress.api.targets import shared_views
-from kdcompress.engine.evaluate import collect
-from kdcompress.engine.progress import Reporter, Silent
+from kdcompress.api.short_training import ShortTrainings
 from kdcompress.errors import Diverged, UserError, first_line, usage_error
 from kdcompress.models.candidates import Candidate, affordable, draw, parameters, series_for
-from kdcompress.models.loading import load_network
-from kdcompress.models.residual_cascade import ResidualCascade
 from kdcompress.option_set import flag
-from kdcompress.options import FREE_OPTIONS, AddResStudentOptions, SearchOptions
-from kdcompress.ranking import gated, with_front
-from kdcompress.runs import RECORD, WEIGHTS, RunFolder, claim, file_hash
+from kdcompress.options import FREE_OPTIONS, AddResStudentOptions
+from kdcompress.ranking import with_front
+from kdcompress.runs import RECORD, RunFolder, claim, file_hash
 
 if TYPE_CHECKING:
     import optuna
@@ -36,7 +30,6 @@ if TYPE_CHECKING:
 RUNGS = (1, 3, 9)  # epochs; of those that were trained so long, the best third goes on
 FACTOR = 3
 TRIALS = 20
-RUN_BY = 3  # the expected MACs are those of one image in three running the dearest candidate
 FOLDER, JOURNAL = "search", "journal.log"
 
 
@@ -47,7 +40,8 @@ class Trials:
     Attributes:
         run: Of the whole command; a search keeps to the folder ``search`` in it.
         options: Of the winner's training.
-        budget: MACs that a candidate may cost.
+        rungs: Epochs.
+        short: The trainings by which candidates are compared.
         space: What trials draw from.
         study: Optuna's, kept in a journal.
     """
@@ -56,7 +50,8 @@ class Trials:
     job: Job
     run: RunFolder
     options: AddResStudentOptions
-    budget: float
+    rungs: list[int]
+    short: ShortTrainings
     space: list[Candidate]
     study: optuna.Study
 
@@ -73,7 +68,9 @@ class Trials:
             run.write_json(RECORD, {"command": job.command, "status": "unfinished"})
         folder.mkdir(exist_ok=True)
         options = dataclasses.replace(job.options, out=str(run.path), resume=True)
-        found = cls(residual, job, run, options, budget, space, _study(folder))
+        rungs = [epochs for epochs in RUNGS if epochs <= options.epochs]
+        short = ShortTrainings(residual, job, options, budget, rungs[-1], folder)
+        found = cls(residual, job, run, options, rungs, short, space, _study(folder))
         found.check_origin()
         return found
 
@@ -101,10 +98,6 @@ class Trials:
             name = changed[0]
             detail = f"{flag(name)} {then.get(name, '-')}" if name in given else f"another {name}"
             raise usage_error(f"The search in {self.run.path} began with {detail}.", remedy)
-
-    @property
-    def rungs(self) -> list[int]:
-        return [epochs for epochs in RUNGS if epochs <= self.options.epochs]
 
     def winner(self) -> str:
         """Run the trials that are left, and choose.
@@ -182,9 +175,9 @@ class Trials:
             state, scores = None, dict(trial.user_attrs.get("scores", {}))
             for epochs in self.rungs:
                 if str(epochs) not in scores:
-                    scores[str(epochs)] = self._score(candidate, epochs)
+                    scores[str(epochs)] = self.short.score(candidate, epochs)
                     trial.set_user_attr("scores", scores)
-                    (self._folder(candidate, epochs) / WEIGHTS).unlink(missing_ok=True)
+                    self.short.drop(candidate, epochs)
                 trial.report(scores[str(epochs)]["top1"], epochs)
                 if epochs < self.rungs[-1] and trial.should_prune():
                     state = pruned
@@ -203,77 +196,6 @@ class Trials:
                 f"trial {len(self._done())}/{wanted}  {candidate.spec}  gated {score['top1']:.2f} % "
                 f"at {score['expected_macs_ratio']:.3f} of the teacher's MACs, after {epochs} epoch(s)"
             )
-
-    def _folder(self, candidate: Candidate, epochs: int) -> Path:
-        return self.run.path / FOLDER / f"{re.sub(r'[^a-zA-Z0-9_.=-]+', '-', candidate.spec)}-{epochs}"
-
-    def _score(self, candidate: Candidate, epochs: int) -> dict[str, float]:
-        """Train a candidate for so long, and let the best gate run the sum with it."""
-        folder = self._folder(candidate, epochs)
-        if not RunFolder(folder).is_finished:
-            options = self._short(candidate, epochs, folder)
-            short = dataclasses.replace(self.job, options=options, reporter=self._quiet, began=time.perf_counter())
-            self.residual.train(short, candidate.spec, energies=False)
-        cascade = load_network(str(folder)).model
-        assert isinstance(cascade, ResidualCascade)
-        logits, labels = self._members
-        own, _ = self._collected(cascade.members[-1])
-        macs, teacher = self._member_macs, self.residual.teacher.entry["macs"]
-        most = sum(macs) + self.budget / RUN_BY
-        found = gated(torch.cat([logits, own[None]]), labels, [*macs, candidate.macs], most)
-        return {"top1": round(found.top1, 4), "expected_macs_ratio": round(found.expected_macs / teacher, 6)}
-
-    def _short(self, candidate: Candidate, epochs: int, folder: Path) -> AddResStudentOptions:
-        """Options of a training for so many epochs; its schedule is that of the full one, made shorter."""
-        options, share = self.options, epochs / self.options.epochs
-        lengths = {name: getattr(options, name) for name in ("warmup_epochs", "decay_epochs")}
-        views = shared_views(options, self.residual.data, self.rungs[-1], networks=2)
-        return dataclasses.replace(
-            options,
-            **{name: value and share * value for name, value in lengths.items()},
-            **vars(SearchOptions()),
-            arch=(candidate.spec,),
-            epochs=epochs,
-            target_views=str(views),
-            out=str(folder),
-            compile=False,
-            tensorboard=False,
-        )
-
-    @functools.cached_property
-    def _quiet(self) -> Reporter:
-        return Once(self.job.reporter)
-
-    @functools.cached_property
-    def _member_macs(self) -> list[int]:
-        return [found.macs for found in member_profiles(self.residual.base)]
-
-    @functools.cached_property
-    def _members(self) -> tuple[Tensor, Tensor]:
-        """What the members so far say on the calibration split [M, N, K], and its labels [N]."""
-        base = self.residual.base.model
-        assert isinstance(base, ResidualCascade)
-        found = [self._collected(member) for member in base.members]
-        return torch.stack([logits for logits, _ in found]), found[0][1]
-
-    def _collected(self, network: torch.nn.Module) -> tuple[Tensor, Tensor]:
-        """Logits [N, K] and labels [N], in fp32 as gates are calibrated."""
-        place = dataclasses.replace(self.job.place, precision="fp32")
-        data = dataclasses.replace(self.residual.data, prep=self.residual.base.prep)
-        batches = data.evaluation("calibration", 128)
-        found = collect(network.eval().to(place.device).to(memory_format=torch.channels_last), batches, place)
-        network.cpu()
-        return found
-
-
-class Once(Silent):
-    """Passes on what many trainings alike have to tell, once."""
-
-    def __init__(self, reporter: Reporter) -> None:
-        self.tell = functools.cache(reporter.note)
-
-    def note(self, text: str) -> None:
-        self.tell(text)
 
 
 def _seed(seed: int, number: int) -> int:
