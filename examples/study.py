@@ -9,6 +9,7 @@ import shlex
 import statistics
 import subprocess
 import sys
+import threading
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -44,13 +45,24 @@ class Study:
             score: False where something is to be chosen: the test split is no place for that.
         """
         self.out.mkdir(parents=True, exist_ok=True)
+        stopped = threading.Event()
+
+        def run(name: str, arguments: Sequence[str]) -> None:
+            if stopped.is_set():
+                return
+            try:
+                self._run(name, arguments, score)
+            except BaseException:
+                stopped.set()  # at once: another thread may be about to take the next one
+                raise
+
         with ThreadPoolExecutor(self.jobs) as pool:
-            futures = [pool.submit(self._run, name, arguments, score) for name, arguments in runs.items()]
+            futures = [pool.submit(run, *each) for each in runs.items()]
             try:
                 for future in futures:
                     future.result()
             finally:
-                pool.shutdown(wait=False, cancel_futures=True)
+                stopped.set()
 
     def keep(self, name: str, result: str) -> None:
         """Write a result down, whole or not at all."""
