@@ -52,8 +52,9 @@ def light(tmp_path_factory: pytest.TempPathFactory) -> TrainResult:
 
 
 def quick(monkeypatch: pytest.MonkeyPatch, epochs: int = 1) -> None:
-    """Let the lightweight teacher have so few epochs."""
+    """Let the lightweight teacher have so few epochs, of few images."""
     monkeypatch.setattr(light_teacher, "MOST_EPOCHS", epochs)
+    monkeypatch.setattr(light_teacher, "_data", lambda classes: f"synth-digits:{classes},n=2000")
 
 
 def record_of(run: str | None) -> dict[str, Any]:
@@ -185,6 +186,13 @@ def test_a_teacher_of_other_data_tells_nothing_of_a_test_split(
     assert asked == [split]
     assert found.shape[1] < 128
     assert any("has only" in note for note in job.reporter.notes)  # type: ignore[attr-defined]
+
+
+def test_another_loss_on_logits(light: TrainResult, tmp_path: Path) -> None:
+    """--logit-loss would be taken, and change nothing."""
+    given = {**COMMON, "teacher": light.run, "epochs": 1}
+    losses = {kdcompress.distill(**given, logit_loss=name, out=str(tmp_path / name)).loss for name in ("kl", "dist")}
+    assert len(losses) == 2
 
 
 def test_lwkd_resumes(light: TrainResult, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
