@@ -42,7 +42,7 @@ class MemoryImages:
     prep: Preprocess
 
     def __post_init__(self) -> None:
-        # made once: a tensor made on a GPU from Python numbers waits for it; for a row of pixels, as they lie in memory:
+        # made once: a tensor made on a GPU from Python numbers waits for it; of a row of pixels, as they lie in memory:
         # by channel, of which there are few, it takes a processor four times as long
         width = self.prep.size[1]
         mean, std = (torch.tensor(values).mul(255).repeat(width) for values in (self.prep.mean, self.prep.std))
