@@ -114,7 +114,7 @@ class GateResult(GateFacts, NetworkFacts, Result):
     """Of ``gate-calibrate`` and ``polish``, all of it measured on the calibration split.
 
     Attributes:
-        former_top1: Before it was polished, at the same expected MACs.
+        former_top1: Of the best gate for the weights before they were polished, at the same expected MACs.
         polished: Whether the new weights were kept, for being better.
         curve: The best trade-offs that other thresholds would give.
         promise: How it was tested that new images lose at most ``max_drop``; None where nothing is promised.

@@ -158,11 +158,14 @@ def claim(out: str | None, stem: str, *, resume: bool) -> RunFolder:
 
 
 def file_hash(path: Path | None) -> str | None:
-    """Of the weights in a run folder; None where there is no folder, or no weights in it."""
-    weights = path / WEIGHTS if path is not None else None
-    if weights is None or not weights.is_file():
+    """Of the weights in a run folder, and of its gate; None where there is no folder, or no weights in it."""
+    if path is None or not (path / WEIGHTS).is_file():
         return None
-    return hashlib.sha256(weights.read_bytes()).hexdigest()[:16]
+    digest = hashlib.sha256((path / WEIGHTS).read_bytes())
+    config = _read_json(path / CONFIG) if (path / CONFIG).is_file() else {}
+    if gate := (config.get("model_args") or {}).get("gate"):  # cascades with other gates have the same weights
+        digest.update(json.dumps(gate, sort_keys=True).encode())
+    return digest.hexdigest()[:16]
 
 
 def check_claim(out: str, *, resume: bool) -> None:

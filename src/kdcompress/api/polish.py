@@ -29,6 +29,7 @@ from kdcompress.results import GateResult
 from kdcompress.runs import RECORD, claim
 
 TRAINED = "trained"  # folder in the run, of the weights that may be kept
+SHIFT = 1000
 
 
 def polish(options: PolishOptions | None = None, /, *, reporter: Reporter | None = None, **given: Any) -> GateResult:
@@ -55,39 +56,50 @@ def polish(options: PolishOptions | None = None, /, *, reporter: Reporter | None
     gate = network.staged("so there is nothing to polish together").gate
     if gate is None:
         raise UserError(f"{network.reference} has no gate.", "Choose its thresholds first: kdcompress gate-calibrate.")
+    job.method = network.record.get("method", job.method)
     teacher, data = learning(network, job)
-    options = job.options
-    if network.record.get("result", {}).get("promise"):
-        job.reporter.note("Notice: what was promised of the gate does not hold for other weights.")
+    options, past = job.options, network.record.get("result", {})
     place = job.place if options.precision != "auto" else dataclasses.replace(job.place, precision="fp32")
     images = Data(data.source, network.prep, options, place.device)
     before = Calibration.of(network, images, forward_batch(place), place)
-    former = outcome(before.stages(gate.measure), gate.measure, gate.thresholds)
+    stages = before.stages(gate.measure)
+    own = outcome(stages, gate.measure, gate.thresholds)
+    # the search for thresholds gains by itself; what counts is what the weights do
+    former, curve = search(stages, gate.measure, max_macs=own.expected_macs)
 
     run = from_main(lambda: claim(options.out, f"polished-{Path(options.run).name}", resume=options.resume))
     if place.is_main and not (run.path / RECORD).exists():
         run.write_json(RECORD, {"command": "polish", "status": "unfinished"})
-    job.options = dataclasses.replace(options, out=str(run.path / TRAINED), resume=True)
+    inner = dataclasses.replace(options, out=str(run.path / TRAINED), resume=True)
+    training = dataclasses.replace(job, command="polish-training", options=inner)
     try:
-        if job.finished() is None:
-            _train(network, teacher, data, job)
-    except Interrupted as interrupted:
-        raise Interrupted(run.path) from interrupted
-    after = Calibration.of(load_network(str(run.path / TRAINED)), images, forward_batch(place), place)
-    found = search(after.stages(gate.measure), gate.measure, max_macs=former.expected_macs)[0]
-    better = found.top1 > former.top1
-    if not better:
-        job.reporter.note("Notice: the calibration accuracy did not improve; the weights are left as they were.")
-    return (after if better else before).gated(
-        run,
-        "polish",
-        options,
-        (gate.measure, found if better else former),
-        began=job.began,
-        parent=network,
-        former_top1=round(former.top1, 4),
-        polished=better,
-    )
+        if training.finished() is None:
+            _train(network, teacher, data, training)
+        after = Calibration.of(load_network(str(run.path / TRAINED)), images, forward_batch(place), place)
+        found, later = search(after.stages(gate.measure), gate.measure, max_macs=own.expected_macs)
+        better = found.top1 > former.top1
+        if not better:
+            job.reporter.note("Notice: the calibration accuracy did not improve; the weights are left as they were.")
+        elif past.get("promise"):
+            job.reporter.note("Notice: what was promised of the gate does not hold for other weights.")
+        return (after if better else before).gated(
+            run,
+            "polish",
+            options,
+            (gate.measure, found if better else own),
+            began=job.began,
+            parent=network,
+            curve=later if better else curve,
+            promise=None if better else past.get("promise"),
+            former_top1=round(former.top1, 4),
+            polished=better,
+        )
+    except KeyboardInterrupt as interrupt:
+        raise Interrupted(run.path) from interrupt
+    except UserError:
+        if place.is_main and not (run.path / TRAINED).exists():  # it was refused before it began
+            run.discard()
+        raise
 
 
 def _train(network: Network, teacher: Teacher, data: Data, job: Job) -> None:
@@ -101,4 +113,5 @@ def _train(network: Network, teacher: Teacher, data: Data, job: Job) -> None:
         **logit_weights(job.options),
     )
     trained = dataclasses.replace(network, model=model)
-    job.train([Phase(lambda: task)], trained, data, teacher, parent=network, view_shift=len(model.stages()))
+    shift = SHIFT + len(model.stages())  # views that neither earlier members nor later ones learn from
+    job.train([Phase(lambda: task)], trained, data, teacher, parent=network, view_shift=shift)

@@ -13,9 +13,8 @@ from kdcompress.models.staged import Staged
 def stop_chances(gate: Gate, logits: Tensor, stage: int, earlier: list[Tensor]) -> Tensor:
     """The gate, softened: how likely samples stop after ``stage``, from summed logits [B, K] to [B].
 
-    ``sigmoid(logit(certainty) - logit(threshold))``: measures lie in [0, 1], and the logit keeps those apart that are
-    close to either end, where most of them are. No gradient goes through it: a network that learned to seem surer
-    would only stop earlier.
+    ``sigmoid(c - t)`` of certainty and threshold as log-odds, or as they are where they are energies. No gradient goes
+    through it: a network that learned to seem surer would only stop earlier.
 
     Args:
         earlier: Summed logits [B, K] after each stage before.
@@ -23,10 +22,18 @@ def stop_chances(gate: Gate, logits: Tensor, stage: int, earlier: list[Tensor]) 
     threshold = gate.thresholds[stage]
     if threshold is None:
         return logits.new_zeros(len(logits))
-    measure, eps = gate.measured, 1e-6
-    value = measure.value(logits.detach(), *[each.detach() for each in earlier])
-    surer = torch.logit(value, eps) - torch.logit(value.new_tensor(threshold), eps)
-    return torch.sigmoid(surer if measure.higher_is_surer else -surer)
+    value = gate.measured.value(logits.detach(), *[each.detach() for each in earlier])
+    limit = float(_unbounded(gate.measure, torch.tensor(threshold)))  # a number: a GPU would be waited for
+    surer = _unbounded(gate.measure, value) - limit
+    return torch.sigmoid(surer if gate.measured.higher_is_surer else -surer)
+
+
+def _unbounded(measure: str, value: Tensor) -> Tensor:
+    """A measure without its bounds 0 and 1, near which most of its values lie."""
+    value = value.clamp(1e-6, 1 - 1e-6)
+    if measure == "energy":
+        return (2 * value - 1) / (1 - (2 * value - 1).abs())
+    return torch.logit(value)
 
 
 class SoftlyGated(nn.Module):
@@ -41,7 +48,10 @@ class SoftlyGated(nn.Module):
         self.cascade = cascade
 
     def forward(self, x: Tensor) -> Tensor:
-        """Images [B, C, H, W] to logits [B, K]: the sum over stages of (chance that it is run) x (what it adds)."""
+        """Images [B, C, H, W] to logits [B, K]: the sum over stages of (chance that it is run) x (what it adds).
+
+        The hard gate adds all of it or nothing; this is the mean of the two.
+        """
         gate = self.cascade.gate
         if not self.training or gate is None:
             return self.cascade(x)
