@@ -827,3 +827,13 @@ def test_the_commands_draw_what_they_found(chain: Chain, tmp_path: Path) -> None
         kdcompress.gate_calibrate(**given, resume=resume, plot=str(tmp_path / f"gate-{number}.svg"))
     kdcompress.evaluate(run=str(tmp_path / "gated"), plot=str(tmp_path / "eval.svg"), **WHERE)
     assert sorted(path.name for path in tmp_path.glob("*.svg")) == ["eval.svg", "gate-0.svg", "gate-1.svg"]
+
+
+def test_a_gated_run_finds_its_data_from_any_folder(
+    chain: Chain, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The next command of a script that stands elsewhere would look for the images there."""
+    monkeypatch.chdir(tmp_path)
+    given = {"run": chain.cascade.run, "threshold": (0.5,), "data_dir": "images", **WHERE}
+    result = kdcompress.gate_calibrate(**given, out="gated")
+    assert record_of(result.run)["options"]["data_dir"] == str(tmp_path / "images")

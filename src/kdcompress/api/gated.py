@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from kdcompress.api.cost import expected, facts, member_profiles
-from kdcompress.api.job import versions
+from kdcompress.api.job import recorded, versions
 from kdcompress.data import Data
 from kdcompress.engine.distributed import Place, from_main
 from kdcompress.engine.evaluate import collect
@@ -104,7 +104,7 @@ class Calibration:
         record = {
             **network.record,
             "command": command,
-            "options": {**options.to_dict(), "data": source.spec, "holdout": self.data.holdout},
+            "options": recorded(options, self.data),
             "parents": [parent.reference],
             "parent_fingerprint": file_hash(parent.path),
             "versions": versions(),

@@ -32,7 +32,7 @@ from kdcompress.methods.base import Frozen, StudentTask
 from kdcompress.methods.losses import residual_energy
 from kdcompress.models.loading import Network, model_config, save_network
 from kdcompress.option_set import flag
-from kdcompress.options import FREE_OPTIONS, OutputOptions, TrainingOptions
+from kdcompress.options import FREE_OPTIONS, DataOptions, OutputOptions, TrainingOptions
 from kdcompress.results import R, TrainResult
 from kdcompress.runs import RECORD, RunFolder, check_claim, claim, file_hash
 
@@ -188,13 +188,10 @@ class Job:
         return round(float(residual_energy(collect(teacher, batches, self.place)[0], logits)), 6)
 
     def _provenance(self, data: Data, teacher: Teacher | None, parent: Network | None) -> dict[str, Any]:
-        options = {**self.options.to_dict(), "data": data.source.spec, "holdout": data.holdout}
-        if options.get("data_dir"):
-            options["data_dir"] = str(Path(options["data_dir"]).absolute())
         return {
             "command": self.command,
             "method": self.method,
-            "options": options,
+            "options": recorded(self.options, data),
             "data_fingerprint": data.source.fingerprint,
             "teacher": teacher.entry if teacher else None,
             "parents": [parent.reference] if parent is not None else [],
@@ -203,6 +200,14 @@ class Job:
             "hardware": self.place.describe(),
             "versions": versions(),
         }
+
+
+def recorded(options: DataOptions, data: Data) -> dict[str, Any]:
+    """Options as a run keeps them: later commands find its data from any folder."""
+    found = {**options.to_dict(), "data": data.source.spec, "holdout": data.holdout}
+    if found.get("data_dir"):
+        found["data_dir"] = str(Path(found["data_dir"]).absolute())
+    return found
 
 
 def _check_origin(run: RunFolder, now: dict[str, Any]) -> None:
