@@ -15,7 +15,7 @@ import argparse
 import csv
 import itertools
 
-from study import Study, arguments, mean_std, write_between
+from study import Study, arguments, mean_std, show
 
 from kdcompress.options import DistillOptions
 
@@ -92,9 +92,7 @@ def main() -> None:
         f"`{given.student}` on the test split, {given.epochs} epochs, last epoch, {given.seeds} seed(s), mean ± "
         f"standard deviation; seconds from the fastest epoch, on {hardware}.",
     ]
-    print("\n".join(lines))
-    if given.table:
-        write_between(given.table, given.mark, lines)
+    show(lines, given, given.mark)
 
 
 def _sweep(study: Study, given: argparse.Namespace) -> None:
@@ -118,9 +116,7 @@ def _sweep(study: Study, given: argparse.Namespace) -> None:
         "",
         f"`{given.student}`, {given.epochs} epochs, one seed; entropy in nats, softened as for the loss.",
     ]
-    print("\n".join(lines))
-    if given.table:
-        write_between(given.table, given.mark, lines)
+    show(lines, given, given.mark)
 
 
 def _folder(name: str, seed: int) -> str:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from gate_promise import collected
-from study import Study, arguments, mean_std, write_between
+from study import Study, arguments, mean_std, show, teacher_of
 
 import kdcompress
 from kdcompress.options import LOGIT_LOSSES
@@ -36,7 +36,7 @@ def main() -> None:
     parser.add_argument("--size", default="3x32x32", help="of the images")
     given = parser.parse_args()
     study = Study.of(given)
-    teacher = [given.teacher, *(["--teacher-arch", given.arch] if given.arch else [])]
+    teacher = teacher_of(given)
     seeds = range(given.seeds)
 
     # chains: a member of every seed before the next one
@@ -87,9 +87,7 @@ def main() -> None:
         top1 = mean_std(result["top1"] for result in results)
         lines.append(f"| {name} | {top1} | {macs / 1e6:.1f} | {macs / teacher_macs:.1%} |")
     lines += ["", f"Test split, {given.epochs} epochs a member, last epoch, {given.seeds} seed(s), mean ± deviation."]
-    print("\n".join(lines))
-    if given.table:
-        write_between(given.table, "reskd-table", lines)
+    show(lines, given, "reskd-table")
 
 
 def _distill(teacher: list[str], student: str, method: str, seed: int, loss: str = "kl") -> list[str]:

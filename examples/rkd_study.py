@@ -13,7 +13,7 @@ from __future__ import annotations
 import itertools
 from typing import Any
 
-from study import Study, arguments, mean_std, write_between
+from study import Study, arguments, mean_std, show, teacher_of
 
 ASSISTED = ["--method", "rkd-assistant"]
 # row -> arguments after TEACHER; the student alone has no teacher
@@ -36,7 +36,7 @@ def main() -> None:
     parser.add_argument("--students", nargs="+", default=["resnet8_cifar", "resnet20_cifar"])
     given = parser.parse_args()
     study = Study.of(given)
-    teacher = [given.teacher, *(["--teacher-arch", given.arch] if given.arch else [])]
+    teacher = teacher_of(given)
 
     def command(student: str, name: str) -> list[str]:
         first = [] if name == "student alone" else [*teacher, "--target-views", str(given.epochs)]
@@ -62,9 +62,7 @@ def main() -> None:
         f"CIFAR-10 test, {given.seeds} seed(s), mean ± standard deviation, {given.epochs} epochs, last epoch; other "
         "shares than 0.1 with one seed.",
     ]
-    print("\n".join(lines))
-    if given.table:
-        write_between(given.table, "rkd-table", lines)
+    show(lines, given, "rkd-table")
 
 
 def _folder(*parts: str) -> str:

@@ -126,6 +126,18 @@ def mean_std(values: Iterable[float]) -> str:
     return f"{statistics.mean(found):.2f}{spread}"
 
 
+def teacher_of(given: argparse.Namespace) -> list[str]:
+    """The teacher that a study was given, as the commands take it."""
+    return [given.teacher, *(["--teacher-arch", given.arch] if given.arch else [])]
+
+
+def show(lines: Sequence[str], given: argparse.Namespace, mark: str) -> None:
+    """Print a table, and write it where a study was told to."""
+    print("\n".join(lines))
+    if given.table:
+        write_between(given.table, mark, lines)
+
+
 def write_between(file: Path, mark: str, lines: Sequence[str]) -> None:
     """Replace what stands between ``<!-- mark: begin -->`` and ``<!-- mark: end -->``."""
     begin, end = f"<!-- {mark}: begin -->", f"<!-- {mark}: end -->"

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import statistics
 
-from study import Study, arguments, mean_std, write_between
+from study import Study, arguments, mean_std, show, teacher_of
 
 
 def main() -> None:
@@ -22,7 +22,7 @@ def main() -> None:
     parser.add_argument("--views", type=int, nargs="+", default=[0, 8], help="0: new ones each epoch")
     given = parser.parse_args()
     study = Study.of(given)
-    teacher = [given.teacher, *(["--teacher-arch", given.arch] if given.arch else [])]
+    teacher = teacher_of(given)
     cache = ["--cache-dir", str(given.out / "cache")]
     learn = ["distill", *teacher, "--student", given.student, "--method", "kd", *cache]
     seeds = range(given.seeds)
@@ -45,9 +45,7 @@ def main() -> None:
         f"`{given.student}` by KD on the test split, {given.epochs} epochs, last epoch, {given.seeds} seed(s), mean ± "
         f"standard deviation; on {study.record(names[0])['hardware']}.",
     ]
-    print("\n".join(lines))
-    if given.table:
-        write_between(given.table, "views", lines)
+    show(lines, given, "views")
 
 
 if __name__ == "__main__":

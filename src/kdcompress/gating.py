@@ -20,6 +20,10 @@ from torch import Tensor
 from kdcompress.errors import UserError, usage_error
 
 
+def _log_odds(value: Tensor) -> Tensor:
+    return torch.logit(value, 1e-6)
+
+
 @dataclass(frozen=True)
 class Measure:
     """How sure a prediction is.
@@ -30,12 +34,14 @@ class Measure:
             float32. NaN where the logits are.
         higher_is_surer: Whether a sample stops at or above the threshold, or at or below it.
         looks_back: Whether it needs the stages before.
+        unbounded: From its values to ones without the bounds 0 and 1, near which most of them lie.
     """
 
     name: str
     value: Callable[..., Tensor]
     higher_is_surer: bool = True
     looks_back: bool = False
+    unbounded: Callable[[Tensor], Tensor] = _log_odds
 
 
 def _softmax(logits: Tensor) -> Tensor:
@@ -71,6 +77,12 @@ def energy(logits: Tensor, *earlier: Tensor) -> Tensor:
     return 0.5 + 0.5 * found / (1 + found.abs())
 
 
+def _as_energy(value: Tensor) -> Tensor:
+    """What :func:`energy` was before it was brought to [0, 1]."""
+    inner = 2 * value.clamp(1e-6, 1 - 1e-6) - 1
+    return inner / (1 - inner.abs())
+
+
 def agreement(logits: Tensor, *earlier: Tensor) -> Tensor:
     """Mean probability that this stage and those before give the class predicted now: ``[B, K]`` each to ``[B]``.
 
@@ -85,7 +97,7 @@ MEASURES: dict[str, Measure] = {
     "confidence": Measure("confidence", confidence),
     "margin": Measure("margin", margin),
     "entropy": Measure("entropy", entropy, higher_is_surer=False),
-    "energy": Measure("energy", energy),
+    "energy": Measure("energy", energy, unbounded=_as_energy),
     "agreement": Measure("agreement", agreement, looks_back=True),
 }
 

@@ -127,22 +127,31 @@ def test_error_of_two_processes(here: Path, runs: Path) -> None:
     assert tree(here, runs) == before
 
 
-def test_two_processes_are_stopped_and_go_on(here: Path, runs: Path) -> None:
-    """Else a cluster that wants its machine back leaves one process waiting for the other's gradients.
-
-    Or a run of several phases cannot be gone on with, or ends elsewhere.
-    """
-    settings = f"--method rkd-assistant --scheme progressive --student {TINY} --epochs 4 --seed 5"
-    command = f"{TORCHRUN} distill {runs}/teacher {settings} --out"
-    program, *arguments = f"{command} {here}/stopped".split()
+def test_sigterm_of_two_processes(here: Path, runs: Path) -> None:
+    """Else a cluster that wants its machine back leaves one process waiting for the other's gradients."""
+    command = f"{TORCHRUN} distill {runs}/teacher --student {TINY} --epochs 400 --out {here}/run"
+    program, *arguments = command.split()
     process = spawn(arguments, here, program)
-    wait_for(process, "epoch 3/")  # the first of the assistant's
+    wait_for(process, "epoch 2/")
     process.send_signal(signal.SIGTERM)
     done = finished(process)
     assert done.status != 0
     assert "Error: Interrupted." in done.err
     assert "all_reduce" not in done.err.lower()
     assert "Connection closed" not in done.err
+    state = torch.load(here / "run" / "checkpoint.pt", weights_only=True)
+    assert state["epoch"] >= 2
+
+
+def test_phases_of_two_processes_resume(here: Path, runs: Path) -> None:
+    """Else a run of several phases on several devices cannot be gone on with, or ends elsewhere."""
+    settings = f"--method rkd-assistant --scheme progressive --student {TINY} --epochs 4 --seed 5"
+    command = f"{TORCHRUN} distill {runs}/teacher {settings} --out"
+    program, *arguments = f"{command} {here}/stopped".split()
+    process = spawn(arguments, here, program)
+    wait_for(process, "epoch 3/")  # the first of the assistant's
+    process.send_signal(signal.SIGTERM)
+    assert finished(process).status != 0
     assert not (here / "stopped" / "model.safetensors").exists()
     resumed = shell(f"{command} {here}/stopped --resume", here)
     assert "epoch 1/" not in resumed.err

@@ -66,7 +66,7 @@ def gate_calibrate(
     check_classes(network, source, "cascade")
     check_unchanged(network, source)
     data = Data(source, network.prep, options, place.device, note=told.note)
-    found = Calibration.of(network, data, options.batch_size, place)
+    found = Calibration.of(network, data, data.evaluation("calibration", options.batch_size), place)
     names = list(MEASURES) if options.measure == "auto" else [options.measure]
     promised = None
     if options.confidence_level is None or options.max_drop is None:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from kdcompress.api.cost import expected, facts, member_profiles
 from kdcompress.api.job import recorded, versions
-from kdcompress.data import Data
+from kdcompress.data import Data, EvalBatches
 from kdcompress.engine.distributed import Place, from_main
 from kdcompress.engine.evaluate import collect
 from kdcompress.flops import Profile
@@ -40,11 +40,11 @@ class Calibration:
     profiles: list[Profile]
 
     @classmethod
-    def of(cls, network: Network, data: Data, batch_size: int, place: Place) -> Calibration:
-        """Run every stage on every image, in the precision of ``place``."""
+    def of(cls, network: Network, data: Data, batches: EvalBatches, place: Place) -> Calibration:
+        """Run every stage on every image of ``batches``, the calibration split of ``data``, as ``place`` says."""
         model = network.staged("so it has no stages to skip")
         model.to(place.device).to(memory_format=torch.channels_last)
-        logits, labels = collect(model.forward_stages, data.evaluation("calibration", batch_size), place)
+        logits, labels = collect(model.forward_stages, batches, place)
         model.cpu()
         return cls(network, data, logits, labels, member_profiles(network))
 

@@ -14,14 +14,14 @@ from typing import Protocol
 from kdcompress.api.cost import macs_of
 from kdcompress.api.evaluate import evaluate
 from kdcompress.api.job import INHERITED, finished
+from kdcompress.api.nested import nested
 from kdcompress.api.prepare import fresh
 from kdcompress.api.reference import inherit, load_teacher, open_data
 from kdcompress.api.reskd import add_res_student
 from kdcompress.data import choose_channels
 from kdcompress.engine.distributed import from_main, start
-from kdcompress.engine.interrupt import Interrupted
 from kdcompress.engine.progress import Reporter, Silent
-from kdcompress.errors import UserError, usage_error
+from kdcompress.errors import usage_error
 from kdcompress.models.assemble import as_cascade, new_member
 from kdcompress.models.build import ModelSpec, default_config
 from kdcompress.models.loading import load_network
@@ -35,7 +35,7 @@ from kdcompress.options import (
     SearchOptions,
 )
 from kdcompress.results import TrainResult
-from kdcompress.runs import CONFIG, METRICS, RECORD, WEIGHTS, RunFolder, atomic_file, claim
+from kdcompress.runs import CONFIG, METRICS, WEIGHTS, RunFolder, atomic_file
 
 MOST = 16  # res-students
 REASONS = {
@@ -120,17 +120,8 @@ def grow(options: DistillOptions, reporter: Reporter | None, distill: Distill) -
     if (done := finished(options, "distill", TrainResult, told)) is not None:
         return done
     limits = Limits.of(options)
-    run = from_main(lambda: claim(options.out, f"distill-reskd-{options.student}-grown", resume=options.resume))
-    if place.is_main and not (run.path / RECORD).exists():
-        run.write_json(RECORD, {"command": "distill", "status": "unfinished"})
-    try:
+    with nested(options, "distill", f"distill-reskd-{options.student}-grown", "member-0", place) as run:
         result, reason = _grown(options, reporter, distill, limits, run.path)
-    except Interrupted as interrupted:
-        raise Interrupted(run.path) from interrupted
-    except UserError:
-        if place.is_main and not (run.path / "member-0").exists():  # it was refused before it began
-            run.discard()
-        raise
     if options.grow:
         told.note(f"The cascade has {len(result.members or ())} member(s): {REASONS[reason]}.")
     result = replace(

@@ -9,13 +9,12 @@ from typing import Any
 
 from kdcompress.api.gated import Calibration
 from kdcompress.api.job import Job, Phase, finished
+from kdcompress.api.nested import nested
 from kdcompress.api.prepare import adapter, logit_weights
 from kdcompress.api.reference import Teacher
 from kdcompress.api.residual import learning
 from kdcompress.api.targets import check_views
 from kdcompress.data import Data
-from kdcompress.engine.distributed import from_main
-from kdcompress.engine.interrupt import Interrupted
 from kdcompress.engine.progress import Reporter
 from kdcompress.engine.targets import forward_batch
 from kdcompress.errors import UserError
@@ -26,7 +25,6 @@ from kdcompress.models.loading import Network, load_network
 from kdcompress.models.staged import Staged
 from kdcompress.options import PolishOptions
 from kdcompress.results import GateResult
-from kdcompress.runs import RECORD, claim
 
 TRAINED = "trained"  # folder in the run, of the weights that may be kept
 SHIFT = 1000
@@ -61,21 +59,19 @@ def polish(options: PolishOptions | None = None, /, *, reporter: Reporter | None
     options, past = job.options, network.record.get("result", {})
     place = job.place if options.precision != "auto" else dataclasses.replace(job.place, precision="fp32")
     images = Data(data.source, network.prep, options, place.device)
-    before = Calibration.of(network, images, forward_batch(place), place)
+    batches = images.evaluation("calibration", forward_batch(place))
+    before = Calibration.of(network, images, batches, place)
     stages = before.stages(gate.measure)
     own = outcome(stages, gate.measure, gate.thresholds)
     # the search for thresholds gains by itself; what counts is what the weights do
     former, curve = search(stages, gate.measure, max_macs=own.expected_macs)
 
-    run = from_main(lambda: claim(options.out, f"polished-{Path(options.run).name}", resume=options.resume))
-    if place.is_main and not (run.path / RECORD).exists():
-        run.write_json(RECORD, {"command": "polish", "status": "unfinished"})
-    inner = dataclasses.replace(options, out=str(run.path / TRAINED), resume=True)
-    training = dataclasses.replace(job, command="polish-training", options=inner)
-    try:
+    with nested(options, "polish", f"polished-{Path(options.run).name}", TRAINED, place) as run:
+        inner = dataclasses.replace(options, out=str(run.path / TRAINED), resume=True)
+        training = dataclasses.replace(job, command="polish-training", options=inner)
         if training.finished() is None:
             _train(network, teacher, data, training)
-        after = Calibration.of(load_network(str(run.path / TRAINED)), images, forward_batch(place), place)
+        after = Calibration.of(load_network(str(run.path / TRAINED)), images, batches, place)
         found, later = search(after.stages(gate.measure), gate.measure, max_macs=own.expected_macs)
         better = found.top1 > former.top1
         if not better:
@@ -94,12 +90,6 @@ def polish(options: PolishOptions | None = None, /, *, reporter: Reporter | None
             former_top1=round(former.top1, 4),
             polished=better,
         )
-    except KeyboardInterrupt as interrupt:
-        raise Interrupted(run.path) from interrupt
-    except UserError:
-        if place.is_main and not (run.path / TRAINED).exists():  # it was refused before it began
-            run.discard()
-        raise
 
 
 def _train(network: Network, teacher: Teacher, data: Data, job: Job) -> None:

@@ -9,12 +9,13 @@ import time
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
-from kdcompress.api.cost import member_profiles
+from kdcompress.api.gated import Calibration
 from kdcompress.api.job import Job
 from kdcompress.api.residual import Residual
 from kdcompress.api.targets import shared_views
+from kdcompress.data import Data, EvalBatches
+from kdcompress.engine.distributed import Place
 from kdcompress.engine.evaluate import collect
 from kdcompress.engine.progress import Reporter, Silent
 from kdcompress.models.candidates import Candidate
@@ -54,11 +55,11 @@ class ShortTrainings:
             self.residual.train(short, candidate.spec, energies=False)
         cascade = load_network(str(folder)).model
         assert isinstance(cascade, ResidualCascade)
-        logits, labels = self._members
-        own, _ = self._collected(cascade.members[-1])
-        macs, teacher = self._member_macs, self.residual.teacher.entry["macs"]
-        most = sum(macs) + self.budget / RUN_BY
-        found = gated(torch.cat([logits, own[None]]), labels, [*macs, candidate.macs], most)
+        member = cascade.members[-1].eval().to(self._place.device).to(memory_format=torch.channels_last)
+        own, labels = collect(member, self._batches, self._place)
+        before, teacher = self._before, self.residual.teacher.entry["macs"]
+        most = sum(before.macs) + self.budget / RUN_BY
+        found = gated(torch.cat([before.logits, own[None]]), labels, [*before.macs, candidate.macs], most)
         return {"top1": round(found.top1, 4), "expected_macs_ratio": round(found.expected_macs / teacher, 6)}
 
     def drop(self, candidate: Candidate, epochs: int) -> None:
@@ -90,25 +91,23 @@ class ShortTrainings:
         return Once(self.job.reporter)
 
     @functools.cached_property
-    def _member_macs(self) -> list[int]:
-        return [found.macs for found in member_profiles(self.residual.base)]
+    def _place(self) -> Place:
+        """Gates are calibrated in fp32."""
+        return dataclasses.replace(self.job.place, precision="fp32")
 
     @functools.cached_property
-    def _members(self) -> tuple[Tensor, Tensor]:
-        """What the members so far say on the calibration split [M, N, K], and its labels [N]."""
-        base = self.residual.base.model
-        assert isinstance(base, ResidualCascade)
-        found = [self._collected(member) for member in base.members]
-        return torch.stack([logits for logits, _ in found]), found[0][1]
+    def _data(self) -> Data:
+        return dataclasses.replace(self.residual.data, prep=self.residual.base.prep)
 
-    def _collected(self, network: torch.nn.Module) -> tuple[Tensor, Tensor]:
-        """Logits [N, K] and labels [N], in fp32 as gates are calibrated."""
-        place = dataclasses.replace(self.job.place, precision="fp32")
-        data = dataclasses.replace(self.residual.data, prep=self.residual.base.prep)
-        batches = data.evaluation("calibration", 128)
-        found = collect(network.eval().to(place.device).to(memory_format=torch.channels_last), batches, place)
-        network.cpu()
-        return found
+    @functools.cached_property
+    def _batches(self) -> EvalBatches:
+        """Read once for all trials."""
+        return self._data.evaluation("calibration", 128)
+
+    @functools.cached_property
+    def _before(self) -> Calibration:
+        """What the members so far say."""
+        return Calibration.of(self.residual.base, self._data, self._batches, self._place)
 
 
 class Once(Silent):

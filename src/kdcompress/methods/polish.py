@@ -22,18 +22,11 @@ def stop_chances(gate: Gate, logits: Tensor, stage: int, earlier: list[Tensor]) 
     threshold = gate.thresholds[stage]
     if threshold is None:
         return logits.new_zeros(len(logits))
-    value = gate.measured.value(logits.detach(), *[each.detach() for each in earlier])
-    limit = float(_unbounded(gate.measure, torch.tensor(threshold)))  # a number: a GPU would be waited for
-    surer = _unbounded(gate.measure, value) - limit
-    return torch.sigmoid(surer if gate.measured.higher_is_surer else -surer)
-
-
-def _unbounded(measure: str, value: Tensor) -> Tensor:
-    """A measure without its bounds 0 and 1, near which most of its values lie."""
-    value = value.clamp(1e-6, 1 - 1e-6)
-    if measure == "energy":
-        return (2 * value - 1) / (1 - (2 * value - 1).abs())
-    return torch.logit(value)
+    measure = gate.measured
+    value = measure.value(logits.detach(), *[each.detach() for each in earlier])
+    limit = float(measure.unbounded(torch.tensor(threshold)))  # a number: a GPU would be waited for
+    surer = measure.unbounded(value) - limit
+    return torch.sigmoid(surer if measure.higher_is_surer else -surer)
 
 
 class SoftlyGated(nn.Module):

@@ -1,0 +1,35 @@
+"""The run of a command whose trainings are runs of their own in its folder."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+
+from kdcompress.engine.distributed import Place, from_main
+from kdcompress.engine.interrupt import Interrupted
+from kdcompress.errors import UserError
+from kdcompress.options import OutputOptions
+from kdcompress.runs import RECORD, RunFolder, claim
+
+
+@contextlib.contextmanager
+def nested(options: OutputOptions, command: str, stem: str, first: str, place: Place) -> Iterator[RunFolder]:
+    """Claim the folder of the whole, for as long as its trainings take.
+
+    A stop names the whole as what can be resumed, and what is refused before the first training began leaves nothing.
+
+    Args:
+        stem: As for :func:`~kdcompress.runs.claim`.
+        first: Folder of the first training.
+    """
+    run = from_main(lambda: claim(options.out, stem, resume=options.resume))
+    if place.is_main and not (run.path / RECORD).exists():
+        run.write_json(RECORD, {"command": command, "status": "unfinished"})
+    try:
+        yield run
+    except KeyboardInterrupt as interrupt:
+        raise Interrupted(run.path) from interrupt
+    except UserError:
+        if place.is_main and not (run.path / first).exists():
+            run.discard()
+        raise
