@@ -3,8 +3,9 @@
     python examples/bench_training.py resnet56_cifar:resnet20_cifar resnet20_cifar:resnet8_cifar,width=0.5 \\
         --precision fp32 bf16 --table examples/README.md
 
-All loops run in one process, turn by turn, so that a noisy machine is noisy for all of them. Prints a line of JSON for
-each pair of teacher and student: images per second, and as medians over the rounds the ratios of the speeds
+All loops run in one process, turn by turn and each round in another order, so that a noisy machine is noisy for all of
+them. Prints a line of JSON for each pair of teacher and student: images per second, and as medians and quartiles over
+the rounds the ratios of the speeds
 
 * ``plain_loop``: our loop on labels / the bare student step;
 * ``live``: our loop with a live teacher / bare steps of student and teacher;
@@ -18,6 +19,7 @@ import argparse
 import dataclasses
 import itertools
 import json
+import random
 import statistics
 import tempfile
 import time
@@ -36,6 +38,7 @@ from kdcompress.data.sources import ArrayImages, DataSource
 from kdcompress.engine.distributed import Place, start
 from kdcompress.engine.fit import Plan, Trainer, memory_format_of
 from kdcompress.engine.interrupt import StopSignal
+from kdcompress.engine.precision import Process
 from kdcompress.engine.progress import Silent
 from kdcompress.engine.targets import Targets, ToldBatches
 from kdcompress.methods.base import Frozen, StudentTask
@@ -49,6 +52,7 @@ from kdcompress.runs import RunFolder
 
 Turn = Callable[[], float]
 VIEWS = 2
+AGAINST = {"plain_loop": "bare", "live": "bare_with_teacher", "kept": "bare", "res_student": "bare"}
 
 
 class Sum(nn.Module):
@@ -68,11 +72,12 @@ def main() -> None:
     parser.add_argument("--members", type=int, default=3)
     parser.add_argument("--batch-size", type=int, default=128)
     parser.add_argument("--steps", type=int, default=10, help="steps a turn")
-    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--precision", nargs="+", default=["fp32"])
     parser.add_argument("--side", type=int, default=32, help="of the images")
     parser.add_argument("--table", type=Path, help="file with the marks of the table")
     asked = parser.parse_args()
+    Process.is_ours = True
     # lower precisions first: what oneDNN may use for them is settled with the first network that runs
     places = [start("auto", precision) for precision in sorted(asked.precision)]
     head = ["teacher, student", "arithmetic", "bare", "bare + teacher", "plain loop", "live", "kept", "res-student"]
@@ -81,14 +86,14 @@ def main() -> None:
         teacher, _, student = pair.partition(":")
         result = _measured(teacher, student, place, asked)
         print(json.dumps(result), flush=True)
-        speeds, ratios = result["images_per_second"], result["ratios"]
+        speeds, ratios, ends = result["images_per_second"], result["ratios"], result["quartiles"]
         cells = [f"`{teacher}`, `{student}`", place.precision, speeds["bare"], speeds["bare_with_teacher"]]
-        cells += [f"{ratios[name]:.3f}" for name in ("plain_loop", "live", "kept", "res_student")]
+        cells += [f"{ratios[name]:.2f} ({' to '.join(f'{end:.2f}' for end in ends[name])})" for name in AGAINST]
         lines.append(f"| {' | '.join(map(str, cells))} |")
     lines += [
         "",
         f"Images per second of the bare steps, then the ratios; {asked.batch_size} images of {asked.side}² a step, "
-        f"{asked.members} frozen members, median of {asked.rounds} rounds; {places[0].describe()}.",
+        f"{asked.members} frozen members, median and quartiles of {asked.rounds} rounds; {places[0].describe()}.",
     ]
     if asked.table:
         write_between(asked.table, "bench-training", lines)
@@ -127,8 +132,10 @@ def _measured(teacher_spec: str, student_spec: str, place: Place, asked: argpars
             turns[name] = _ours(task, source, batches, options, place, RunFolder(Path(folder)))
         for turn in turns.values():
             turn()  # warm-up
-        rounds = [{name: turn() for name, turn in turns.items()} for _ in range(asked.rounds)]
-    against = {"plain_loop": "bare", "live": "bare_with_teacher", "kept": "bare", "res_student": "bare"}
+        order, chance, rounds = list(turns), random.Random(0), []
+        for _ in range(asked.rounds):
+            chance.shuffle(order)  # else each would always be disturbed by the same neighbour
+            rounds.append({name: turns[name]() for name in order})
     return {
         "teacher": teacher_spec,
         "student": student_spec,
@@ -136,10 +143,16 @@ def _measured(teacher_spec: str, student_spec: str, place: Place, asked: argpars
         "precision": place.precision,
         "hardware": place.describe(),
         "images_per_second": {name: round(1 / statistics.median(row[name] for row in rounds)) for name in turns},
-        "ratios": {
-            name: round(statistics.median(row[base] / row[name] for row in rounds), 4) for name, base in against.items()
+        "ratios": {name: round(statistics.median(_ratios(rounds, name)), 4) for name in AGAINST},
+        "quartiles": {
+            name: [round(value, 4) for value in statistics.quantiles(_ratios(rounds, name), n=4)[::2]]
+            for name in AGAINST
         },
     }
+
+
+def _ratios(rounds: list[dict[str, float]], name: str) -> list[float]:
+    return [row[AGAINST[name]] / row[name] for row in rounds]
 
 
 def _batches(asked: argparse.Namespace, options: TrainingOptions, place: Place, student: nn.Module) -> TrainBatches:

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from kdcompress.cache import FORMAT, KEY, ArrayStore, kept
+from kdcompress.cache import FORMAT, KEY, ArrayStore, clear, kept
 
 SHAPE = (5, 3)
 SIZE = 2 * 5 * 3
@@ -99,6 +99,80 @@ def test_what_a_killed_process_leaves_is_neither_served_nor_kept(tmp_path: Path)
     with store(tmp_path).lock({"network": "a"}, 0):
         fill(store(tmp_path), {"network": "a"})
     assert files(tmp_path) == {FORMAT, KEY, "view-0000.npy"}
+
+
+def test_what_a_killed_process_leaves_makes_room(tmp_path: Path) -> None:
+    """Half a view that looks like work would be in the way of all that comes later."""
+    process = multiprocessing.get_context("fork").Process(target=_killed, args=(tmp_path,))
+    process.start()
+    process.join()
+    fill(store(tmp_path, SIZE + 300), {"network": "b"})
+    assert files(tmp_path) == {FORMAT, KEY, "view-0000.npy"}
+
+
+def test_what_is_in_work_or_needed_along_makes_no_room(tmp_path: Path) -> None:
+    """Two networks of one run would take each other's place, and nothing ever be read again."""
+    fill(store(tmp_path), {"network": "a"})
+    with (
+        store(tmp_path).lock({"network": "b"}, 0),
+        store(tmp_path).create({"network": "b"}, 0, SHAPE),
+        pytest.raises(OSError, match="cache-size"),
+        store(tmp_path, SIZE + 300).create({"network": "c"}, 0, SHAPE, beside=[{"network": "a"}]),
+    ):
+        pass
+    assert {entry.key["network"] for entry in store(tmp_path).entries()} >= {"a", "b"}
+
+
+def test_who_waits_can_leave(tmp_path: Path) -> None:
+    """Ctrl-C would not be heard while another run computes a view for minutes."""
+    asked = iter(range(2))
+
+    def waiting() -> None:
+        if next(asked):
+            raise KeyboardInterrupt
+
+    held, done = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        with store(tmp_path).lock({"network": "a"}, 0):
+            held.set()
+            done.wait(30)
+
+    other = threading.Thread(target=hold)
+    other.start()
+    held.wait(30)
+    with pytest.raises(KeyboardInterrupt), store(tmp_path).lock({"network": "a"}, 0, waiting):
+        pass
+    done.set()
+    other.join()
+
+
+@pytest.mark.parametrize("damage", ["format", "key", "no key", "no view"])
+def test_what_is_damaged_is_listed_cleared_and_made_anew(tmp_path: Path, damage: str) -> None:
+    """It would fill the disk unseen, or every later run would be told that the cache is another version's."""
+    fill(store(tmp_path), {"network": "a"})
+    (entry,) = store(tmp_path).entries()
+    if damage == "format":
+        (tmp_path / "targets" / FORMAT).write_text('{"version": 99}')
+    elif damage == "key":
+        (entry.folder / KEY).write_text("{")
+    elif damage == "no key":
+        (entry.folder / KEY).unlink()
+    else:
+        (entry.folder / "view-0000.npy").unlink()
+    (listed,) = kept(tmp_path)
+    assert (listed.kind, listed.folder) == ("targets", entry.folder)
+    if damage != "format":  # nobody writes into what another version made
+        fill(store(tmp_path), {"network": "a"}, 0, 3.0)
+        found = store(tmp_path).open({"network": "a"}, 0, SHAPE)
+        assert found is not None
+        assert (found == 3.0).all()
+    (tmp_path / "targets" / "photo.jpg").write_text("not ours")
+    clear(tmp_path)
+    assert files(tmp_path) == {"photo.jpg"}
+    (tmp_path / "targets" / "photo.jpg").unlink()
+    fill(store(tmp_path), {"network": "a"})
+    assert store(tmp_path).open({"network": "a"}, 0, SHAPE) is not None
 
 
 def test_of_two_at_once_one_works_and_the_other_waits(tmp_path: Path) -> None:

@@ -11,19 +11,23 @@ import hashlib
 import json
 import math
 import os
+import re
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from filelock import FileLock
+from filelock import FileLock, Timeout
 
 TARGETS, TEACHERS = "targets", "teachers"
 FORMAT, KEY = "format.json", "key.json"
 VERSION = 1
 GIB = 2**30
+OURS = re.compile(r"[0-9a-f]{20}")  # folders of entries
+HEADER = 128  # bytes before an array in its file
+ASK_AGAIN = 0.5  # seconds; how long one waits for another process before asking whether to go on waiting
 
 
 def cache_dir(chosen: str | None = None) -> Path:
@@ -39,10 +43,13 @@ class Entry:
     """What is kept under one key.
 
     Attributes:
+        kind: ``targets`` or ``teacher``.
+        key: Empty where it cannot be read any more.
         arrays, bytes: How many, and their size.
         used: When one of them was last read or written, seconds since the epoch.
     """
 
+    kind: str
     folder: Path
     key: dict[str, Any]
     arrays: int
@@ -64,7 +71,7 @@ class ArrayStore:
 
     def open(self, key: Mapping[str, Any], number: int, shape: tuple[int, int]) -> np.ndarray | None:
         """An array, mapped into memory read-only, or None where there is none that is whole and of this key."""
-        place = self._place(key)
+        place = self.place(key)
         try:
             if not self._is_ours() or (place / KEY).read_text() != _text(key):
                 return None
@@ -78,26 +85,40 @@ class ArrayStore:
         return found
 
     @contextlib.contextmanager
-    def lock(self, key: Mapping[str, Any], number: int) -> Iterator[None]:
+    def lock(self, key: Mapping[str, Any], number: int, waiting: Callable[[], None] = lambda: None) -> Iterator[None]:
         """Of several processes that want to write one array let one do it, and the others wait.
+
+        Whoever wants several locks takes them in the order of :meth:`place`, lest two wait for each other.
+
+        Args:
+            waiting: Called every now and then while another one holds it; what it raises ends the waiting.
 
         Raises:
             OSError: The folder cannot be written.
         """
-        place = self._made(key)
-        with FileLock(place / f".{_name(number)}.lock"):
+        lock = FileLock(_lock_of(self._made(key) / _name(number)))
+        while not _taken(lock, ASK_AGAIN):
+            waiting()
+        try:
             yield
+        finally:
+            lock.release()
 
     @contextlib.contextmanager
-    def create(self, key: Mapping[str, Any], number: int, shape: tuple[int, int]) -> Iterator[np.ndarray]:
+    def create(
+        self, key: Mapping[str, Any], number: int, shape: tuple[int, int], beside: Collection[Mapping[str, Any]] = ()
+    ) -> Iterator[np.ndarray]:
         """An array to fill; kept if nothing is raised meanwhile.
+
+        Args:
+            beside: Other keys that are needed along with this one: no room is made at their cost.
 
         Raises:
             OSError: The folder cannot be written, is full, was made by another version, or the limit is too low. Never
                 while the array is filled: its room is taken first.
         """
         place = self._made(key)
-        self._make_room(2 * shape[0] * shape[1], place)
+        self._make_room(2 * shape[0] * shape[1] + HEADER, {place, *map(self.place, beside)})
         for left in place.glob(f".{_name(number)}.*.tmp"):  # by a process that was killed
             left.unlink(missing_ok=True)
         temporary = place / f".{_name(number)}.{os.getpid()}.tmp"
@@ -115,43 +136,62 @@ class ArrayStore:
     def entries(self) -> list[Entry]:
         """What is kept, what was used last first."""
         found = []
-        for place in self.folder.iterdir() if self.folder.is_dir() else ():
-            with contextlib.suppress(OSError, ValueError):  # another process may be clearing it away
-                key = json.loads((place / KEY).read_text())
+        for place in self._places():
+            with contextlib.suppress(OSError):  # another process may be clearing it away
                 arrays = len(list(place.glob("view-*.npy")))
-                found.append(Entry(place, key, arrays, _size(place), (place / KEY).stat().st_mtime))
+                used = (place / KEY if (place / KEY).exists() else place).stat().st_mtime
+                found.append(Entry("targets", place, _key_in(place), arrays, _size(place), used))
         return sorted(found, key=lambda entry: -entry.used)
 
-    def _place(self, key: Mapping[str, Any]) -> Path:
+    def clear(self) -> None:
+        """Remove all that is kept, whatever state it is in, and whatever version made it.
+
+        Raises:
+            OSError: Something cannot be removed.
+        """
+        for place in self._places():
+            shutil.rmtree(place)
+        (self.folder / FORMAT).unlink(missing_ok=True)
+
+    def _places(self) -> list[Path]:
+        there = self.folder.iterdir() if self.folder.is_dir() else ()
+        return [place for place in there if OURS.fullmatch(place.name) and place.is_dir()]
+
+    def place(self, key: Mapping[str, Any]) -> Path:
         return self.folder / hashlib.sha256(_text(key).encode()).hexdigest()[:20]
 
     def _is_ours(self) -> bool:
         return bool(json.loads((self.folder / FORMAT).read_text()) == {"version": VERSION})
 
+    def _is_foreign(self) -> bool:
+        try:
+            return not self._is_ours()
+        except ValueError:
+            return True
+        except OSError:  # another process may be making it at this moment
+            there = self.folder.iterdir() if self.folder.is_dir() else ()
+            return not all(OURS.fullmatch(path.name) or path.name.startswith(f".{FORMAT}.") for path in there)
+
     def _made(self, key: Mapping[str, Any]) -> Path:
-        place = self._place(key)
-        if self.folder.is_dir() and any(self.folder.iterdir()):
-            try:
-                ours = self._is_ours()
-            except (OSError, ValueError):
-                ours = False
-            if not ours:
-                raise OSError(errno.EPERM, "made by another version, or not a cache of ours")
+        place = self.place(key)
+        if self._is_foreign():
+            raise OSError(errno.EPERM, "made by another version, or not a cache of ours")
         place.mkdir(parents=True, exist_ok=True)
         for file, content in ((self.folder / FORMAT, {"version": VERSION}), (place / KEY, key)):
-            if not file.exists():
+            if not _says(file, content):
                 temporary = file.with_name(f".{file.name}.{os.getpid()}.tmp")
                 temporary.write_text(_text(content))
                 temporary.replace(file)
         return place
 
-    def _make_room(self, size: int, own: Path) -> None:
+    def _make_room(self, size: int, spared: set[Path]) -> None:
+        can_go = [place for place in self._places() if place not in spared and not _in_work(place)]
         entries = self.entries()
         total = size + sum(entry.bytes for entry in entries)
         for entry in reversed(entries):
             if total <= self.limit:
                 return
-            if entry.folder != own and not any(entry.folder.glob(".*.tmp")):  # nor one that is in work
+            if entry.folder in can_go:
                 shutil.rmtree(entry.folder, ignore_errors=True)
                 total -= entry.bytes
         if total > self.limit:
@@ -164,12 +204,62 @@ def kept(cache: Path) -> list[Entry]:
     for record in (cache / TEACHERS).glob("*/run.json"):
         with contextlib.suppress(OSError):
             name, used = record.parent.name, record.stat().st_mtime
-            found.append(Entry(record.parent, {"network": name}, 0, _size(record.parent), used))
+            found.append(Entry("teacher", record.parent, {"network": name}, 0, _size(record.parent), used))
     return found
+
+
+def clear(cache: Path) -> None:
+    """Remove all that a cache holds.
+
+    Raises:
+        OSError: Something cannot be removed.
+    """
+    ArrayStore(cache / TARGETS, math.inf).clear()
+    for record in (cache / TEACHERS).glob("*/run.json"):
+        shutil.rmtree(record.parent)
 
 
 def _name(number: int) -> str:
     return f"view-{number:04d}.npy"
+
+
+def _lock_of(array: Path) -> Path:
+    return array.with_name(f".{array.name}.lock")
+
+
+def _taken(lock: FileLock, seconds: float) -> bool:
+    """Whether a lock was to be had within some time."""
+    try:
+        lock.acquire(timeout=seconds)
+    except Timeout:
+        return False
+    return True
+
+
+def _in_work(place: Path) -> bool:
+    """Whether a process writes here; what one that was killed has left is removed."""
+    for temporary in place.glob(".view-*.tmp"):
+        array, _, _ = temporary.name[1:].partition(".npy")
+        lock = FileLock(_lock_of(place / f"{array}.npy"))
+        if not _taken(lock, 0):
+            return True
+        temporary.unlink(missing_ok=True)
+        lock.release()
+    return False
+
+
+def _key_in(place: Path) -> dict[str, Any]:
+    with contextlib.suppress(OSError, ValueError):
+        key = json.loads((place / KEY).read_text())
+        return key if isinstance(key, dict) else {}
+    return {}
+
+
+def _says(file: Path, content: Mapping[str, Any]) -> bool:
+    try:
+        return file.read_text() == _text(content)
+    except (OSError, ValueError):
+        return False
 
 
 def _size(folder: Path) -> int:

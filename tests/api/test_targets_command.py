@@ -23,7 +23,7 @@ from kdcompress.methods.kd import KdTask
 from kdcompress.methods.supervised import SupervisedTask
 from kdcompress.models.assemble import new_network
 from kdcompress.models.build import ModelSpec
-from kdcompress.options import DistillOptions, TrainingOptions
+from kdcompress.options import DistillOptions
 from kdcompress.results import TrainResult
 
 TINY = "resnet8_cifar,width=0.25"
@@ -130,7 +130,7 @@ def parts(augment: str = "crop", **given: Any) -> tuple[StudentTask, TrainBatche
         new_network(ModelSpec.parse(spec), num_classes=10, channels=1, size=(8, 8), seed=0)
         for spec in (TINY, "resnet14_cifar")
     )
-    data = Data(load_source("digits"), student.prep, TrainingOptions(), torch.device("cpu"))
+    data = Data(load_source("digits"), student.prep, options, torch.device("cpu"))
     return KdTask(student.model, Frozen(teacher.model)), data.training(32, 0, augment), options
 
 
@@ -143,12 +143,17 @@ def parts(augment: str = "crop", **given: Any) -> tuple[StudentTask, TrainBatche
         ({"target_views": "0"}, 30, 0),
         ({"mixup": 0.2}, 30, 0),
         ({"augment": "none"}, 30, 1),
-        ({"cache_size": 2.5 * 2 * 10 * 1295 / 2**30}, 30, 2),
+        ({"cache_size": (VIEWS + 0.9) * 2 * 10 * 1295 / 2**30}, 30, 0),
+        ({"cache_size": (VIEWS + 1.1) * 2 * 10 * 1295 / 2**30}, 30, VIEWS),
+        ({"loading": "stream"}, 10, 0),
+        ({"loading": "stream"}, 100, VIEWS),
         ({"cache_size": 0}, 30, 0),
     ],
 )
 def test_how_many_views(given: dict[str, Any], epochs: int, views: int) -> None:
-    """Time would be spent where none is saved, or none saved where it could be."""
+    """Time would be spent where none is saved, or none saved where it could be; or fewer views shown than are known to
+    do no harm.
+    """
     task, batches, options = parts(given.pop("augment", "crop"), **given)
     assert choose_views(task, batches, options, epochs, 10) == views
 

@@ -61,5 +61,5 @@ def test_student_and_teacher_are_compiled(tmp_path: Path, monkeypatch: pytest.Mo
         teacher=teacher.run, student=TINY, compile=True, out=str(tmp_path / "student"), reporter=heard, **common
     )
     assert len(made) == 2
-    assert any("may take less time" in note for note in heard.notes)
+    assert any("--compile may take longer" in note for note in heard.notes)
     assert load_network(str(student.run)).num_classes == 10

@@ -69,6 +69,19 @@ def test_what_was_found_is_remembered(cache: Path, monkeypatch: pytest.MonkeyPat
     assert ISA_VARIABLE not in os.environ
 
 
+def test_a_busy_moment_is_not_remembered(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One trial that was too slow would take bf16 from a processor for good."""
+
+    def late(command: list[str], **_: object) -> None:
+        raise subprocess.TimeoutExpired(command, 120)
+
+    with monkeypatch.context() as busy:
+        busy.setattr(subprocess, "run", late)
+        assert cpu_precision("auto") == "fp32"
+    child(monkeypatch, cache, "echo 1.5")
+    assert cpu_precision("auto") == "bf16"
+
+
 def test_another_processor_is_tried_anew(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A home folder shared by two machines must not carry one's answer to the other."""
     calls = child(monkeypatch, cache, "echo 1.5")

@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import itertools
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import timm
 import torch
+from PIL import Image
 from torch import Tensor, nn
 
 import kdcompress.models  # noqa: F401 - registers our networks
 from kdcompress.cache import ArrayStore
 from kdcompress.data import Data, EvalBatches, InputAdapter, TrainBatches, load_source
 from kdcompress.engine.distributed import Place
-from kdcompress.engine.targets import CPU_BATCH, Targets, ToldBatches, ToldEval, network_key
+from kdcompress.engine.targets import CPU_BATCH, Targets, ToldBatches, ToldEval, image_key, network_key
 from kdcompress.methods.base import Frozen
 from kdcompress.models.assemble import new_network
 from kdcompress.models.build import ModelSpec
@@ -33,6 +37,14 @@ def never() -> bool:
 
 def teacher(seed: int = 0, spec: str = TINY) -> Frozen:
     return Frozen(new_network(ModelSpec.parse(spec), num_classes=10, channels=1, size=(8, 8), seed=seed).model)
+
+
+def gated(threshold: float | None) -> Frozen:
+    """A cascade with one gate, or without."""
+    torch.manual_seed(0)
+    gate = None if threshold is None else {"measure": "confidence", "thresholds": [threshold]}
+    members = [{"architecture": "resnet8_cifar", "model_args": {"width": 0.25}}] * 2
+    return Frozen(timm.create_model("residual_cascade", members=members, gate=gate, in_chans=1, num_classes=10))
 
 
 def digits(augment: str = "crop", loading: str = "auto") -> tuple[TrainBatches, EvalBatches]:
@@ -132,7 +144,15 @@ def test_what_targets_depend_on_is_in_their_key(tmp_path: Path) -> None:
     assert targets(tmp_path, {"b": teacher()}, batches).keys["b"] == base, "the same must be found"
     prep = dataclasses.replace(batches.images.prep, mean=(0.4,))  # type: ignore[union-attr]
     few = dataclasses.replace(batches.images, ids=batches.images.ids[:-1])
+    exact, louder = teacher(), copy.deepcopy(batches.images)
+    exact.exact = True
+    louder.pixels[0, 0] += 1  # type: ignore[union-attr]
     others = [
+        targets(tmp_path, {"a": exact}, batches),
+        targets(tmp_path, {"a": gated(None)}, batches),
+        targets(tmp_path, {"a": gated(0.2)}, batches),
+        targets(tmp_path, {"a": gated(0.9)}, batches),
+        targets(tmp_path, {"a": teacher()}, dataclasses.replace(batches, images=louder)),
         targets(tmp_path, {"a": teacher(1)}, batches),
         targets(tmp_path, {"a": teacher(0, "resnet8_cifar,width=0.25,shortcut=A")}, batches),
         targets(tmp_path, {"a": Frozen(teacher().model, InputAdapter(batches.images.prep, prep))}, batches),  # type: ignore[union-attr]
@@ -146,6 +166,59 @@ def test_what_targets_depend_on_is_in_their_key(tmp_path: Path) -> None:
     keys = [found.keys["a"] for found in others]
     assert all(key != base for key in keys)
     assert len({str(key) for key in keys}) == len(keys)
+
+
+def test_settings_are_part_of_a_network() -> None:
+    """Where they change no tensor and no name, one network would be given what another one says."""
+    heads = [nn.MultiheadAttention(12, heads) for heads in (3, 6)]
+    heads[1].load_state_dict(heads[0].state_dict())
+    assert network_key(heads[0])["fingerprint"] != network_key(heads[1])["fingerprint"]
+    again = copy.deepcopy(heads[0])
+    assert network_key(again)["fingerprint"] == network_key(heads[0])["fingerprint"], "no address of an object"
+
+
+def test_a_file_that_is_written_to_is_another_image(tmp_path: Path) -> None:
+    """Streamed images are not read for the key; one of the same size would be given the targets of the former one."""
+    rng = np.random.default_rng(0)
+    for split, name, number in itertools.product(("train", "test"), "ab", range(10)):
+        file = tmp_path / split / name / f"{number}.bmp"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(rng.integers(0, 256, (8, 8), dtype=np.uint8)).save(file)
+
+    def key() -> dict[str, Any]:
+        prep = new_network(ModelSpec.parse(TINY), num_classes=2, channels=1, size=(8, 8), seed=0).prep
+        data = Data(load_source(str(tmp_path)), prep, TrainingOptions(loading="stream", workers=0), CPU.device)
+        return image_key(data.training(4, 0, "none"))
+
+    before = key()
+    assert key() == before
+    Image.fromarray(rng.integers(0, 256, (8, 8), dtype=np.uint8)).save(tmp_path / "train" / "a" / "3.bmp")
+    os.utime(tmp_path / "train" / "a" / "3.bmp", (1, 1))
+    assert key() != before
+
+
+def test_networks_that_say_the_same_are_asked_once(tmp_path: Path) -> None:
+    """A teacher that is a member, too, would be waited for by itself."""
+    batches, _ = digits()
+    asked = [Counted(teacher()), Counted(teacher())]
+    made = targets(tmp_path, {"teacher_logits": asked[0], "member_logits": asked[1]}, batches)
+    assert made.prepare(0, never)
+    said = made.told(np.arange(4))
+    assert torch.equal(said["teacher_logits"], said["member_logits"])
+    assert sum(network.images for network in asked) == len(batches.images.ids)
+
+
+def test_what_could_be_kept_is_read_where_the_rest_cannot(tmp_path: Path) -> None:
+    """A cache that became read-only, or full, would help no more at all."""
+    batches, _ = digits()
+    first = Counted(teacher())
+    assert targets(tmp_path, {"a": first}, batches).prepare(0, never)
+    network, heard = Counted(teacher()), list[str]()
+    made = targets(tmp_path, {"a": network}, batches, note=heard.append, limit=3 * 10 * len(batches.images.ids))
+    for view in (0, 1, 0, 1, 0):
+        assert made.prepare(view, never)
+    assert network.images == 2 * len(batches.images.ids), "view 1 twice, view 0 never"
+    assert len(heard) == 1
 
 
 def test_code_is_part_of_a_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import shutil
 import time
 from datetime import datetime
 from typing import Any
 
-from kdcompress.cache import cache_dir, kept
+from kdcompress.cache import cache_dir, clear, kept
 from kdcompress.engine.progress import Reporter
 from kdcompress.errors import UserError
 from kdcompress.options import CacheCommandOptions
@@ -34,13 +33,11 @@ def manage_cache(
     folder = cache_dir(options.cache_dir)
     found, freed = kept(folder), None
     if options.clear:
-        freed = 0
-        for entry in found:
-            try:
-                shutil.rmtree(entry.folder)
-            except OSError as error:
-                raise UserError(f"{entry.folder} cannot be removed: {error.strerror}.", "Remove it by hand.") from error
-            freed += entry.bytes
+        freed = sum(entry.bytes for entry in found)
+        try:
+            clear(folder)
+        except OSError as error:
+            raise UserError(f"{error.filename} cannot be removed: {error.strerror}.", "Remove it by hand.") from error
         found = kept(folder)
     return CacheResult(
         command="cache",
@@ -51,9 +48,9 @@ def manage_cache(
         freed=freed,
         entries=[
             {
-                "kind": "targets" if entry.arrays else "teacher",
-                "network": entry.key["network"],
-                "views": entry.arrays or None,
+                "kind": entry.kind,
+                "network": entry.key.get("network", "unreadable"),
+                "views": entry.arrays if entry.kind == "targets" else None,
                 "bytes": entry.bytes,
                 "used": datetime.fromtimestamp(entry.used).isoformat(" ", "seconds"),
                 "folder": entry.folder.name,

@@ -175,7 +175,7 @@ class Job:
         if not self.options.compile:
             return []
         if steps < WORTH_COMPILING:
-            self.reporter.note(f"Notice: {steps} steps may take less time than to compile what they run.")
+            self.reporter.note(f"Notice: --compile may take longer than it saves: there are {steps} steps.")
         student = task.get_trainable_module()
         assert student is not None
         return [student, *(module.model for module in task.modules() if isinstance(module, Frozen))]

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 
 from kdcompress.api.cost import macs_of
 from kdcompress.cache import GIB, TARGETS, ArrayStore, cache_dir
-from kdcompress.data import Data, EvalBatches, TrainBatches
+from kdcompress.data import Data, EvalBatches, StreamImages, TrainBatches
 from kdcompress.engine.distributed import Place
 from kdcompress.engine.progress import Reporter
 from kdcompress.engine.targets import Targets, ToldBatches, ToldEval, precision_agreement
@@ -45,7 +45,7 @@ def told(
     """Batches that bring what the frozen networks of a task say about them, where that is chosen or saves time."""
     if not isinstance(options, TargetOptions) or not task.frozen():
         return batches, calibration
-    views = choose_views(task, batches, options, epochs, data.source.num_classes)
+    views = choose_views(task, batches, options, epochs, data.source.num_classes, note)
     if not views:
         return batches, calibration
     for network in task.frozen().values():
@@ -77,9 +77,17 @@ def check_precision(task: StudentTask, batches: TrainBatches, place: Place, repo
 
 
 def choose_views(
-    task: StudentTask, batches: TrainBatches, options: TargetOptions, epochs: int, num_classes: int
+    task: StudentTask,
+    batches: TrainBatches,
+    options: TargetOptions,
+    epochs: int,
+    num_classes: int,
+    note: Callable[[str], None] = lambda _: None,
 ) -> int:
     """K, or 0 where every epoch has a view of its own.
+
+    The work of the frozen networks that is saved is weighed against the images that are read once more for each view:
+    from memory that is nothing, from the disk as much as the whole step, which may well wait for them (our choice).
 
     A function of data, networks and options alone, never of what is in the cache or how fast this machine is: a result
     must not depend on them.
@@ -95,10 +103,19 @@ def choose_views(
         return 0
     if batches.augment == "none":
         return 1
-    views = _kept_views(options, len(batches.images.ids), num_classes, len(frozen))
     asked = sum(macs_of(network.model) for network in frozen.values())
     share = asked / (asked + 3 * macs_of(task.trained()))  # forward and backward: three times the forward
-    return views if views and share * (1 - views / epochs) >= WORTH_IT else 0
+    read_again = VIEWS / epochs if isinstance(batches.images, StreamImages) else 0.0
+    if share * (1 - VIEWS / epochs) - read_again < WORTH_IT:
+        return 0
+    size = _gib(len(batches.images.ids), num_classes, len(frozen))
+    if size > options.cache_size:
+        note(
+            f"Notice: --cache-size {options.cache_size:g} has no room for {VIEWS} views ({size:.3g} GiB): what frozen "
+            "networks say is computed at every step."
+        )
+        return 0
+    return VIEWS
 
 
 def shared_views(options: TargetOptions, data: Data, epochs: int, networks: int) -> int:
@@ -112,12 +129,13 @@ def shared_views(options: TargetOptions, data: Data, epochs: int, networks: int)
         return 0
     if data.source.is_raw or getattr(options, "augment", "auto") == "none":
         return 1
-    return min(epochs, _kept_views(options, data.fit_size(), data.source.num_classes, networks))
+    fits = _gib(data.fit_size(), data.source.num_classes, networks) <= options.cache_size
+    return min(epochs, VIEWS) if fits else 0
 
 
-def _kept_views(options: TargetOptions, images: int, num_classes: int, networks: int) -> int:
-    """As many views as the cache has room for, 8 at most."""
-    return min(VIEWS, int(options.cache_size * GIB // (2 * images * num_classes * networks)))
+def _gib(images: int, num_classes: int, networks: int) -> float:
+    """Of the logits for all views; with as much as one for the calibration split."""
+    return (VIEWS + 1) * 2 * images * num_classes * networks / GIB
 
 
 def _widths(networks: Networks, num_classes: int) -> dict[str, int]:

@@ -32,6 +32,7 @@ __all__ = [
     "EvalBatches",
     "InputAdapter",
     "Preprocess",
+    "StreamImages",
     "TrainBatches",
     "load_source",
     "parse_size",

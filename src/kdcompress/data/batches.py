@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from kdcompress.data.augment import crop_indices, image_seed
 from kdcompress.data.preprocess import Preprocess, bad_image, read_image
-from kdcompress.data.sources import ArrayImages, ImageList, TensorItems
+from kdcompress.data.sources import ArrayImages, FileImages, ImageList, TensorItems
 from kdcompress.errors import UserError
 
 Batch = tuple[Tensor, Tensor]
@@ -47,6 +47,10 @@ class MemoryImages:
         width = self.prep.size[1]
         mean, std = (torch.tensor(values).mul(255).repeat(width) for values in (self.prep.mean, self.prep.std))
         self.mean, self.std = mean.to(self.pixels.device), std.to(self.pixels.device)
+
+    def content(self) -> memoryview:
+        """What they are."""
+        return self.pixels.cpu().numpy().data
 
     def training(self, positions: np.ndarray, seed: int, view: int, augment: str) -> Batch:
         height, width = self.prep.size
@@ -93,6 +97,10 @@ class MemoryTensors:
         chosen = torch.from_numpy(indices)
         labels = torch.from_numpy(items.labels[indices])
         return cls(items.inputs[chosen].to(device), labels.to(device), indices)
+
+    def content(self) -> memoryview:
+        """What they are."""
+        return self.inputs.cpu().contiguous().numpy().data
 
     def training(self, positions: np.ndarray, seed: int, view: int, augment: str) -> Batch:
         return self.plain(positions)
@@ -167,6 +175,10 @@ class StreamImages:
     prep: Preprocess
     device: torch.device
     workers: int
+
+    def content(self) -> memoryview:
+        """What shows that the files have been written to; of other sources nothing, for reading all takes an epoch."""
+        return memoryview(self.images.written if isinstance(self.images, FileImages) else b"")
 
     def loader(
         self, batches: Sequence[np.ndarray], transform: Callable[[Image.Image], Any], seed: int, view: int

@@ -121,8 +121,15 @@ class Paths(Sequence[str]):
 
 @dataclass
 class FileImages:
+    """Images on the disk.
+
+    Attributes:
+        written: Changes when one of the files is written to.
+    """
+
     paths: Sequence[str]
     labels: np.ndarray
+    written: bytes = b""
 
     def image(self, index: int) -> Image.Image:
         # draft mode lets libjpeg skip work, at the cost of other pixels than timm's own reading gives: not used
@@ -317,7 +324,7 @@ def _list_images(split: Path, digest: _Lines) -> tuple[list[str], FileImages]:
         raise UserError(
             f"The folder {split} has only one class, {classes[0]}.", "A classifier needs two classes or more."
         )
-    paths, counts = Paths(), []
+    paths, counts, written = Paths(), [], hashlib.sha256()
     for name in classes:
         before = len(paths)
         for folder, _, files in sorted(os.walk(split / name, followlinks=True)):
@@ -325,12 +332,14 @@ def _list_images(split: Path, digest: _Lines) -> tuple[list[str], FileImages]:
                 if file.lower().endswith(IMG_EXTENSIONS):
                     path = os.path.join(folder, file)
                     paths.add(path)
-                    digest.add(f"{os.path.relpath(path, split.parent)} {os.stat(path).st_size}")
+                    state = os.stat(path)
+                    digest.add(f"{os.path.relpath(path, split.parent)} {state.st_size}")
+                    written.update(f"{state.st_mtime_ns} ".encode())
         counts.append(len(paths) - before)
         if not counts[-1]:
             remedy = f"Add images ({' '.join(IMG_EXTENSIONS)}) or remove the folder."
             raise UserError(f"The class folder {split / name} has no images.", remedy)
-    return classes, FileImages(paths, np.repeat(np.arange(len(classes)), counts))
+    return classes, FileImages(paths, np.repeat(np.arange(len(classes)), counts), written.digest())
 
 
 def _from_timm(spec: str, data_dir: str | None, download: bool) -> DataSource:

@@ -204,9 +204,10 @@ class Trainer:
     def run_epoch(self, stop: StopSignal, reporter: Reporter) -> dict[str, Any]:
         """All steps of an epoch that are still to do."""
         self.task.train()
+        began, shown, unreported = time.perf_counter(), 0.0, 0
         if not self.batches.prepare(len(self.history), lambda: stop.requested):
             self._interrupt()
-        sizes, began, shown, unreported = self.batches.sizes(), time.perf_counter(), 0.0, 0
+        sizes = self.batches.sizes()
         for input, target, told in map(unpacked, self.batches.epoch(len(self.history), self.step)):
             due = self._step(input, target, told, sizes[self.step])
             self.step += 1
@@ -391,7 +392,7 @@ class Trainer:
         """What must not change under a run that goes on: all that decides its result."""
         options = {key: value for key, value in self.options.to_dict().items() if key not in FREE_OPTIONS}
         place = {"precision": self.place.precision, "world": self.place.world}
-        return {**options, **vars(self.plan), **place, "views": self.batches.views}
+        return {**options, **vars(self.plan), **place, "target_views": self.batches.views}
 
 
 def memory_format_of(module: nn.Module, device: torch.device) -> torch.memory_format:

@@ -97,7 +97,9 @@ def _remembered() -> Bf16:
     file = cache_dir() / f"bf16-{key}.json"
     with contextlib.suppress(OSError, ValueError, TypeError):
         return Bf16(**json.loads(file.read_text()))
-    found = _try_out()
+    found, sure = _try_out()
+    if not sure:
+        return found
     with contextlib.suppress(OSError):
         file.parent.mkdir(parents=True, exist_ok=True)
         temporary = file.with_suffix(f".{os.getpid()}")
@@ -106,7 +108,9 @@ def _remembered() -> Bf16:
     return found
 
 
-def _try_out() -> Bf16:
+def _try_out() -> tuple[Bf16, bool]:
+    """And whether it would be the same another time: a machine may be too busy for a trial."""
+    sure = True
     for runs, variables in (("native", {}), ("limited", {ISA_VARIABLE: WITHOUT_AMX})):
         # the child must not think that it is one of torchrun's
         environment = {
@@ -117,10 +121,12 @@ def _try_out() -> Bf16:
                 [sys.executable, "-c", _TRIAL], env={**environment, **variables}, capture_output=True, timeout=120
             )
             if done.returncode == 0:
-                return Bf16(runs, round(float(done.stdout), 3))
-        except (OSError, subprocess.SubprocessError, ValueError):
+                return Bf16(runs, round(float(done.stdout), 3)), True
+        except (OSError, subprocess.SubprocessError):
+            sure = False
+        except ValueError:
             continue
-    return Bf16("no", 0.0)
+    return Bf16("no", 0.0), sure
 
 
 def _processor_flags() -> str:

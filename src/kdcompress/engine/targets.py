@@ -7,12 +7,15 @@ once, in large batches, before the first epoch that needs it; later epochs and l
 from __future__ import annotations
 
 import contextlib
+import dataclasses
+import functools
 import hashlib
+import importlib.metadata
 import inspect
 import itertools
+import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +32,10 @@ from kdcompress.errors import first_line
 FORWARD_BATCH, CPU_BATCH = 512, 128  # what does not fit its caches makes a processor slower, by half and more
 SEED = 0  # of the views, whatever that of the run: other runs then find them
 HALF_MAX, CHECKED = 65504.0, 1024
+TELL_SECONDS = 30.0
+
+# what every module has, and what says where a network comes from; its name is in the key
+NOT_SETTINGS = frozenset((*vars(nn.Module()), "_compiled_call_impl", "pretrained_cfg", "default_cfg"))
 
 ToldBatch = tuple[Tensor, Tensor, dict[str, Tensor]]
 
@@ -42,7 +49,8 @@ class Targets:
     """What frozen networks say about the images of a split, a view at a time: read, or computed and kept.
 
     All processes of a training use it together, and the main one writes. Where the store fails, which is said once,
-    each view is computed anew when it is needed, and the results are the same.
+    each view that it does not hold is computed anew when it is needed, and the results are the same. Networks that say
+    the same are asked once.
 
     Args:
         networks: Name of an argument of the task -> network, on the device: images [B, C, H, W] to rows [B, W], such
@@ -50,7 +58,7 @@ class Targets:
         widths: W, by the same names.
         batches: Of the split.
         fingerprint: Of the data.
-        note: Told where the store fails.
+        note: Told where the store fails, and what takes long.
     """
 
     def __init__(
@@ -63,13 +71,19 @@ class Targets:
         place: Place,
         note: Callable[[str], None],
     ) -> None:
-        self.networks, self.batches, self.place, self.note = dict(networks), batches, place, note
-        self.store: ArrayStore | None = store
+        self.batches, self.place, self.store, self.note = batches, place, store, note
         self.count = len(batches.images.ids)
-        self.shapes = {name: (self.count, widths[name]) for name in self.networks}
         images = {"data": fingerprint, **image_key(batches)}
         where = {"device": place.device.type, "precision": place.precision, "seed": SEED}
-        self.keys = {name: {**network_key(network), **images, **where} for name, network in self.networks.items()}
+        keys = {name: {**network_key(network), **images, **where} for name, network in networks.items()}
+        places = {name: store.place(key) for name, key in keys.items()}
+        self.same = {name: min(other for other in places if places[other] == places[name]) for name in places}
+        # everybody locks in this order
+        self.names = sorted(set(self.same.values()), key=lambda name: places[name])
+        self.networks = {name: networks[name] for name in self.names}
+        self.keys = {name: keys[name] for name in self.names}
+        self.shapes = {name: (self.count, widths[name]) for name in self.names}
+        self.writable = True
         self.view: int | None = None
         self.rows: dict[str, np.ndarray] = {}
 
@@ -81,11 +95,13 @@ class Targets:
         if not self._keep(view, stopped):
             return False
         self.rows = self._kept(view)
-        if len(self.rows) < len(self.networks):
+        missing = [name for name in self.names if name not in self.rows]
+        if missing:
             self._give_up("its files cannot be read by all processes")
-            self.rows = {name: np.empty(shape, np.float16) for name, shape in self.shapes.items()}
-            if not self._compute(view, self.rows, stopped):
+            made = {name: np.empty(self.shapes[name], np.float16) for name in missing}
+            if not self._compute(view, made, stopped):
                 return False
+            self.rows |= made
         self.view = view
         return True
 
@@ -97,65 +113,83 @@ class Targets:
             if self.place.device.type == "cuda":
                 chosen = chosen.pin_memory()
             found[name] = chosen.to(self.place.device, non_blocking=True).float()
-        return found
+        return {name: found[same] for name, same in self.same.items()}
 
     def _kept(self, view: int) -> dict[str, np.ndarray]:
         """What the store holds of a view for every process."""
         found = {}
-        for name in self.keys:
+        for name in self.names:
             rows = self._read(name, view)
             if not anyone(rows is None, self.place) and rows is not None:
                 found[name] = rows
         return found
 
     def _read(self, name: str, view: int) -> np.ndarray | None:
-        return self.store.open(self.keys[name], view, self.shapes[name]) if self.store is not None else None
+        return self.store.open(self.keys[name], view, self.shapes[name])
 
     def _keep(self, view: int, stopped: Callable[[], bool]) -> bool:
         """Let the store hold a view; False if it was stopped on the way."""
-        if self.store is None or len(self._kept(view)) == len(self.networks):
+        if not self.writable or len(self._kept(view)) == len(self.names):
             return True
         arrays: dict[str, np.ndarray | None] = {}
         problem, done = "", False
         try:
             with contextlib.suppress(_Discard), contextlib.ExitStack() as files:
-                missing, problem = from_main(lambda: self._open(view, files, arrays))
-                done = not problem and self._compute(view, {name: arrays.get(name) for name in missing}, stopped)
+                missing, problem = from_main(lambda: self._open(view, files, arrays, stopped))
+                if missing is not None and not problem:
+                    done = self._compute(view, {name: arrays.get(name) for name in missing}, stopped)
                 if not done:
                     raise _Discard
         except OSError as error:
             problem = error.strerror or first_line(error)
-        problem = from_main(partial(str, problem))  # nobody reads before the main process has named the files
+        problem = from_main(functools.partial(str, problem))  # nobody reads before the main process has named the files
         if problem:
             self._give_up(problem)
         return done or bool(problem)
 
-    def _open(self, view: int, files: contextlib.ExitStack, arrays: dict[str, np.ndarray | None]) -> tuple[Any, str]:
-        """Lock what is missing and make files for it; which, and why it cannot be done."""
-        assert self.store is not None
+    def _open(
+        self,
+        view: int,
+        files: contextlib.ExitStack,
+        arrays: dict[str, np.ndarray | None],
+        stopped: Callable[[], bool],
+    ) -> tuple[list[str] | None, str]:
+        """Lock what is missing and make files for it; which, or None if it was stopped, and why it cannot be done."""
+
+        tell = functools.cache(self.note)
+
+        def waiting() -> None:
+            tell("Another run computes these targets; waiting for it.")
+            if stopped():
+                raise _Discard
+
         try:
-            for name in sorted(self.keys):
-                files.enter_context(self.store.lock(self.keys[name], view))
+            for name in self.names:
+                files.enter_context(self.store.lock(self.keys[name], view, waiting))
             # who held the lock before may have written them
-            missing = [name for name in self.keys if self._read(name, view) is None]
+            missing = [name for name in self.names if self._read(name, view) is None]
             for name in missing:
-                arrays[name] = files.enter_context(self.store.create(self.keys[name], view, self.shapes[name]))
+                made = self.store.create(self.keys[name], view, self.shapes[name], beside=self.keys.values())
+                arrays[name] = files.enter_context(made)
+        except _Discard:
+            return None, ""
         except OSError as error:
             return [], error.strerror or first_line(error)
         return missing, ""
 
     def _give_up(self, problem: str) -> None:
-        if self.store is not None:
+        if self.writable:
             self.note(
                 f"Warning: targets cannot be kept in {self.store.folder}: {problem}. They are computed anew each epoch."
             )
-            self.store = None
+            self.writable = False
 
     def _compute(self, view: int, arrays: Mapping[str, np.ndarray | None], stopped: Callable[[], bool]) -> bool:
         """Ask the networks about a view; every process a share. False if it was stopped on the way."""
         count, world = self.count, self.place.world
         chunks = np.array_split(np.arange(count), -(-count // (forward_batch(self.place) * world)))
         parts = [chunk[self.place.rank :: world] for chunk in chunks]
+        shown = time.monotonic()
         with torch.inference_mode(), self.place.autocast():
             for chunk, (x, _) in zip(chunks, self.batches.load(parts, SEED, view), strict=True):
                 if anyone(stopped(), self.place):
@@ -165,6 +199,9 @@ class Targets:
                     rows = gathered(said, len(chunk), self.place)
                     if array is not None:
                         array[chunk[0] : chunk[-1] + 1] = rows.cpu().numpy()
+                if time.monotonic() - shown > TELL_SECONDS:
+                    shown = time.monotonic()
+                    self.note(f"targets of view {view + 1}: {(chunk[-1] + 1) / count:.0%} of the images")
         return True
 
 
@@ -232,20 +269,29 @@ def precision_agreement(network: nn.Module, batches: TrainBatches, place: Place)
 
 
 def image_key(batches: TrainBatches | EvalBatches) -> dict[str, Any]:
-    """What decides how a view of the images of a split looks, but the data themselves."""
+    """What decides how a view of the images of a split looks: the images, and the code that makes views of them."""
     images = batches.images
+    digest = hashlib.blake2b(np.ascontiguousarray(images.ids, dtype="<i8").tobytes(), digest_size=16)
+    digest.update(images.content())
+    for file in sorted(Path(inspect.getfile(TrainBatches)).parent.glob("*.py")):
+        digest.update(file.read_bytes())
     prep = getattr(images, "prep", None)
+    versions = [f"{name} {importlib.metadata.version(name)}" for name in ("pillow", "torchvision")]
     return {
-        "images": hashlib.sha256(np.ascontiguousarray(images.ids, dtype="<i8").tobytes()).hexdigest()[:20],
+        "images": digest.hexdigest(),
         "input": asdict(prep) if prep is not None else None,
         "augment": getattr(batches, "augment", "none"),
         "loading": type(images).__name__,
+        "read by": ", ".join(versions),
     }
 
 
 def network_key(network: nn.Module) -> dict[str, Any]:
-    """What decides what a network says: its structure, its tensors, and the code that runs them."""
+    """What decides what a network says: its structure and settings, its tensors, and the code that runs them."""
     digest = hashlib.blake2b(repr(network).encode(), digest_size=16)
+    for name, module in network.named_modules():
+        settings = {key: _plain(value) for key, value in vars(module).items() if key not in NOT_SETTINGS}
+        digest.update(f"{name} {sorted(settings.items())}".encode())
     for name, tensor in itertools.chain(network.named_parameters(), network.named_buffers()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
@@ -254,6 +300,19 @@ def network_key(network: nn.Module) -> dict[str, Any]:
     name = getattr(getattr(network, "model", network), "pretrained_cfg", {}).get("architecture", "")
     versions = f"torch {torch.__version__}, timm {timm.__version__}"
     return {"network": name, "fingerprint": digest.hexdigest(), "versions": versions}
+
+
+def _plain(value: object) -> str:
+    """A setting as text that is the same in every process: of what is no plain value, only what it is."""
+    if isinstance(value, (bool, int, float, str, bytes, type(None), torch.dtype, torch.Size)):
+        return repr(value)
+    if isinstance(value, (list, tuple)):
+        return f"[{', '.join(map(_plain, value))}]"
+    if isinstance(value, dict):
+        return f"{{{', '.join(sorted(f'{_plain(key)}: {_plain(found)}' for key, found in value.items()))}}}"
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return f"{type(value).__qualname__} {_plain(vars(value))}"
+    return getattr(value, "__qualname__", type(value).__qualname__)
 
 
 def _code(kind: type) -> Iterator[str]:
