@@ -289,8 +289,8 @@ class LightTeacherOptions(Options):
 class GrowOptions(Options):
     """ResKD in one command."""
 
-    res_students: int = option(0, "how many res-students to add at once (with --arch)", low=0, panel=GROWING)
-    grow: bool = option(False, "add res-students (of --arch) until there are enough", panel=GROWING)
+    res_students: int = option(0, "how many res-students to add (with --arch or --search)", low=0, panel=GROWING)
+    grow: bool = option(False, "add res-students (with --arch or --search) until there are enough", panel=GROWING)
     target_macs: float | None = option(
         None, "enough: what all members together may cost, as a share of the teacher's MACs", above=0, panel=GROWING
     )
@@ -311,31 +311,17 @@ class GrowOptions(Options):
 
 
 @dataclass(kw_only=True)
-class DistillOptions(
-    GrowOptions, LightTeacherOptions, AssistantOptions, ResidualOptions, TeacherOptions, TargetOptions, TrainingOptions
-):
-    teacher: str | None = option(
-        None,
-        "run folder, '-', timm name, local-dir:PATH, hf-hub:ORG/NAME, or a checkpoint with --arch or --teacher-arch",
-        argument=True,
-    )
-    method: str = option("kd", "how the student is trained", choices=METHODS)
-    student: str = option("resnet20_cifar", "model spec of the student")
-    pretrained: bool = option(False, "start the student from timm's pretrained weights")
-    arch: tuple[str, ...] = option(
-        (),
-        "model spec of a TEACHER that is a checkpoint; after it, or alone, of the res-students: repeat it for several, "
-        "the last one serves the rest",
-    )
-
-
-@dataclass(kw_only=True)
 class SearchOptions(Options):
     """Which res-student: the best of many that were trained for a short while."""
 
-    search: bool = option(False, "find the res-student's architecture, in place of --arch", panel=SEARCH)
+    search: bool = option(False, "find the architecture of each res-student, in place of --arch", panel=SEARCH)
     max_macs: float | None = option(
-        None, "what the res-student may cost at most, as a share of the teacher's MACs", above=0, high=1, panel=SEARCH
+        None,
+        "what a res-student may cost at most, as a share of the teacher's MACs (distill --grow: by default what "
+        "--target-macs leaves)",
+        above=0,
+        high=1,
+        panel=SEARCH,
     )
     trials: int | None = option(None, "how many architectures are tried (default: 20)", low=1, panel=SEARCH)
     time_budget: str | None = option(
@@ -361,6 +347,32 @@ class SearchOptions(Options):
         if not 0 < seconds < math.inf:
             raise usage_error(f"--time-budget {self.time_budget} leaves no time to search.", "Give more, e.g. 30m.")
         return seconds
+
+
+@dataclass(kw_only=True)
+class DistillOptions(
+    GrowOptions,
+    SearchOptions,
+    LightTeacherOptions,
+    AssistantOptions,
+    ResidualOptions,
+    TeacherOptions,
+    TargetOptions,
+    TrainingOptions,
+):
+    teacher: str | None = option(
+        None,
+        "run folder, '-', timm name, local-dir:PATH, hf-hub:ORG/NAME, or a checkpoint with --arch or --teacher-arch",
+        argument=True,
+    )
+    method: str = option("kd", "how the student is trained", choices=METHODS)
+    student: str = option("resnet20_cifar", "model spec of the student")
+    pretrained: bool = option(False, "start the student from timm's pretrained weights")
+    arch: tuple[str, ...] = option(
+        (),
+        "model spec of a TEACHER that is a checkpoint; after it, or alone, of the res-students: repeat it for several, "
+        "the last one serves the rest",
+    )
 
 
 @dataclass(kw_only=True)

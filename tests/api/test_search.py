@@ -12,6 +12,8 @@ import torch
 from safetensors.torch import load_file
 
 import kdcompress
+from kdcompress.api import check as check_module
+from kdcompress.api import grow as grow_module
 from kdcompress.api import search as search_module
 from kdcompress.api import trials as trials_module
 from kdcompress.api.job import Job
@@ -337,7 +339,7 @@ def test_a_budget_that_none_meets(single: Path, tmp_path: Path) -> None:
 
 def test_optuna_is_named_where_it_is_missing(single: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A traceback of the import would not say what to install."""
-    monkeypatch.setattr(search_module, "find_spec", lambda name: None)
+    monkeypatch.setattr(check_module, "find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"kdcompress\[search\]") as caught:
         found(single, tmp_path / "found")
     assert caught.value.exit_code == 2
@@ -358,3 +360,42 @@ def test_times_that_are_none(text: str) -> None:
     with pytest.raises(UserError, match="--time-budget") as caught:
         _ = AddResStudentOptions(time_budget=text).time_limit
     assert caught.value.exit_code == 2
+
+
+def test_a_cascade_grows_by_searching(single: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is left of the budget is what the next res-student may cost; and when nothing fits, it ends."""
+    monkeypatch.setattr(grow_module, "series_for", lambda size: FEW)
+    teacher, student = single.parent / "teacher", record_of(single)["result"]["macs_ratio"]
+    target = student + 0.35
+    given: dict[str, Any] = {**COMMON, "teacher": teacher, "method": "reskd", "student": TINY, "grow": True}
+    given |= {"search": True, "trials": 2, "target_macs": target, "min_energy_drop": 0.0, "out": tmp_path / "grown"}
+    seen = trained(monkeypatch)
+    result = kdcompress.distill(**given)
+    assert result.macs_ratio is not None
+    assert student < result.macs_ratio <= target
+    assert result.stopped_by in ("macs", "energy")
+    first = record_of(tmp_path / "grown" / "member-1")
+    assert first["options"]["max_macs"] == pytest.approx(0.35, abs=1e-4)
+    assert len(first["result"]["search"]) == 2
+    seen.clear()
+    assert kdcompress.distill(**given, resume=True).to_dict() == result.to_dict()
+    assert seen == []
+
+
+@pytest.mark.parametrize(
+    ("given", "word"),
+    [
+        ({"grow": True, "max_drop": 1.0}, "needs a budget"),
+        ({"grow": True, "target_macs": 0.5, "arch": (TINY,)}, "finds the architecture"),
+        ({"max_macs": 0.1}, "finds res-students"),
+        ({"grow": True, "target_macs": 0.5, "search": False, "trials": 3, "arch": (TINY,)}, "no --search"),
+    ],
+)
+def test_growing_by_search_is_refused_where_it_cannot_be(
+    single: Path, tmp_path: Path, given: dict[str, Any], word: str
+) -> None:
+    """S0 would be trained before the first word about it."""
+    fixed = {**COMMON, "teacher": single.parent / "teacher", "method": "reskd", "student": TINY, "search": True}
+    with pytest.raises(UserError, match=word):
+        kdcompress.distill(**{**fixed, **given}, out=tmp_path / "run")
+    assert not (tmp_path / "run").exists()

@@ -1,17 +1,21 @@
-"""Whether what ``distill`` was told makes sense, before anything is loaded."""
+"""Whether what ``distill`` and ``add-res-student`` were told makes sense, before anything is loaded."""
 
 from __future__ import annotations
 
+from importlib.util import find_spec
+
 from kdcompress.api.targets import check_views
-from kdcompress.errors import usage_error
+from kdcompress.errors import UserError, usage_error
 from kdcompress.option_set import Options, flag
 from kdcompress.options import (
     TEACHERLESS,
+    AddResStudentOptions,
     AssistantOptions,
     DistillOptions,
     GrowOptions,
     LightTeacherOptions,
     ResidualOptions,
+    SearchOptions,
 )
 
 DIVIDED_ONLY = ("assistant_share", "scheme", "reuse_teacher_classifier", "freeze_classifier")
@@ -31,8 +35,11 @@ def check_distill(options: DistillOptions) -> None:
     if options.method not in (*TEACHERLESS, "lwkd") and options.teacher is None:
         raise usage_error(f"--method {options.method} needs a TEACHER.", "Give a run folder, '-', or a checkpoint.")
     growing = "--grow" if options.grow else "--res-students" if options.res_students else None
-    if growing and (options.method != "reskd" or not options.arch):
-        raise usage_error(f"{growing} goes with --method reskd and --arch.", "Add them, or leave it out.")
+    if growing and (options.method != "reskd" or not (options.arch or options.search)):
+        raise usage_error(f"{growing} goes with --method reskd, and --arch or --search.", "Add them, or leave it out.")
+    check_search(options)
+    if options.search and not growing:
+        raise usage_error("--search finds res-students.", "Add --method reskd, and --grow or --res-students N.")
     if options.grow and options.res_students:
         raise usage_error("--grow finds out how many res-students it needs.", "Leave out --res-students.")
     if options.grow and options.target_macs is None and options.max_drop is None:
@@ -73,6 +80,27 @@ def check_distill(options: DistillOptions) -> None:
         raise usage_error(f"{flag(unused[0])} has no meaning here ({why}).", "Leave it out.")
     if options.arch and not growing and options.teacher != "-":
         raise usage_error("--arch is for res-students, or for a TEACHER that is a checkpoint.", "Add --res-students N.")
+
+
+def check_search(options: AddResStudentOptions | DistillOptions) -> None:
+    """Refuse what no search can do.
+
+    Raises:
+        UserError: Options that do not go together, no time, or no Optuna.
+    """
+    if not options.search:
+        for name in vars(SearchOptions()):
+            if getattr(options, name) not in (None, False):
+                raise usage_error(f"{flag(name)} has no meaning here (no --search).", "Leave it out, or add --search.")
+        return
+    if options.arch:
+        raise usage_error("--search finds the architecture that --arch names.", "Leave one of the two out.")
+    if options.max_macs is None and getattr(options, "target_macs", None) is None:
+        remedy = "Say what the res-student may cost of the teacher's MACs: --max-macs 0.1."
+        raise usage_error("--search needs a budget.", remedy)
+    _ = options.time_limit
+    if find_spec("optuna") is None:
+        raise UserError("--search needs Optuna.", "pip install 'kdcompress[search]'", exit_code=2)
 
 
 def _changed(options: DistillOptions, kind: type[Options]) -> list[str]:

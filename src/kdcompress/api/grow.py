@@ -18,12 +18,14 @@ from kdcompress.api.nested import nested
 from kdcompress.api.prepare import fresh
 from kdcompress.api.reference import inherit, load_teacher, open_data
 from kdcompress.api.reskd import add_res_student
+from kdcompress.api.search import check_alone
 from kdcompress.data import choose_channels
 from kdcompress.engine.distributed import from_main, start
 from kdcompress.engine.progress import Reporter, Silent
 from kdcompress.errors import usage_error
 from kdcompress.models.assemble import as_cascade, new_member
 from kdcompress.models.build import ModelSpec, default_config
+from kdcompress.models.candidates import cheapest, series_for
 from kdcompress.models.loading import load_network
 from kdcompress.options import (
     AddResStudentOptions,
@@ -89,16 +91,14 @@ class Limits:
             limits = replace(limits, top1=evaluate(scored).top1 - options.max_drop)
         return limits
 
-    def reached(self, result: TrainResult, arch: str) -> str | None:
-        """Why ``arch`` is not added to a cascade; None where it is."""
+    def reached(self, result: TrainResult, arch: str | None) -> str | None:
+        """Why ``arch`` (None: whatever a search finds) is not added to a cascade; None where it is."""
         if result.top1 >= self.top1:
             return "target"
         if len(result.members or ()) > self.count:
             return "count"
-        if self.macs < math.inf:
-            base = as_cascade(load_network(str(result.run)))
-            if result.macs + macs_of(new_member(ModelSpec.parse(arch), base, seed=0).model) > self.macs:
-                return "macs"
+        if self.macs < math.inf and result.macs + _least(str(result.run), arch) > self.macs:
+            return "macs"
         return None
 
 
@@ -114,6 +114,8 @@ def grow(options: DistillOptions, reporter: Reporter | None, distill: Distill) -
     began = time.perf_counter()
     place = start(options.device, options.precision)
     told = (reporter if place.is_main else None) or Silent()
+    if options.search:
+        check_alone(place)
     for spec in map(ModelSpec.parse, options.arch):
         if not spec.name.startswith("py:"):
             default_config(spec.name)  # before S0 is trained for nothing
@@ -139,15 +141,17 @@ def _grown(
     options: DistillOptions, reporter: Reporter | None, distill: Distill, limits: Limits, folder: Path
 ) -> tuple[TrainResult, str]:
     """The cascade, in the folder of its last member, and why no other was added."""
-    defaults = {**vars(GrowOptions()), **vars(ResidualOptions())}
+    defaults = {**vars(GrowOptions()), **vars(SearchOptions()), **vars(ResidualOptions())}
     own = {name: value for name, value in defaults.items() if name not in vars(LogitOptions())}
     result = distill(replace(options, out=str(folder / "member-0"), resume=True, **own), reporter=reporter)
     number = 0
     while True:
-        arch, number = options.arch[min(number, len(options.arch) - 1)], number + 1
+        arch = options.arch[min(number, len(options.arch) - 1)] if options.arch else None
+        number += 1
         if (reason := limits.reached(result, arch)) is not None:
             return result, reason
-        step = replace(_step(options, arch), run=str(result.run), out=str(folder / f"member-{number}"), resume=True)
+        step = _step(options, arch, limits.macs - result.macs, result)
+        step = replace(step, run=str(result.run), out=str(folder / f"member-{number}"), resume=True)
         longer = add_res_student(step, reporter=reporter)
         assert longer.energies is not None
         before, after = longer.energies[-2:]
@@ -156,13 +160,32 @@ def _grown(
         result = longer
 
 
-def _step(options: DistillOptions, arch: str) -> AddResStudentOptions:
-    """What ``add-res-student`` is told, as far as ``distill`` was told the same."""
+def _step(options: DistillOptions, arch: str | None, left: float, result: TrainResult) -> AddResStudentOptions:
+    """What ``add-res-student`` is told, as far as ``distill`` was told the same.
+
+    Args:
+        arch: None: it is searched for.
+        left: MACs that the next member may have.
+        result: Of the cascade so far.
+    """
     names = {field.name for field in fields(AddResStudentOptions)} - {"run", "teacher", "teacher_arch"}
-    given = {name: getattr(options, name) for name in names - vars(SearchOptions()).keys()}
+    given = {name: getattr(options, name) for name in names}
+    if arch is None:
+        assert result.teacher_macs is not None
+        given["max_macs"] = min(options.max_macs or 1.0, left / result.teacher_macs, 1.0)
     if options.residual_loss == "mse":  # then they are those of S0 alone
         given.update(alpha=None, temperature=None, logit_loss="kl")
-    return AddResStudentOptions(**{**given, "arch": (arch,)})
+    return AddResStudentOptions(**{**given, "arch": () if arch is None else (arch,)})
+
+
+def _least(run: str, arch: str | None) -> int:
+    """MACs of a member of that architecture, or of the cheapest one that a search may find, beside those of a run."""
+    base = as_cascade(load_network(run))
+
+    def counted(spec: str) -> int:
+        return macs_of(new_member(ModelSpec.parse(spec), base, seed=0).model)
+
+    return counted(arch if arch is not None else cheapest(series_for(base.prep.size), counted))
 
 
 def _costs(options: DistillOptions) -> tuple[int, int]:

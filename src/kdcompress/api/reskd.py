@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+from kdcompress.api.check import check_search
 from kdcompress.api.job import Job
 from kdcompress.api.prepare import logit_weights
 from kdcompress.api.residual import Residual
-from kdcompress.api.search import check_search, search
+from kdcompress.api.search import search
 from kdcompress.api.targets import check_views
 from kdcompress.engine.progress import Reporter
 from kdcompress.errors import usage_error

@@ -7,37 +7,24 @@ That res-students are found by architecture search is ResKD's (arXiv 2006.04719)
 from __future__ import annotations
 
 import dataclasses
-from importlib.util import find_spec
 
 from kdcompress.api.job import Job
 from kdcompress.api.residual import Residual
 from kdcompress.api.trials import Trials
+from kdcompress.engine.distributed import Place
 from kdcompress.engine.interrupt import Interrupted
-from kdcompress.errors import UserError, usage_error
-from kdcompress.option_set import flag
-from kdcompress.options import AddResStudentOptions, SearchOptions
+from kdcompress.errors import usage_error
 from kdcompress.results import TrainResult
 
 
-def check_search(options: AddResStudentOptions) -> None:
-    """Refuse what no search can do, before anything is loaded.
+def check_alone(place: Place) -> None:
+    """Refuse several processes.
 
     Raises:
-        UserError: Options that do not go together, no time, or no Optuna.
+        UserError: There are.
     """
-    if not options.search:
-        for name in vars(SearchOptions()):
-            if getattr(options, name) not in (None, False):
-                raise usage_error(f"{flag(name)} has no meaning here (no --search).", "Leave it out, or add --search.")
-        return
-    if options.arch:
-        raise usage_error("--search finds the architecture that --arch names.", "Leave one of the two out.")
-    if options.max_macs is None:
-        remedy = "Say what the res-student may cost of the teacher's MACs: --max-macs 0.1."
-        raise usage_error("--search needs a budget.", remedy)
-    _ = options.time_limit
-    if find_spec("optuna") is None:
-        raise UserError("--search needs Optuna.", "pip install 'kdcompress[search]'", exit_code=2)
+    if place.world > 1:
+        raise usage_error("--search runs in one process only.", "Start it without torchrun.")
 
 
 def search(residual: Residual, job: Job) -> TrainResult:
@@ -51,8 +38,7 @@ def search(residual: Residual, job: Job) -> TrainResult:
         UserError: No candidate is cheap enough, several processes, or a search that began otherwise.
         Interrupted: Ctrl-C or SIGTERM; the state is saved.
     """
-    if job.place.world > 1:
-        raise usage_error("--search runs in one process only.", "Start it without torchrun.")
+    check_alone(job.place)
     trials = Trials.of(residual, job)
     try:
         winner = trials.winner()

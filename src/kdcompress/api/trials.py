@@ -18,7 +18,7 @@ from kdcompress.api.job import Job
 from kdcompress.api.residual import Residual
 from kdcompress.api.short_training import ShortTrainings
 from kdcompress.errors import Diverged, UserError, first_line, usage_error
-from kdcompress.models.candidates import Candidate, affordable, draw, parameters, series_for
+from kdcompress.models.candidates import Candidate, affordable, cheapest, draw, parameters, series_for
 from kdcompress.option_set import flag
 from kdcompress.options import FREE_OPTIONS, AddResStudentOptions
 from kdcompress.ranking import with_front
@@ -213,10 +213,10 @@ def _space(residual: Residual, job: Job, budget: float) -> list[Candidate]:
     series = series_for(size)
     found = affordable(series, counted, budget)
     if not found:
-        cheapest = min((one.specs[0] for one in series), key=counted)
-        ratio = math.ceil(1e4 * counted(cheapest) / teacher) / 1e4
+        least = cheapest(series, counted)
+        ratio = math.ceil(1e4 * counted(least) / teacher) / 1e4
         problem = f"No architecture is within --max-macs {job.options.max_macs:g} of the teacher's {teacher:,} MACs."
-        raise usage_error(problem, f"The cheapest, {cheapest}, needs --max-macs {ratio:g}.")
+        raise usage_error(problem, f"The cheapest, {least}, needs --max-macs {ratio:g}.")
     return found
 
 

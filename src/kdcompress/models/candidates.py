@@ -66,6 +66,11 @@ def affordable(series: Iterable[Series], macs_of: Callable[[str], int], most: fl
     return [candidate for candidate in found if candidate.macs >= LEAST * most] or found
 
 
+def cheapest(series: Iterable[Series], macs_of: Callable[[str], int]) -> str:
+    """The spec that costs least of all."""
+    return min((one.specs[0] for one in series), key=macs_of)
+
+
 def draw(trial: optuna.Trial, space: list[Candidate]) -> Candidate:
     """Let a trial choose family, depth, and how wide of what is affordable there: 0 the narrowest, 1 the widest."""
     family = trial.suggest_categorical("family", _unique(one.family for one in space))
