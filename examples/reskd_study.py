@@ -5,7 +5,8 @@
 
 For each seed: S0, its res-students, gates at several budgets, and for some of these budgets the cascade polished, and
 a single student as dear as it may be on average, trained on labels, by KD and by the logit loss that was best on the
-calibration split (one seed). The oracle stops each image at the first member that is right: no gate can do better.
+calibration split (one seed, a third of the epochs). The oracle stops each image at the first member that is right: no
+gate can do better.
 """
 
 from __future__ import annotations
@@ -58,8 +59,9 @@ def main() -> None:
     # single students
     specs = {budget: _single(budget * teacher_macs, given.size) for budget in given.singles}
     tried = {loss: _distill(teacher, specs[given.singles[0]], "kd", 0, loss) for loss in LOGIT_LOSSES}
-    study.run({_folder(given.singles[0], loss, 0): command for loss, command in tried.items()}, score=False)
-    best = max(tried, key=lambda loss: study.record(_folder(given.singles[0], loss, 0))["result"]["top1"])
+    short = ["--epochs", str(max(1, given.epochs // 3))]
+    study.run({f"loss-{loss}": [*command, *short] for loss, command in tried.items()}, score=False)
+    best = max(tried, key=lambda loss: study.record(f"loss-{loss}")["result"]["top1"])
     runs = {}
     for seed, budget, loss in itertools.product(seeds, given.singles, dict.fromkeys(["ce", "kl", best])):
         method = "ce" if loss == "ce" else "kd"

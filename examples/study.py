@@ -36,6 +36,7 @@ class Study:
     def of(cls, given: argparse.Namespace) -> Study:
         """That of :func:`arguments`."""
         common = ["--data", given.data, "--epochs", str(given.epochs), "--precision", given.precision, "--quiet"]
+        common += ["--compile"] if given.compile else []
         return cls(given.out, common, given.jobs)
 
     def run(self, runs: Mapping[str, Sequence[str]], score: bool = True) -> None:
@@ -115,6 +116,7 @@ def arguments(doc: str | None, epochs: int) -> argparse.ArgumentParser:
         "--jobs", type=int, default=1, help="trainings at a time; their seconds are then those of a part"
     )
     parser.add_argument("--precision", default="auto", help="give one, where the machine may change on the way")
+    parser.add_argument("--compile", action="store_true", help="by torch.compile: worth it in long trainings")
     parser.add_argument("--table", type=Path, help="file with the marks of the table")
     return parser
 
