@@ -3,10 +3,10 @@
     python examples/reskd_study.py OUT --data cifar10/ --teacher resnet56-cifar10.safetensors \\
         --arch resnet56_cifar,shortcut=A --epochs 30 --jobs 2 --table examples/README.md
 
-For each seed: S0, its res-students, gates at several budgets, and for some of these budgets the cascade polished, and
-a single student as dear as it may be on average, trained on labels, by KD and by the logit loss that was best on the
-calibration split (one seed, a third of the epochs). The oracle stops each image at the first member that is right: no
-gate can do better.
+The logit loss is chosen first: the one whose single student is best on the calibration split (one seed, a third of the
+epochs). Then for each seed, all by this loss: S0, its res-students, gates at several budgets, and for some of these
+budgets the cascade polished, and a single student as dear as it may be on average, trained on labels and by KD, too.
+The oracle stops each image at the first member that is right: no gate can do better.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ WIDTHS = [channels / 16 for channels in range(4, 33)]
 def main() -> None:
     parser = arguments(__doc__, epochs=30)
     parser.add_argument("--teacher", required=True)
-    parser.add_argument("--student", default="resnet8_cifar")
-    parser.add_argument("--res-students", nargs="+", default=["resnet20_cifar", "resnet14_cifar", "resnet8_cifar"])
-    parser.add_argument("--budgets", type=float, nargs="+", default=[0.12, 0.15, 0.18, 0.22, 0.26, 0.3, 0.36])
+    parser.add_argument("--student", default="resnet8_cifar,width=0.5")
+    parser.add_argument("--res-students", nargs="+", default=["resnet8_cifar", "resnet20_cifar", "resnet14_cifar"])
+    parser.add_argument("--budgets", type=float, nargs="+", default=[0.05, 0.1, 0.15, 0.18, 0.22, 0.26, 0.3, 0.36])
     parser.add_argument("--singles", type=float, nargs="+", default=[0.18, 0.36], help="budgets of single students")
     parser.add_argument("--polish-epochs", type=int, help="of all members together (default: a fifth of --epochs)")
     parser.add_argument("--size", default="3x32x32", help="of the images")
@@ -40,28 +40,27 @@ def main() -> None:
     teacher = teacher_of(given)
     seeds = range(given.seeds)
 
+    _score_teacher(study, given)
+    teacher_macs = study.result("teacher")["macs"]
+    specs = {budget: _single(budget * teacher_macs, given.size) for budget in given.singles}
+    short = ["--epochs", str(max(1, given.epochs // 3))]
+    tried = {loss: _distill(teacher, specs[given.singles[0]], "kd", 0, loss) for loss in LOGIT_LOSSES}
+    study.run({f"loss-{loss}": [*command, *short] for loss, command in tried.items()}, score=False)
+    best = max(tried, key=lambda loss: study.record(f"loss-{loss}")["result"]["top1"])
+
     # chains: a member of every seed before the next one
-    study.run({f"s0-{seed}": _distill(teacher, given.student, "reskd", seed) for seed in seeds})
+    study.run({f"s0-{seed}": _distill(teacher, given.student, "reskd", seed, best) for seed in seeds})
     names = ["s0"]
     for arch in given.res_students:
         before, name = names[-1], f"{names[-1]}-r{len(names)}"
-        grown = {f"{name}-{seed}": _grown(given.out / f"{before}-{seed}", arch, seed) for seed in seeds}
-        study.run(grown)
+        study.run({f"{name}-{seed}": _grown(given.out / f"{before}-{seed}", arch, seed, best) for seed in seeds})
         names.append(name)
-    teacher_macs = study.result("s0-0")["teacher_macs"]
-    _score_teacher(study, given)
     for seed, budget in itertools.product(seeds, sorted({*given.budgets, *given.singles})):
         _gate(study, f"{names[-1]}-{seed}", budget)
-    polishing = ["--epochs", str(given.polish_epochs or max(1, given.epochs // 5))]
+    polishing = ["--epochs", str(given.polish_epochs or max(1, given.epochs // 5)), "--logit-loss", best]
     gates = [f"{names[-1]}-{seed}-gated-{budget}" for seed, budget in itertools.product(seeds, given.singles)]
     study.run({f"{gate}-polished": ["polish", str(given.out / gate), *polishing] for gate in gates})
 
-    # single students
-    specs = {budget: _single(budget * teacher_macs, given.size) for budget in given.singles}
-    tried = {loss: _distill(teacher, specs[given.singles[0]], "kd", 0, loss) for loss in LOGIT_LOSSES}
-    short = ["--epochs", str(max(1, given.epochs // 3))]
-    study.run({f"loss-{loss}": [*command, *short] for loss, command in tried.items()}, score=False)
-    best = max(tried, key=lambda loss: study.record(f"loss-{loss}")["result"]["top1"])
     runs = {}
     for seed, budget, loss in itertools.product(seeds, given.singles, dict.fromkeys(["ce", "kl", best])):
         method = "ce" if loss == "ce" else "kd"
@@ -88,7 +87,11 @@ def main() -> None:
         macs = sum(result.get("expected_macs") or result["macs"] for result in results) / len(results)
         top1 = mean_std(result["top1"] for result in results)
         lines.append(f"| {name} | {top1} | {macs / 1e6:.1f} | {macs / teacher_macs:.1%} |")
-    lines += ["", f"Test split, {given.epochs} epochs a member, last epoch, {given.seeds} seed(s), mean ± deviation."]
+    lines += [
+        "",
+        f"Test split, {given.epochs} epochs a member, last epoch, {given.seeds} seed(s), mean ± deviation; the "
+        f"cascade's logit loss is {best}.",
+    ]
     show(lines, given, "reskd-table")
 
 
@@ -98,8 +101,8 @@ def _distill(teacher: list[str], student: str, method: str, seed: int, loss: str
     return ["distill", *first, "--student", student, "--method", method, *logits, "--seed", str(seed)]
 
 
-def _grown(base: Path, arch: str, seed: int) -> list[str]:
-    return ["add-res-student", str(base), "--arch", arch, "--seed", str(seed)]
+def _grown(base: Path, arch: str, seed: int, loss: str) -> list[str]:
+    return ["add-res-student", str(base), "--arch", arch, "--logit-loss", loss, "--seed", str(seed)]
 
 
 def _folder(budget: float, loss: str, seed: int) -> str:

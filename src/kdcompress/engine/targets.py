@@ -73,9 +73,13 @@ class Targets:
     ) -> None:
         self.batches, self.place, self.store, self.note = batches, place, store, note
         self.count = len(batches.images.ids)
-        images = {"data": fingerprint, **image_key(batches)}
-        where = {"device": place.device.type, "precision": place.precision, "seed": SEED}
-        keys = {name: {**network_key(network), **images, **where} for name, network in networks.items()}
+
+        def made() -> dict[str, dict[str, Any]]:
+            images = {"data": fingerprint, **image_key(batches)}
+            where = {"device": place.device.type, "precision": place.precision, "seed": SEED}
+            return {name: {**network_key(network), **images, **where} for name, network in networks.items()}
+
+        keys = from_main(made)  # other machines may have copies of the data that were written at another time
         places = {name: store.place(key) for name, key in keys.items()}
         self.same = {name: min(other for other in places if places[other] == places[name]) for name in places}
         # everybody locks in this order
