@@ -32,6 +32,9 @@ class Study:
     common: Sequence[str]
     jobs: int = 1
 
+    def __post_init__(self) -> None:
+        self.out.mkdir(parents=True, exist_ok=True)
+
     @classmethod
     def of(cls, given: argparse.Namespace) -> Study:
         """That of :func:`arguments`."""
@@ -45,7 +48,6 @@ class Study:
         Args:
             score: False where something is to be chosen: the test split is no place for that.
         """
-        self.out.mkdir(parents=True, exist_ok=True)
         stopped = threading.Event()
 
         def run(name: str, arguments: Sequence[str]) -> None:
