@@ -11,7 +11,7 @@ from scipy import stats
 from torch import Tensor
 
 from kdcompress.errors import UserError
-from kdcompress.gate_search import descent, search
+from kdcompress.gate_search import descent, search, towards
 from kdcompress.gating import Gate, Stages, outcome
 from kdcompress.guarantee import drop_p_value, least_images, promise
 
@@ -103,6 +103,31 @@ def test_the_path_goes_down_from_the_dearest() -> None:
     assert all(each.top1 >= outcome(stages, "confidence", [None]).top1 - 2.0 for each in path)
 
 
+def test_few_images_promise_a_careful_gate() -> None:
+    """The best trade-offs stop most images at once; if the first of them fails, careful gates would not be tried."""
+    logits, labels = population()
+    random = torch.Generator().manual_seed(1)
+    found = []
+    for draw in range(10):
+        chosen = torch.randint(0, len(labels), (2 * least_images(0.5, 0.95) + 100,), generator=random)
+        given = logits[:, chosen], labels[chosen], MACS, ["confidence"]
+        found.append(promise(*given, max_drop=0.5, confidence_level=0.95, seed=draw))
+    assert sum(each.thresholds != (None,) for each in found) >= 9
+
+
+@pytest.mark.parametrize("measure", ["confidence", "entropy"])
+def test_the_way_to_a_gate(measure: str) -> None:
+    """Fixed-sequence testing needs gates that are ever bolder; else one that fails hides those that would hold."""
+    logits, labels = population(count=800)
+    stages = Stages.from_logits(torch.cat([logits, logits[:1]]), labels, (2, 1, 1), measure)
+    goal = outcome(stages, measure, [0.6, 0.5])
+    way = [*towards(stages, measure, goal.thresholds, 10), goal]
+    stopped = [each.exit_rates[0] + each.exit_rates[1] for each in way]
+    assert stopped == sorted(stopped)
+    assert stopped[0] == pytest.approx(stopped[-1] / 10, abs=0.01)
+    assert all(limit is None for limit in towards(stages, measure, [None, None], 3)[0].thresholds)
+
+
 def test_too_few_images_are_named() -> None:
     """The user could not know whether to fetch more images, or how many."""
     logits, labels = population(count=200)
@@ -117,7 +142,7 @@ def test_where_no_gate_passes_all_members_run() -> None:
     logits[1] *= 20
     found = promise(logits, labels, MACS, ["confidence", "energy"], max_drop=1.0, confidence_level=0.95)
     assert found.thresholds == (None,)
-    assert found.gates == 1
+    assert found.p_value is None
     Gate(found.measure, found.thresholds)
 
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from kdcompress.errors import usage_error
-from kdcompress.gating import Measure, Outcome, Stages, measure_of, outcome, whole_macs
+from kdcompress.gating import Measure, Outcome, Stages, measure_of, outcome, stops_at, whole_macs
 
 _CURVE_POINTS = 50
 _WORK = 150_000_000  # gates that one search may look at: a few seconds on two cores
@@ -272,6 +272,29 @@ def descent(stages: Stages, measure: str, max_drop: float) -> list[Outcome]:
     points = front.points()
     points = _thin(points[points >= needed], _CURVE_POINTS).flip(0)
     return [outcome(stages, measure, front.thresholds(p)) for p in points.tolist()]
+
+
+def towards(stages: Stages, measure: str, thresholds: Sequence[float | None], steps: int) -> list[Outcome]:
+    """Gates on the way to a gate: of as many samples as it stops at a stage an ever larger share, the surest first.
+
+    Args:
+        stages, measure: As for :func:`search`.
+        thresholds: The gate, which is not among those returned.
+        steps: One more than there are gates.
+    """
+    surer = measure_of(measure).higher_is_surer
+    stops = stops_at(stages, measure, thresholds).bincount(minlength=len(thresholds) + 1).tolist()
+    found = []
+    for step in range(1, steps):
+        going, limits = torch.ones_like(stages.correct[0]), list[float | None]()
+        for values, count in zip(stages.values, stops[:-1], strict=True):
+            wanted = min(math.ceil(count * step / steps), int(going.sum()))  # of those that tie, all have stopped
+            limit = float(values[going].sort(descending=surer).values[wanted - 1]) if wanted else None
+            if limit is not None:
+                going &= values < limit if surer else values > limit
+            limits.append(limit)
+        found.append(outcome(stages, measure, limits))
+    return found
 
 
 def best_measure(measured: Mapping[str, Stages], **limit: float) -> str:

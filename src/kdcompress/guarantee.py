@@ -1,9 +1,10 @@
 """Gates that keep a promise: on new images they lose at most so much, with a chosen probability.
 
 Learn then Test (arXiv 2110.01052) with fixed-sequence testing: on one half of the calibration images a path of gates is
-laid from the dearest to the cheapest; on the other half each is tested in that order against "it loses more than
-allowed", until one fails. The probability that a gate that does lose more is chosen is at most 1 - confidence level,
-whatever the images' distribution is, as long as calibration and new images are drawn from the same one.
+laid from the dearest to the cheapest: first ever more of the surest images stop, then it follows the best trade-offs.
+On the other half each is tested in that order against "it loses more than allowed", until one fails. The probability
+that a gate that does lose more is chosen is at most 1 - confidence level, whatever the images' distribution is, as long
+as calibration and new images are drawn from the same one, and the calibration images have not chosen the cascade.
 
 A gate loses the images on which it breaks a right answer of the whole cascade, and wins those on which it mends a wrong
 one. How often the two disagree is unknown and does not matter to the user; the test is the exact one at the worst rate
@@ -24,12 +25,13 @@ from scipy import stats
 from torch import Tensor
 
 from kdcompress.errors import UserError
-from kdcompress.gate_search import best_measure, descent
+from kdcompress.gate_search import best_measure, descent, towards
 from kdcompress.gating import Stages, stops_at
 
 BOUND = 0.1  # part of the allowed error that is spent on the bound of the disagreement
 RATES = 33  # of disagreement, between the least possible and the bound, at which the test is looked at
 TAIL = 1e-12
+STEPS = 20  # to the first of the best trade-offs, which may stop many images already
 
 
 @dataclass(frozen=True)
@@ -43,7 +45,7 @@ class Promise:
         images: On which gates were tested; as many others laid the path.
         gates: Tested, the failing one included.
         broken, mended: Of ``images``, right with every member and wrong with the gate, and the other way round.
-        p_value: Of the gate.
+        p_value: Of the gate; None where none passed and every member runs.
         enough: Calibration images with which the gate that failed would pass, if it erred as often on them.
     """
 
@@ -55,7 +57,7 @@ class Promise:
     gates: int
     broken: int
     mended: int
-    p_value: float
+    p_value: float | None
     enough: int | None = None
 
     def to_dict(self) -> dict[str, Any]:
@@ -93,7 +95,8 @@ def promise(
         raise UserError(
             f"{samples} calibration images can promise nothing: a drop of {max_drop:g} points at level "
             f"{confidence_level:g} needs {needed} or more.",
-            "Use a larger --holdout, a larger --max-drop, or leave out --confidence-level.",
+            f"Train the cascade with {needed / samples:.1f} times the --holdout, "
+            f"{_larger_drop(samples, confidence_level)}or leave out --confidence-level.",
         )
     order = torch.randperm(samples, generator=torch.Generator().manual_seed(seed))
     first, second = order[: samples // 2], order[samples // 2 :]
@@ -103,8 +106,12 @@ def promise(
 
     measure = best_measure({name: half(first, name) for name in measures}, max_drop=max_drop)
     test = half(second, measure)
-    found = Promise(measure, (None,) * (len(macs) - 1), max_drop, confidence_level, len(second), 0, 0, 0, 0.0)
-    for gates, gate in enumerate(descent(half(first, measure), measure, 2 * max_drop), start=1):
+    found = Promise(measure, (None,) * (len(macs) - 1), max_drop, confidence_level, len(second), 0, 0, 0, None)
+    laid = half(first, measure)
+    best = descent(laid, measure, min(100.0, 2 * max_drop))
+    path = [*towards(laid, measure, best[0].thresholds, STEPS), *best]
+    skipping = [gate for gate in path if any(limit is not None for limit in gate.thresholds)]
+    for gates, gate in enumerate(skipping, start=1):
         whole = test.correct[-1]
         gated = test.correct.gather(0, stops_at(test, measure, gate.thresholds)[None])[0]
         broken, mended = int((whole & ~gated).sum()), int((~whole & gated).sum())
@@ -151,10 +158,27 @@ def _probability(loss: int, samples: int, rates: np.ndarray, drop: float) -> np.
 
 def _enough(broken: int, mended: int, samples: int, max_drop: float, error: float) -> int | None:
     """With how many images a gate would pass that errs at the same rates; None if not with a thousand times as many."""
-    for times in (2**power for power in range(1, 11)):
-        if drop_p_value(times * broken, times * mended, times * samples, max_drop, error) <= error:
-            return times * samples
-    return None
+
+    def passes(count: int) -> bool:
+        scale = count / samples
+        return drop_p_value(round(broken * scale), round(mended * scale), count, max_drop, error) <= error
+
+    high = next((samples * 2**power for power in range(1, 11) if passes(samples * 2**power)), None)
+    if high is None:
+        return None
+    low = high // 2
+    while high - low > samples // 16 + 1:  # about; the rates are those of a sample
+        middle = (low + high) // 2
+        low, high = (low, middle) if passes(middle) else (middle, high)
+    return high
+
+
+def _larger_drop(samples: int, confidence_level: float) -> str:
+    """What these images could promise, in words."""
+    drops = [
+        drop for drop in (0.1, 0.2, 0.5, 1, 2, 3, 5, 10, 20) if 2 * least_images(drop, confidence_level) <= samples
+    ]
+    return f"allow --max-drop {drops[0]:g}, " if drops else ""
 
 
 def least_images(max_drop: float, confidence_level: float) -> int:

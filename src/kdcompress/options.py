@@ -326,7 +326,8 @@ class SearchOptions(Options):
     trials: int | None = option(None, "how many architectures are tried (default: 20)", low=1, panel=SEARCH)
     time_budget: str | None = option(
         None,
-        "no trial begins after so long, e.g. 90s, 30m or 2h; then the best is trained in full (default: no limit)",
+        "no trial begins after so long, e.g. 90s, 30m or 2h, in the search for a res-student; then the best is trained "
+        "in full (default: no limit)",
         panel=SEARCH,
     )
 

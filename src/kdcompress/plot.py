@@ -25,6 +25,8 @@ def check_plot(file: str) -> None:
         raise usage_error(f"--plot {file} is of no format that is known.", f"Choose from: {', '.join(FORMATS)}.")
     if not path.absolute().parent.is_dir():
         raise usage_error(f"There is no folder {path.absolute().parent} for --plot.", "Make it, or choose another.")
+    if path.is_dir():
+        raise usage_error(f"--plot {file} is a folder.", "Choose the name of a file.")
     if find_spec("matplotlib") is None:
         raise UserError("--plot needs matplotlib.", "pip install 'kdcompress[plot]'", exit_code=2)
 

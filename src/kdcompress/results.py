@@ -117,7 +117,8 @@ class GateResult(GateFacts, NetworkFacts, Result):
         former_top1: Of the best gate for the weights before they were polished, at the same expected MACs.
         polished: Whether the new weights were kept, for being better.
         curve: The best trade-offs that other thresholds would give.
-        promise: How it was tested that new images lose at most ``max_drop``; None where nothing is promised.
+        promise: How it was tested that new images lose at most ``max_drop``; None where that was not asked for. In it
+            ``p_value`` is None where no gate passed, and every member runs.
     """
 
     data: str

@@ -161,3 +161,15 @@ def test_mse_is_of_the_logits_themselves(logits: tuple[torch.Tensor, torch.Tenso
     """Softened, it would be another loss for every temperature."""
     teacher, student, labels = logits
     assert mse(teacher, student, labels, 1.0) == mse(teacher, student, labels, 9.0) == residual_energy(teacher, student)
+
+
+@pytest.mark.parametrize("name", LOGIT_LOSSES)
+def test_gradients_are_bounded_where_nothing_varies(name: str) -> None:
+    """A network that says the same of every class, as at its start, would be blown up by a single step."""
+    random = torch.Generator().manual_seed(0)
+    teacher, labels = torch.randn(8, 10, generator=random), torch.arange(8)
+    for flat in (torch.zeros(8, 10), torch.full((8, 10), 0.3)):
+        student = flat.requires_grad_()
+        LOGIT_LOSSES[name](teacher, student, labels, 4.0).backward()
+        assert student.grad is not None
+        assert student.grad.abs().max() < 1000

@@ -14,6 +14,7 @@ from kdcompress.options import (
     DistillOptions,
     GrowOptions,
     LightTeacherOptions,
+    LogitOptions,
     ResidualOptions,
     SearchOptions,
 )
@@ -28,6 +29,7 @@ def check_distill(options: DistillOptions) -> None:
         UserError: Of the first such option.
     """
     check_views(options)
+    check_logit_loss(options)
     if options.method in TEACHERLESS and options.teacher is not None:
         raise usage_error(
             f"--method {options.method} takes no teacher.", "Leave TEACHER out, or choose kd, reskd or rkd-assistant."
@@ -80,6 +82,16 @@ def check_distill(options: DistillOptions) -> None:
         raise usage_error(f"{flag(unused[0])} has no meaning here ({why}).", "Leave it out.")
     if options.arch and not growing and options.teacher != "-":
         raise usage_error("--arch is for res-students, or for a TEACHER that is a checkpoint.", "Add --res-students N.")
+
+
+def check_logit_loss(options: LogitOptions) -> None:
+    """Refuse what the chosen logit loss would not look at.
+
+    Raises:
+        UserError: A temperature for ``mse``.
+    """
+    if options.logit_loss == "mse" and options.temperature is not None:
+        raise usage_error("--temperature has no meaning here (--logit-loss mse).", "Leave it out.")
 
 
 def check_search(options: AddResStudentOptions | DistillOptions) -> None:

@@ -22,6 +22,8 @@ from kdcompress.plot import check_plot, plot
 from kdcompress.results import GateResult
 from kdcompress.runs import RECORD, claim
 
+LEAST_DROP = 0.001  # points that can be promised: no split has so many images
+
 
 def gate_calibrate(
     options: GateCalibrateOptions | None = None, /, *, reporter: Reporter | None = None, **given: Any
@@ -46,6 +48,9 @@ def gate_calibrate(
         raise usage_error("gate-calibrate needs exactly one target.", remedy)
     if options.confidence_level is not None and not options.max_drop:
         raise usage_error("--confidence-level promises a --max-drop.", "Give --max-drop POINTS, above 0, beside it.")
+    if options.confidence_level is not None and not LEAST_DROP <= (options.max_drop or 0) < 100:
+        problem = f"--max-drop {options.max_drop} cannot be promised."
+        raise usage_error(problem, f"Give {LEAST_DROP} or more, and less than 100.")
     if options.plot is not None:
         check_plot(options.plot)
     # thresholds compare certainties, so they are found in the arithmetic in which most users will run them
@@ -85,7 +90,7 @@ def gate_calibrate(
         chosen = outcome(stages, measure, promised.thresholds)
         curve = search(stages, measure, max_drop=options.max_drop)[1]
         if all(limit is None for limit in promised.thresholds):
-            told.note(f"Notice: {len(found.labels)} images are too few to promise any gate; {_more(promised)}.")
+            told.note(f"Notice: every member runs: {_why(promised, len(found.labels))}.")
     stem = f"gated-{network.path.name if network.path else network.architecture}"
     run = from_main(lambda: claim(options.out, stem, resume=options.resume))
     if place.is_main:
@@ -140,10 +145,14 @@ def _choose(found: Calibration, names: list[str], options: GateCalibrateOptions)
     return measure, *search(measured[measure], measure, **limit)
 
 
-def _more(promised: Promise) -> str:
+def _why(promised: Promise, images: int) -> str:
+    """Why no gate is promised."""
+    if not promised.gates:
+        return "no gate that skips something loses so little"
     if promised.enough is None:
-        return "nor would more images like these do"
-    return f"about {promised.enough} would do, if the first one tested errs as often on them"
+        return f"{images} images are too few to promise a gate, nor would more images like these do"
+    more = f"about {promised.enough} would do, if the first gate tested errs as often on them"
+    return f"{images} images are too few to promise a gate; {more}"
 
 
 def _rounded_up(ratio: float) -> str:

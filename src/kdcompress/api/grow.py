@@ -19,6 +19,7 @@ from kdcompress.api.prepare import fresh
 from kdcompress.api.reference import inherit, load_teacher, open_data
 from kdcompress.api.reskd import add_res_student
 from kdcompress.api.search import check_alone
+from kdcompress.api.trials import nothing_affordable
 from kdcompress.data import choose_channels
 from kdcompress.engine.distributed import from_main, start
 from kdcompress.engine.progress import Reporter, Silent
@@ -26,7 +27,7 @@ from kdcompress.errors import usage_error
 from kdcompress.models.assemble import as_cascade, new_member
 from kdcompress.models.build import ModelSpec, default_config
 from kdcompress.models.candidates import cheapest, series_for
-from kdcompress.models.loading import load_network
+from kdcompress.models.loading import Network, load_network
 from kdcompress.options import (
     AddResStudentOptions,
     DistillOptions,
@@ -40,6 +41,8 @@ from kdcompress.results import TrainResult
 from kdcompress.runs import CONFIG, METRICS, WEIGHTS, RunFolder, atomic_file
 
 MOST = 16  # res-students
+ROUNDING = 1e-6  # of accuracies in percent, which are counts
+SCALE_FREE = ("dist", "standardized-kl")  # they leave the scale of logits open, and with it the residual's energy
 REASONS = {
     "target": "the target is met",
     "macs": "another res-student would cost more than --target-macs",
@@ -77,11 +80,12 @@ class Limits:
         """
         if not options.grow:
             return cls(options.res_students)
-        limits = cls(energy_drop=options.min_energy_drop)
+        limits = cls() if options.logit_loss in SCALE_FREE else cls(energy_drop=options.min_energy_drop)
         if options.target_macs is not None:
             teacher, student = _costs(options)
-            if student > options.target_macs * teacher:
-                problem = f"--student {options.student} alone costs {student / teacher:.4f} of the teacher's MACs."
+            own = macs_of(student.model)
+            if own > options.target_macs * teacher:
+                problem = f"--student {options.student} alone costs {own / teacher:.4f} of the teacher's MACs."
                 raise usage_error(problem, "Give a larger --target-macs, or a smaller student.")
             limits = replace(limits, macs=options.target_macs * teacher)
         if options.max_drop is not None:
@@ -93,11 +97,11 @@ class Limits:
 
     def reached(self, result: TrainResult, arch: str | None) -> str | None:
         """Why ``arch`` (None: whatever a search finds) is not added to a cascade; None where it is."""
-        if result.top1 >= self.top1:
+        if result.top1 >= self.top1 - ROUNDING:
             return "target"
         if len(result.members or ()) > self.count:
             return "count"
-        if self.macs < math.inf and result.macs + _least(str(result.run), arch) > self.macs:
+        if self.macs < math.inf and result.macs + _least(load_network(str(result.run)), arch)[1] > self.macs:
             return "macs"
         return None
 
@@ -122,6 +126,8 @@ def grow(options: DistillOptions, reporter: Reporter | None, distill: Distill) -
     if (done := finished(options, "distill", TrainResult, told)) is not None:
         return done
     limits = Limits.of(options)
+    if options.max_macs is not None:
+        _check_budget(options, options.max_macs)
     with nested(options, "distill", f"distill-reskd-{options.student}-grown", "member-0", place) as run:
         result, reason = _grown(options, reporter, distill, limits, run.path)
     if options.grow:
@@ -178,23 +184,36 @@ def _step(options: DistillOptions, arch: str | None, left: float, result: TrainR
     return AddResStudentOptions(**{**given, "arch": () if arch is None else (arch,)})
 
 
-def _least(run: str, arch: str | None) -> int:
-    """MACs of a member of that architecture, or of the cheapest one that a search may find, beside those of a run."""
-    base = as_cascade(load_network(run))
+def _check_budget(options: DistillOptions, max_macs: float) -> None:
+    """Refuse a search that will find nothing, before S0 is trained for nothing.
+
+    Raises:
+        UserError: The cheapest architecture is too dear.
+    """
+    teacher, student = _costs(options)
+    spec, macs = _least(student, None)
+    if macs > max_macs * teacher:
+        raise nothing_affordable(spec, macs, max_macs, teacher)
+
+
+def _least(network: Network, arch: str | None) -> tuple[str, int]:
+    """A member of that architecture, or the cheapest one that a search may find, for a network, and its MACs."""
+    base = as_cascade(network)
 
     def counted(spec: str) -> int:
         return macs_of(new_member(ModelSpec.parse(spec), base, seed=0).model)
 
-    return counted(arch if arch is not None else cheapest(series_for(base.prep.size), counted))
+    spec = arch if arch is not None else cheapest(series_for(base.prep.size), counted)
+    return spec, counted(spec)
 
 
-def _costs(options: DistillOptions) -> tuple[int, int]:
-    """MACs of the teacher and of S0."""
+def _costs(options: DistillOptions) -> tuple[int, Network]:
+    """MACs of the teacher, and an S0."""
     teacher = load_teacher(str(options.teacher), options.teacher_arch, Silent())
     options = inherit(options, teacher.network.record)
     source = open_data(options)
     student = fresh(options.student, source, options, choose_channels(source, options), pretrained=False)
-    return teacher.entry["macs"], macs_of(student.model)
+    return teacher.entry["macs"], student
 
 
 def _take(run: RunFolder, number: int, options: DistillOptions, result: TrainResult) -> None:

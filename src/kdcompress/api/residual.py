@@ -22,7 +22,7 @@ from kdcompress.errors import UserError
 from kdcompress.methods.base import Frozen
 from kdcompress.methods.reskd import ResKdTask
 from kdcompress.models.assemble import as_cascade, joined, new_member
-from kdcompress.models.build import ModelSpec
+from kdcompress.models.build import ModelSpec, zero_classifier
 from kdcompress.models.loading import Network, load_network
 from kdcompress.models.residual_cascade import ResidualCascade
 from kdcompress.models.staged import Staged
@@ -70,6 +70,8 @@ class Residual:
         options, base, teacher, data = job.options, self.base, self.teacher, self.data
         assert isinstance(base.model, ResidualCascade)
         member = self.member(arch, options.seed)
+        if not options.residual_warmup:  # it has only the residual to go by, and begins where the sum is
+            zero_classifier(member.model)
         task = ResKdTask(
             member.model,
             Frozen(base.model, adapter(data.prep, base.prep)),

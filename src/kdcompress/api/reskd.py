@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from kdcompress.api.check import check_search
+from kdcompress.api.check import check_logit_loss, check_search
 from kdcompress.api.job import Job
 from kdcompress.api.prepare import logit_weights
 from kdcompress.api.residual import Residual
@@ -41,6 +41,7 @@ def add_res_student(
         raise usage_error("add-res-student needs one --arch, or --search.", remedy)
     if options.residual_loss == "mse" and (weights := logit_weights(options)):
         raise usage_error(f"{flag(min(weights))} has no meaning here (--residual-loss mse).", "Leave it out.")
+    check_logit_loss(options)
     check_views(options)
     job = Job.begin("add-res-student", "reskd", options, reporter)
     if (done := job.finished()) is not None:

@@ -214,10 +214,15 @@ def _space(residual: Residual, job: Job, budget: float) -> list[Candidate]:
     found = affordable(series, counted, budget)
     if not found:
         least = cheapest(series, counted)
-        ratio = math.ceil(1e4 * counted(least) / teacher) / 1e4
-        problem = f"No architecture is within --max-macs {job.options.max_macs:g} of the teacher's {teacher:,} MACs."
-        raise usage_error(problem, f"The cheapest, {least}, needs --max-macs {ratio:g}.")
+        raise nothing_affordable(least, counted(least), job.options.max_macs, teacher)
     return found
+
+
+def nothing_affordable(spec: str, macs: int, max_macs: float, teacher: int) -> UserError:
+    """The error where even the cheapest architecture is too dear."""
+    ratio = math.ceil(1e4 * macs / teacher) / 1e4
+    problem = f"No architecture is within --max-macs {max_macs:g} of the teacher's {teacher:,} MACs."
+    return usage_error(problem, f"The cheapest, {spec}, needs --max-macs {ratio:g}.")
 
 
 def _study(folder: Path) -> optuna.Study:

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 DKD_WEIGHTS = 1.0, 8.0  # of the target class and of the others: the paper's for CIFAR
-TINY = 1e-8
+FLOOR = 1e-3  # of norms and deviations that are divided by: where nothing varies yet, gradients stay bounded
 
 
 def kl_divergence(teacher_logits: Tensor, student_logits: Tensor, temperature: float) -> Tensor:
@@ -82,15 +82,15 @@ def dist(teacher_logits: Tensor, student_logits: Tensor, target: Tensor, tempera
 
 def pearson(one: Tensor, other: Tensor) -> Tensor:
     """Pearson's correlation of the rows [N, D] of two matrices: [N]; 0 where a row does not vary."""
-    return F.cosine_similarity(one - one.mean(1, keepdim=True), other - other.mean(1, keepdim=True), eps=TINY)
+    return F.cosine_similarity(one - one.mean(1, keepdim=True), other - other.mean(1, keepdim=True), eps=FLOOR)
 
 
 def standardized_kl(teacher_logits: Tensor, student_logits: Tensor, target: Tensor, temperature: float) -> Tensor:
     """KL of logits brought to mean 0 and deviation 1 in each image (Sun et al. 2024, arXiv 2403.01642)."""
 
     def standardized(logits: Tensor) -> Tensor:
-        deviation, mean = torch.std_mean(logits, dim=1, keepdim=True, correction=0)
-        return (logits - mean) / (deviation + TINY)
+        centred = logits - logits.mean(1, keepdim=True)
+        return centred / (centred.square().mean(1, keepdim=True) + FLOOR**2).sqrt()
 
     return kl_divergence(standardized(teacher_logits), standardized(student_logits), temperature)
 

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from kdcompress.data.preprocess import Preprocess
-from kdcompress.models.build import ModelSpec, build, config_of, zero_classifier
+from kdcompress.models.build import ModelSpec, build, config_of
 from kdcompress.models.loading import Network
 from kdcompress.models.residual_cascade import ARCHITECTURE, ResidualCascade
 
@@ -35,13 +35,12 @@ def new_network(
 
 
 def new_member(spec: ModelSpec, base: Network, seed: int) -> Network:
-    """A res-student that takes the input of ``base`` and at first adds nothing to its logits."""
+    """A res-student that takes the input of ``base``."""
     prep = base.prep
     # members of one chain share its seed, but must not start as copies of each other
     seed += len(base.model_args.get("members", [base]))
     network = new_network(spec, num_classes=base.num_classes, channels=prep.channels, size=prep.size, seed=seed)
     take_input(network.model, base.model)
-    zero_classifier(network.model)
     return network
 
 
