@@ -142,6 +142,7 @@ def test_where_no_gate_passes_all_members_run() -> None:
     logits[1] *= 20
     found = promise(logits, labels, MACS, ["confidence", "energy"], max_drop=1.0, confidence_level=0.95)
     assert found.thresholds == (None,)
+    assert found.gates == 0
     assert found.p_value is None
     Gate(found.measure, found.thresholds)
 

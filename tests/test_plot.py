@@ -63,9 +63,13 @@ def test_the_points_are_those_of_the_result(tmp_path: Path, monkeypatch: pytest.
     assert drawn["all members"] == [(30, 91.0)]
 
 
-@pytest.mark.parametrize(("name", "word"), [("out.bmp", "format"), ("out", "format"), ("no/out.png", "folder")])
+@pytest.mark.parametrize(
+    ("name", "word"),
+    [("out.bmp", "format"), ("out", "format"), ("no/out.png", "folder"), ("pictures.png", "is a folder")],
+)
 def test_what_cannot_be_drawn_is_said_first(tmp_path: Path, name: str, word: str) -> None:
     """The scores of an hour would be lost for a misspelt name."""
+    (tmp_path / "pictures.png").mkdir()
     with pytest.raises(UserError, match=word):
         check_plot(str(tmp_path / name))
 

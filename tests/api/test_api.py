@@ -20,6 +20,7 @@ from heard import Heard
 from kdcompress.api import job as job_module
 from kdcompress.api import prepare
 from kdcompress.api import train as train_module
+from kdcompress.api.grow import Limits
 from kdcompress.api.reference import Teacher
 from kdcompress.data import Data, Preprocess, load_source
 from kdcompress.engine.distributed import Place
@@ -427,6 +428,25 @@ def test_a_student_that_is_too_large_is_refused_before_it_is_trained(chain: Chai
     with pytest.raises(UserError, match=r"alone costs 0\.\d+ of the teacher"):
         grow(chain, tmp_path / "grown", res_students=0, grow=True, target_macs=0.01)
     assert not (tmp_path / "grown").exists()
+
+
+def test_a_refusal_leaves_another_run_as_it_was(chain: Chain, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An unfinished run could not be gone on with any more, for a folder that was mistaken for a cascade's."""
+    given = {**COMMON, "teacher": chain.teacher.run, "student": SMALL, "out": str(tmp_path / "run")}
+    with stopped(train_module.KdTask, 2, signal.SIGTERM, monkeypatch):
+        kdcompress.distill(**given)
+    before = {path.name: path.read_bytes() for path in (tmp_path / "run").iterdir()}
+    with pytest.raises(UserError, match="sdg"):
+        grow(chain, tmp_path / "run", opt="sdg", resume=True)
+    assert {path.name: path.read_bytes() for path in (tmp_path / "run").iterdir()} == before
+
+
+def test_a_target_that_is_just_met_is_met() -> None:
+    """80.1 % of images are within 0.1 of 80.2 %, which no floats are: a res-student would be trained for nothing."""
+    result = TrainResult.__new__(TrainResult)
+    result.top1, result.members = 80.1, None
+    assert 80.2 - 0.1 > 80.1, "in floats"
+    assert Limits(top1=80.2 - 0.1).reached(result, TINY) == "target"
 
 
 # --- resuming a single run

@@ -388,6 +388,8 @@ def test_a_cascade_grows_by_searching(single: Path, tmp_path: Path, monkeypatch:
     [
         ({"grow": True, "max_drop": 1.0}, "needs a budget"),
         ({"grow": True, "target_macs": 0.5, "arch": (TINY,)}, "finds the architecture"),
+        ({"grow": True, "target_macs": 0.9, "max_macs": 0.001}, "No architecture is within"),
+        ({"grow": True, "target_macs": 0.9, "logit_loss": "dist", "min_energy_drop": 0.1}, "--min-energy-drop"),
         ({"max_macs": 0.1}, "finds res-students"),
         ({"grow": True, "target_macs": 0.5, "search": False, "trials": 3, "arch": (TINY,)}, "no --search"),
     ],

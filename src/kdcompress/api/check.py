@@ -6,6 +6,7 @@ from importlib.util import find_spec
 
 from kdcompress.api.targets import check_views
 from kdcompress.errors import UserError, usage_error
+from kdcompress.methods.losses import SCALE_FREE
 from kdcompress.option_set import Options, flag
 from kdcompress.options import (
     TEACHERLESS,
@@ -76,12 +77,21 @@ def check_distill(options: DistillOptions) -> None:
         raise usage_error("--freeze-classifier would keep a random one.", "Add --reuse-teacher-classifier.")
     if not options.grow:
         unused += [name for name in _changed(options, GrowOptions) if name != "res_students"]
+    if not limited_by_energy(options) and "min_energy_drop" in _changed(options, GrowOptions):
+        raise usage_error(
+            f"--min-energy-drop has no meaning here (--logit-loss {options.logit_loss}).", "Leave it out."
+        )
     if not growing:
         unused += [name for name in _changed(options, ResidualOptions) if name.startswith("residual")]
     if unused:
         raise usage_error(f"{flag(unused[0])} has no meaning here ({why}).", "Leave it out.")
     if options.arch and not growing and options.teacher != "-":
         raise usage_error("--arch is for res-students, or for a TEACHER that is a checkpoint.", "Add --res-students N.")
+
+
+def limited_by_energy(options: DistillOptions) -> bool:
+    """Whether the residual's energy tells when a cascade has grown enough: not where a loss leaves its scale open."""
+    return options.residual_loss == "mse" or options.logit_loss not in SCALE_FREE
 
 
 def check_logit_loss(options: LogitOptions) -> None:

@@ -46,11 +46,9 @@ def gate_calibrate(
     if sum((options.max_drop is not None, options.target_macs is not None, bool(options.threshold))) != 1:
         remedy = "Say --max-drop POINTS, --target-macs RATIO or --threshold X."
         raise usage_error("gate-calibrate needs exactly one target.", remedy)
-    if options.confidence_level is not None and not options.max_drop:
-        raise usage_error("--confidence-level promises a --max-drop.", "Give --max-drop POINTS, above 0, beside it.")
     if options.confidence_level is not None and not LEAST_DROP <= (options.max_drop or 0) < 100:
-        problem = f"--max-drop {options.max_drop} cannot be promised."
-        raise usage_error(problem, f"Give {LEAST_DROP} or more, and less than 100.")
+        remedy = f"Give --max-drop POINTS, above 0 ({LEAST_DROP} or more) and below 100, beside it."
+        raise usage_error("--confidence-level promises a --max-drop.", remedy)
     if options.plot is not None:
         check_plot(options.plot)
     # thresholds compare certainties, so they are found in the arithmetic in which most users will run them

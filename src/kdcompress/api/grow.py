@@ -5,12 +5,15 @@ When there are enough is our choice; that the energy of the residual decides is 
 
 from __future__ import annotations
 
+import functools
 import math
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Protocol
 
+from kdcompress.api.check import limited_by_energy
 from kdcompress.api.cost import macs_of
 from kdcompress.api.evaluate import evaluate
 from kdcompress.api.job import INHERITED, finished
@@ -42,13 +45,15 @@ from kdcompress.runs import CONFIG, METRICS, WEIGHTS, RunFolder, atomic_file
 
 MOST = 16  # res-students
 ROUNDING = 1e-6  # of accuracies in percent, which are counts
-SCALE_FREE = ("dist", "standardized-kl")  # they leave the scale of logits open, and with it the residual's energy
 REASONS = {
     "target": "the target is met",
     "macs": "another res-student would cost more than --target-macs",
     "energy": "the last res-student lowered the energy too little, and is left out",
     "count": "there are as many as were asked for",
 }
+
+
+Costs = Callable[[], tuple[int, Network]]
 
 
 class Distill(Protocol):
@@ -72,17 +77,20 @@ class Limits:
     energy_drop: float = -math.inf
 
     @classmethod
-    def of(cls, options: DistillOptions) -> Limits:
+    def of(cls, options: DistillOptions, costs: Costs) -> Limits:
         """Those that the user set, in terms of the teacher.
+
+        Args:
+            costs: Asked for the teacher's MACs and an S0, where they matter.
 
         Raises:
             UserError: S0 alone costs more.
         """
         if not options.grow:
             return cls(options.res_students)
-        limits = cls() if options.logit_loss in SCALE_FREE else cls(energy_drop=options.min_energy_drop)
+        limits = cls(energy_drop=options.min_energy_drop) if limited_by_energy(options) else cls()
         if options.target_macs is not None:
-            teacher, student = _costs(options)
+            teacher, student = costs()
             own = macs_of(student.model)
             if own > options.target_macs * teacher:
                 problem = f"--student {options.student} alone costs {own / teacher:.4f} of the teacher's MACs."
@@ -125,9 +133,10 @@ def grow(options: DistillOptions, reporter: Reporter | None, distill: Distill) -
             default_config(spec.name)  # before S0 is trained for nothing
     if (done := finished(options, "distill", TrainResult, told)) is not None:
         return done
-    limits = Limits.of(options)
+    costs = functools.cache(lambda: _costs(options))
+    limits = Limits.of(options, costs)
     if options.max_macs is not None:
-        _check_budget(options, options.max_macs)
+        _check_budget(options.max_macs, *costs())
     with nested(options, "distill", f"distill-reskd-{options.student}-grown", "member-0", place) as run:
         result, reason = _grown(options, reporter, distill, limits, run.path)
     if options.grow:
@@ -184,13 +193,12 @@ def _step(options: DistillOptions, arch: str | None, left: float, result: TrainR
     return AddResStudentOptions(**{**given, "arch": () if arch is None else (arch,)})
 
 
-def _check_budget(options: DistillOptions, max_macs: float) -> None:
+def _check_budget(max_macs: float, teacher: int, student: Network) -> None:
     """Refuse a search that will find nothing, before S0 is trained for nothing.
 
     Raises:
         UserError: The cheapest architecture is too dear.
     """
-    teacher, student = _costs(options)
     spec, macs = _least(student, None)
     if macs > max_macs * teacher:
         raise nothing_affordable(spec, macs, max_macs, teacher)
@@ -200,6 +208,7 @@ def _least(network: Network, arch: str | None) -> tuple[str, int]:
     """A member of that architecture, or the cheapest one that a search may find, for a network, and its MACs."""
     base = as_cascade(network)
 
+    @functools.cache
     def counted(spec: str) -> int:
         return macs_of(new_member(ModelSpec.parse(spec), base, seed=0).model)
 

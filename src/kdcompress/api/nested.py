@@ -23,13 +23,14 @@ def nested(options: OutputOptions, command: str, stem: str, first: str, place: P
         first: Folder of the first training.
     """
     run = from_main(lambda: claim(options.out, stem, resume=options.resume))
-    if place.is_main and not (run.path / RECORD).exists():
+    begins = place.is_main and not (run.path / RECORD).exists()
+    if begins:
         run.write_json(RECORD, {"command": command, "status": "unfinished"})
     try:
         yield run
     except KeyboardInterrupt as interrupt:
         raise Interrupted(run.path) from interrupt
     except UserError:
-        if place.is_main and not (run.path / first).exists():
+        if begins and not (run.path / first).exists():
             run.discard()
         raise

@@ -95,6 +95,7 @@ def standardized_kl(teacher_logits: Tensor, student_logits: Tensor, target: Tens
     return kl_divergence(standardized(teacher_logits), standardized(student_logits), temperature)
 
 
+SCALE_FREE = ("dist", "standardized-kl")  # they leave the scale of logits open, and with it the residual's energy
 LogitLoss = Callable[[Tensor, Tensor, Tensor, float], Tensor]
 LOGIT_LOSSES: dict[str, LogitLoss] = {
     "kl": kl,
