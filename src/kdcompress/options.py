@@ -248,6 +248,13 @@ class AssistantOptions(Options):
     )
     transfer_weight: float = option(1.0, "of the feature maps beside the cross-entropy", low=0, panel=ASSISTANT)
     logit_weight: float = option(0.0, "of the teacher's logits beside the cross-entropy", low=0, panel=ASSISTANT)
+    student_weight: float = option(
+        0.2,
+        "share of the cross-entropy that is the student's alone, if all learn at once: behind a gate it answers first",
+        low=0,
+        high=1,
+        panel=ASSISTANT,
+    )
     undivided: bool = option(
         False, "train --student itself with the same transfer: the control, and plain FitNets or AT", panel=ASSISTANT
     )

@@ -101,6 +101,8 @@ USAGE = [
     (["distill", "RUNS/teacher", "--method", "rkd-assistant", "--alpha", "0.5"], ["--alpha"]),
     (["distill", "RUNS/teacher", "--method", "rkd-assistant", "--undivided", "--scheme", "progressive"],
      ["--scheme", "--undivided"]),
+    (["distill", "RUNS/teacher", "--method", "rkd-assistant", "--scheme", "progressive", "--student-weight", "0"],
+     ["--student-weight", "--scheme progressive"]),
     (["distill", "RUNS/teacher", "--method", "rkd-assistant", "--scheme", "progressive", "--epochs", "2"],
      ["3 or more"]),
     (["distill", "RUNS/teacher", "--method", "rkd-assistant", "--freeze-classifier"], ["--reuse-teacher-classifier"]),

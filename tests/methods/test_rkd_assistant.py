@@ -208,6 +208,25 @@ def test_losses_are_those_of_the_method(x: Tensor, y: Tensor, transfer: str) -> 
     torch.testing.assert_close(result["task_loss"], F.cross_entropy(result["output"], y))
 
 
+def test_a_student_that_answers_first_has_its_share_of_the_labels(x: Tensor, y: Tensor) -> None:
+    """With a gate most images get S's own answer; and what S is given must be taken from the sum."""
+    results = {weight: task_of("all", student_weight=weight).train()(x, y) for weight in (0.0, 0.25, 1.0)}
+    logits = task_of("all").train().trainable_module(x).student_logits
+    own, summed = F.cross_entropy(logits, y), results[0.0]["task_loss"]
+    for weight, result in results.items():
+        expected = (1 - weight) * summed + weight * own + result["transfer_loss"] + result["residual_loss"]
+        torch.testing.assert_close(result["loss"], expected, rtol=1e-4, atol=1e-5)
+
+
+def test_an_assistant_begins_as_a_network_of_its_own() -> None:
+    """Where its part of the logits began at zero, no label reached its features, and it added nothing in the end."""
+    fresh = StudentAssistant(MODEL, (0.9, 0.5), in_chans=1)
+    assert fresh.assistant_projection.weight.any()
+    x, y = torch.randn(4, *SIZE), torch.arange(4)
+    F.cross_entropy(fresh(x), y).backward()
+    assert all(p.grad is not None and p.grad.any() for p in fresh.assistant.parameters() if p.ndim > 1)
+
+
 @pytest.mark.parametrize("transfer", ["fitnets", "at"])
 def test_the_residual_sends_no_gradient_into_the_student(x: Tensor, y: Tensor, transfer: str) -> None:
     """S would be drawn away from the teacher so that A has an easier task."""

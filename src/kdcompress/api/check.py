@@ -20,7 +20,7 @@ from kdcompress.options import (
     SearchOptions,
 )
 
-DIVIDED_ONLY = ("assistant_share", "scheme", "reuse_teacher_classifier", "freeze_classifier")
+DIVIDED_ONLY = ("assistant_share", "scheme", "student_weight", "reuse_teacher_classifier", "freeze_classifier")
 
 
 def check_distill(options: DistillOptions) -> None:
@@ -73,6 +73,8 @@ def check_distill(options: DistillOptions) -> None:
         unused += _changed(options, AssistantOptions)
     elif options.undivided:
         unused += [name for name in _changed(options, AssistantOptions) if name in DIVIDED_ONLY]
+    elif options.scheme == "progressive" and "student_weight" in _changed(options, AssistantOptions):
+        raise usage_error("--student-weight has no meaning here (--scheme progressive).", "Leave it out.")
     if rkd and options.freeze_classifier and not options.reuse_teacher_classifier:
         raise usage_error("--freeze-classifier would keep a random one.", "Add --reuse-teacher-classifier.")
     if not options.grow:

@@ -85,7 +85,10 @@ def train_rkd_assistant(
 
     def phase(part: str, epochs: int) -> Phase:
         seen = without_maps if part == "classifier" else shown
-        return Phase(lambda: RkdAssistantTask(divided, seen, part=part, **given), epochs, f"({part})")
+        weight = options.student_weight
+        return Phase(
+            lambda: RkdAssistantTask(divided, seen, part=part, student_weight=weight, **given), epochs, f"({part})"
+        )
 
     return job.train([phase(part, epochs) for part, epochs in _phases(options)], network, data, teacher)
 

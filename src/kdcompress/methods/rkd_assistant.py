@@ -202,17 +202,27 @@ class RkdAssistantTask(TransferTask):
     ``L_S = d(phi(F_S), phi(F_T))`` and ``L_A = d(phi(F_A), phi(F_T - F_S))`` at every stage, F_S detached in ``L_A``.
     In the difference F_S is in the teacher's channels: what a connector makes of S's map, the very one of FitNets. AT
     looks at no channels, so there nothing would tie the two; a connector then learns beside, by L2 on a detached map,
-    what S knows of the teacher's (our choice). Where all learn at once, half of the cross-entropy is that of S alone,
-    for S answers first (our choice). A teacher's classifier that is reused needs features like those it was made for.
+    what S knows of the teacher's (our choice). Where all learn at once, a share of the cross-entropy may be that of S
+    alone, which answers first behind a gate (our choice): the larger it is, the less A has to add. A classifier that is
+    the teacher's needs features like those it was made for.
 
     Args:
         part: What learns: ``all``, ``student``, ``assistant`` or ``classifier``, which needs no maps.
         teacher: Where it shows features, ``w`` times the distance of the summed feature from them is added.
+        student_weight: Share of the cross-entropy that is S's alone, in [0, 1]; for the part ``all``.
     """
 
-    def __init__(self, student: Divided, teacher: FrozenMaps, *args: Any, part: str, **more: Any) -> None:
+    def __init__(
+        self,
+        student: Divided,
+        teacher: FrozenMaps,
+        *args: Any,
+        part: str,
+        student_weight: float = 0.0,
+        **more: Any,
+    ) -> None:
         super().__init__(student, teacher, *args, **more)
-        self.part = part
+        self.part, self.student_weight = part, student_weight
         student.learn(part)
 
     def forward(self, input: Tensor, target: Tensor, shown: Tensor | None = None) -> dict[str, Tensor]:
@@ -233,8 +243,9 @@ class RkdAssistantTask(TransferTask):
         if teacher_features is not None:
             losses["feature_loss"] = self.transfer_weight * fitnets(features, teacher_features, teacher_features)
         found = self.total(teacher_logits, logits, target, losses)
-        if self.part == "all":
-            found["loss"] = found["loss"] + 0.5 * (self.cross_entropy(alone, target) - found["task_loss"])
+        if self.part == "all" and self.student_weight:
+            share = self.cross_entropy(alone, target) - found["task_loss"]
+            found["loss"] = found["loss"] + self.student_weight * share
         return found
 
     def residual(self, teacher_maps: Sequence[Tensor], parts: Parts) -> Tensor:

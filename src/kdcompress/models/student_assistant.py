@@ -77,8 +77,8 @@ class StudentAssistant(Staged):
         self.student_projection = nn.Linear(embedding_size(self.student), features, bias=False)
         self.assistant_projection = nn.Linear(embedding_size(self.assistant), features, bias=False)
         self.fc = nn.Linear(features, num_classes)
-        nn.init.orthogonal_(self.student_projection.weight)  # keeps lengths: S starts as a network of its own would
-        nn.init.zeros_(self.assistant_projection.weight)  # the sum starts as the student
+        for projection in (self.student_projection, self.assistant_projection):
+            nn.init.orthogonal_(projection.weight)  # keeps lengths: both start as networks of their own would
         self.spec, self.in_chans = spec, in_chans
 
     def stage_names(self) -> list[str]:
