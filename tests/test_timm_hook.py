@@ -55,10 +55,11 @@ def problems() -> dict[str, str]:
 
 
 def test_the_import_and_the_command_line_are_light() -> None:
-    """``kdcompress --help`` would take seconds."""
+    """``kdcompress --help`` would take seconds, and every command seconds more than it needs."""
     heavy = "{'torch', 'timm', 'numpy', 'torchvision', 'sklearn', 'fvcore'} & set(sys.modules)"
-    code = f"import sys, kdcompress, kdcompress.options, kdcompress.results, kdcompress.cli; print({heavy})"
-    assert python("-c", code) == "set()\n"
+    code = f"import sys, kdcompress, kdcompress.options, kdcompress.results, kdcompress.cli; print({heavy});"
+    rare = "{'scipy', 'sklearn', 'optuna', 'matplotlib'} & set(sys.modules)"
+    assert python("-c", f"{code} import kdcompress.api; print({rare})") == "set()\nset()\n"
 
 
 @pytest.mark.parametrize("order", ORDERS)

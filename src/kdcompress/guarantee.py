@@ -21,7 +21,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from scipy import stats
 from torch import Tensor
 
 from kdcompress.errors import UserError
@@ -135,6 +134,8 @@ def drop_p_value(broken: int, mended: int, samples: int, max_drop: float, error:
         max_drop: Percentage points.
         error: The level at which the p-value will be looked at; it must not be chosen by the counts.
     """
+    from scipy import stats  # takes seconds, which no other command should wait for
+
     allowed, spent = max_drop / 100, BOUND * error
     differ = broken + mended
     bound = float(stats.beta.ppf(1 - spent, differ + 1, samples - differ)) if differ < samples else 1.0
@@ -147,6 +148,8 @@ def drop_p_value(broken: int, mended: int, samples: int, max_drop: float, error:
 
 def _probability(loss: int, samples: int, rates: np.ndarray, drop: float) -> np.ndarray:
     """That broken less mended answers are at most ``loss``, if answers differ at ``rates`` [R] and lose ``drop``."""
+    from scipy import stats
+
     low = int(stats.binom.ppf(TAIL, samples, rates.min()))
     high = int(stats.binom.ppf(1 - TAIL, samples, rates.max()))
     differ = np.arange(low, high + 1)

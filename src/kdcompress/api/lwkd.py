@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from scipy.optimize import quadratic_assignment
 from torch import Tensor
 
 from kdcompress.api.job import Job, Phase
@@ -98,6 +97,8 @@ def similar_classes(confusion: Tensor, bank: SoftTargetBank) -> Tensor:
     Args:
         confusion: [K, K], mean distribution that the student gives to images of each class.
     """
+    from scipy.optimize import quadratic_assignment  # takes a second, which no other method should wait for
+
     theirs = torch.stack([rows.float().softmax(-1).mean(0) for rows in bank.logits]).numpy()
     ours = confusion.numpy()
     for table in (theirs, ours):
