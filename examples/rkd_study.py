@@ -51,16 +51,25 @@ def main() -> None:
         runs[_folder(wide, share)] = [*command(wide, "RKD + FitNets, end to end"), "--assistant-share", share]
     study.run(runs)
 
-    lines = ["| student | trained by | top-1 | S alone | MACs of the undivided |", "| --- | --- | ---: | ---: | ---: |"]
+    def results(student: str, name: str) -> list[dict[str, Any]]:
+        return [study.result(_folder(student, name, f"seed{seed}")) for seed in range(given.seeds)]
+
+    lines = [
+        "| student | trained by | top-1 | above its control | S alone | MACs of the undivided |",
+        "| --- | --- | ---: | ---: | ---: | ---: |",
+    ]
     for student, name in pairs:
-        folders = [_folder(student, name, f"seed{seed}") for seed in range(given.seeds)]
-        lines.append(_row(student, name, [study.result(folder) for folder in folders]))
+        control = _control(name)
+        lines.append(_row(student, name, results(student, name), results(student, control) if control else []))
+    first = results(wide, "FitNets")[:1]
     for share in SHARES:
-        lines.append(_row(wide, f"RKD + FitNets, end to end, share {share}", [study.result(_folder(wide, share))]))
+        name = f"RKD + FitNets, end to end, share {share}"
+        lines.append(_row(wide, name, [study.result(_folder(wide, share))], first))
     lines += [
         "",
         f"CIFAR-10 test, {given.seeds} seed(s), mean ± standard deviation, {given.epochs} epochs, last epoch; other "
-        "shares than 0.1 with one seed.",
+        "shares than 0.1 with the first seed alone. The control of RKD is the undivided student, trained by the same "
+        "transfer with the same seed.",
     ]
     show(lines, given, "rkd-table")
 
@@ -69,11 +78,20 @@ def _folder(*parts: str) -> str:
     return "-".join(parts).replace(" ", "").replace(",", "-").replace("+", "-")
 
 
-def _row(student: str, name: str, results: list[dict[str, Any]]) -> str:
+def _control(name: str) -> str | None:
+    """The row that a divided student is to be compared with."""
+    base = name.removeprefix("RKD + ").split(",")[0]
+    return base if base != name else None
+
+
+def _row(student: str, name: str, results: list[dict[str, Any]], control: list[dict[str, Any]]) -> str:
     top1 = mean_std(result["top1"] for result in results)
+    above = "–"
+    if control:
+        above = mean_std(own["top1"] - other["top1"] for own, other in zip(results, control, strict=True))
     alone = mean_std(result["stage_top1"][0] for result in results) if "stage_top1" in results[0] else "–"
     whole = results[0].get("undivided_macs", results[0]["macs"])
-    return f"| `{student}` | {name} | {top1} | {alone} | {results[0]['macs'] / whole:.3f} |"
+    return f"| `{student}` | {name} | {top1} | {above} | {alone} | {results[0]['macs'] / whole:.3f} |"
 
 
 if __name__ == "__main__":
