@@ -835,6 +835,13 @@ def test_another_loss_on_logits_reaches_the_training(chain: Chain, tmp_path: Pat
     assert max(sums.values()) < 2 * chain.student.loss, "no loss may blow up a network that has just begun"
 
 
+def test_the_students_share_of_the_labels_reaches_an_assistant(chain: Chain, tmp_path: Path) -> None:
+    """--student-weight would be taken, recorded, and without effect."""
+    given: dict[str, Any] = {"scheme": "end-to-end", "epochs": 1}
+    first, second = (assist(chain, tmp_path / str(weight), student_weight=weight, **given) for weight in (0.0, 1.0))
+    assert not same_weights(first.run, second.run)
+
+
 def test_another_loss_on_logits_reaches_an_assistant(chain: Chain, tmp_path: Path) -> None:
     """The same for the methods in which it is one of several losses."""
     assisted = {name: assist(chain, tmp_path / name, logit_weight=1.0, logit_loss=name).loss for name in ("kl", "dist")}

@@ -74,21 +74,24 @@ def check_distill(options: DistillOptions) -> None:
     elif options.undivided:
         unused += [name for name in _changed(options, AssistantOptions) if name in DIVIDED_ONLY]
     elif options.scheme == "progressive" and "student_weight" in _changed(options, AssistantOptions):
-        raise usage_error("--student-weight has no meaning here (--scheme progressive).", "Leave it out.")
+        raise meaningless("student_weight", "--scheme progressive")
     if rkd and options.freeze_classifier and not options.reuse_teacher_classifier:
         raise usage_error("--freeze-classifier would keep a random one.", "Add --reuse-teacher-classifier.")
     if not options.grow:
         unused += [name for name in _changed(options, GrowOptions) if name != "res_students"]
     if not limited_by_energy(options) and "min_energy_drop" in _changed(options, GrowOptions):
-        raise usage_error(
-            f"--min-energy-drop has no meaning here (--logit-loss {options.logit_loss}).", "Leave it out."
-        )
+        raise meaningless("min_energy_drop", f"--logit-loss {options.logit_loss}")
     if not growing:
         unused += [name for name in _changed(options, ResidualOptions) if name.startswith("residual")]
     if unused:
-        raise usage_error(f"{flag(unused[0])} has no meaning here ({why}).", "Leave it out.")
+        raise meaningless(unused[0], why)
     if options.arch and not growing and options.teacher != "-":
         raise usage_error("--arch is for res-students, or for a TEACHER that is a checkpoint.", "Add --res-students N.")
+
+
+def meaningless(name: str, why: str, remedy: str = "Leave it out.") -> UserError:
+    """The error of an option that would change nothing: ``why`` names the one that makes it so."""
+    return usage_error(f"{flag(name)} has no meaning here ({why}).", remedy)
 
 
 def limited_by_energy(options: DistillOptions) -> bool:
@@ -103,7 +106,7 @@ def check_logit_loss(options: LogitOptions) -> None:
         UserError: A temperature for ``mse``.
     """
     if options.logit_loss == "mse" and options.temperature is not None:
-        raise usage_error("--temperature has no meaning here (--logit-loss mse).", "Leave it out.")
+        raise meaningless("temperature", "--logit-loss mse")
 
 
 def check_search(options: AddResStudentOptions | DistillOptions) -> None:
@@ -115,7 +118,7 @@ def check_search(options: AddResStudentOptions | DistillOptions) -> None:
     if not options.search:
         for name in vars(SearchOptions()):
             if getattr(options, name) not in (None, False):
-                raise usage_error(f"{flag(name)} has no meaning here (no --search).", "Leave it out, or add --search.")
+                raise meaningless(name, "no --search", "Leave it out, or add --search.")
         return
     if options.arch:
         raise usage_error("--search finds the architecture that --arch names.", "Leave one of the two out.")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from kdcompress.api.check import check_logit_loss, check_search
+from kdcompress.api.check import check_logit_loss, check_search, meaningless
 from kdcompress.api.job import Job
 from kdcompress.api.prepare import logit_weights
 from kdcompress.api.residual import Residual
@@ -12,7 +12,6 @@ from kdcompress.api.search import search
 from kdcompress.api.targets import check_views
 from kdcompress.engine.progress import Reporter
 from kdcompress.errors import usage_error
-from kdcompress.option_set import flag
 from kdcompress.options import AddResStudentOptions
 from kdcompress.results import TrainResult
 
@@ -40,7 +39,7 @@ def add_res_student(
         remedy = "E.g. --arch resnet8_cifar,width=0.5; or let it be found: --search --max-macs 0.1."
         raise usage_error("add-res-student needs one --arch, or --search.", remedy)
     if options.residual_loss == "mse" and (weights := logit_weights(options)):
-        raise usage_error(f"{flag(min(weights))} has no meaning here (--residual-loss mse).", "Leave it out.")
+        raise meaningless(min(weights), "--residual-loss mse")
     check_logit_loss(options)
     check_views(options)
     job = Job.begin("add-res-student", "reskd", options, reporter)

@@ -218,7 +218,7 @@ class RkdAssistantTask(TransferTask):
         teacher: FrozenMaps,
         *args: Any,
         part: str,
-        student_weight: float = 0.0,
+        student_weight: float = 0.2,
         **more: Any,
     ) -> None:
         super().__init__(student, teacher, *args, **more)
