@@ -12,7 +12,6 @@ runs' JSON.
 from __future__ import annotations
 
 import argparse
-import csv
 import itertools
 
 from study import Study, arguments, mean_std, show
@@ -51,42 +50,35 @@ def main() -> None:
     if given.sweep:
         _sweep(study, given)
         return
-    heavy, heavy_seconds = given.teacher, None
-    if heavy is None:
-        study.run({"teacher": ["train-teacher", "--model", "resnet32_cifar"]})
-        heavy, heavy_seconds = str(given.out / "teacher"), sum(_seconds(study, "teacher"))
+    heavy = given.teacher or study.path("teacher")
     teacher = [heavy, *(["--teacher-arch", given.arch] if given.arch else [])]
-    runs = {}
+    runs = {} if given.teacher else {"teacher": ["train-teacher", "--model", "resnet32_cifar"]}
     for seed, name in itertools.product(range(given.seeds), VARIANTS):  # a seed of everything before the next
         first = teacher if name == "KD" else []
-        runs[_folder(name, seed)] = [
-            "distill",
-            *first,
-            "--student",
-            given.student,
-            *VARIANTS[name],
-            "--seed",
-            str(seed),
-        ]
+        learn = ["distill", *first, "--student", given.student, *VARIANTS[name]]
+        runs[_folder(name, seed)] = [*learn, "--seed", str(seed)]
     if not given.so_far:
         study.run(runs)
+    done = study.results()
     lines = [
         "| student trained by | top-1 | calibration error | teacher, s | teacher and student, s |",
         "| --- | ---: | ---: | ---: | ---: |",
     ]
     for name in VARIANTS:
-        folders = study.done(_folder(name, seed) for seed in range(given.seeds))
+        folders = [folder for seed in range(given.seeds) if (folder := _folder(name, seed)) in done]
         if not folders:
             continue
         results = [study.result(folder) for folder in folders]
-        own = given.epochs * min(min(_seconds(study, folder)) for folder in folders)  # others use the machine, too
-        entry = study.record(folders[0])["teacher"] or {}
-        cost = heavy_seconds if name == "KD" else entry.get("seconds", 0.0)
-        shown = ["not known", "–"] if cost is None else [f"{cost:.0f}", f"{cost + own:.0f}"]
+        fastest = min(min(study.training(folder)["epoch_seconds"]) for folder in folders)  # others use the machine, too
+        entry = study.training(folders[0]).get("teacher", {})
+        cost = entry.get("seconds", 0.0)
+        if name == "KD":
+            cost = sum(study.training("teacher")["epoch_seconds"]) if "teacher" in done else None
+        shown = ["not known", "–"] if cost is None else [f"{cost:.0f}", f"{cost + given.epochs * fastest:.0f}"]
         top1, ece = (mean_std(result[key] for result in results) for key in ("top1", "ece"))
         shown_name = name if len(folders) == given.seeds else f"{name} ({len(folders)} seed(s))"
         lines.append(f"| {shown_name} | {top1} | {ece} | {shown[0]} | {shown[1]} |")
-    hardware = study.record(_folder("CE", 0))["hardware"]
+    hardware = study.training(_folder("CE", 0))["hardware"]
     lines += [
         "",
         f"`{given.student}` on the test split, {given.epochs} epochs, last epoch, {given.seeds} seed(s), mean ± "
@@ -109,8 +101,8 @@ def _sweep(study: Study, given: argparse.Namespace) -> None:
     study.run(runs, score=False)
     lines = ["| option | value | calibration top-1 | entropy of the bank |", "| --- | ---: | ---: | ---: |"]
     for (option, value), name in names.items():
-        record = study.record(name)
-        top1, entropy = record["result"]["top1"], record["teacher"]["softened_entropy"]
+        found = study.training(name)
+        top1, entropy = found["top1"], found["teacher"]["softened_entropy"]
         lines.append(f"| `--{option}` | {value} | {top1:.2f} | {entropy:.2f} |")
     lines += [
         "",
@@ -121,12 +113,6 @@ def _sweep(study: Study, given: argparse.Namespace) -> None:
 
 def _folder(name: str, seed: int) -> str:
     return f"{name.replace(' ', '-')}-seed{seed}"
-
-
-def _seconds(study: Study, name: str) -> list[float]:
-    """Of a run's epochs."""
-    with open(study.out / name / "metrics.csv") as file:
-        return [float(row["seconds"]) for row in csv.DictReader(file)]
 
 
 if __name__ == "__main__":

@@ -11,9 +11,7 @@ The oracle stops each image at the first member that is right: no gate can do be
 
 from __future__ import annotations
 
-import argparse
 import itertools
-from pathlib import Path
 from typing import Any
 
 from gate_promise import collected
@@ -40,32 +38,41 @@ def main() -> None:
     teacher = teacher_of(given)
     seeds = range(given.seeds)
 
-    _score_teacher(study, given)
+    if "teacher" not in study.results():
+        arch = ["--arch", given.arch] if given.arch else []
+        study.keep("teacher", study.call("eval", given.teacher, *arch, "--data", given.data))
     teacher_macs = study.result("teacher")["macs"]
     specs = {budget: _single(budget * teacher_macs, given.size) for budget in given.singles}
     short = ["--epochs", str(max(1, given.epochs // 3))]
     tried = {loss: _distill(teacher, specs[given.singles[0]], "kd", 0, loss) for loss in LOGIT_LOSSES}
     study.run({f"loss-{loss}": [*command, *short] for loss, command in tried.items()}, score=False)
-    best = max(tried, key=lambda loss: study.record(f"loss-{loss}")["result"]["top1"])
+    best = max(tried, key=lambda loss: study.training(f"loss-{loss}")["top1"])
 
-    # chains: a member of every seed before the next one
-    study.run({f"s0-{seed}": _distill(teacher, given.student, "reskd", seed, best) for seed in seeds})
     names = ["s0"]
-    for arch in given.res_students:
-        before, name = names[-1], f"{names[-1]}-r{len(names)}"
-        study.run({f"{name}-{seed}": _grown(given.out / f"{before}-{seed}", arch, seed, best) for seed in seeds})
-        names.append(name)
-    for seed, budget in itertools.product(seeds, sorted({*given.budgets, *given.singles})):
-        _gate(study, f"{names[-1]}-{seed}", budget)
+    for _ in given.res_students:
+        names.append(f"{names[-1]}-r{len(names)}")
     polishing = ["--epochs", str(given.polish_epochs or max(1, given.epochs // 5)), "--logit-loss", best]
-    gates = [f"{names[-1]}-{seed}-gated-{budget}" for seed, budget in itertools.product(seeds, given.singles)]
-    study.run({f"{gate}-polished": ["polish", str(given.out / gate), *polishing] for gate in gates})
-
-    runs = {}
-    for seed, budget, loss in itertools.product(seeds, given.singles, dict.fromkeys(["ce", "kl", best])):
-        method = "ce" if loss == "ce" else "kd"
-        runs[_folder(budget, loss, seed)] = _distill(teacher, specs[budget], method, seed, loss)
-    study.run(runs)
+    losses = list(dict.fromkeys([best, "kl", "ce"]))
+    for seed in seeds:  # everything of a seed before the next one
+        chain = {f"s0-{seed}": _distill(teacher, given.student, "reskd", seed, best)}
+        for (before, name), arch in zip(itertools.pairwise(names), given.res_students, strict=True):
+            grown = ["add-res-student", study.path(f"{before}-{seed}"), "--arch", arch, "--logit-loss", best]
+            chain[f"{name}-{seed}"] = [*grown, "--seed", str(seed)]
+        singles = {
+            _folder(budget, loss, seed): _distill(teacher, specs[budget], "ce" if loss == "ce" else "kd", seed, loss)
+            for loss, budget in itertools.product(losses, given.singles)
+        }
+        full = f"{names[-1]}-{seed}"
+        gates, polished = {}, {}
+        for budget in sorted({*given.budgets, *given.singles}):
+            target = ["--target-macs", str(budget), "--measure", "auto"]
+            gates[f"{full}-gated-{budget}"] = ["gate-calibrate", study.path(full), *target]
+        for budget in given.singles:
+            gated = f"{full}-gated-{budget}"
+            polished[f"{gated}-polished"] = ["polish", study.path(gated), *polishing]
+        study.run(dict([*_alternating(chain, singles), *gates.items(), *polished.items()]))
+        if f"{full}-oracle" not in study.results():
+            study.keep(f"{full}-oracle", _oracle(study.path(full)))
 
     rows: list[tuple[str, list[dict[str, Any]]]] = [("teacher", [study.result("teacher")])]
     for name in names:
@@ -78,10 +85,10 @@ def main() -> None:
     for budget in given.singles:
         found = [study.result(f"{names[-1]}-{seed}-gated-{budget}-polished") for seed in seeds]
         rows.append((f"**gated, `--target-macs {budget}`, polished**", found))
-    for budget, loss in itertools.product(given.singles, dict.fromkeys(["ce", "kl", best])):
+    for budget, loss in itertools.product(given.singles, reversed(losses)):
         found = [study.result(_folder(budget, loss, seed)) for seed in seeds]
         rows.append((f"`{specs[budget]}`, {'labels' if loss == 'ce' else f'KD ({loss})'}", found))
-    rows.append(("oracle gate", [_oracle(str(given.out / f"{names[-1]}-{seed}")) for seed in seeds]))
+    rows.append(("oracle gate", [study.result(f"{names[-1]}-{seed}-oracle") for seed in seeds]))
     lines = ["| | top-1 | MACs, M | of the teacher |", "| --- | ---: | ---: | ---: |"]
     for name, results in rows:
         macs = sum(result.get("expected_macs") or result["macs"] for result in results) / len(results)
@@ -101,10 +108,6 @@ def _distill(teacher: list[str], student: str, method: str, seed: int, loss: str
     return ["distill", *first, "--student", student, "--method", method, *logits, "--seed", str(seed)]
 
 
-def _grown(base: Path, arch: str, seed: int, loss: str) -> list[str]:
-    return ["add-res-student", str(base), "--arch", arch, "--logit-loss", loss, "--seed", str(seed)]
-
-
 def _folder(budget: float, loss: str, seed: int) -> str:
     return f"single-{budget}-{loss}-{seed}"
 
@@ -115,18 +118,10 @@ def _single(macs: float, size: str) -> str:
     return min(specs, key=lambda spec: abs(kdcompress.profile_flops(model=spec, input_size=size).macs - macs))
 
 
-def _gate(study: Study, run: str, budget: float) -> None:
-    name = f"{run}-gated-{budget}"
-    if not (study.out / f"{name}.json").exists():
-        target = ["--target-macs", str(budget), "--measure", "auto", "--out", str(study.out / name), "--resume"]
-        study.call("gate-calibrate", str(study.out / run), *target)
-        study.keep(name, study.call("eval", str(study.out / name)))
-
-
-def _score_teacher(study: Study, given: argparse.Namespace) -> None:
-    if not (study.out / "teacher.json").exists():
-        arch = ["--arch", given.arch] if given.arch else []
-        study.keep("teacher", study.call("eval", given.teacher, *arch, "--data", given.data))
+def _alternating(one: dict[str, list[str]], other: dict[str, list[str]]) -> list[tuple[str, list[str]]]:
+    """A run of one after each of the other, so that nobody waits for what a chain stands on."""
+    pairs = itertools.zip_longest(one.items(), other.items())
+    return [each for pair in pairs for each in pair if each is not None]
 
 
 def _oracle(run: str) -> dict[str, float]:

@@ -5,7 +5,8 @@
 
 Run it again with more ``--epochs`` and another OUT on a better machine. What the teacher shows in each epoch is
 computed once for all runs and kept in the cache: for CIFAR-10 and a ResNet-56, 2.4 GiB an epoch. The table is made from
-the runs' JSON alone.
+what was found alone; that of ``examples/README.md`` from ``results/rkd.json``, which a study goes on from on any other
+machine (``--results``).
 """
 
 from __future__ import annotations

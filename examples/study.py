@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import csv
 import json
 import os
 import shlex
@@ -12,90 +13,129 @@ import sys
 import threading
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+from kdcompress.runs import RunFolder
+
+TRAININGS = ("train-teacher", "distill", "add-res-student", "polish")
+PLACES = ("run", "data", "teacher", "reference")  # of one machine; what is kept is for all
 
 
 @dataclass(frozen=True)
 class Study:
-    """Runs of the command line in one folder.
+    """Runs of the command line, and what is kept of them: all that a table needs, in a file that fits beside it.
+
+    A run whose results are kept is not trained again, even where its folder is gone: a study may go on on another
+    machine with nothing but the file. Where others stand on such a run, it is trained again for them.
 
     Args:
-        out: Where the runs and the JSON of their evaluations go.
+        out: Where the runs go.
+        kept: The file of what they found, a run a line.
         common: Options of every training, unless it has its own.
         jobs: Trainings at a time. On a CPU they share its cores: two of one thread each are faster than one of two
             after the other, the more so the narrower the networks are.
+        settings: What must be the same for all rows of a table.
     """
 
     out: Path
-    common: Sequence[str]
+    kept: Path
+    common: Sequence[str] = ()
     jobs: int = 1
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def __post_init__(self) -> None:
         self.out.mkdir(parents=True, exist_ok=True)
+        if self.kept.exists() and (before := json.loads(self.kept.read_text())["settings"]) != dict(self.settings):
+            sys.exit(
+                f"{self.kept} is of {before}, not of {dict(self.settings)}. Give other --results, or those settings."
+            )
 
     @classmethod
     def of(cls, given: argparse.Namespace) -> Study:
         """That of :func:`arguments`."""
         common = ["--data", given.data, "--epochs", str(given.epochs), "--precision", given.precision, "--quiet"]
         common += ["--compile"] if given.compile else []
-        return cls(given.out, common, given.jobs)
+        settings = {"epochs": given.epochs, "precision": given.precision}
+        return cls(given.out, given.results or given.out / "results.json", common, given.jobs, settings)
 
     def run(self, runs: Mapping[str, Sequence[str]], score: bool = True) -> None:
-        """Train what is not done yet, by name and arguments and in this order, and evaluate it on the test split.
+        """Do what is not done yet, by name and arguments and in this order, and evaluate it on the test split.
+
+        A run may stand on others of the same mapping that come before it, by the paths that :meth:`path` gives.
 
         Args:
             score: False where something is to be chosen: the test split is no place for that.
         """
         stopped = threading.Event()
+        locks = {name: threading.Lock() for name in runs}
+        bases = {self.path(name): name for name in runs}
 
-        def run(name: str, arguments: Sequence[str]) -> None:
-            if stopped.is_set():
-                return
+        def make(name: str) -> None:
+            with locks[name]:  # whoever stands on a run in hand waits for it
+                if self.folder(name).is_finished:
+                    return
+                for argument in runs[name]:
+                    if argument in bases:
+                        make(bases[argument])
+                if not stopped.is_set():
+                    self._make(name, runs[name])
+
+        def once(name: str) -> None:
             try:
-                self._run(name, arguments, score)
+                kept = self.results().get(name, {})
+                if stopped.is_set() or ("eval" if score else "training") in kept:
+                    return
+                make(name)
+                if not stopped.is_set():
+                    self.keep(name, self.call("eval", self.path(name)) if score else None)
             except BaseException:
                 stopped.set()  # at once: another thread may be about to take the next one
                 raise
 
         with ThreadPoolExecutor(self.jobs) as pool:
-            futures = [pool.submit(run, *each) for each in runs.items()]
+            futures = [pool.submit(once, name) for name in runs]
             try:
                 for future in futures:
                     future.result()
             finally:
                 stopped.set()
 
-    def keep(self, name: str, result: str) -> None:
-        """Write a result down, whole or not at all."""
-        file = self.out / f"{name}.json"
-        file.with_suffix(".tmp").write_text(result)
-        file.with_suffix(".tmp").rename(file)
+    def path(self, name: str) -> str:
+        """Of a run, as its own command and those after it are told."""
+        return str(self.out / name)
 
-    def done(self, names: Iterable[str]) -> list[str]:
-        """Those of them that are scored."""
-        return [name for name in names if (self.out / f"{name}.json").exists()]
+    def folder(self, name: str) -> RunFolder:
+        """That of a run."""
+        return RunFolder(self.out / name)
+
+    def results(self) -> dict[str, dict[str, Any]]:
+        """By run: ``eval`` of the test split where it was asked for, and ``training``."""
+        return json.loads(self.kept.read_text())["runs"] if self.kept.exists() else {}
 
     def result(self, name: str) -> dict[str, Any]:
         """What ``eval`` said of a run."""
-        return json.loads((self.out / f"{name}.json").read_text())
+        return self.results()[name]["eval"]
 
-    def record(self, name: str) -> dict[str, Any]:
-        """``run.json`` of a run."""
-        return json.loads((self.out / name / "run.json").read_text())
+    def training(self, name: str) -> dict[str, Any]:
+        """What the command said that made it; with ``hardware``, ``teacher``, and the seconds of each epoch."""
+        return self.results()[name]["training"]
 
-    def _run(self, name: str, arguments: Sequence[str], score: bool) -> None:
-        file = self.out / f"{name}.json"
-        if file.exists():
-            return
-        run = str(self.out / name)
-        command, *own = arguments  # its own options last: of two that are the same, the later one counts
-        self.call(command, *self.common, *own, "--out", run, "--resume")
-        if score:
-            self.keep(name, self.call("eval", run))
+    def keep(self, name: str, found: dict[str, Any] | None) -> None:
+        """Write down what a run is and what was found of it, whole or not at all."""
+        entry: dict[str, Any] = {} if found is None else {"eval": _without_places(found)}
+        if self.folder(name).is_finished:
+            entry["training"] = self._training(name)
+        with self._lock:
+            results = {**self.results(), name: entry}
+            lines = ",\n".join(f"{json.dumps(name)}: {json.dumps(results[name])}" for name in sorted(results))
+            new = self.kept.with_suffix(".tmp")
+            new.write_text(f'{{"settings": {json.dumps(dict(self.settings))}, "runs": {{\n{lines}\n}}}}\n')
+            new.rename(self.kept)
 
-    def call(self, *arguments: str) -> str:
+    def call(self, *arguments: str) -> dict[str, Any]:
         """What a command prints; ends the study if it fails."""
         command = [sys.executable, "-m", "kdcompress", *arguments, "--json"]
         sys.stderr.write(f"+ kdcompress {shlex.join(arguments)}\n")  # one piece, for jobs write at the same time
@@ -103,7 +143,34 @@ class Study:
         done = subprocess.run(command, stdout=subprocess.PIPE, text=True, env={**os.environ, **threads})
         if done.returncode:
             sys.exit(done.returncode)
-        return done.stdout
+        return json.loads(done.stdout)
+
+    def _make(self, name: str, arguments: Sequence[str]) -> None:
+        command, *own = arguments  # its own options last: of two that are the same, the later one counts
+        common = self.common if command in TRAININGS else []
+        self.call(command, *common, *own, "--out", self.path(name), "--resume")
+
+    def _training(self, name: str) -> dict[str, Any]:
+        run = self.folder(name)
+        record = run.record()
+        found = {**record["result"], "hardware": record.get("hardware")}
+        found.pop("curve", None)
+        if record.get("teacher"):
+            found["teacher"] = record["teacher"]
+        metrics = run.path / "metrics.csv"
+        if metrics.exists():
+            with open(metrics) as file:
+                found["epoch_seconds"] = [float(row["seconds"]) for row in csv.DictReader(file)]
+        return _without_places(found)
+
+
+def _without_places(found: dict[str, Any]) -> dict[str, Any]:
+    """Results as they are wherever the runs lie."""
+    return {
+        key: _without_places(value) if isinstance(value, dict) else value
+        for key, value in found.items()
+        if key not in PLACES or isinstance(value, dict)
+    }
 
 
 def arguments(doc: str | None, epochs: int) -> argparse.ArgumentParser:
@@ -119,6 +186,7 @@ def arguments(doc: str | None, epochs: int) -> argparse.ArgumentParser:
     )
     parser.add_argument("--precision", default="auto", help="give one, where the machine may change on the way")
     parser.add_argument("--compile", action="store_true", help="by torch.compile: worth it in long trainings")
+    parser.add_argument("--results", type=Path, help="file that keeps what was found (default: OUT/results.json)")
     parser.add_argument("--table", type=Path, help="file with the marks of the table")
     return parser
 

@@ -37,13 +37,13 @@ def main() -> None:
     for views in given.views:
         names = [f"views-{views}-seed{seed}" for seed in seeds]
         top1 = mean_std(study.result(name)["top1"] for name in names)
-        first, *others = [study.record(name)["result"]["seconds"] / 60 for name in names]
+        first, *others = [study.training(name)["seconds"] / 60 for name in names]
         later = f"{statistics.mean(others):.0f}" if others else "–"
         lines.append(f"| {views or 'new each epoch'} | {top1} | {first:.0f} | {later} |")
     lines += [
         "",
         f"`{given.student}` by KD on the test split, {given.epochs} epochs, last epoch, {given.seeds} seed(s), mean ± "
-        f"standard deviation; on {study.record(names[0])['hardware']}.",
+        f"standard deviation; on {study.training(names[0])['hardware']}.",
     ]
     show(lines, given, "views")
 

@@ -185,20 +185,3 @@ def test_bench_memory_measures_two_sizes() -> None:
     found = [json.loads(line) for line in done.stdout.splitlines()]
     assert [row["images"] for row in found] == [100, 1000]
     assert all(row["first_mib"] > 0 for row in found)
-
-
-def test_a_study_that_is_stopped_begins_nothing_more(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Ctrl-C would end the run in hand, and the next one begin; so would an error, for all that are left."""
-    monkeypatch.syspath_prepend(EXAMPLES)
-    from study import Study
-
-    begun: list[str] = []
-
-    def call(self: Study, *arguments: str) -> str:
-        begun.append(arguments[0])
-        sys.exit(130)
-
-    monkeypatch.setattr(Study, "call", call)
-    with pytest.raises(SystemExit):
-        Study(tmp_path, [], jobs=1).run({name: [name] for name in "abcdefgh"})
-    assert begun == ["a"]
