@@ -1,4 +1,8 @@
-"""Two processes under torchrun: the same work, one run folder, one line of JSON."""
+"""Two processes of a job: the same work, one run folder, one line of JSON.
+
+What torchrun has a part in is tried under torchrun; the rest in processes that are started as it starts them, without
+importing torch anew in each.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +14,7 @@ import pytest
 import torch
 
 from cli.conftest import Cli
+from cli.ranks import Job, job
 from cli.shell import TINY, Done, finished, shell, spawn, tree, wait_for
 
 pytestmark = pytest.mark.skipif(not torch.distributed.is_gloo_available(), reason="PyTorch without gloo")
@@ -108,7 +113,7 @@ def test_pipeline_of_two_processes(here: Path, cli: Cli, runs: Path) -> None:
 
 def test_polish_by_two_processes(here: Path, runs: Path) -> None:
     """Else one of them looks for weights that the other has not written yet, or calibrates on half of the images."""
-    result = shell(f"{TORCHRUN} polish {runs}/gated --epochs 1 --out polished", here).result
+    result = job(f"polish {runs}/gated --epochs 1 --out polished", here).result
     former = json.loads((runs / "gated" / "run.json").read_text())["result"]
     assert result["former_top1"] >= former["gated_top1"] - 1e-3
     assert result["n"] == former["n"]
@@ -146,16 +151,15 @@ def test_sigterm_of_two_processes(here: Path, runs: Path) -> None:
 def test_phases_of_two_processes_resume(here: Path, runs: Path) -> None:
     """Else a run of several phases on several devices cannot be gone on with, or ends elsewhere."""
     settings = f"--method rkd-assistant --scheme progressive --student {TINY} --epochs 4 --seed 5"
-    command = f"{TORCHRUN} distill {runs}/teacher {settings} --out"
-    program, *arguments = f"{command} {here}/stopped".split()
-    process = spawn(arguments, here, program)
-    wait_for(process, "epoch 3/")  # the first of the assistant's
-    process.send_signal(signal.SIGTERM)
-    assert finished(process).status != 0
+    command = f"distill {runs}/teacher {settings} --out"
+    stopped = Job([*command.split(), "stopped"], here)
+    stopped.wait_for("epoch 3/")  # the first of the assistant's
+    stopped.terminate()
+    assert stopped.finished().status != 0
     assert not (here / "stopped" / "model.safetensors").exists()
-    resumed = shell(f"{command} {here}/stopped --resume", here)
+    resumed = job(f"{command} stopped --resume", here)
     assert "epoch 1/" not in resumed.err
-    whole = shell(f"{command} {here}/whole", here).result
+    whole = job(f"{command} whole", here).result
     assert resumed.result["loss"] == whole["loss"]
     made = [(here / name / "model.safetensors").read_bytes() for name in ("stopped", "whole")]
     assert made[0] == made[1]
@@ -164,9 +168,9 @@ def test_phases_of_two_processes_resume(here: Path, runs: Path) -> None:
 def test_targets_of_two_processes(here: Path, runs: Path) -> None:
     """Else each process asks the teacher about all images, or learns what it says of the other's."""
     (here / "blocked").write_text("a file where a folder should be")
-    command = f"{TORCHRUN} distill {runs}/teacher --student {TINY} --epochs 3 --target-views 2"
-    kept = shell(f"{command} --cache-dir cache --out kept", here)
-    blocked = shell(f"{command} --cache-dir blocked --out blocked-run", here)
+    command = f"distill {runs}/teacher --student {TINY} --epochs 3 --target-views 2"
+    kept = job(f"{command} --cache-dir cache --out kept", here)
+    blocked = job(f"{command} --cache-dir blocked --out blocked-run", here)
     assert kept.result["target_views"] == 2
     assert len(list((here / "cache").rglob("view-*.npy"))) == 2
     assert kept.result["loss"] == blocked.result["loss"]
@@ -177,8 +181,7 @@ def test_lwkd_of_two_processes(here: Path) -> None:
     """Else each process maps the classes its own way, trains a discriminator of its own, or makes its own teacher."""
     (here / "watched.py").write_text(WATCHED_LWKD)
     settings = f"--method lwkd --class-map similar --student {TINY} --epochs 2 --cache-dir {here}/cache --out run"
-    program = TORCHRUN.replace("-m kdcompress", "watched.py")
-    done = shell(f"{program} distill {settings}", here)
+    done = job(f"distill {settings}", here, "watched.py")
     assert done.result["method"] == "lwkd"
     said = [json.loads((here / f"said-{rank}.json").read_text()) for rank in (0, 1)]
     assert sorted(said[0]["classes"]) == list(range(10))
