@@ -15,13 +15,11 @@ import itertools
 from typing import Any
 
 from gate_promise import collected
-from study import Study, arguments, mean_std, show, teacher_of
+from study import Study, arguments, mean_std, nearest, show, teacher_of
 
-import kdcompress
 from kdcompress.options import LOGIT_LOSSES
 
 SINGLE = "resnet20_cifar"
-WIDTHS = [channels / 16 for channels in range(4, 33)]
 
 
 def main() -> None:
@@ -42,7 +40,7 @@ def main() -> None:
         arch = ["--arch", given.arch] if given.arch else []
         study.keep("teacher", study.call("eval", given.teacher, *arch, "--data", given.data))
     teacher_macs = study.result("teacher")["macs"]
-    specs = {budget: _single(budget * teacher_macs, given.size) for budget in given.singles}
+    specs = {budget: nearest(SINGLE, budget * teacher_macs, given.size) for budget in given.singles}
     short = ["--epochs", str(max(1, given.epochs // 3))]
     tried = {loss: _distill(teacher, specs[given.singles[0]], "kd", 0, loss) for loss in LOGIT_LOSSES}
     study.run({f"loss-{loss}": [*command, *short] for loss, command in tried.items()}, score=False)
@@ -110,12 +108,6 @@ def _distill(teacher: list[str], student: str, method: str, seed: int, loss: str
 
 def _folder(budget: float, loss: str, seed: int) -> str:
     return f"single-{budget}-{loss}-{seed}"
-
-
-def _single(macs: float, size: str) -> str:
-    """The width of the single student whose MACs come nearest."""
-    specs = [f"{SINGLE},width={width}" for width in WIDTHS]
-    return min(specs, key=lambda spec: abs(kdcompress.profile_flops(model=spec, input_size=size).macs - macs))
 
 
 def _alternating(one: dict[str, list[str]], other: dict[str, list[str]]) -> list[tuple[str, list[str]]]:

@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import kdcompress
 from kdcompress.runs import RunFolder
 
 TRAININGS = ("train-teacher", "distill", "add-res-student", "polish")
@@ -201,6 +202,16 @@ def mean_std(values: Iterable[float]) -> str:
 def teacher_of(given: argparse.Namespace) -> list[str]:
     """The teacher that a study was given, as the commands take it."""
     return [given.teacher, *(["--teacher-arch", given.arch] if given.arch else [])]
+
+
+def nearest(family: str, macs: float, size: str) -> str:
+    """The spec of one of our CIFAR networks, of the width whose MACs come nearest.
+
+    Args:
+        size: Of the images, ``CxHxW``.
+    """
+    specs = [f"{family},width={channels / 16}" for channels in range(2, 33)]
+    return min(specs, key=lambda spec: abs(kdcompress.profile_flops(model=spec, input_size=size).macs - macs))
 
 
 def show(lines: Sequence[str], given: argparse.Namespace, mark: str) -> None:

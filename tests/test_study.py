@@ -1,17 +1,20 @@
 """What the studies under examples/ share: nothing is done twice, nothing is mixed up, and no path is kept."""
 
+import importlib
 import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
 
+import kdcompress
 from kdcompress.runs import WEIGHTS, RunFolder
 
 Called = list[tuple[str, ...]]
+CALLABLE = {"eval", "train-teacher", "distill", "add-res-student", "gate-calibrate", "polish"}
 
 
 @pytest.fixture
@@ -108,3 +111,61 @@ def test_a_study_that_is_stopped_begins_nothing_more(
     with pytest.raises(SystemExit):
         study.Study(tmp_path, tmp_path / "kept.json").run({name: [name] for name in "abcdefgh"})
     assert begun == ["a"]
+
+
+FOUND = {
+    "top1": 70.0,
+    "stage_top1": [69.0, 70.0],
+    "full_top1": 71.0,
+    "gated_top1": 70.0,
+    "loss": 1.0,
+    "ece": 2.0,
+    "macs": 20,
+    "undivided_macs": 21,
+    "expected_macs": 11.0,
+    "expected_macs_ratio": 0.11,
+    "macs_ratio": 0.2,
+    "seconds": 60.0,
+    "members": [{"architecture": "resnet8_cifar", "macs": 9}, {"architecture": "found", "macs": 11}],
+}
+
+
+@pytest.mark.parametrize(
+    ("script", "mark", "rows"),
+    [
+        ("rkd_study", "rkd-table", 19),
+        ("views_study", "views", 2),
+        ("reskd_study", "reskd-table", 20),
+        ("search_study", "search-table", 3),
+        ("lwkd_study", "lwkd-table", 7),
+    ],
+)
+def test_tables_are_made_of_what_was_found(
+    study: ModuleType, script: str, mark: str, rows: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A study would fail after the hours that its trainings take."""
+
+    def call(_: Any, *arguments: str) -> dict[str, Any]:
+        assert arguments[0] in CALLABLE
+        if "--out" in arguments:
+            run = RunFolder(Path(arguments[arguments.index("--out") + 1]))
+            run.path.mkdir()
+            (run.path / WEIGHTS).touch()
+            run.write_metrics([{"epoch": 1, "seconds": 30.0}])
+            run.finish({"result": FOUND, "hardware": "a processor", "teacher": {"seconds": 2.0}})
+        return FOUND
+
+    module = importlib.import_module(script)
+    monkeypatch.setattr(study.Study, "call", call)
+    monkeypatch.setattr(kdcompress, "profile_flops", lambda model, **_: SimpleNamespace(macs=len(model)))
+    if script == "reskd_study":
+        monkeypatch.setattr(module, "_oracle", lambda _: {"top1": 80.0, "macs": 12.0})
+    table = tmp_path / "README.md"
+    table.write_text(f"<!-- {mark}: begin -->\nold\n<!-- {mark}: end -->")
+    arguments = [str(tmp_path / "out"), "--data", "photos", "--teacher", "a.safetensors", "--table", str(table)]
+    monkeypatch.setattr(sys, "argv", [script, *arguments])
+    module.main()
+    found = [line for line in table.read_text().splitlines() if line.startswith("|")]
+    assert len(found) == rows + 2
+    assert len({line.count("|") for line in found}) == 1
+    assert sum("70.00" in line for line in found) >= rows - 1

@@ -1,0 +1,75 @@
+"""The res-student that a search finds beside those picked by hand, of equal MACs; resumes, and skips what is done::
+
+    python examples/search_study.py OUT --data cifar10/ --teacher resnet56-cifar10.safetensors \\
+        --arch resnet56_cifar,shortcut=A --epochs 9 --jobs 2 --table examples/README.md
+
+One search, on one student. Then its winner, and ResNets as wide as cost the same, are trained in full on the same
+student with each seed, and gated for what the search ranked them by: the sum at a third of ``--max-macs`` on top of the
+student. Choices are compared where they were made, on the calibration split; the test split has no part in it.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from study import Study, arguments, mean_std, nearest, show, teacher_of
+
+
+def main() -> None:
+    parser = arguments(__doc__, epochs=9)
+    parser.add_argument("--teacher", required=True)
+    parser.add_argument("--student", default="resnet8_cifar,width=0.5")
+    parser.add_argument("--max-macs", type=float, default=0.15, help="of a res-student, as a share of the teacher's")
+    parser.add_argument("--trials", type=int, default=20)
+    parser.add_argument("--by-hand", nargs="+", default=["resnet8_cifar", "resnet20_cifar"], help="made as wide")
+    parser.add_argument("--size", default="3x32x32", help="of the images")
+    given = parser.parse_args()
+    study = Study.of(given)
+    s0 = ["distill", *teacher_of(given), "--student", given.student, "--method", "reskd"]
+    grown = ["add-res-student", study.path("s0")]
+    search = [*grown, "--search", "--max-macs", str(given.max_macs), "--trials", str(given.trials)]
+    base = {"s0": s0}
+    study.run({**base, "search": search}, score=False)
+
+    winner = study.training("search")["members"][-1]
+    wide = [nearest(family, winner["macs"], given.size) for family in given.by_hand]
+    specs = dict.fromkeys([winner["architecture"], *wide])
+    before = study.training("s0")["macs_ratio"]
+    gate = ["--target-macs", str(round(before + given.max_macs / 3, 4)), "--measure", "auto"]
+    runs = dict(base)
+    for seed in range(given.seeds):
+        for spec in specs:
+            name = _folder(spec, seed)
+            runs[name] = [*grown, "--arch", spec, "--seed", str(seed)]
+            runs[f"{name}-gated"] = ["gate-calibrate", study.path(name), *gate]
+    study.run(runs, score=False)
+
+    lines = [
+        "| res-student | of the teacher's MACs | both run, top-1 | gated, top-1 | expected MACs, of the teacher's |",
+        "| --- | ---: | ---: | ---: | ---: |",
+    ]
+    for spec in specs:
+        names = [_folder(spec, seed) for seed in range(given.seeds)]
+        full = [study.training(name) for name in names]
+        gated: list[dict[str, Any]] = [study.training(f"{name}-gated") for name in names]
+        share = full[0]["macs_ratio"] - before
+        how = "found" if spec == winner["architecture"] else "by hand"
+        expected = sum(result["expected_macs_ratio"] for result in gated) / len(gated)
+        tops = [mean_std(result[key] for result in results) for key, results in (("top1", full), ("gated_top1", gated))]
+        lines.append(f"| `{spec}`, {how} | {share:.3f} | {tops[0]} | {tops[1]} | {expected:.3f} |")
+    found = study.training("search")
+    lines += [
+        "",
+        f"On `{given.student}`; calibration split, {given.epochs} epochs a member, last epoch, {given.seeds} seed(s), "
+        f"mean ± standard deviation; `--max-macs {given.max_macs} --trials {given.trials}`, "
+        f"{found['seconds'] / 60:.0f} minutes on {found['hardware']}.",
+    ]
+    show(lines, given, "search-table")
+
+
+def _folder(spec: str, seed: int) -> str:
+    return f"{spec.replace(',', '-')}-seed{seed}"
+
+
+if __name__ == "__main__":
+    main()
