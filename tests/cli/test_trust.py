@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import timm
 
 from cli.conftest import Cli
 from cli.shell import TINY
+from kdcompress.errors import UserError
 
 EVIL = "py:evil:make"
 
@@ -70,3 +72,31 @@ def test_what_the_user_types_is_run(cli: Cli, mark: Path) -> None:
     run = cli("train-teacher", "--model", EVIL, "--epochs", 1).result["run"]
     assert mark.exists()
     assert cli("eval", run).result["architecture"] == EVIL, "this process typed it before"
+
+
+@pytest.mark.parametrize(
+    ("architecture", "arguments"),
+    [
+        ("residual_cascade", {"members": [{"architecture": TINY.split(",")[0]}, {"architecture": EVIL}]}),
+        ("student_assistant", {"model": {"architecture": EVIL}, "widths": [0.9, 0.3]}),
+    ],
+)
+def test_a_network_within_another(
+    cli: Cli, here: Path, mark: Path, architecture: str, arguments: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else a folder that timm loads, or a model of a hub, has the code of whoever made it run."""
+    told = {"architecture": architecture, "num_classes": 10, "pretrained_cfg": {"num_classes": 10}}
+    (here / "model").mkdir()
+    (here / "model" / "config.json").write_text(json.dumps({**told, "model_args": arguments}))
+    with pytest.raises(UserError, match="names code"):
+        timm.create_model("local-dir:model")
+    with pytest.raises(UserError, match="names code"):
+        timm.create_model(architecture, **arguments)
+    hub = {"num_classes": 10, "architecture": architecture}
+
+    def found(*_: Any, **__: Any) -> tuple[dict[str, Any], str, dict[str, Any]]:
+        return hub, architecture, arguments
+
+    monkeypatch.setattr("timm.models._factory.load_model_config_from_hf", found)
+    cli("profile-flops", "hf-hub:somebody/model").error("names code")
+    assert not mark.exists()

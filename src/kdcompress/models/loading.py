@@ -168,6 +168,8 @@ def _by_timm(reference: str) -> Network:
     """A model folder that others made, here or on the hub: in any of the layouts that timm knows."""
     try:
         model = timm.create_model(reference, pretrained=True)
+    except UserError:
+        raise
     except Exception as error:
         first = first_line(error)
         raise UserError(

@@ -15,6 +15,7 @@ from torch import nn
 
 from kdcompress.models.build import ModelSpec, build
 from kdcompress.models.staged import Staged
+from kdcompress.trust import check_trusted
 
 ARCHITECTURE = "residual_cascade"
 
@@ -26,6 +27,9 @@ class ResidualCascade(Staged):
         members: ``{"architecture": name, "model_args": {…}}`` of each member.
         gate: ``Gate.to_dict()``, or None to run all members always.
         num_classes, in_chans: Of every member.
+
+    Raises:
+        UserError: A member is code that the user did not name: timm, too, may have it from a file.
 
     Example:
         >>> members = [{"architecture": "resnet20_cifar"}, {"architecture": "resnet8_cifar"}]
@@ -43,6 +47,7 @@ class ResidualCascade(Staged):
         super().__init__(gate)
         if not members:
             raise ValueError("A residual cascade needs a member.")
+        check_trusted(members, "The configuration")
         self.num_classes = num_classes
         self.members = nn.ModuleList(
             build(

@@ -19,6 +19,7 @@ from kdcompress.models.build import ModelSpec, config_of
 from kdcompress.models.narrow import narrow
 from kdcompress.models.small_network import default_cfg
 from kdcompress.models.staged import Staged
+from kdcompress.trust import check_trusted
 
 ARCHITECTURE = "student_assistant"
 
@@ -57,6 +58,9 @@ class StudentAssistant(Staged):
         gate: ``Gate.to_dict()``, or None to run both always.
         num_classes, in_chans: As for any network of timm's.
 
+    Raises:
+        UserError: The model is code that the user did not name: timm, too, may have it from a file.
+
     Example:
         >>> timm.create_model("student_assistant", model={"architecture": "resnet20_cifar"}, widths=(0.94, 0.3))
     """
@@ -71,6 +75,7 @@ class StudentAssistant(Staged):
         in_chans: int = 3,
     ) -> None:
         super().__init__(gate)
+        check_trusted(model, "The configuration")
         spec = ModelSpec(model["architecture"], dict(model.get("model_args") or {}))
         self.student, self.assistant = (narrow(spec, width, num_classes=0, in_chans=in_chans) for width in widths)
         self.num_classes, self.num_features = num_classes, features
