@@ -197,7 +197,8 @@ def test_connectors_of_at_do_not_disturb_the_student(x: Tensor, y: Tensor) -> No
 @pytest.mark.parametrize("transfer", ["fitnets", "at"])
 def test_losses_are_those_of_the_method(x: Tensor, y: Tensor, transfer: str) -> None:
     """An assistant that learned the teacher's maps, not what is missing of them, would be a second student."""
-    task = task_of("all", transfer, transfer_weight=2.0, logit_weight=0.5, temperature=3.0).train()
+    weights = {"transfer_weight": 2.0, "logit_weight": 0.5, "student_weight": 0.0}
+    task = task_of("all", transfer, temperature=3.0, **weights).train()
     first, second = naive_residual(task, x, transfer)
     result = task(x, y)
     torch.testing.assert_close(result["transfer_loss"], 2 * first, rtol=1e-4, atol=1e-5)
@@ -214,8 +215,9 @@ def test_a_student_that_answers_first_has_its_share_of_the_labels(x: Tensor, y: 
     logits = task_of("all").train().trainable_module(x).student_logits
     own, summed = F.cross_entropy(logits, y), results[0.0]["task_loss"]
     for weight, result in results.items():
-        expected = (1 - weight) * summed + weight * own + result["transfer_loss"] + result["residual_loss"]
-        torch.testing.assert_close(result["loss"], expected, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(result["task_loss"], (1 - weight) * summed + weight * own, rtol=1e-4, atol=1e-5)
+        parts = sum(result[name] for name in ("task_loss", "transfer_loss", "residual_loss"))
+        torch.testing.assert_close(result["loss"], parts, rtol=1e-4, atol=1e-5)
 
 
 def test_an_assistant_begins_as_a_network_of_its_own() -> None:
@@ -316,3 +318,13 @@ def test_what_is_scored_and_kept_has_no_connectors() -> None:
     assert isinstance(task.trained(), StudentAssistant)
     assert task.get_eval_model() is task.trained()
     assert not any("connector" in key for key in task.trained().state_dict())
+
+
+def test_a_student_that_learns_alone_is_scored_alone(x: Tensor) -> None:
+    """The epochs before the assistant's would be scored with the noise that it begins with."""
+    task = task_of("student").eval()
+    pair = task.trained()
+    alone, both = pair.student_branch()(x), pair(x)
+    torch.testing.assert_close(task.get_eval_model()(x), alone)
+    assert not torch.allclose(alone, both)
+    torch.testing.assert_close(task_of("assistant").eval().get_eval_model()(x), both)

@@ -157,8 +157,12 @@ class StudentTask(TrainingTask):
 
     def get_eval_model(self, module: nn.Module | None = None, ema: bool = False) -> nn.Module:
         """What is scored on the calibration split: takes the batches as the task does."""
-        student = self.trained(module or self.get_trainable_module(ema=ema))
+        student = self.scored(module or self.get_trainable_module(ema=ema))
         return student if self.adapter is None else nn.Sequential(self.adapter, student)
+
+    def scored(self, module: nn.Module | None = None) -> nn.Module:
+        """What of the student is scored: all that is kept of it."""
+        return self.trained(module)
 
 
 class LogitTask(StudentTask):

@@ -186,7 +186,8 @@ class TransferTask(StudentTask):
         self, teacher_logits: Tensor, logits: Tensor, target: Tensor, losses: dict[str, Tensor]
     ) -> dict[str, Tensor]:
         """With the losses on the logits, the result of a step."""
-        losses = {"task_loss": self.cross_entropy(logits, target), **losses}
+        if "task_loss" not in losses:
+            losses = {"task_loss": self.cross_entropy(logits, target), **losses}
         if self.logit_weight:
             losses["kd_loss"] = self.logit_weight * self.logit_loss(teacher_logits, logits, target, self.temperature)
         return {"loss": torch.stack(list(losses.values())).sum(), "output": logits, **losses}
@@ -240,13 +241,18 @@ class RkdAssistantTask(TransferTask):
         if parts.assistant_logits is not None and parts.assistant_features is not None:
             alone = logits
             logits, features = logits + parts.assistant_logits.float(), features + parts.assistant_features.float()
+            if self.part == "all" and self.student_weight:
+                own, shared = self.cross_entropy(alone, target), self.cross_entropy(logits, target)
+                losses["task_loss"] = torch.lerp(shared, own, self.student_weight)
         if teacher_features is not None:
             losses["feature_loss"] = self.transfer_weight * fitnets(features, teacher_features, teacher_features)
-        found = self.total(teacher_logits, logits, target, losses)
-        if self.part == "all" and self.student_weight:
-            share = self.cross_entropy(alone, target) - found["task_loss"]
-            found["loss"] = found["loss"] + self.student_weight * share
-        return found
+        return self.total(teacher_logits, logits, target, losses)
+
+    def scored(self, module: nn.Module | None = None) -> nn.Module:
+        """While the student learns alone, it is scored alone: its assistant has nothing to say yet."""
+        pair = self.trained(module)
+        assert isinstance(pair, StudentAssistant)
+        return pair.student_branch() if self.part == "student" else pair
 
     def residual(self, teacher_maps: Sequence[Tensor], parts: Parts) -> Tensor:
         """``L_A``: mean over the stages of how far A's maps are from what S misses."""
