@@ -48,7 +48,8 @@ class Study:
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def __post_init__(self) -> None:
-        self.out.mkdir(parents=True, exist_ok=True)
+        for folder in (self.out, self.kept.parent):
+            folder.mkdir(parents=True, exist_ok=True)
         if self.kept.exists() and (before := json.loads(self.kept.read_text())["settings"]) != dict(self.settings):
             sys.exit(
                 f"{self.kept} is of {before}, not of {dict(self.settings)}. Give other --results, or those settings."
@@ -86,12 +87,12 @@ class Study:
 
         def once(name: str) -> None:
             try:
-                kept = self.results().get(name, {})
-                if stopped.is_set() or ("eval" if score else "training") in kept:
+                if stopped.is_set() or ("eval" if score else "training") in self._kept(name, runs[name]):
                     return
                 make(name)
                 if not stopped.is_set():
-                    self.keep(name, self.call("eval", self.path(name)) if score else None)
+                    found = self.call("eval", self.path(name)) if score else None
+                    self.keep(name, found, runs[name])
             except BaseException:
                 stopped.set()  # at once: another thread may be about to take the next one
                 raise
@@ -113,7 +114,7 @@ class Study:
         return RunFolder(self.out / name)
 
     def results(self) -> dict[str, dict[str, Any]]:
-        """By run: ``eval`` of the test split where it was asked for, and ``training``."""
+        """By run: its ``arguments``, ``eval`` of the test split where it was asked for, and ``training``."""
         return json.loads(self.kept.read_text())["runs"] if self.kept.exists() else {}
 
     def result(self, name: str) -> dict[str, Any]:
@@ -124,9 +125,11 @@ class Study:
         """What the command said that made it; with ``hardware``, ``teacher``, and the seconds of each epoch."""
         return self.results()[name]["training"]
 
-    def keep(self, name: str, found: dict[str, Any] | None) -> None:
+    def keep(self, name: str, found: dict[str, Any] | None, arguments: Sequence[str] = ()) -> None:
         """Write down what a run is and what was found of it, whole or not at all."""
-        entry: dict[str, Any] = {} if found is None else {"eval": _without_places(found)}
+        entry: dict[str, Any] = {"arguments": self._portable(arguments)}
+        if found is not None:
+            entry["eval"] = _without_places(found)
         if self.folder(name).is_finished:
             entry["training"] = self._training(name)
         with self._lock:
@@ -145,6 +148,20 @@ class Study:
         if done.returncode:
             sys.exit(done.returncode)
         return json.loads(done.stdout)
+
+    def _kept(self, name: str, arguments: Sequence[str]) -> dict[str, Any]:
+        """What is known of a run, and that it is the one that is asked for."""
+        kept = self.results().get(name)
+        if kept is not None and kept["arguments"] != self._portable(arguments):
+            was = shlex.join(kept["arguments"])
+            sys.exit(f"{self.kept} has {name} by other arguments: {was}. Give other --results, or those arguments.")
+        return kept or {}
+
+    def _portable(self, arguments: Sequence[str]) -> list[str]:
+        """A command as it is on any machine: of paths the names alone."""
+        own = f"{self.out}{os.sep}"
+        places = [each.startswith(own) or Path(each).is_absolute() or Path(each).exists() for each in arguments]
+        return [Path(each).name if place else each for each, place in zip(arguments, places, strict=True)]
 
     def _make(self, name: str, arguments: Sequence[str]) -> None:
         command, *own = arguments  # its own options last: of two that are the same, the later one counts

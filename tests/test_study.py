@@ -89,12 +89,22 @@ def test_rows_of_other_settings_are_not_mixed(study: ModuleType, called: Called,
         study.Study(tmp_path, kept, settings={"epochs": 10})
 
 
+def test_a_row_of_other_arguments_is_not_taken(study: ModuleType, called: Called, tmp_path: Path) -> None:
+    """A row would show what another student, or another teacher, has reached."""
+    kept = tmp_path / "new" / "kept.json"
+    study.Study(tmp_path / "here", kept).run({"first": ["distill", "/here/teacher", "--student", "resnet8_cifar"]})
+    elsewhere = study.Study(tmp_path / "elsewhere", kept)
+    elsewhere.run({"first": ["distill", "/there/teacher", "--student", "resnet8_cifar"]})
+    with pytest.raises(SystemExit, match="first by other arguments: distill teacher --student resnet8_cifar"):
+        elsewhere.run({"first": ["distill", "/there/teacher", "--student", "lenet5"]})
+
+
 def test_what_chooses_is_not_scored(study: ModuleType, called: Called, tmp_path: Path) -> None:
     """Something would be chosen on the test split."""
     one = study.Study(tmp_path, tmp_path / "kept.json")
     one.run({"first": ["distill"]}, score=False)
     assert [command[0] for command in called] == ["distill"]
-    assert json.loads(one.kept.read_text())["runs"]["first"].keys() == {"training"}
+    assert json.loads(one.kept.read_text())["runs"]["first"].keys() == {"arguments", "training"}
 
 
 def test_a_study_that_is_stopped_begins_nothing_more(
