@@ -28,13 +28,15 @@ VARIANTS: dict[str, list[str]] = {
     "RKD + AT, progressive": [*ASSISTED, "--transfer", "at", "--scheme", "progressive"],
     "RKD + AT, end to end": [*ASSISTED, "--transfer", "at", "--scheme", "end-to-end"],
 }
-SHARES = ("0.05", "0.2", "0.5")  # besides 0.1, the default
+SHARES = ("0.05", "0.2", "0.5")
 
 
 def main() -> None:
     parser = arguments(__doc__, epochs=4)
     parser.add_argument("--teacher", required=True)
     parser.add_argument("--students", nargs="+", default=["resnet8_cifar", "resnet20_cifar"])
+    parser.add_argument("--shares", nargs="*", default=list(SHARES), help="of the first student, besides 0.1")
+    parser.add_argument("--mark", default="rkd-table")
     given = parser.parse_args()
     study = Study.of(given)
     teacher = teacher_of(given)
@@ -48,7 +50,7 @@ def main() -> None:
     for seed, (student, name) in itertools.product(range(given.seeds), pairs):  # a seed of everything before the next
         runs[_folder(student, name, f"seed{seed}")] = [*command(student, name), "--seed", str(seed)]
     wide = given.students[0]
-    for share in SHARES:
+    for share in given.shares:
         runs[_folder(wide, share)] = [*command(wide, "RKD + FitNets, end to end"), "--assistant-share", share]
     study.run(runs)
 
@@ -63,16 +65,17 @@ def main() -> None:
         control = _control(name)
         lines.append(_row(student, name, results(student, name), results(student, control) if control else []))
     first = results(wide, "FitNets")[:1]
-    for share in SHARES:
+    for share in given.shares:
         name = f"RKD + FitNets, end to end, share {share}"
         lines.append(_row(wide, name, [study.result(_folder(wide, share))], first))
     lines += [
         "",
-        f"CIFAR-10 test, {given.seeds} seed(s), mean ± standard deviation, {given.epochs} epochs, last epoch; other "
-        "shares than 0.1 with the first seed alone. The control of RKD is the undivided student, trained by the same "
-        "transfer with the same seed.",
+        f"CIFAR-10 test, {given.seeds} seed(s), mean ± standard deviation, {given.epochs} epochs, last epoch"
+        + ("; other shares than 0.1 with the first seed alone" if given.shares else "")
+        + ". The control of RKD is the undivided student, trained by the same transfer with the same seed. "
+        f"{given.precision}, on {study.training(next(iter(runs)))['hardware']}.",
     ]
-    show(lines, given, "rkd-table")
+    show(lines, given, given.mark)
 
 
 def _folder(*parts: str) -> str:
