@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 import kdcompress
 from heard import Heard
@@ -115,15 +115,23 @@ def test_it_goes_on_where_it_was_cut_off(gated: Path, tmp_path: Path, monkeypatc
 def test_thresholds_alone_are_no_reason_to_keep_weights(
     gated: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A gate set by hand leaves room for a better one: weights that learned nothing would be called better."""
+    """A gate set by hand leaves room for a better one: weights that learned nothing would be called better.
+
+    The last member is spoilt, so that every gate that asks it less often is better.
+    """
+    spoilt = shutil.copytree(gated.parent / "cascade", tmp_path / "cascade")
+    last = {name: value for name, value in weights(spoilt).items() if name.startswith("members.1.fc.")}
+    random = torch.Generator().manual_seed(0)
+    noise = {name: 100 * torch.randn(value.shape, generator=random) for name, value in last.items()}
+    save_file({**weights(spoilt), **noise}, spoilt / WEIGHTS, metadata={"format": "pt"})
+    by_hand = kdcompress.gate_calibrate(run=str(spoilt), threshold=(0.7,), out=str(tmp_path / "gated"), **COMMON)
 
     def learned_nothing(network: Network, teacher: Teacher, data: Data, job: Job) -> None:
-        shutil.copytree(gated, job.options.out)
+        shutil.copytree(tmp_path / "gated", job.options.out)
 
     monkeypatch.setattr(sys.modules["kdcompress.api.polish"], "_train", learned_nothing)
-    result = kdcompress.polish(run=str(gated), epochs=1, out=str(tmp_path / "polished"), **COMMON)
-    former = json.loads((gated / RECORD).read_text())["result"]
-    assert (result.former_top1 or 0) > former["gated_top1"], "the gate was the best already, and tests nothing"
+    result = kdcompress.polish(run=by_hand.run, epochs=1, out=str(tmp_path / "polished"), **COMMON)
+    assert (result.former_top1 or 0) > (by_hand.gated_top1 or 0), "the gate was the best already, and tests nothing"
     assert not result.polished
 
 
