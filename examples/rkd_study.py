@@ -28,6 +28,7 @@ VARIANTS: dict[str, list[str]] = {
     "RKD + AT, progressive": [*ASSISTED, "--transfer", "at", "--scheme", "progressive"],
     "RKD + AT, end to end": [*ASSISTED, "--transfer", "at", "--scheme", "end-to-end"],
 }
+Results = dict[int, dict[str, Any]]  # what eval said, by seed
 SHARES = ("0.05", "0.2", "0.5")
 
 
@@ -36,6 +37,7 @@ def main() -> None:
     parser.add_argument("--teacher", required=True)
     parser.add_argument("--students", nargs="+", default=["resnet8_cifar", "resnet20_cifar"])
     parser.add_argument("--shares", nargs="*", default=list(SHARES), help="of the first student, besides 0.1")
+    parser.add_argument("--so-far", action="store_true", help="train nothing: the table of what is done")
     parser.add_argument("--mark", default="rkd-table")
     given = parser.parse_args()
     study = Study.of(given)
@@ -52,28 +54,34 @@ def main() -> None:
     wide = given.students[0]
     for share in given.shares:
         runs[_folder(wide, share)] = [*command(wide, "RKD + FitNets, end to end"), "--assistant-share", share]
-    study.run(runs)
+    if not given.so_far:
+        study.run(runs)
+    done = study.results()
 
-    def results(student: str, name: str) -> list[dict[str, Any]]:
-        return [study.result(_folder(student, name, f"seed{seed}")) for seed in range(given.seeds)]
+    def results(student: str, name: str) -> Results:
+        folders = {seed: _folder(student, name, f"seed{seed}") for seed in range(given.seeds)}
+        return {seed: done[folder]["eval"] for seed, folder in folders.items() if folder in done}
 
     lines = [
         "| student | trained by | top-1 | above its control | S alone | MACs of the undivided |",
         "| --- | --- | ---: | ---: | ---: | ---: |",
     ]
     for student, name in pairs:
-        control = _control(name)
-        lines.append(_row(student, name, results(student, name), results(student, control) if control else []))
-    first = results(wide, "FitNets")[:1]
+        if found := results(student, name):
+            title = name if len(found) == given.seeds else f"{name} ({len(found)} seed(s))"
+            control = _control(name)
+            lines.append(_row(student, title, found, results(student, control) if control else {}))
+    first = {seed: result for seed, result in results(wide, "FitNets").items() if seed == 0}
     for share in given.shares:
-        name = f"RKD + FitNets, end to end, share {share}"
-        lines.append(_row(wide, name, [study.result(_folder(wide, share))], first))
+        if _folder(wide, share) in done:
+            name = f"RKD + FitNets, end to end, share {share}"
+            lines.append(_row(wide, name, {0: done[_folder(wide, share)]["eval"]}, first))
     lines += [
         "",
         f"CIFAR-10 test, {given.seeds} seed(s), mean ± standard deviation, {given.epochs} epochs, last epoch"
         + ("; other shares than 0.1 with the first seed alone" if given.shares else "")
         + ". The control of RKD is the undivided student, trained by the same transfer with the same seed. "
-        f"{given.precision}, on {study.training(next(iter(runs)))['hardware']}.",
+        f"{given.precision}, on {next(iter(done.values()))['training']['hardware']}.",
     ]
     show(lines, given, given.mark)
 
@@ -88,14 +96,14 @@ def _control(name: str) -> str | None:
     return base if base != name else None
 
 
-def _row(student: str, name: str, results: list[dict[str, Any]], control: list[dict[str, Any]]) -> str:
-    top1 = mean_std(result["top1"] for result in results)
-    above = "–"
-    if control:
-        above = mean_std(own["top1"] - other["top1"] for own, other in zip(results, control, strict=True))
-    alone = mean_std(result["stage_top1"][0] for result in results) if "stage_top1" in results[0] else "–"
-    whole = results[0].get("undivided_macs", results[0]["macs"])
-    return f"| `{student}` | {name} | {top1} | {above} | {alone} | {results[0]['macs'] / whole:.3f} |"
+def _row(student: str, name: str, results: Results, control: Results) -> str:
+    top1 = mean_std(result["top1"] for result in results.values())
+    both = results.keys() & control.keys()
+    above = mean_std(results[seed]["top1"] - control[seed]["top1"] for seed in both) if both else "–"
+    first = next(iter(results.values()))
+    alone = mean_std(result["stage_top1"][0] for result in results.values()) if "stage_top1" in first else "–"
+    whole = first.get("undivided_macs", first["macs"])
+    return f"| `{student}` | {name} | {top1} | {above} | {alone} | {first['macs'] / whole:.3f} |"
 
 
 if __name__ == "__main__":
