@@ -134,6 +134,9 @@ class Study:
             entry["training"] = self._training(name)
         with self._lock:
             results = {**self.results(), name: entry}
+            data = {found["training"]["data_fingerprint"] for found in results.values() if "training" in found}
+            if len(data - {None}) > 1:
+                sys.exit(f"{self.kept} has results of other data than {name}. Give other --results, or that data.")
             lines = ",\n".join(f"{json.dumps(name)}: {json.dumps(results[name])}" for name in sorted(results))
             new = self.kept.with_suffix(".tmp")
             new.write_text(f'{{"settings": {json.dumps(dict(self.settings))}, "runs": {{\n{lines}\n}}}}\n')
@@ -171,7 +174,11 @@ class Study:
     def _training(self, name: str) -> dict[str, Any]:
         run = self.folder(name)
         record = run.record()
-        found = {**record["result"], "hardware": record.get("hardware")}
+        found = {
+            **record["result"],
+            "hardware": record.get("hardware"),
+            "data_fingerprint": record.get("data_fingerprint"),
+        }
         found.pop("curve", None)
         if record.get("teacher"):
             found["teacher"] = record["teacher"]

@@ -738,6 +738,26 @@ def test_an_assisted_student_costs_what_the_undivided_does(chain: Chain, assiste
     assert {row["module"].split(".")[0] for row in profile.by_module or []} == {"student", "assistant"}
 
 
+def test_a_wide_teacher_takes_nothing_from_a_student(chain: Chain, assisted: TrainResult, tmp_path: Path) -> None:
+    """Its features would be those of S and A too: what brings narrow networks to them cost more than the networks."""
+    told = json.loads(Path(str(assisted.run), "config.json").read_text())["model_args"]
+    teachers = json.loads(Path(str(chain.teacher.run), "config.json").read_text())["num_features"]
+    assert told["features"] == teachers / 2
+    heard = Heard()
+    larger = assist(
+        chain,
+        tmp_path / "larger",
+        assistant_share=0.8,
+        scheme="end-to-end",
+        epochs=1,
+        reporter=heard,
+        reuse_teacher_classifier=True,
+    )
+    told = json.loads(Path(str(larger.run), "config.json").read_text())["model_args"]
+    assert told["features"] == teachers
+    assert any("smaller than its assistant" in note for note in heard.notes)
+
+
 def test_what_is_saved_is_scored_again(assisted: TrainResult) -> None:
     """Connectors left out, widths and classifier rebuilt from config.json alone: the same predictions."""
     again = kdcompress.evaluate(run=assisted.run, split="calibration", **WHERE)

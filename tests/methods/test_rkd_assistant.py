@@ -27,7 +27,7 @@ from kdcompress.methods.features import (
     stages_of,
 )
 from kdcompress.methods.rkd_assistant import Divided, RkdAssistantTask, TransferTask, Undivided
-from kdcompress.models.build import ModelSpec, build
+from kdcompress.models.build import ModelSpec, build, config_of
 from kdcompress.models.student_assistant import ARCHITECTURE, StudentAssistant
 
 SIZE = (1, 8, 8)  # of the images
@@ -118,6 +118,15 @@ def test_stages_are_the_last_maps_of_each_resolution(name: str) -> None:
     logits, maps = observe(model, x, stages)
     torch.testing.assert_close(logits, model(x), rtol=1e-3, atol=1e-4)
     assert [found.shape[1] for found in maps] == [one.channels for one in stages]
+
+
+def test_padding_hides_no_stage() -> None:
+    """Of a side that 32 does not divide one network cuts the rest off, another pads it: all but one stage was lost."""
+    teacher, student = (build(ModelSpec(name), size=(240, 240))[0] for name in ("convnext_atto", "resnet18"))
+    for network in (teacher, student):
+        config_of(network)["input_size"] = (3, 240, 240)
+    pairs = matched(stages_of(teacher, "teacher"), stages_of(student, "student"))
+    assert [(own.reduction, goal.reduction) for goal, own in pairs] == [(4, 4), (8, 8), (16, 16), (32, 32)]
 
 
 def test_small_images_hide_no_stage() -> None:

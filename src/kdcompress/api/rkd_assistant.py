@@ -62,12 +62,11 @@ def train_rkd_assistant(
     data = batches_for(source, prep, job)
     teachers, size = [stage for stage, _ in pairs], (prep.channels, *prep.size)
     shown = FrozenMaps(frozen, teachers, size, features=classifier is not None)
+    _note_views(job, options, 2 * data.fit_size() * shown.width)
     if options.undivided:
-        _note_views(job, options, 2 * data.fit_size() * shown.width)
         task = TransferTask(Undivided(whole.model, pairs, transfer.connected), shown, **given)
         return job.train([Phase(lambda: task)], whole, data, teacher)
     network = _separated(whole, options, teacher, job)
-    _note_views(job, options, 2 * data.fit_size() * shown.width)
     model = network.model
     assert isinstance(model, StudentAssistant)
     if classifier is not None:
@@ -119,6 +118,8 @@ def _separated(whole: Network, options: DistillOptions, teacher: Teacher, job: J
     """The given model as a student and an assistant, which take its input."""
     args = {key: value for key, value in whole.model_args.items() if key not in ("in_chans", "num_classes")}
     features = feature_size(teacher.network.model)
+    if not options.reuse_teacher_classifier:  # else what brings a narrow network to many features costs more than it
+        features = min(features, feature_size(whole.model))
     prep: Preprocess = whole.prep
     found = separate(
         ModelSpec(whole.architecture, args),
@@ -128,9 +129,14 @@ def _separated(whole: Network, options: DistillOptions, teacher: Teacher, job: J
         in_chans=prep.channels,
         size=prep.size,
     )
-    share = found.assistant_macs / found.undivided_macs
+    share, integration = (macs / found.undivided_macs for macs in (found.assistant_macs, found.integration_macs))
     if not 0.75 <= share / options.assistant_share <= 1.33:
-        job.reporter.note(f"Notice: the assistant has {share:.0%} of the MACs; with so few channels no pair is nearer.")
+        job.reporter.note(
+            f"Notice: the assistant has {share:.0%} of the MACs: widths are whole channels, and {integration:.0%} are "
+            "what brings the two together."
+        )
+    if found.student_macs < found.assistant_macs:
+        job.reporter.note("Notice: the student is smaller than its assistant. Another --assistant-share is smaller.")
     model = {"architecture": whole.architecture, "model_args": args}
     spec = ModelSpec(ARCHITECTURE, {"model": model, "widths": list(found.widths), "features": features})
     network = new_network(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -101,15 +102,20 @@ def stages_of(network: nn.Module, name: str) -> list[Stage]:
     finally:
         network.train(mode)
     ends = {each.shape[-2:]: (index, each.shape[1]) for index, each in enumerate(found)}
-    return [Stage(index, channels, round(width / shape[-1])) for shape, (index, channels) in ends.items()]
+    # the nearest power of two: sides that 32 does not divide are padded by one, cut by another
+    halvings = {shape: round(math.log2(width / shape[-1])) for shape in ends}
+    return [Stage(index, channels, 2 ** halvings[shape]) for shape, (index, channels) in ends.items()]
 
 
 def feature_size(network: nn.Module) -> int:
     """D of what a network's classifier reads."""
-    weight = next(network.parameters())
+    weight, mode = next(network.parameters()), network.training
     x = torch.zeros(2, *config_of(network)["input_size"], dtype=weight.dtype, device=weight.device)
+    network.eval()
     with torch.no_grad():
-        return int(network.forward_head(network.forward_features(x), pre_logits=True).shape[-1])  # type: ignore[operator]
+        found = network.forward_head(network.forward_features(x), pre_logits=True)  # type: ignore[operator]
+    network.train(mode)
+    return int(found.shape[-1])
 
 
 def matched(teacher: list[Stage], student: list[Stage]) -> list[tuple[Stage, Stage]]:

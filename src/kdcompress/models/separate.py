@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
@@ -32,8 +32,7 @@ class Separation:
 
     Attributes:
         widths: Of S and A, as factors on the given model's channels.
-        total = cost(student)[1] + cost(assistant)[1]
-    student_macs, assistant_macs: MACs of the two without a classifier.
+        student_macs, assistant_macs: MACs of the two without a classifier.
         integration_macs: Of both projections, and of the classifier on either.
         undivided_macs: Of the given model with its classifier.
     """
@@ -47,10 +46,6 @@ class Separation:
     @property
     def macs(self) -> int:
         return self.student_macs + self.assistant_macs + self.integration_macs
-
-    def costs(self) -> dict[str, int]:
-        """The four figures by name."""
-        return {name: value for name, value in asdict(self).items() if name != "widths"}
 
 
 def separate(spec: ModelSpec, share: float, *, features: int, num_classes: int, **shape: Any) -> Separation:
@@ -97,7 +92,8 @@ def separate(spec: ModelSpec, share: float, *, features: int, num_classes: int, 
         others = sorted(range(COARSE, STEPS, COARSE), key=lambda width: abs(cost(width)[1] - share * given))
         assistant, student = next(((other, found) for other in others if (found := partner(other))), (assistant, 0))
     if not student:
-        why = "its channels are too few to use 97 % of its cost" if assistant else "the narrowest one costs more"
+        narrowest = f"the narrowest one, with what brings it to {features} features, costs more"
+        why = "its channels are too few to use 97 % of its cost" if assistant else narrowest
         remedy = "Choose another --assistant-share, nearer to 0.5, or a larger --student."
         raise UserError(f"{spec.name} cannot be separated at --assistant-share {share:g}: {why}.", remedy)
     student_macs, assistant_macs = int(cost(student)[0]), int(cost(assistant)[0])
