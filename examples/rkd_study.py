@@ -4,9 +4,10 @@
         --arch resnet56_cifar,shortcut=A --epochs 4 --jobs 2 --table examples/README.md
 
 Run it again with more ``--epochs`` and another OUT on a better machine. What the teacher shows in each epoch is
-computed once for all runs and kept in the cache: for CIFAR-10 and a ResNet-56, 2.4 GiB an epoch. The table is made from
-what was found alone; that of ``examples/README.md`` from ``results/rkd.json``, which a study goes on from on any other
-machine (``--results``).
+computed once for all runs and kept in the cache: for CIFAR-10 and a ResNet-56, 2.4 GiB an epoch. The second table of
+``examples/README.md`` goes on from what is kept, without training, by::
+
+    … --precision bf16 --students resnet20_cifar --shares --results examples/results/rkd.json --mark rkd-resnet20
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ def main() -> None:
     parser.add_argument("--students", nargs="+", default=["resnet8_cifar", "resnet20_cifar"])
     parser.add_argument("--shares", nargs="*", default=list(SHARES), help="of the first student, besides 0.1")
     parser.add_argument("--so-far", action="store_true", help="train nothing: the table of what is done")
-    parser.add_argument("--mark", default="rkd-table")
+    parser.add_argument("--mark", default="rkd-table", help="of the table in that file")
     given = parser.parse_args()
     study = Study.of(given)
     teacher = teacher_of(given)
