@@ -799,7 +799,9 @@ def test_an_assistant_is_gated_and_built_upon(assisted: TrainResult, tmp_path: P
     again = kdcompress.evaluate(run=assisted.run, **WHERE)
     assert result.full_top1 == again.top1
     cascade = kdcompress.add_res_student(run=gated.run, arch=TINY, out=str(tmp_path / "cascade"), **COMMON)
-    assert [member["architecture"] for member in cascade.members or []] == ["student_assistant", TINY]
+    widths = json.loads(Path(str(assisted.run), "config.json").read_text())["model_args"]["widths"]
+    pair = f"{SMALL} x {widths[0]:g} + {widths[1]:g}"
+    assert [member["architecture"] for member in cascade.members or []] == [pair, TINY]
     assert kdcompress.evaluate(run=cascade.run, **WHERE).stage_top1 is not None
 
 

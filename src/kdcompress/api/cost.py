@@ -12,7 +12,7 @@ from kdcompress.models.build import config_of
 from kdcompress.models.loading import Network
 from kdcompress.models.residual_cascade import ResidualCascade
 from kdcompress.models.staged import Staged
-from kdcompress.models.student_assistant import StudentAssistant
+from kdcompress.models.student_assistant import ARCHITECTURE, StudentAssistant
 
 
 def member_profiles(network: Network) -> list[Profile]:
@@ -75,11 +75,18 @@ def facts(network: Network, teacher: dict[str, Any] | None, profiles: list[Profi
 def _parts(network: Network) -> list[str]:
     """What the stages of a network are, as specs; none of a single network."""
     if isinstance(network.model, ResidualCascade):
-        return [spec_of(entry) for entry in network.model_args["members"]]
+        members = network.model_args["members"]
+        return [_pair(entry) if entry["architecture"] == ARCHITECTURE else spec_of(entry) for entry in members]
     if isinstance(network.model, StudentAssistant):
         spec = spec_of(network.model_args["model"])
         return [f"{spec} x {width:g}" for width in network.model_args["widths"]]
     return []
+
+
+def _pair(entry: dict[str, Any]) -> str:
+    """A student with its assistant as one member."""
+    args = entry["model_args"]
+    return f"{spec_of(args['model'])} x {' + '.join(f'{width:g}' for width in args['widths'])}"
 
 
 def _separation(network: Network, profiles: list[Profile]) -> dict[str, int]:

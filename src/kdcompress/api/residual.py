@@ -26,6 +26,7 @@ from kdcompress.models.build import ModelSpec, zero_classifier
 from kdcompress.models.loading import Network, load_network
 from kdcompress.models.residual_cascade import ResidualCascade
 from kdcompress.models.staged import Staged
+from kdcompress.models.student_assistant import StudentAssistant
 from kdcompress.results import TrainResult
 from kdcompress.trust import check_trusted
 
@@ -102,6 +103,8 @@ def _ungated(network: Network, job: Job) -> Network:
         job.reporter.note("Notice: the gate of the run does not fit another member; calibrate it again.")
         network.model.gate = None
         network.model_args = {key: value for key, value in network.model_args.items() if key != "gate"}
+    if isinstance(network.model, StudentAssistant):
+        job.reporter.note("Notice: student and assistant are one member from now on; none runs without the other.")
     return network
 
 
