@@ -735,7 +735,14 @@ def test_an_assisted_student_costs_what_the_undivided_does(chain: Chain, assiste
     assert control.student_macs is None
     profile = kdcompress.profile_flops(model=assisted.run, by_module=True)
     assert (profile.macs, profile.params) == (assisted.macs, assisted.params)
-    assert {row["module"].split(".")[0] for row in profile.by_module or []} == {"student", "assistant"}
+    model = load_network(str(assisted.run)).model
+    rows = {row["module"]: row for row in profile.by_module or []}
+    top = [row for name, row in rows.items() if "." not in name]
+    assert {row["module"] for row in top} == {name for name, _ in model.named_children()}
+    for count in ("params", "macs"):
+        assert sum(row[count] for row in top) == getattr(profile, count)
+        assert sum(member[count] for member in profile.members or []) == getattr(profile, count)
+    assert all(sum(p.numel() for p in model.get_submodule(name).parameters()) == rows[name]["params"] for name in rows)
 
 
 def test_a_wide_teacher_takes_nothing_from_a_student(chain: Chain, assisted: TrainResult, tmp_path: Path) -> None:

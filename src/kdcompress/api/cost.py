@@ -54,8 +54,8 @@ def facts(network: Network, teacher: dict[str, Any] | None, profiles: list[Profi
     teacher_macs = teacher.get("macs") if teacher else None
     parts = _parts(network)
     members = [
-        {"architecture": name, "params": found.params, "macs": found.macs}
-        for name, found in zip(parts, profiles, strict=False)
+        {"architecture": name, "params": params, "macs": found.macs}
+        for name, params, found in zip(parts, _own_params(network.model), profiles, strict=False)
     ]
     return {
         "architecture": spec_of({"architecture": network.architecture, "model_args": network.model_args}),
@@ -81,6 +81,17 @@ def _parts(network: Network) -> list[str]:
         spec = spec_of(network.model_args["model"])
         return [f"{spec} x {width:g}" for width in network.model_args["widths"]]
     return []
+
+
+def _own_params(model: nn.Module) -> list[int]:
+    """Parameters of each stage, without those that it shares with an earlier one."""
+    counts: list[int] = []
+    seen: set[int] = set()
+    for stage in model.stages() if isinstance(model, Staged) else []:
+        own = {id(parameter): parameter.numel() for parameter in stage.parameters() if id(parameter) not in seen}
+        counts.append(sum(own.values()))
+        seen.update(own)
+    return counts
 
 
 def _pair(entry: dict[str, Any]) -> str:

@@ -77,12 +77,16 @@ def _gated(network: Network, profiles: list[Profile], teacher: dict[str, Any] | 
 
 
 def _by_module(profiles: list[Profile], model: nn.Module) -> list[dict[str, Any]]:
-    prefixes = [f"{name}." for name in model.stage_names()] if isinstance(model, Staged) else [""]
-    return [
-        {"module": f"{prefix}{name}", "params": cost.params, "macs": cost.macs}
-        for prefix, found in zip(prefixes, profiles, strict=True)
-        for name, cost in found.by_module.items()
-    ]
+    """Costs by the names that modules have in the model; of one that several stages use, the MACs of all of them."""
+    rows: dict[str, dict[str, Any]] = {}
+    stages = model.stage_names() if isinstance(model, Staged) else [""]
+    for stage, found in zip(stages, profiles, strict=True):
+        for name, cost in found.by_module.items():
+            whole = model.module_name(stage, name) if isinstance(model, Staged) else name
+            row = rows.setdefault(whole, {"module": whole, "params": 0, "macs": 0})
+            row["params"] = max(row["params"], cost.params)
+            row["macs"] += cost.macs
+    return list(rows.values())
 
 
 def _added(profiles: list[Profile]) -> dict[str, int]:

@@ -38,6 +38,10 @@ class Staged(nn.Module):
         """Each stage as a network of its own, from images [B, C, H, W] to the logits that it adds [B, K]."""
         raise NotImplementedError
 
+    def module_name(self, stage: str, name: str) -> str:
+        """Where what is called ``name`` in a stage is to be found in this network."""
+        return f"{stage}.{name}"
+
     def forward(self, x: Tensor) -> Tensor:
         """Summed logits [B, K] of images [B, C, H, W]."""
         if self.gate is None or self.training:

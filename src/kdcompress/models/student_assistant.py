@@ -25,24 +25,26 @@ ARCHITECTURE = "student_assistant"
 
 
 class Branch(nn.Module):
-    """One of the two, from images to what it adds to the logits.
+    """One of the two, from images to what it adds to the logits."""
 
-    Args:
-        bias: Whether it brings the classifier's bias; one of the two does.
-    """
-
-    def __init__(self, backbone: nn.Module, projection: nn.Linear, classifier: nn.Linear, bias: bool) -> None:
+    def __init__(self, backbone: nn.Module, projection: nn.Linear, classifier: nn.Module) -> None:
         super().__init__()
         self.backbone, self.projection, self.classifier = backbone, projection, classifier
-        self.bias = classifier.bias if bias else None
 
     def forward(self, x: Tensor) -> Tensor:
         """Images [B, C, H, W] to [B, K]."""
-        return self.head(self.backbone(x))
+        return self.classifier(self.projection(self.backbone(x)))
 
-    def head(self, embedding: Tensor) -> Tensor:
-        """What the backbone gives, [B, D], to [B, K]."""
-        return F.linear(self.projection(embedding), self.classifier.weight, self.bias)
+
+class Unbiased(nn.Module):
+    """A classifier without its bias, which another one adds: features [B, F] to [B, K]. The weight is shared."""
+
+    def __init__(self, classifier: nn.Linear) -> None:
+        super().__init__()
+        self.weight = classifier.weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.weight)
 
 
 class StudentAssistant(Staged):
@@ -92,14 +94,19 @@ class StudentAssistant(Staged):
     def networks(self) -> list[str]:
         return self.stage_names()
 
+    def module_name(self, stage: str, name: str) -> str:
+        part, _, rest = name.partition(".")
+        own = {"backbone": stage, "projection": f"{stage}_projection", "classifier": "fc"}[part]
+        return f"{own}.{rest}" if rest else own
+
     def stages(self) -> list[nn.Module]:
         return [self.student_branch(), self.assistant_branch()]
 
     def student_branch(self) -> Branch:
-        return Branch(self.student, self.student_projection, self.fc, bias=True)
+        return Branch(self.student, self.student_projection, self.fc)
 
     def assistant_branch(self) -> Branch:
-        return Branch(self.assistant, self.assistant_projection, self.fc, bias=False)
+        return Branch(self.assistant, self.assistant_projection, Unbiased(self.fc))
 
     def undivided(self) -> nn.Module:
         """The given model, with fresh weights."""
