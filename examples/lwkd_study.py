@@ -14,7 +14,7 @@ from __future__ import annotations
 import argparse
 import itertools
 
-from study import Study, arguments, mean_std, show
+from study import Study, arguments, mean_std, show, titled
 
 from kdcompress.options import DistillOptions
 
@@ -76,8 +76,7 @@ def main() -> None:
             cost = sum(study.training("teacher")["epoch_seconds"]) if "teacher" in done else None
         shown = ["not known", "–"] if cost is None else [f"{cost:.0f}", f"{cost + given.epochs * fastest:.0f}"]
         top1, ece = (mean_std(result[key] for result in results) for key in ("top1", "ece"))
-        shown_name = name if len(folders) == given.seeds else f"{name} ({len(folders)} seed(s))"
-        lines.append(f"| {shown_name} | {top1} | {ece} | {shown[0]} | {shown[1]} |")
+        lines.append(f"| {titled(name, folders, given)} | {top1} | {ece} | {shown[0]} | {shown[1]} |")
     hardware = study.training(_folder("CE", 0))["hardware"]
     lines += [
         "",

@@ -15,7 +15,7 @@ from __future__ import annotations
 import itertools
 from typing import Any
 
-from study import Study, arguments, mean_std, show, teacher_of
+from study import Study, arguments, mean_std, show, teacher_of, titled
 
 ASSISTED = ["--method", "rkd-assistant"]
 # row -> arguments after TEACHER; the student alone has no teacher
@@ -69,9 +69,8 @@ def main() -> None:
     ]
     for student, name in pairs:
         if found := results(student, name):
-            title = name if len(found) == given.seeds else f"{name} ({len(found)} seed(s))"
             control = _control(name)
-            lines.append(_row(student, title, found, results(student, control) if control else {}))
+            lines.append(_row(student, titled(name, found, given), found, results(student, control) if control else {}))
     first = {seed: result for seed, result in results(wide, "FitNets").items() if seed == 0}
     for share in given.shares:
         if _folder(wide, share) in done:

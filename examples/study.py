@@ -11,7 +11,7 @@ import statistics
 import subprocess
 import sys
 import threading
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Sized
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -221,6 +221,11 @@ def mean_std(values: Iterable[float]) -> str:
     found = list(values)
     spread = f" ± {statistics.stdev(found):.2f}" if len(found) > 1 else ""
     return f"{statistics.mean(found):.2f}{spread}"
+
+
+def titled(name: str, found: Sized, given: argparse.Namespace) -> str:
+    """The name of a row, and how many seeds it has where some are still to come."""
+    return name if len(found) == given.seeds else f"{name} ({len(found)} seed(s))"
 
 
 def teacher_of(given: argparse.Namespace) -> list[str]:

@@ -3,7 +3,7 @@
 import importlib
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -26,6 +26,14 @@ def study(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     return study
 
 
+def begun(arguments: Sequence[str]) -> RunFolder:
+    """What a training has on the disk before its record."""
+    run = RunFolder(Path(arguments[arguments.index("--out") + 1]))
+    run.path.mkdir()
+    (run.path / WEIGHTS).touch()
+    return run
+
+
 @pytest.fixture
 def called(study: ModuleType, monkeypatch: pytest.MonkeyPatch) -> Called:
     """The commands that a study runs; each makes a finished run, and eval says how many there were before."""
@@ -35,9 +43,7 @@ def called(study: ModuleType, monkeypatch: pytest.MonkeyPatch) -> Called:
         commands.append(arguments)
         if arguments[0] == "eval":
             return {"run": arguments[1], "data": "/here", "top1": float(len(commands))}
-        run = RunFolder(Path(arguments[arguments.index("--out") + 1]))
-        run.path.mkdir()
-        (run.path / WEIGHTS).touch()
+        run = begun(arguments)
         run.finish({"result": {"run": str(run.path), "top1": 1.0}, "teacher": {"reference": "/here", "seconds": 2.0}})
         return {}
 
@@ -112,16 +118,16 @@ def test_a_study_that_is_stopped_begins_nothing_more(
     study: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Ctrl-C would end the run in hand, and the next one begin; so would an error, for all that are left."""
-    begun: list[str] = []
+    commands: list[str] = []
 
     def call(_: Any, *arguments: str) -> dict[str, Any]:
-        begun.append(arguments[0])
+        commands.append(arguments[0])
         sys.exit(130)
 
     monkeypatch.setattr(study.Study, "call", call)
     with pytest.raises(SystemExit):
         study.Study(tmp_path, tmp_path / "kept.json").run({name: [name] for name in "abcdefgh"})
-    assert begun == ["a"]
+    assert commands == ["a"]
 
 
 FOUND = {
@@ -159,9 +165,7 @@ def test_tables_are_made_of_what_was_found(
     def call(_: Any, *arguments: str) -> dict[str, Any]:
         assert arguments[0] in CALLABLE
         if "--out" in arguments:
-            run = RunFolder(Path(arguments[arguments.index("--out") + 1]))
-            run.path.mkdir()
-            (run.path / WEIGHTS).touch()
+            run = begun(arguments)
             run.write_metrics([{"epoch": 1, "seconds": 30.0}])
             run.finish({"result": FOUND, "hardware": "a processor", "teacher": {"seconds": 2.0}})
         return FOUND
@@ -180,3 +184,8 @@ def test_tables_are_made_of_what_was_found(
     assert len(found) == rows + 2
     assert len({line.count("|") for line in found}) == 1
     assert sum("70.00" in line for line in found) >= rows - 1
+    if script in ("rkd_study", "lwkd_study"):
+        monkeypatch.setattr(study.Study, "call", lambda *_: pytest.fail("it trains"))
+        monkeypatch.setattr(sys, "argv", [script, *arguments, "--so-far", "--seeds", "4"])
+        module.main()
+        assert "KD (3 seed(s)) |" in table.read_text()

@@ -64,6 +64,7 @@ class Job:
             process.join(seconds)
             if process.is_alive():
                 process.kill()
+                process.join()  # only then it has an exit code: one that hung must not look like one that ended well
         status = next((code for process in self.processes if (code := process.exitcode)), 0)
         return Done(status, self.out.read_text(), self.err.read_text())
 
