@@ -30,6 +30,8 @@ VARIANTS: dict[str, list[str]] = {
     "RKD + AT, end to end": [*ASSISTED, "--transfer", "at", "--scheme", "end-to-end"],
 }
 Results = dict[int, dict[str, Any]]  # what eval said, by seed
+WIDELY = "RKD + FitNets, end to end"  # at several shares of the assistant
+SHARE = "0.1"  # where none is given
 SHARES = ("0.05", "0.2", "0.5")
 
 
@@ -37,7 +39,7 @@ def main() -> None:
     parser = arguments(__doc__, epochs=4)
     parser.add_argument("--teacher", required=True)
     parser.add_argument("--students", nargs="+", default=["resnet8_cifar", "resnet20_cifar"])
-    parser.add_argument("--shares", nargs="*", default=list(SHARES), help="of the first student, besides 0.1")
+    parser.add_argument("--shares", nargs="*", default=list(SHARES), help=f"of the first student, besides {SHARE}")
     parser.add_argument("--so-far", action="store_true", help="train nothing: the table of what is done")
     parser.add_argument("--mark", default="rkd-table", help="of the table in that file")
     given = parser.parse_args()
@@ -54,7 +56,7 @@ def main() -> None:
         runs[_folder(student, name, f"seed{seed}")] = [*command(student, name), "--seed", str(seed)]
     wide = given.students[0]
     for share in given.shares:
-        runs[_folder(wide, share)] = [*command(wide, "RKD + FitNets, end to end"), "--assistant-share", share]
+        runs[_folder(wide, share)] = [*command(wide, WIDELY), "--assistant-share", share]
     if not given.so_far:
         study.run(runs)
     done = study.results()
@@ -72,14 +74,14 @@ def main() -> None:
             control = _control(name)
             lines.append(_row(student, titled(name, found, given), found, results(student, control) if control else {}))
     first = {seed: result for seed, result in results(wide, "FitNets").items() if seed == 0}
-    for share in given.shares:
-        if _folder(wide, share) in done:
-            name = f"RKD + FitNets, end to end, share {share}"
-            lines.append(_row(wide, name, {0: done[_folder(wide, share)]["eval"]}, first))
+    for share in sorted({*given.shares, SHARE}) if given.shares else ():
+        folder = _folder(wide, WIDELY, "seed0") if share == SHARE else _folder(wide, share)
+        if folder in done:
+            lines.append(_row(wide, f"{WIDELY}, share {share}", {0: done[folder]["eval"]}, first))
     lines += [
         "",
         f"CIFAR-10 test, {given.seeds} seed(s), mean ± standard deviation, {given.epochs} epochs, last epoch"
-        + ("; other shares than 0.1 with the first seed alone" if given.shares else "")
+        + ("; shares with the first seed alone" if given.shares else "")
         + ". The control of RKD is the undivided student, trained by the same transfer with the same seed. "
         f"{given.precision}, on {next(iter(done.values()))['training']['hardware']}.",
     ]

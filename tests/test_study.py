@@ -150,7 +150,7 @@ FOUND = {
 @pytest.mark.parametrize(
     ("script", "mark", "rows"),
     [
-        ("rkd_study", "rkd-table", 19),
+        ("rkd_study", "rkd-table", 20),
         ("views_study", "views", 2),
         ("reskd_study", "reskd-table", 20),
         ("search_study", "search-table", 3),

@@ -76,6 +76,8 @@ class TrainResult(NetworkFacts, Result):
         search: The trials of an architecture search, the best first: ``spec``, ``macs_ratio`` to the teacher,
             ``epochs`` trained, then of the gated sum ``top1`` and ``expected_macs_ratio`` (None where the training
             failed), and whether no other trial is as good in both (``pareto``).
+        matched_stages: Feature maps that were matched, by the side of the image over that of the map: the teacher's and
+            the student's, a pair each.
     """
 
     method: str
@@ -94,6 +96,7 @@ class TrainResult(NetworkFacts, Result):
     target_views: int | None = None
     stopped_by: str | None = None
     search: list[dict[str, Any]] | None = None
+    matched_stages: list[list[int]] | None = None
 
 
 @dataclass(kw_only=True)

@@ -733,6 +733,7 @@ def test_an_assisted_student_costs_what_the_undivided_does(chain: Chain, assiste
     assert sum(part or 0 for part in parts) == assisted.macs
     assert 0.97 <= assisted.macs / control.macs <= 1
     assert control.student_macs is None
+    assert assisted.matched_stages == control.matched_stages == [[1, 1], [2, 2], [4, 4]]
     profile = kdcompress.profile_flops(model=assisted.run, by_module=True)
     assert (profile.macs, profile.params) == (assisted.macs, assisted.params)
     model = load_network(str(assisted.run)).model

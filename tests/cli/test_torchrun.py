@@ -165,6 +165,16 @@ def test_phases_of_two_processes_resume(here: Path, runs: Path) -> None:
     assert made[0] == made[1]
 
 
+def test_pair_of_two_processes(here: Path, cli: Cli, runs: Path) -> None:
+    """Else its gate is chosen, or the student alone scored, on half of the images."""
+    cli("distill", runs / "teacher", "--method", "rkd-assistant", "--student", TINY, "--epochs", 1, "--out", "pair")
+    scores, gated = (job(command, here).result for command in ("eval pair", "gate-calibrate pair --max-drop 1"))
+    alone, gated_alone = (cli(*command.split()).result for command in ("eval pair", "gate-calibrate pair --max-drop 1"))
+    assert (scores["n"], scores["stage_top1"]) == (alone["n"], alone["stage_top1"])
+    for key in ("n", "measure", "exit_rates", "gated_top1", "expected_macs"):
+        assert gated[key] == gated_alone[key], key
+
+
 def test_targets_of_two_processes(here: Path, runs: Path) -> None:
     """Else each process asks the teacher about all images, or learns what it says of the other's."""
     (here / "blocked").write_text("a file where a folder should be")

@@ -55,6 +55,7 @@ def test_spec_is_read(text: str, name: str, args: dict) -> None:
     spec = ModelSpec.parse(text)
     assert (spec.name, spec.args, spec.preprocessing) == (name, args, {})
     assert all(type(spec.args[key]) is type(value) for key, value in args.items())
+    assert ModelSpec.parse(str(spec)) == spec, "a message names another network than the one that was meant"
 
 
 def test_preprocessing_in_a_spec_is_kept_apart() -> None:

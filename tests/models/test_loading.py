@@ -24,18 +24,29 @@ from kdcompress.models.assemble import as_cascade, joined, new_member, new_netwo
 from kdcompress.models.build import ModelSpec, config_of
 from kdcompress.models.loading import Network, load_network, model_config, read_weights, save_network
 from kdcompress.models.residual_cascade import ResidualCascade
+from kdcompress.models.student_assistant import ARCHITECTURE, StudentAssistant
 from kdcompress.runs import CONFIG, WEIGHTS, RunFolder
 
 SPEC = "resnet8_cifar,width=0.25"
 NAMES = ("ant", "bee", "cat", "dog", "elk")
 
 
-def fresh(spec: str = SPEC, channels: int = 3, size: tuple[int, int] = (8, 8), seed: int = 0) -> Network:
+def fresh(spec: str | ModelSpec = SPEC, channels: int = 3, size: tuple[int, int] = (8, 8), seed: int = 0) -> Network:
     """A network with BatchNorm statistics of its own."""
-    network = new_network(ModelSpec.parse(spec), num_classes=len(NAMES), channels=channels, size=size, seed=seed)
+    made = spec if isinstance(spec, ModelSpec) else ModelSpec.parse(spec)
+    network = new_network(made, num_classes=len(NAMES), channels=channels, size=size, seed=seed)
     with torch.no_grad():
         network.model.train()(2 * torch.randn(16, channels, *size) + 1)
     network.model.eval()
+    return network
+
+
+def fresh_pair(gate: dict[str, Any] | None = None) -> Network:
+    """A student and an assistant that has something to say."""
+    args: dict[str, Any] = {"model": {"architecture": "resnet8_cifar"}, "widths": [0.5, 0.25], "features": 12}
+    network = fresh(ModelSpec(ARCHITECTURE, args | ({"gate": gate} if gate else {})))
+    assert isinstance(network.model, StudentAssistant)
+    nn.init.normal_(network.model.assistant_projection.weight)
     return network
 
 
@@ -431,6 +442,8 @@ def test_after_import_kdcompress_timm_loads_everything(tmp_path: Path, first: st
         "cascade": cascade_of(),
         "gated": cascade_of(1, {"measure": "confidence", "thresholds": [0.4, 0.5]}),
         "ours": fresh(channels=1),
+        "pair": fresh_pair(),
+        "gated pair": fresh_pair({"measure": "margin", "thresholds": [0.5]}),
     }
     folders = [with_expected(saved(tmp_path / name, network), network) for name, network in networks.items()]
     assert loaded_elsewhere(folders, first) == "True"

@@ -72,7 +72,7 @@ def test_shares_outside_are_refused(share: float) -> None:
 @pytest.mark.parametrize(("spec", "share"), [("resnet8_cifar", 1e-4), ("resnet8_cifar,width=0.05", 0.1)])
 def test_widths_that_round_to_nothing_are_refused(spec: str, share: float) -> None:
     """A user would get two networks that cost half of what was paid for, or one with no channels."""
-    with pytest.raises(UserError, match="assistant-share") as caught:
+    with pytest.raises(UserError, match=f"^{spec} cannot be separated at --assistant-share") as caught:
         separate(ModelSpec.parse(spec), share, features=64, num_classes=10)
     assert "--assistant-share" in caught.value.remedy
 

@@ -87,7 +87,7 @@ class Job:
         energies: list[float] | None = None,
         parent: Network | None = None,
         view_shift: int = 0,
-        search: list[dict[str, Any]] | None = None,
+        **more: Any,
     ) -> TrainResult:
         """Fit, score on the calibration split, profile and save.
 
@@ -98,7 +98,7 @@ class Job:
             parent: The run that this one builds on.
             view_shift: Of the views of the images, where each epoch has its own; the members before have fitted those
                 that their own number gave.
-            search: The trials by which the architecture was chosen.
+            more: Further entries of the result.
         """
         options, place, source = self.options, self.place, data.source
         plans = [Plan.of(options, data.fit_size(), phase.epochs) for phase in phases]
@@ -158,7 +158,7 @@ class Job:
             images_per_second=rows[-1]["images_per_second"],
             energies=energies,
             target_views=train_batches.views,
-            search=search,
+            **more,
             **facts(made, teacher.entry if teacher else None, profiles),
         )
 

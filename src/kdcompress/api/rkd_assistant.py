@@ -62,11 +62,12 @@ def train_rkd_assistant(
     data = batches_for(source, prep, job)
     teachers, size = [stage for stage, _ in pairs], (prep.channels, *prep.size)
     shown = FrozenMaps(frozen, teachers, size, features=classifier is not None)
+    network = whole if options.undivided else _separated(whole, options, teacher, job)
     _note_views(job, options, 2 * data.fit_size() * shown.width)
+    matching = [[theirs.reduction, own.reduction] for theirs, own in pairs]
     if options.undivided:
         task = TransferTask(Undivided(whole.model, pairs, transfer.connected), shown, **given)
-        return job.train([Phase(lambda: task)], whole, data, teacher)
-    network = _separated(whole, options, teacher, job)
+        return job.train([Phase(lambda: task)], network, data, teacher, matched_stages=matching)
     model = network.model
     assert isinstance(model, StudentAssistant)
     if classifier is not None:
@@ -89,7 +90,8 @@ def train_rkd_assistant(
             lambda: RkdAssistantTask(divided, seen, part=part, student_weight=weight, **given), epochs, f"({part})"
         )
 
-    return job.train([phase(part, epochs) for part, epochs in _phases(options)], network, data, teacher)
+    phases = [phase(part, epochs) for part, epochs in _phases(options)]
+    return job.train(phases, network, data, teacher, matched_stages=matching)
 
 
 def _note_views(job: Job, options: DistillOptions, size: int) -> None:

@@ -30,6 +30,10 @@ class ModelSpec:
     args: dict[str, Any] = field(default_factory=dict)
     preprocessing: dict[str, Any] = field(default_factory=dict)
 
+    def __str__(self) -> str:
+        """The architecture and its arguments as a user writes them."""
+        return ",".join([self.name, *(f"{key}={_text(value)}" for key, value in self.args.items())])
+
     @classmethod
     def parse(cls, text: str) -> ModelSpec:
         """Read a spec.
@@ -179,6 +183,11 @@ def _numbers(part: str, value: str) -> tuple[float, ...]:
     if not all(isinstance(number, (int, float)) for number in numbers):
         raise usage_error(f"{part!r} in the model spec is not a number.", "Write one, or one per channel: 0.5/0.4/0.3.")
     return numbers
+
+
+def _text(value: Any) -> str:
+    """What :func:`_literal` reads as this value."""
+    return "/".join(map(_text, value)) if isinstance(value, (tuple, list)) else str(value)
 
 
 def _literal(text: str) -> Any:

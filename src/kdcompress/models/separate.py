@@ -95,7 +95,7 @@ def separate(spec: ModelSpec, share: float, *, features: int, num_classes: int, 
         narrowest = f"the narrowest one, with what brings it to {features} features, costs more"
         why = "its channels are too few to use 97 % of its cost" if assistant else narrowest
         remedy = "Choose another --assistant-share, nearer to 0.5, or a larger --student."
-        raise UserError(f"{spec.name} cannot be separated at --assistant-share {share:g}: {why}.", remedy)
+        raise usage_error(f"{spec} cannot be separated at --assistant-share {share:g}: {why}.", remedy)
     student_macs, assistant_macs = int(cost(student)[0]), int(cost(assistant)[0])
     integration = int(cost(student)[1] + cost(assistant)[1]) - student_macs - assistant_macs
     return Separation((student / STEPS, assistant / STEPS), student_macs, assistant_macs, integration, given)
@@ -106,7 +106,7 @@ def measured(spec: ModelSpec, width: int, **shape: Any) -> tuple[int, int]:
     with torch.random.fork_rng(devices=[]):
         network = narrow(spec, width / STEPS, **shape)
     if not all(parameter.numel() for parameter in network.parameters()):
-        raise UserError(f"{spec.name} has no channels left at {width / STEPS:g} of its width.", "Take a wider one.")
+        raise UserError(f"{spec} has no channels left at {width / STEPS:g} of its width.", "Take a wider one.")
     return profile(network, config_of(network)["input_size"]).macs, embedding_size(network)
 
 
