@@ -823,8 +823,11 @@ def test_the_teachers_classifier_is_reused(chain: Chain, tmp_path: Path) -> None
 def test_teacher_and_student_of_other_families_and_sizes(chain: Chain, tmp_path: Path) -> None:
     """Any pair of convolutional networks: here timm's EfficientNet at 16 x 16 learns from ours at 8 x 8."""
     given = {"student": "test_efficientnet", "input_size": "16", "transfer": "at", "scheme": "end-to-end"}
-    result = assist(chain, tmp_path / "run", logit_weight=0.5, **given)
+    heard = Heard()
+    result = assist(chain, tmp_path / "run", logit_weight=0.5, reporter=heard, **given)
     assert result.input_size == (1, 16, 16)
+    assert result.matched_stages == [[4, 32]]
+    assert any("only the last maps are matched" in note for note in heard.notes)
     assert kdcompress.evaluate(run=result.run, **WHERE).n == TEST
 
 

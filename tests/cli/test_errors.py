@@ -112,6 +112,8 @@ USAGE = [
     (["distill", "RUNS/teacher", "--method", "rkd-assistant", "--student", TINY, "--assistant-share", "0.0001"],
      ["--assistant-share 0.0001", "narrowest"]),
     (["distill", "RUNS/teacher", "--method", "rkd-assistant", "--student", "lenet6"], ["'lenet6'"]),
+    (["distill", "RUNS/teacher", "--method", "rkd-assistant", "--student", TINY, "--target-views", "2",
+      "--cache-size", "0.001"], ["--target-views 2", "--cache-size 1"]),
     (["distill", "RUNS/teacher", "--method", "rkd-assistant", "--student", TINY, "--pretrained"], ["--undivided"]),
     (["add-res-student", "RUNS/single"], ["--arch", "--search"]),
     (["add-res-student", "RUNS/single", "--arch", TINY, "--search", "--max-macs", "0.5"], ["--search", "--arch"]),

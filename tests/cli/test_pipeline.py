@@ -264,6 +264,9 @@ def test_help_lists_every_option_and_an_example(command: str, cli: Cli) -> None:
             assert re.search(rf"(?<![\w-]){re.escape(name)}(?![\w-])", done.out), f"{name} is not listed"
             words = field.metadata["help"].split()
             assert words, f"{name} has no help"
+            if isinstance(field.default, (int, float)) and not isinstance(field.default, bool):
+                listed = done.out[done.out.index(name + " ") :]
+                assert f"(default: {field.default})" in " ".join(listed.split()), f"{name} has an unknown default"
     assert not ESCAPE.search(done.out)
 
 

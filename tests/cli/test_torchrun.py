@@ -159,6 +159,8 @@ def test_phases_of_two_processes_resume(here: Path, runs: Path) -> None:
     assert not (here / "stopped" / "model.safetensors").exists()
     resumed = job(f"{command} stopped --resume", here)
     assert "epoch 1/" not in resumed.err
+    assert "(classifier, 1 of 4 epochs): 4 epochs of 41 steps, from epoch 4" in resumed.err
+    assert "epoch 4/4" in resumed.err, "counts the epochs of a phase, and says that nothing is left"
     whole = job(f"{command} whole", here).result
     assert resumed.result["loss"] == whole["loss"]
     made = [(here / name / "model.safetensors").read_bytes() for name in ("stopped", "whole")]

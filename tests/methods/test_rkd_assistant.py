@@ -229,6 +229,19 @@ def test_a_student_that_answers_first_has_its_share_of_the_labels(x: Tensor, y: 
         torch.testing.assert_close(result["loss"], parts, rtol=1e-4, atol=1e-5)
 
 
+def test_a_classifier_that_learns_from_labels_asks_no_teacher(x: Tensor, y: Tensor) -> None:
+    """The teacher is most of the work, and nothing would read what it says."""
+    task = task_of("classifier").train()
+    with torch.no_grad():
+        expected = F.cross_entropy(task.trained()(x), y)
+    task.teacher.network.forward = task.teacher.network.observe = None  # type: ignore[assignment, method-assign]
+    torch.testing.assert_close(task(x, y)["loss"], expected, rtol=1e-4, atol=1e-5)
+    assert not task.frozen()
+    assert task_of("classifier", logit_weight=0.5).frozen()
+    assert task_of("classifier", mimic_features=True).frozen()
+    assert task_of("student").frozen()
+
+
 def test_an_assistant_begins_as_a_network_of_its_own() -> None:
     """Where its part of the logits began at zero, no label reached its features, and it added nothing in the end."""
     fresh = StudentAssistant(MODEL, (0.9, 0.5), in_chans=1)

@@ -118,6 +118,7 @@ class Job:
         elif place.is_main:
             run.write_json(RECORD, {**provenance, "status": "unfinished"})
         rows: list[dict[str, Any]] = []
+        views: int | None = None
         note = functools.cache(self.reporter.note)  # phases and splits have the same to tell
         for number in range(phase_of(run), len(phases)):
             task = phases[number].task()
@@ -125,6 +126,7 @@ class Job:
             train_batches, eval_batches = told(
                 task, batches, calibration, data, options, plans[number].epochs, place, note
             )
+            views = train_batches.views or views
             parts = self._to_compile(task, plans[number].epochs * len(batches))
             title = f"{self.command} {network.architecture} {phases[number].name}".rstrip()
             with compiled(parts):
@@ -157,7 +159,7 @@ class Job:
             loss=round(scores.loss, 6),
             images_per_second=rows[-1]["images_per_second"],
             energies=energies,
-            target_views=train_batches.views,
+            target_views=views,
             **more,
             **facts(made, teacher.entry if teacher else None, profiles),
         )

@@ -36,13 +36,13 @@ def profile_flops(
         >>> kdcompress.profile_flops(model="resnet50").macs
         4111512576
     """
-    began = time.perf_counter()
     options = options or ProfileFlopsOptions.resolve(given)
+    reference, began = resolve(options.model), time.perf_counter()  # waiting for the command before is not our time
     shape: dict[str, Any] = {"num_classes": options.num_classes} if options.num_classes else {}
     if options.input_size is not None:
         wanted, *size = parse_size(options.input_size)
         shape.update(size=tuple(size), **({"in_chans": wanted} if wanted else {}))
-    network = load_network(resolve(options.model), options.arch, weights=False, **shape)
+    network = load_network(reference, options.arch, weights=False, **shape)
     if options.input_size is not None:
         channels, height, width = parse_size(options.input_size, network.prep.channels)
         config_of(network.model)["input_size"] = (channels, height, width)

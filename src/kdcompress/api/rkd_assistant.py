@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from torch import nn
@@ -13,7 +14,7 @@ from kdcompress.cache import GIB
 from kdcompress.data import DataSource, Preprocess
 from kdcompress.errors import UserError, usage_error
 from kdcompress.methods.base import FrozenMaps
-from kdcompress.methods.features import TRANSFERS, feature_size, matched, stages_of
+from kdcompress.methods.features import TRANSFERS, Stage, feature_size, matched, stages_of
 from kdcompress.methods.rkd_assistant import SCHEMES, Divided, RkdAssistantTask, TransferTask, Undivided
 from kdcompress.models.assemble import new_network, take_input
 from kdcompress.models.build import ModelSpec
@@ -44,10 +45,7 @@ def train_rkd_assistant(
     teacher_stages = stages_of(teacher.network.model, f"The teacher {teacher.network.reference}")
     own_stages = stages_of(whole.model, options.student)
     pairs = matched(teacher_stages, own_stages)
-    if len(pairs) == 1 and max(len(teacher_stages), len(own_stages)) > 1:
-        job.reporter.note(
-            f"Notice: the stages of {options.student} are not those of the teacher; only the last maps are matched."
-        )
+    _note_unmatched(job, options.student, teacher_stages, own_stages, pairs)
     prep = shared(whole.prep, teacher.network.prep, source)
     transfer = TRANSFERS[options.transfer]
     given: dict[str, Any] = {
@@ -63,7 +61,7 @@ def train_rkd_assistant(
     teachers, size = [stage for stage, _ in pairs], (prep.channels, *prep.size)
     shown = FrozenMaps(frozen, teachers, size, features=classifier is not None)
     network = whole if options.undivided else _separated(whole, options, teacher, job)
-    _note_views(job, options, 2 * data.fit_size() * shown.width)
+    _check_views(job, options, 2 * data.fit_size() * shown.width)
     matching = [[theirs.reduction, own.reduction] for theirs, own in pairs]
     if options.undivided:
         task = TransferTask(Undivided(whole.model, pairs, transfer.connected), shown, **given)
@@ -87,19 +85,44 @@ def train_rkd_assistant(
         seen = without_maps if part == "classifier" else shown
         weight = options.student_weight
         return Phase(
-            lambda: RkdAssistantTask(divided, seen, part=part, student_weight=weight, **given), epochs, f"({part})"
+            lambda: RkdAssistantTask(divided, seen, part=part, student_weight=weight, **given),
+            epochs,
+            f"({part}, {epochs} of {options.epochs} epochs)" if part != "all" else "",
         )
 
     phases = [phase(part, epochs) for part, epochs in _phases(options)]
     return job.train(phases, network, data, teacher, matched_stages=matching)
 
 
-def _note_views(job: Job, options: DistillOptions, size: int) -> None:
+def _check_views(job: Job, options: DistillOptions, size: int) -> None:
+    """Say what keeping feature maps would take, where that is not asked for.
+
+    Args:
+        size: Bytes of a view.
+
+    Raises:
+        UserError: It is asked for, and there is no room.
+    """
+    wanted = (options.chosen_views or 0) * size / GIB
+    if wanted > options.cache_size:
+        problem = f"--target-views {options.chosen_views} of feature maps take {wanted:.3g} GiB"
+        remedy = f"Give fewer views, --cache-size {math.ceil(wanted)}, or --target-views 0."
+        raise usage_error(f"{problem}, and --cache-size is {options.cache_size:g}.", remedy)
     if options.chosen_views is None:
         job.reporter.note(
             "The teacher's feature maps are computed at every step. --target-views K would keep them for K views of "
             f"the images, {size / GIB:.3g} GiB each."
         )
+
+
+def _note_unmatched(
+    job: Job, student: str, teachers: list[Stage], own: list[Stage], pairs: list[tuple[Stage, Stage]]
+) -> None:
+    if len(pairs) == max(len(teachers), len(own)):
+        return
+    matching = ", ".join(f"{theirs.reduction} with {mine.reduction}" for theirs, mine in pairs)
+    what = "only the last maps are matched" if len(pairs) == 1 else f"matched are maps of reduction {matching}"
+    job.reporter.note(f"Notice: the stages of {student} are not those of the teacher; {what}.")
 
 
 def _phases(options: DistillOptions) -> list[tuple[str, int]]:

@@ -53,7 +53,12 @@ def told(
     folder = cache_dir(options.cache_dir) / TARGETS
     store = ArrayStore(folder, options.cache_size * GIB)
     shared = data.source.fingerprint, store, place, note
-    note(f"What frozen networks say is computed once for {views} view(s) of the images, and kept in {folder}")
+    widths = _widths(task.frozen(), data.source.num_classes)
+    size = 2 * views * len(batches.images.ids) * sum(widths.values()) / GIB
+    note(
+        f"What frozen networks say is computed once for {views} view(s) of the images, and kept in {folder} "
+        f"({size:.2g} GiB)"
+    )
 
     def targets(networks: Networks, split: TrainBatches | EvalBatches) -> Targets:
         return Targets(networks, _widths(networks, data.source.num_classes), split, *shared)

@@ -57,7 +57,7 @@ def _annotation(option_set: type[Options], field: dataclasses.Field[Any]) -> Any
     help_text = meta["help"]
     if meta["choices"]:
         help_text += f": {', '.join(meta['choices'])}"
-    if not meta["argument"] and field.default not in (None, (), False):
+    if not meta["argument"] and field.default not in (None, ()) and field.default is not False:
         help_text += f" (default: {field.default})"
     if meta["argument"]:
         return Annotated[Optional[str], typer.Argument(help=help_text, show_default=False, metavar=field.name.upper())]  # noqa: UP045

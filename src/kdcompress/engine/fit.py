@@ -114,7 +114,7 @@ def fit(
         trainer.load()
     writer = _tensorboard(run) if options.tensorboard and place.is_main else None
     done = len(trainer.history)
-    reporter.start(title, done - trainer.epoch + plan.epochs, len(batches), done)
+    reporter.start(title, options.epochs, len(batches), done)
     try:
         with StopSignal() as stop:
             if place.is_main and not resumed:

@@ -14,7 +14,8 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 class Reporter(Protocol):
     """Receives the course of a training."""
 
-    def start(self, title: str, epochs: int, steps: int, done: int) -> None: ...
+    def start(self, title: str, epochs: int, steps: int, done: int) -> None:
+        """A training, or a phase of one, begins after ``done`` of all its ``epochs``."""
 
     def step(self, epoch: int, loss: float, speed: float, advance: int) -> None: ...
 

@@ -226,6 +226,17 @@ class RkdAssistantTask(TransferTask):
         self.part, self.student_weight = part, student_weight
         student.learn(part)
 
+    @property
+    def asks(self) -> bool:
+        """Whether any loss of this part is about the teacher: a classifier may learn from labels alone."""
+        return self.part != "classifier" or self.teacher.features or bool(self.logit_weight)
+
+    def frozen(self) -> dict[str, Frozen | FrozenMaps]:
+        return super().frozen() if self.asks else {}
+
+    def observed(self, input: Tensor, shown: Tensor | None) -> Shown:
+        return super().observed(input, shown) if self.asks else (input.new_empty(0), None, [])
+
     def forward(self, input: Tensor, target: Tensor, shown: Tensor | None = None) -> dict[str, Tensor]:
         """As that of the task it stands on."""
         teacher_logits, teacher_features, teacher_maps = self.observed(input, shown)

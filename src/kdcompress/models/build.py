@@ -150,7 +150,8 @@ def _from_timm(spec: ModelSpec, args: dict[str, Any], pretrained: bool) -> nn.Mo
         raise
     except TypeError as error:
         raise usage_error(
-            f"{spec.name} cannot be made with {spec.args}: {error}", "Check the keys of the spec."
+            f"{spec.name} cannot be made with {spec.args}: {error}",
+            "Check the keys of the spec. What a command has made is given as its run folder.",
         ) from error
     except Exception as error:
         first = first_line(error)

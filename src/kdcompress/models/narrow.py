@@ -99,7 +99,9 @@ def _pruned(model: nn.Module, name: str, width: float) -> nn.Module:
             raise ValueError("Torch-Pruning leaves it as it is")
     except Exception as error:  # a library that rewrites any network may fail in any way
         remedy = f"Take {WITH_WIDTH}."
-        raise UserError(f"{name} cannot be narrowed to {width:g}: {first_line(error)}", remedy) from error
+        raise UserError(
+            f"{name} cannot be narrowed: Torch-Pruning fails on it ({first_line(error)}).", remedy
+        ) from error
     return model
 
 
