@@ -244,7 +244,7 @@ class AssistantOptions(Options):
         panel=ASSISTANT,
     )
     transfer: str = option(
-        "fitnets", "distance between feature maps: L2, or of attention maps", choices=("fitnets", "at"), panel=ASSISTANT
+        "at", "distance between feature maps: of attention maps, or L2", choices=("at", "fitnets"), panel=ASSISTANT
     )
     transfer_weight: float = option(1.0, "of the feature maps beside the cross-entropy", low=0, panel=ASSISTANT)
     logit_weight: float = option(0.0, "of the teacher's logits beside the cross-entropy", low=0, panel=ASSISTANT)
@@ -259,7 +259,9 @@ class AssistantOptions(Options):
         False, "train --student itself with the same transfer: the control, and plain FitNets or AT", panel=ASSISTANT
     )
     reuse_teacher_classifier: bool = option(False, "start from the teacher's classifier", panel=ASSISTANT)
-    freeze_classifier: bool = option(False, "and keep it as it is", panel=ASSISTANT)
+    freeze_classifier: bool = option(
+        False, "keep the classifier that --reuse-teacher-classifier takes as it is", panel=ASSISTANT
+    )
 
 
 @dataclass(kw_only=True)
