@@ -184,6 +184,13 @@ def test_tables_are_made_of_what_was_found(
     assert len(found) == rows + 2
     assert len({line.count("|") for line in found}) == 1
     assert sum("70.00" in line for line in found) >= rows - 1
+    if script == "views_study":
+        marks = [f"<!-- {each}: {edge} -->" for each in ("views", "views-front") for edge in ("begin", "end")]
+        table.write_text("\n".join(marks))
+        monkeypatch.setattr(sys, "argv", [script, *arguments, "--front", str(table)])
+        module.main()
+        assert "took 100% of the time" in table.read_text()
+        assert "ended at 70.00 ± 0.00 % top-1 in place of 70.00 ± 0.00 %." in table.read_text()
     if script in ("rkd_study", "lwkd_study"):
         monkeypatch.setattr(study.Study, "call", lambda *_: pytest.fail("it trains"))
         monkeypatch.setattr(sys, "argv", [script, *arguments, "--so-far", "--seeds", "4"])
