@@ -355,11 +355,11 @@ def stopped(task: Any, step: int, number: signal.Signals, monkeypatch: pytest.Mo
     calls: list[int] = []
     genuine = task.forward
 
-    def stopping(self: Any, input: torch.Tensor, target: torch.Tensor) -> Any:
+    def stopping(self: Any, input: torch.Tensor, target: torch.Tensor, **told: torch.Tensor) -> Any:
         calls.append(1)
         if len(calls) == step:
             signal.raise_signal(number)
-        return genuine(self, input, target)
+        return genuine(self, input, target, **told)
 
     with monkeypatch.context() as patch:
         patch.setattr(task, "forward", stopping)
@@ -794,6 +794,16 @@ def test_a_run_of_phases_resumes_in_any_of_them(
     with stopped(RkdAssistantTask, step, signal.SIGTERM, monkeypatch):
         assist(chain, tmp_path / "run")
     assert same_weights(assist(chain, tmp_path / "run", resume=True).run, assisted.run)
+
+
+def test_views_are_told_by_a_run_that_was_cut_off_in_its_last_phase(
+    chain: Chain, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The classifier's phase asks nobody; the result would say that every epoch had a view of its own."""
+    kept = {"target_views": "1", "cache_dir": str(tmp_path / "cache")}
+    with stopped(RkdAssistantTask, 95, signal.SIGTERM, monkeypatch):
+        assist(chain, tmp_path / "run", **kept)
+    assert assist(chain, tmp_path / "run", resume=True, **kept).target_views == 1
 
 
 def test_an_assistant_is_gated_and_built_upon(assisted: TrainResult, tmp_path: Path) -> None:

@@ -32,7 +32,7 @@ from kdcompress.methods.base import Frozen, StudentTask
 from kdcompress.methods.losses import residual_energy
 from kdcompress.models.loading import Network, model_config, save_network
 from kdcompress.option_set import flag
-from kdcompress.options import FREE_OPTIONS, DataOptions, OutputOptions, TrainingOptions
+from kdcompress.options import FREE_OPTIONS, DataOptions, OutputOptions, TargetOptions, TrainingOptions
 from kdcompress.results import R, TrainResult
 from kdcompress.runs import RECORD, RunFolder, check_claim, claim, file_hash
 
@@ -118,7 +118,6 @@ class Job:
         elif place.is_main:
             run.write_json(RECORD, {**provenance, "status": "unfinished"})
         rows: list[dict[str, Any]] = []
-        views: int | None = None
         note = functools.cache(self.reporter.note)  # phases and splits have the same to tell
         for number in range(phase_of(run), len(phases)):
             task = phases[number].task()
@@ -126,7 +125,6 @@ class Job:
             train_batches, eval_batches = told(
                 task, batches, calibration, data, options, plans[number].epochs, place, note
             )
-            views = train_batches.views or views
             parts = self._to_compile(task, plans[number].epochs * len(batches))
             title = f"{self.command} {network.architecture} {phases[number].name}".rstrip()
             with compiled(parts):
@@ -134,6 +132,7 @@ class Job:
                     task, train_batches, eval_batches, options, plans[number], place, run, self.reporter,
                     title=title, num_classes=source.num_classes, phase=number, history=rows,
                 )  # fmt: skip
+        chosen = options.chosen_views if isinstance(options, TargetOptions) else None
         task.eval()
         final = task.get_eval_model()
         scores = evaluate(final, eval_batches, place)
@@ -159,7 +158,7 @@ class Job:
             loss=round(scores.loss, 6),
             images_per_second=rows[-1]["images_per_second"],
             energies=energies,
-            target_views=views,
+            target_views=train_batches.views or chosen or None,  # the last phase may ask nobody
             **more,
             **facts(made, teacher.entry if teacher else None, profiles),
         )
