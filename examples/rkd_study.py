@@ -4,10 +4,12 @@
         --arch resnet56_cifar,shortcut=A --epochs 4 --jobs 2 --table examples/README.md
 
 Run it again with more ``--epochs`` and another OUT on a better machine. What the teacher shows in each epoch is
-computed once for all runs and kept in the cache: for CIFAR-10 and a ResNet-56, 2.4 GiB an epoch. The second table of
-``examples/README.md`` goes on from what is kept, without training, by::
+computed once for all runs and kept in the cache: for CIFAR-10 and a ResNet-56, 2.4 GiB an epoch. The tables of
+``examples/README.md`` are made from what is kept, without training, by ``--so-far --precision bf16 --results
+examples/results/rkd.json`` and::
 
-    … --precision bf16 --students resnet20_cifar --shares --results examples/results/rkd.json --mark rkd-resnet20
+    … --students resnet8_cifar
+    … --students resnet20_cifar --shares --mark rkd-resnet20
 """
 
 from __future__ import annotations

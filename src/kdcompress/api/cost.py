@@ -8,7 +8,7 @@ from torch import nn
 
 from kdcompress.engine.progress import Reporter
 from kdcompress.flops import Profile, profile
-from kdcompress.models.build import config_of
+from kdcompress.models.build import ModelSpec, config_of
 from kdcompress.models.loading import Network
 from kdcompress.models.residual_cascade import ResidualCascade
 from kdcompress.models.staged import Staged
@@ -115,5 +115,5 @@ def _separation(network: Network, profiles: list[Profile]) -> dict[str, int]:
 def spec_of(entry: dict[str, Any]) -> str:
     """``NAME[,key=value…]`` of an architecture and its arguments, without those that follow from data or members."""
     hidden = ("in_chans", "members", "gate", "img_size", "model", "widths", "features")
-    args = [f"{key}={value}" for key, value in entry.get("model_args", {}).items() if key not in hidden]
-    return ",".join([entry["architecture"], *args])
+    args = {key: value for key, value in entry.get("model_args", {}).items() if key not in hidden}
+    return str(ModelSpec(entry["architecture"], args))

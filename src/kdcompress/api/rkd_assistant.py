@@ -10,7 +10,7 @@ from torch import nn
 from kdcompress.api.job import Job, Phase
 from kdcompress.api.prepare import adapter, batches_for, fresh, logit_weights, shared
 from kdcompress.api.reference import Teacher
-from kdcompress.cache import GIB
+from kdcompress.api.targets import gib
 from kdcompress.data import DataSource, Preprocess
 from kdcompress.errors import UserError, usage_error
 from kdcompress.methods.base import FrozenMaps
@@ -61,7 +61,7 @@ def train_rkd_assistant(
     teachers, size = [stage for stage, _ in pairs], (prep.channels, *prep.size)
     shown = FrozenMaps(frozen, teachers, size, features=classifier is not None)
     network = whole if options.undivided else _separated(whole, options, teacher, job)
-    _check_views(job, options, 2 * data.fit_size() * shown.width)
+    _check_room(job, options, gib(1, data.fit_size(), shown.width))
     matching = [[theirs.reduction, own.reduction] for theirs, own in pairs]
     if options.undivided:
         task = TransferTask(Undivided(whole.model, pairs, transfer.connected), shown, **given)
@@ -94,16 +94,16 @@ def train_rkd_assistant(
     return job.train(phases, network, data, teacher, matched_stages=matching)
 
 
-def _check_views(job: Job, options: DistillOptions, size: int) -> None:
+def _check_room(job: Job, options: DistillOptions, size: float) -> None:
     """Say what keeping feature maps would take, where that is not asked for.
 
     Args:
-        size: Bytes of a view.
+        size: GiB of a view.
 
     Raises:
         UserError: It is asked for, and there is no room.
     """
-    wanted = (options.chosen_views or 0) * size / GIB
+    wanted = (options.chosen_views or 0) * size
     if wanted > options.cache_size:
         problem = f"--target-views {options.chosen_views} of feature maps take {wanted:.3g} GiB"
         remedy = f"Give fewer views, --cache-size {math.ceil(wanted)}, or --target-views 0."
@@ -111,7 +111,7 @@ def _check_views(job: Job, options: DistillOptions, size: int) -> None:
     if options.chosen_views is None:
         job.reporter.note(
             "The teacher's feature maps are computed at every step. --target-views K would keep them for K views of "
-            f"the images, {size / GIB:.3g} GiB each."
+            f"the images, {size:.3g} GiB each."
         )
 
 

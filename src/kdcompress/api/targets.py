@@ -53,16 +53,15 @@ def told(
     folder = cache_dir(options.cache_dir) / TARGETS
     store = ArrayStore(folder, options.cache_size * GIB)
     shared = data.source.fingerprint, store, place, note
-    widths = _widths(task.frozen(), data.source.num_classes)
-    size = 2 * views * len(batches.images.ids) * sum(widths.values()) / GIB
-    note(
-        f"What frozen networks say is computed once for {views} view(s) of the images, and kept in {folder} "
-        f"({size:.2g} GiB)"
-    )
 
     def targets(networks: Networks, split: TrainBatches | EvalBatches) -> Targets:
         return Targets(networks, _widths(networks, data.source.num_classes), split, *shared)
 
+    size = gib(views, len(batches.images.ids), sum(_widths(task.frozen(), data.source.num_classes).values()))
+    note(
+        f"What frozen networks say is computed once for {views} view(s) of the images, and kept in {folder} "
+        f"({size:.2g} GiB)"
+    )
     found, asked = ToldBatches(batches, targets(task.frozen(), batches), views), task.eval_frozen()
     return found, ToldEval(calibration, targets(asked, calibration)) if asked else calibration
 
@@ -113,7 +112,7 @@ def choose_views(
     read_again = VIEWS / epochs if isinstance(batches.images, StreamImages) else 0.0
     if share * (1 - VIEWS / epochs) - read_again < WORTH_IT:
         return 0
-    size = _gib(len(batches.images.ids), num_classes, len(frozen))
+    size = gib(VIEWS + 1, len(batches.images.ids), num_classes * len(frozen))  # one more for the calibration split
     if size > options.cache_size:
         note(
             f"Notice: --cache-size {options.cache_size:g} has no room for {VIEWS} views ({size:.3g} GiB): what frozen "
@@ -134,13 +133,13 @@ def shared_views(options: TargetOptions, data: Data, epochs: int, networks: int)
         return 0
     if data.source.is_raw or getattr(options, "augment", "auto") == "none":
         return 1
-    fits = _gib(data.fit_size(), data.source.num_classes, networks) <= options.cache_size
+    fits = gib(VIEWS + 1, data.fit_size(), data.source.num_classes * networks) <= options.cache_size
     return min(epochs, VIEWS) if fits else 0
 
 
-def _gib(images: int, num_classes: int, networks: int) -> float:
-    """Of the logits for all views; with as much as one for the calibration split."""
-    return (VIEWS + 1) * 2 * images * num_classes * networks / GIB
+def gib(views: int, images: int, width: int) -> float:
+    """Of what is kept: a row [W] in float16 for each image of each view."""
+    return 2 * views * images * width / GIB
 
 
 def _widths(networks: Networks, num_classes: int) -> dict[str, int]:

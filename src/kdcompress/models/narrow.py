@@ -98,10 +98,8 @@ def _pruned(model: nn.Module, name: str, width: float) -> nn.Module:
         if _size(model, classifier) > max((1 + width) / 2, HARDLY) * before:
             raise ValueError("Torch-Pruning leaves it as it is")
     except Exception as error:  # a library that rewrites any network may fail in any way
-        remedy = f"Take {WITH_WIDTH}."
-        raise UserError(
-            f"{name} cannot be narrowed: Torch-Pruning fails on it ({first_line(error)}).", remedy
-        ) from error
+        problem = f"{name} cannot be narrowed: Torch-Pruning fails on it ({first_line(error)})."
+        raise UserError(problem, f"Take {WITH_WIDTH}.") from error
     return model
 
 
