@@ -33,8 +33,8 @@ from study import write_between
 from torch import nn
 
 from kdcompress.cache import ArrayStore
-from kdcompress.data import Data, Preprocess, TrainBatches
-from kdcompress.data.sources import ArrayImages, DataSource
+from kdcompress.data import Preprocess, TrainBatches
+from kdcompress.data.batches import MemoryImages
 from kdcompress.engine.distributed import Place, start
 from kdcompress.engine.fit import Plan, Trainer, memory_format_of
 from kdcompress.engine.interrupt import StopSignal
@@ -105,7 +105,7 @@ def _measured(teacher_spec: str, student_spec: str, place: Place, asked: argpars
         return new_network(ModelSpec.parse(spec), num_classes=10, channels=3, size=size, seed=seed).model
 
     options = TrainingOptions(epochs=10_000, batch_size=asked.batch_size, loading="memory")
-    batches = _batches(asked, options, place, network(student_spec))
+    batches = _batches(asked, place, network(student_spec))
     teacher = Frozen(network(teacher_spec)).to(place.device)
     members = Frozen(Sum([network(student_spec, seed).eval() for seed in range(asked.members)])).to(place.device)
     tasks = {
@@ -155,12 +155,13 @@ def _ratios(rounds: list[dict[str, float]], name: str) -> list[float]:
     return [row[AGAINST[name]] / row[name] for row in rounds]
 
 
-def _batches(asked: argparse.Namespace, options: TrainingOptions, place: Place, student: nn.Module) -> TrainBatches:
-    """Images of noise, in memory."""
-    images = round(asked.batch_size * asked.steps / 0.9)
-    pixels = np.random.default_rng(0).integers(0, 256, (images, asked.side, asked.side, 3), dtype=np.uint8)
-    source = DataSource("random", ArrayImages(pixels, np.arange(images) % 10), None, 10, None, "random")
-    return Data(source, Preprocess.of(student), options, place.device).training(asked.batch_size, 0, "crop-flip")
+def _batches(asked: argparse.Namespace, place: Place, student: nn.Module) -> TrainBatches:
+    """Images of noise, in memory, for as many whole batches as there are steps."""
+    ids = np.arange(asked.batch_size * asked.steps)
+    pixels = torch.randint(0, 256, (len(ids) * asked.side**2, 3), dtype=torch.uint8, device=place.device)
+    labels = torch.from_numpy(ids % 10).to(place.device)
+    images = MemoryImages(pixels, labels, ids, Preprocess.of(student))
+    return TrainBatches(images, asked.batch_size, 0, "crop-flip")
 
 
 def _bare(student: nn.Module, teacher: nn.Module | None, batches: TrainBatches, place: Place) -> Turn:
@@ -174,10 +175,10 @@ def _bare(student: nn.Module, teacher: nn.Module | None, batches: TrainBatches, 
     def run() -> None:
         for _ in range(len(batches)):
             with place.autocast():
+                wanted = None if teacher is None else teacher(x)
                 logits = student(x).float()
                 loss = nn.functional.cross_entropy(logits, y)
-                if teacher is not None:
-                    wanted = teacher(x)
+                if wanted is not None:
                     loss = loss + nn.functional.kl_div(logits.log_softmax(1), wanted.softmax(1), reduction="batchmean")
             loss.backward()
             optimizer.step()

@@ -123,6 +123,24 @@ def test_what_is_in_work_or_needed_along_makes_no_room(tmp_path: Path) -> None:
     assert {entry.key["network"] for entry in store(tmp_path).entries()} >= {"a", "b"}
 
 
+def test_nothing_makes_room_for_what_has_none(tmp_path: Path) -> None:
+    """A shared cache would be wiped, and nothing be kept in it."""
+    fill(store(tmp_path), {"network": "a"})
+    with pytest.raises(OSError, match="cache-size"), store(tmp_path, SIZE / 2).create({"network": "b"}, 0, SHAPE):
+        pass
+    assert "a" in {entry.key.get("network") for entry in store(tmp_path).entries()}
+
+
+def test_who_is_about_to_write_makes_no_room(tmp_path: Path) -> None:
+    """Of a run that waits for its second lock the first would be taken from under it."""
+    with store(tmp_path).lock({"network": "a"}, 0):
+        fill(store(tmp_path), {"network": "b"})
+        with pytest.raises(OSError, match="cache-size"):
+            fill(store(tmp_path, SIZE / 2), {"network": "c"})
+        fill(store(tmp_path, SIZE + 200), {"network": "c"})
+        assert {entry.key["network"] for entry in store(tmp_path).entries()} == {"a", "c"}
+
+
 def test_who_waits_can_leave(tmp_path: Path) -> None:
     """Ctrl-C would not be heard while another run computes a view for minutes."""
     asked = iter(range(2))

@@ -185,17 +185,15 @@ class ArrayStore:
         return place
 
     def _make_room(self, size: int, spared: set[Path]) -> None:
-        can_go = [place for place in self._places() if place not in spared and not _in_work(place)]
+        can_go = {place for place in self._places() if place not in spared and not _in_work(place)}
         entries = self.entries()
         total = size + sum(entry.bytes for entry in entries)
+        if total - sum(entry.bytes for entry in entries if entry.folder in can_go) > self.limit:
+            raise OSError(errno.ENOSPC, f"more than --cache-size {self.limit / GIB:g} GiB would be needed")
         for entry in reversed(entries):
-            if total <= self.limit:
-                return
-            if entry.folder in can_go:
+            if total > self.limit and entry.folder in can_go:
                 shutil.rmtree(entry.folder, ignore_errors=True)
                 total -= entry.bytes
-        if total > self.limit:
-            raise OSError(errno.ENOSPC, f"more than --cache-size {self.limit / GIB:g} GiB would be needed")
 
 
 def kept(cache: Path) -> list[Entry]:
@@ -237,13 +235,13 @@ def _taken(lock: FileLock, seconds: float) -> bool:
 
 
 def _in_work(place: Path) -> bool:
-    """Whether a process writes here; what one that was killed has left is removed."""
-    for temporary in place.glob(".view-*.tmp"):
-        array, _, _ = temporary.name[1:].partition(".npy")
-        lock = FileLock(_lock_of(place / f"{array}.npy"))
+    """Whether a process writes here, or is about to; what one that was killed has left is removed."""
+    for held in place.glob(".view-*.lock"):
+        lock = FileLock(held)
         if not _taken(lock, 0):
             return True
-        temporary.unlink(missing_ok=True)
+        for temporary in place.glob(f"{held.name.removesuffix('.lock')}.*.tmp"):
+            temporary.unlink(missing_ok=True)
         lock.release()
     return False
 

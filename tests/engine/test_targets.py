@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import functools
 import itertools
 import os
 from collections.abc import Callable
@@ -21,7 +22,15 @@ import kdcompress.models  # noqa: F401 - registers our networks
 from kdcompress.cache import ArrayStore
 from kdcompress.data import Data, EvalBatches, InputAdapter, TrainBatches, load_source
 from kdcompress.engine.distributed import Place
-from kdcompress.engine.targets import CPU_BATCH, Targets, ToldBatches, ToldEval, image_key, network_key
+from kdcompress.engine.targets import (
+    CPU_BATCH,
+    Targets,
+    ToldBatches,
+    ToldEval,
+    image_key,
+    network_key,
+    precision_agreement,
+)
 from kdcompress.methods.base import Frozen
 from kdcompress.models.assemble import new_network
 from kdcompress.models.build import ModelSpec
@@ -175,6 +184,13 @@ def test_settings_are_part_of_a_network() -> None:
     assert network_key(heads[0])["fingerprint"] != network_key(heads[1])["fingerprint"]
     again = copy.deepcopy(heads[0])
     assert network_key(again)["fingerprint"] == network_key(heads[0])["fingerprint"], "no address of an object"
+    values = (torch.zeros(2), torch.ones(2), np.zeros(2), np.ones(2), {1}, {1, 2}, functools.partial(print, 1), print)
+    keys = []
+    for value in (*values, *copy.deepcopy(values)):
+        again.prior = value
+        keys.append(network_key(again)["fingerprint"])
+    assert len(set(keys)) == len(values), "what it holds beside its buffers"
+    assert keys[: len(values)] == keys[len(values) :]
 
 
 def test_a_file_that_is_written_to_is_another_image(tmp_path: Path) -> None:
@@ -195,6 +211,42 @@ def test_a_file_that_is_written_to_is_another_image(tmp_path: Path) -> None:
     Image.fromarray(rng.integers(0, 256, (8, 8), dtype=np.uint8)).save(tmp_path / "train" / "a" / "3.bmp")
     os.utime(tmp_path / "train" / "a" / "3.bmp", (1, 1))
     assert key() != before
+
+
+def test_what_another_run_has_written_meanwhile_is_not_gone_through(tmp_path: Path) -> None:
+    """Runs of a sweep that start together would each decode every image of every view, one after the other."""
+    batches, _ = digits()
+    made = targets(tmp_path, {"a": teacher()}, batches)
+    read, looked = made._read, []
+
+    def late(name: str, view: int) -> np.ndarray | None:  # another run is done while this one waits for the lock
+        if not looked:
+            assert targets(tmp_path, {"a": teacher()}, batches).prepare(view, never)
+            looked.append(None)
+            return None
+        return read(name, view)
+
+    made._read = late  # type: ignore[method-assign]
+    made.batches = dataclasses.replace(batches, images=None)  # type: ignore[arg-type]
+    assert made.prepare(0, never)
+    assert made.told(np.arange(3))["a"].shape == (3, 10)
+
+
+def test_precisions_are_compared_on_images_of_all_classes(tmp_path: Path) -> None:
+    """Folders are in the order of their classes: a precision that ruins the others would pass."""
+    batches, _ = digits("none")
+    seen: list[Tensor] = []
+
+    class Seen(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            seen.append(x.flatten(1).clone())
+            return x.flatten(1)
+
+    assert precision_agreement(Seen(), batches, CPU) == 1
+    count = len(batches.images.ids)
+    assert count > 1024
+    (last,) = (x for x, _ in batches.load([np.array([count - 1])], 0, 0))
+    assert (torch.cat(seen) == last.flatten(1)).all(1).any()
 
 
 def test_networks_that_say_the_same_are_asked_once(tmp_path: Path) -> None:
@@ -240,6 +292,10 @@ def test_code_is_part_of_a_network(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     after = importlib.reload(mended).Net(2, 2)
     after.load_state_dict(before.state_dict())
     assert network_key(after)["fingerprint"] != key["fingerprint"]
+    key = network_key(after)
+    assert network_key(after) == key
+    (tmp_path / "helpers.py").write_text("def scaled(x): return 3 * x\n")  # beside it, where it may call it
+    assert network_key(after) != key
 
 
 @pytest.mark.parametrize("trouble", ["file", "limit", "foreign"])

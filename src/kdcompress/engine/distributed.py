@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from kdcompress.engine.precision import cpu_precision
+from kdcompress.engine.precision import cpu_precision, remembered
 from kdcompress.errors import UserError, usage_error
 
 T = TypeVar("T")
@@ -132,7 +132,7 @@ def _precision(name: str, device: torch.device) -> str:
     if device.type == "cpu":
         if name == "fp16":
             raise usage_error("--precision fp16 needs a GPU.", "Use --precision bf16 or fp32.")
-        return cpu_precision(name)
+        return cpu_precision(name, lambda: from_main(remembered))  # a trial of each might end otherwise
     if name != "auto":
         return name
     if device.type == "cuda":

@@ -141,7 +141,8 @@ class Targets:
             with contextlib.suppress(_Discard), contextlib.ExitStack() as files:
                 missing, problem = from_main(lambda: self._open(view, files, arrays, stopped))
                 if missing is not None and not problem:
-                    done = self._compute(view, {name: arrays.get(name) for name in missing}, stopped)
+                    made = {name: arrays.get(name) for name in missing}
+                    done = not made or self._compute(view, made, stopped)
                 if not done:
                     raise _Discard
         except OSError as error:
@@ -260,7 +261,9 @@ def forward_batch(place: Place) -> int:
 
 def precision_agreement(network: nn.Module, batches: TrainBatches, place: Place) -> float:
     """Share of about a thousand images about which a network says the same in the place's precision and in float32."""
-    images = np.arange(min(len(batches.images.ids), CHECKED))[place.rank :: place.world]
+    count = len(batches.images.ids)
+    chosen = np.linspace(0, count - 1, min(count, CHECKED)).astype(int)  # of folders, the first are all of one class
+    images = chosen[place.rank :: place.world]
     parts = np.array_split(images, -(-len(images) // forward_batch(place)))
     counts = torch.zeros(2, device=place.device)
     with torch.inference_mode():
@@ -298,12 +301,17 @@ def network_key(network: nn.Module) -> dict[str, Any]:
         digest.update(f"{name} {sorted(settings.items())}".encode())
     for name, tensor in itertools.chain(network.named_parameters(), network.named_buffers()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
-    for file in sorted({file for module in network.modules() for file in _code(type(module))}):
-        digest.update(Path(file).read_bytes())
+        digest.update(_content(tensor))
+    folders = {Path(file).parent for module in network.modules() for file in _code(type(module))}
+    for file in sorted(file for folder in folders for file in folder.glob("*.py")):  # what it calls may lie beside it
+        digest.update(file.read_bytes())
     name = getattr(getattr(network, "model", network), "pretrained_cfg", {}).get("architecture", "")
     versions = f"torch {torch.__version__}, timm {timm.__version__}"
     return {"network": name, "fingerprint": digest.hexdigest(), "versions": versions}
+
+
+def _content(tensor: Tensor) -> memoryview:
+    return tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data
 
 
 def _plain(value: object) -> str:
@@ -314,6 +322,14 @@ def _plain(value: object) -> str:
         return f"[{', '.join(map(_plain, value))}]"
     if isinstance(value, dict):
         return f"{{{', '.join(sorted(f'{_plain(key)}: {_plain(found)}' for key, found in value.items()))}}}"
+    if isinstance(value, Tensor):
+        return f"{value.dtype} {tuple(value.shape)} {hashlib.blake2b(_content(value)).hexdigest()}"
+    if isinstance(value, np.ndarray) and not value.dtype.hasobject:
+        return f"{value.dtype} {value.shape} {hashlib.blake2b(value.tobytes()).hexdigest()}"
+    if isinstance(value, (set, frozenset)):
+        return f"{{{', '.join(sorted(map(_plain, value)))}}}"
+    if isinstance(value, functools.partial):
+        return _plain((value.func, value.args, value.keywords))
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return f"{type(value).__qualname__} {_plain(vars(value))}"
     return getattr(value, "__qualname__", type(value).__qualname__)
