@@ -164,9 +164,12 @@ class LogitOptions(Options):
     """The loss shared by the methods that learn from logits."""
 
     alpha: float | None = option(
-        None, "weight of the distillation loss (default: 0.9; tf-kd 0.1; lwkd 0.5)", low=0, high=1
+        None,
+        "weight of the distillation loss (default: 0.9; tf-kd 0.1; lwkd 0.5; of other logit losses their authors')",
+        low=0,
+        high=1,
     )
-    temperature: float | None = option(None, "softens the logits (default: 4; tf-kd 20)", above=0)
+    temperature: float | None = option(None, "softens the logits (default: 4; tf-kd 20; standardized-kl 2)", above=0)
     logit_loss: str = option(
         "kl",
         "how far logits are from the teacher's: KL divergence, decoupled KD, DIST (correlations), squared error, KL of "

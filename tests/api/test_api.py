@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 
 import kdcompress
 from heard import Heard
+from kdcompress.api import grow as grow_module
 from kdcompress.api import job as job_module
 from kdcompress.api import prepare
 from kdcompress.api import train as train_module
@@ -34,7 +35,7 @@ from kdcompress.models.assemble import new_network
 from kdcompress.models.build import ModelSpec
 from kdcompress.models.loading import load_network
 from kdcompress.models.residual_cascade import ResidualCascade
-from kdcompress.options import TrainingOptions
+from kdcompress.options import DistillOptions, TrainingOptions
 from kdcompress.results import EvalResult, GateResult, ProfileResult, TrainResult
 from kdcompress.runs import CONFIG, METRICS, RECORD, WEIGHTS
 
@@ -423,6 +424,32 @@ def test_enough_is_within_so_many_points_of_the_teacher(chain: Chain, tmp_path: 
         assert len(more.members or ()) > 1
 
 
+def test_who_meets_the_target_stays_whatever_its_energy_says(
+    chain: Chain, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A res-student that was trained, and is all that was asked for, would be thrown away."""
+    options = DistillOptions(teacher="-", grow=True, arch=(TINY,))
+    first, limits = dataclasses.replace(chain.student, top1=40.0), Limits(top1=80.0, energy_drop=0.1)
+    for top1, wanted in ((50.0, "energy"), (90.0, "target")):
+        longer = dataclasses.replace(chain.cascade, top1=top1, energies=[1.0, 2.0])
+        monkeypatch.setattr(grow_module, "add_res_student", lambda *_, longer=longer, **__: longer)
+        result, reason = grow_module._grown(options, None, lambda *_, **__: first, limits, tmp_path)
+        assert reason == wanted
+        assert result is (longer if reason == "target" else first)
+
+
+def test_a_teacher_that_nothing_is_known_of_may_have_seen_the_images(chain: Chain, tmp_path: Path) -> None:
+    """The bar would be an accuracy that was learned by heart, and growing end somewhere else without a word."""
+    foreign = tmp_path / "foreign.safetensors"
+    foreign.write_bytes((Path(chain.teacher.run) / WEIGHTS).read_bytes())
+    given: dict[str, Any] = {"max_drop": 100.0, "grow": True, "res_students": 0, "data": "digits"}
+    for known in (True, False):
+        heard = Heard()
+        of = {} if known else {"teacher": str(foreign), "teacher_arch": chain.teacher.architecture}
+        grow(chain, tmp_path / f"known-{known}", reporter=heard, **given, **of)
+        assert any("may have learned from" in note for note in heard.notes) != known
+
+
 def test_a_student_that_is_too_large_is_refused_before_it_is_trained(chain: Chain, tmp_path: Path) -> None:
     """Hours later the user would learn that the target was out of reach from the start."""
     with pytest.raises(UserError, match=r"alone costs 0\.\d+ of the teacher"):
@@ -567,6 +594,12 @@ def test_wrong_combinations_are_told_before_anything_is_done(chain: Chain, tmp_p
     cases = [
         (lambda out: kdcompress.distill(method="ce", teacher=teacher, out=out), "takes no teacher"),
         (lambda out: kdcompress.distill(method="kd", out=out), "needs a TEACHER"),
+        (
+            lambda out: kdcompress.distill(
+                teacher=teacher, data="synth-digits:2", logit_loss="standardized-kl", out=out, **COMMON
+            ),
+            "three classes",
+        ),
         (lambda out: kdcompress.distill(teacher=teacher, res_students=1, out=out), "--res-students"),
         (lambda out: kdcompress.add_res_student(run=run, out=out), "--arch"),
         (lambda out: kdcompress.add_res_student(run=run, arch="resnt8_cifar", out=out, **COMMON), "resnt8_cifar"),

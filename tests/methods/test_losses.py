@@ -137,6 +137,15 @@ def test_dkd_takes_the_likeliest_of_soft_targets(logits: tuple[torch.Tensor, tor
     torch.testing.assert_close(dkd(teacher, student, soft, 4.0), dkd(teacher, student, labels, 4.0))
 
 
+@pytest.mark.parametrize("name", LOGIT_LOSSES)
+def test_no_loss_is_left_at_the_teacher_of_many_classes(name: str) -> None:
+    """Most of a thousand probabilities are tiny: a floor that is not would take their term away."""
+    teacher = 5 * torch.randn(64, 1000, generator=torch.Generator().manual_seed(0))
+    labels = teacher.argmax(1)
+    assert float(LOGIT_LOSSES[name](teacher, teacher, labels, 1.0)) == pytest.approx(0, abs=1e-4)
+    assert float(LOGIT_LOSSES[name](teacher, -teacher, labels, 1.0)) > 1
+
+
 def test_dist_is_correlation_within_images_and_within_classes(
     logits: tuple[torch.Tensor, torch.Tensor, torch.Tensor],
 ) -> None:

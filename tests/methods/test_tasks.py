@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from kdcompress.data import InputAdapter, Preprocess
 from kdcompress.methods.base import Frozen, StudentTask
 from kdcompress.methods.kd import KdTask
+from kdcompress.methods.losses import LOGIT_LOSSES, USUAL_WEIGHTS
 from kdcompress.methods.reskd import ResKdTask
 from kdcompress.methods.supervised import SupervisedTask, TfKdTask
 from kdcompress.models.build import zero_classifier
@@ -73,6 +74,19 @@ def test_kd_is_the_weighted_sum(x: Tensor, y: Tensor, smoothing: float) -> None:
     torch.testing.assert_close(result["loss"], expected)
     torch.testing.assert_close(result["task_loss"], naive_ce(logits, y, smoothing))
     torch.testing.assert_close(result["kd_loss"], naive_kl(told, logits, 3.0))
+
+
+@pytest.mark.parametrize("name", LOGIT_LOSSES)
+def test_a_loss_is_weighed_as_usual_or_as_asked(x: Tensor, y: Tensor, name: str) -> None:
+    """Losses of other sizes compared by the weight of one of them: that one would seem the best."""
+    student, teacher = network(0), Frozen(network(1))
+    for given in ({}, {"alpha": 0.3}, {"temperature": 5.0}):
+        result = KdTask(student, teacher, logit_loss=name, **given)(x, y)
+        alpha, temperature = USUAL_WEIGHTS[name]
+        alpha, temperature = given.get("alpha", alpha), given.get("temperature", temperature)
+        kd_loss = LOGIT_LOSSES[name](teacher(x), result["output"], y, temperature)
+        torch.testing.assert_close(result["loss"], (1 - alpha) * result["task_loss"] + alpha * kd_loss)
+    assert USUAL_WEIGHTS.keys() == LOGIT_LOSSES.keys()
 
 
 def test_tf_kd_is_kd_from_the_hand_made_teacher(x: Tensor, y: Tensor) -> None:

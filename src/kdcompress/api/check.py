@@ -109,6 +109,16 @@ def check_logit_loss(options: LogitOptions) -> None:
         raise meaningless("temperature", "--logit-loss mse")
 
 
+def check_enough_classes(options: LogitOptions, num_classes: int) -> None:
+    """Refuse a loss that would be the same whatever the student says.
+
+    Raises:
+        UserError: ``standardized-kl`` of two logits, of which only the order is left.
+    """
+    if options.logit_loss == "standardized-kl" and num_classes < 3:
+        raise usage_error("--logit-loss standardized-kl needs three classes or more.", "Use --logit-loss kl.")
+
+
 def check_search(options: AddResStudentOptions | DistillOptions) -> None:
     """Refuse what no search can do.
 

@@ -98,7 +98,8 @@ class Limits:
             limits = replace(limits, macs=options.target_macs * teacher)
         if options.max_drop is not None:
             names = {field.name for field in fields(EvalOptions)} & {field.name for field in fields(options)}
-            given = {name: getattr(options, name) for name in names - {"arch", "batch_size"}}
+            # in training, too, the teacher has the size that it was made for
+            given = {name: getattr(options, name) for name in names - {"arch", "batch_size", "input_size"}}
             scored = EvalOptions(run=options.teacher or "-", arch=options.teacher_arch, split="calibration", **given)
             limits = replace(limits, top1=evaluate(scored).top1 - options.max_drop)
         return limits
@@ -135,6 +136,13 @@ def grow(options: DistillOptions, reporter: Reporter | None, distill: Distill) -
         return done
     costs = functools.cache(lambda: _costs(options))
     limits = Limits.of(options, costs)
+    if options.max_drop is not None:
+        known = load_network(str(options.teacher), options.teacher_arch).record
+        if "data_fingerprint" not in known:
+            told.note(
+                "Notice: the teacher may have learned from the calibration images; --max-drop then counts from more "
+                "than its accuracy on new ones."
+            )
     if options.max_macs is not None:
         _check_budget(options.max_macs, *costs())
     with nested(options, "distill", f"distill-reskd-{options.student}-grown", "member-0", place) as run:
@@ -168,6 +176,8 @@ def _grown(
         step = _step(options, arch, limits.macs - result.macs, result)
         step = replace(step, run=str(result.run), out=str(folder / f"member-{number}"), resume=True)
         longer = add_res_student(step, reporter=reporter)
+        if longer.top1 >= limits.top1 - ROUNDING:  # whatever its energy says
+            return longer, "target"
         assert longer.energies is not None
         before, after = longer.energies[-2:]
         if after > (1 - limits.energy_drop) * before:

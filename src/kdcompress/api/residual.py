@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from kdcompress.api.check import check_enough_classes
 from kdcompress.api.job import Job, Phase
 from kdcompress.api.prepare import adapter, batches_for, logit_weights, shared
 from kdcompress.api.reference import (
@@ -120,6 +121,7 @@ def learning(base: Network, job: Job) -> tuple[Teacher, Data]:
     options = job.options = inherit(job.options, base.record)
     resize_input(base, options)
     source = open_data(options)
+    check_enough_classes(options, source.num_classes)
     check_classes(teacher.network, source, "teacher")
     check_classes(base, source, "student")
     check_unchanged(base, source)

@@ -6,7 +6,7 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-from kdcompress.api.check import check_distill
+from kdcompress.api.check import check_distill, check_enough_classes
 from kdcompress.api.grow import grow
 from kdcompress.api.job import Job, Phase
 from kdcompress.api.lwkd import train_lwkd
@@ -95,6 +95,7 @@ def distill(options: DistillOptions | None = None, /, *, reporter: Reporter | No
     teacher = load_teacher(options.teacher, options.teacher_arch, job.reporter) if options.teacher is not None else None
     options = job.options = inherit(options, teacher.network.record if teacher else {})
     source = open_data(options)
+    check_enough_classes(options, source.num_classes)
     channels = choose_channels(source, options)
     if teacher is not None:
         check_classes(teacher.network, source, "teacher")
@@ -120,6 +121,7 @@ def distill(options: DistillOptions | None = None, /, *, reporter: Reporter | No
 
 def _lwkd(job: Job, options: DistillOptions) -> TrainResult:
     source = open_data(options)
+    check_enough_classes(options, source.num_classes)
     student = fresh(options.student, source, options, choose_channels(source, options), options.pretrained)
     return train_lwkd(job, options, source, student, lambda given: train_teacher(given, reporter=job.reporter))
 

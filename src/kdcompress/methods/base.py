@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from kdcompress.data import InputAdapter
 from kdcompress.methods.features import Stage, through
-from kdcompress.methods.losses import LOGIT_LOSSES
+from kdcompress.methods.losses import LOGIT_LOSSES, USUAL_WEIGHTS
 from kdcompress.models.fold import fold_batchnorm
 
 Shown = tuple[Tensor, Tensor | None, list[Tensor]]
@@ -169,8 +169,8 @@ class LogitTask(StudentTask):
     """A student that learns from labels and from what some teacher says; subclasses say which.
 
     Args:
-        alpha: Weight of the distillation loss.
-        temperature: tau.
+        alpha: Weight of the distillation loss; None: what is usual with it (:data:`USUAL_WEIGHTS`).
+        temperature: tau; likewise.
         logit_loss: L, a key of :data:`LOGIT_LOSSES`.
     """
 
@@ -180,12 +180,16 @@ class LogitTask(StudentTask):
         adapter: InputAdapter | None = None,
         label_smoothing: float = 0.0,
         *,
-        alpha: float,
-        temperature: float,
+        alpha: float | None,
+        temperature: float | None,
         logit_loss: str = "kl",
     ) -> None:
         super().__init__(student, adapter, label_smoothing)
-        self.alpha, self.temperature, self.logit_loss = alpha, temperature, LOGIT_LOSSES[logit_loss]
+        usual = USUAL_WEIGHTS[logit_loss]
+        self.alpha, self.temperature = (
+            own if given is None else given for given, own in zip((alpha, temperature), usual, strict=True)
+        )
+        self.logit_loss = LOGIT_LOSSES[logit_loss]
 
     def distilled(self, teacher_logits: Tensor, logits: Tensor, target: Tensor) -> dict[str, Tensor]:
         """``(1 - alpha) * CE(z_S, y) + alpha * L_tau(z_T, z_S)`` for logits [B, K], as the result of a step."""

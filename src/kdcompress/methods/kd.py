@@ -14,8 +14,7 @@ class KdTask(LogitTask):
     Args:
         student: Trained.
         teacher: Frozen, as many classes as the student.
-        alpha: Weight of the distillation loss.
-        temperature: tau.
+        alpha, temperature: Weight of the distillation loss, and tau; None: what is usual with it.
         logit_loss: In place of KL, a key of :data:`~kdcompress.methods.losses.LOGIT_LOSSES`.
 
     Example:
@@ -29,8 +28,8 @@ class KdTask(LogitTask):
         teacher: Frozen,
         adapter: InputAdapter | None = None,
         label_smoothing: float = 0.0,
-        alpha: float = 0.9,
-        temperature: float = 4.0,
+        alpha: float | None = None,
+        temperature: float | None = None,
         logit_loss: str = "kl",
     ) -> None:
         super().__init__(student, adapter, label_smoothing, alpha=alpha, temperature=temperature, logit_loss=logit_loss)

@@ -48,8 +48,8 @@ class ResKdTask(LogitTask):
         adapter: InputAdapter | None = None,
         label_smoothing: float = 0.0,
         residual_loss: str = "kl",
-        alpha: float = 0.9,
-        temperature: float = 4.0,
+        alpha: float | None = None,
+        temperature: float | None = None,
         warmup: float = 0.5,
         logit_loss: str = "kl",
     ) -> None:
