@@ -5,14 +5,18 @@
 
 The logit loss is chosen first: the one whose single student is best on the calibration split (one seed, a third of the
 epochs). Then for each seed, all by this loss: S0, its res-students, gates at several budgets, and for some of these
-budgets the cascade polished, and a single student as dear as it may be on average, trained on labels and by KD, too.
-The oracle stops each image at the first member that is right: no gate can do better.
+budgets the cascade polished, and a single student as dear as it may be on average. For the first of them such students
+are trained by labels and by KD, too, and with the first seed by the best loss for as many epochs as all members of the
+polished cascade together. The oracle stops each image at the first member that is right: no gate can do better.
+``--so-far`` trains nothing, and makes table and figure of what is done.
 """
 
 from __future__ import annotations
 
 import itertools
-from typing import Any
+import statistics
+from pathlib import Path
+from typing import Any, NamedTuple
 
 from gate_promise import collected
 from study import Study, arguments, mean_std, nearest, show, teacher_of
@@ -20,6 +24,23 @@ from study import Study, arguments, mean_std, nearest, show, teacher_of
 from kdcompress.options import LOGIT_LOSSES
 
 SINGLE = "resnet20_cifar"
+Results = dict[int, dict[str, Any]]  # what eval said, by seed
+
+
+class Row(NamedTuple):
+    """Of the table.
+
+    Attributes:
+        single: Results of the student to compare with.
+        epochs: Of all members together.
+        seeds: How many there are to be.
+    """
+
+    title: str
+    results: Results
+    single: Results
+    epochs: int
+    seeds: int
 
 
 def main() -> None:
@@ -31,83 +52,147 @@ def main() -> None:
     parser.add_argument("--singles", type=float, nargs="+", default=[0.18, 0.36], help="budgets of single students")
     parser.add_argument("--polish-epochs", type=int, help="of all members together (default: a fifth of --epochs)")
     parser.add_argument("--size", default="3x32x32", help="of the images")
+    parser.add_argument("--so-far", action="store_true", help="train nothing: the table of what is done")
+    parser.add_argument("--plot", type=Path, help="figure of accuracy over MACs")
     given = parser.parse_args()
     study = Study.of(given)
     teacher = teacher_of(given)
-    seeds = range(given.seeds)
 
     if "teacher" not in study.results():
         arch = ["--arch", given.arch] if given.arch else []
         study.keep("teacher", study.call("eval", given.teacher, *arch, "--data", given.data))
-    teacher_macs = study.result("teacher")["macs"]
-    specs = {budget: nearest(SINGLE, budget * teacher_macs, given.size) for budget in given.singles}
+    whole = study.result("teacher")["macs"]
+    specs = {budget: nearest(SINGLE, budget * whole, given.size) for budget in given.singles}
     short = ["--epochs", str(max(1, given.epochs // 3))]
-    tried = {loss: _distill(teacher, specs[given.singles[0]], "kd", 0, loss) for loss in LOGIT_LOSSES}
-    study.run({f"loss-{loss}": [*command, *short] for loss, command in tried.items()}, score=False)
+    first = given.singles[0]
+    tried = {loss: _distill(teacher, specs[first], "kd", 0, loss) for loss in LOGIT_LOSSES}
+    if not given.so_far:
+        study.run({f"loss-{loss}": [*command, *short] for loss, command in tried.items()}, score=False)
     best = max(tried, key=lambda loss: study.training(f"loss-{loss}")["top1"])
 
+    members = [given.student, *given.res_students]
     names = ["s0"]
     for _ in given.res_students:
         names.append(f"{names[-1]}-r{len(names)}")
-    polishing = ["--epochs", str(given.polish_epochs or max(1, given.epochs // 5)), "--logit-loss", best]
-    losses = list(dict.fromkeys([best, "kl", "ce"]))
-    for seed in seeds:  # everything of a seed before the next one
+    polishing = given.polish_epochs or max(1, given.epochs // 5)
+    together = given.epochs * len(members) + polishing
+    singles = {_single(budget, best): (budget, best) for budget in given.singles}
+    singles |= {_single(first, loss): (first, loss) for loss in ("kl", "ce")}
+    for seed in () if given.so_far else range(given.seeds):  # everything of a seed before the next one
         chain = {f"s0-{seed}": _distill(teacher, given.student, "reskd", seed, best)}
         for (before, name), arch in zip(itertools.pairwise(names), given.res_students, strict=True):
             grown = ["add-res-student", study.path(f"{before}-{seed}"), "--arch", arch, "--logit-loss", best]
             chain[f"{name}-{seed}"] = [*grown, "--seed", str(seed)]
-        singles = {
-            _folder(budget, loss, seed): _distill(teacher, specs[budget], "ce" if loss == "ce" else "kd", seed, loss)
-            for loss, budget in itertools.product(losses, given.singles)
+        beside = {
+            f"{name}-{seed}": _distill(teacher, specs[budget], "ce" if loss == "ce" else "kd", seed, loss)
+            for name, (budget, loss) in singles.items()
         }
         full = f"{names[-1]}-{seed}"
-        gates, polished = {}, {}
+        gates = {}
         for budget in sorted({*given.budgets, *given.singles}):
             target = ["--target-macs", str(budget), "--measure", "auto"]
-            gates[f"{full}-gated-{budget}"] = ["gate-calibrate", study.path(full), *target]
+            gates[_gated(names[-1], budget, seed)] = ["gate-calibrate", study.path(full), *target]
         for budget in given.singles:
-            gated = f"{full}-gated-{budget}"
-            polished[f"{gated}-polished"] = ["polish", study.path(gated), *polishing]
-        study.run(dict([*_alternating(chain, singles), *gates.items(), *polished.items()]))
+            gated = _gated(names[-1], budget, seed)
+            learn = ["polish", study.path(gated), "--epochs", str(polishing), "--logit-loss", best]
+            gates[f"{gated}-polished"] = learn
+        study.run(dict([*_alternating(chain, beside), *gates.items()]))
         if f"{full}-oracle" not in study.results():
             study.keep(f"{full}-oracle", _oracle(study.path(full)))
+    if not given.so_far:
+        longest = [*_distill(teacher, specs[first], "kd", 0, best), "--epochs", str(together)]
+        study.run({f"{_single(first, best)}-long-0": longest})
 
-    rows: list[tuple[str, list[dict[str, Any]]]] = [("teacher", [study.result("teacher")])]
-    for name in names:
-        members = [given.student, *given.res_students][: len(name.split("-"))]
-        title = "S0 alone, " if name == "s0" else "all run: "
-        rows.append((title + " + ".join(f"`{m}`" for m in members), [study.result(f"{name}-{seed}") for seed in seeds]))
-    for budget in given.budgets:
-        found = [study.result(f"{names[-1]}-{seed}-gated-{budget}") for seed in seeds]
-        rows.append((f"**gated, `--target-macs {budget}`**", found))
-    for budget in given.singles:
-        found = [study.result(f"{names[-1]}-{seed}-gated-{budget}-polished") for seed in seeds]
-        rows.append((f"**gated, `--target-macs {budget}`, polished**", found))
-    for budget, loss in itertools.product(given.singles, reversed(losses)):
-        found = [study.result(_folder(budget, loss, seed)) for seed in seeds]
-        rows.append((f"`{specs[budget]}`, {'labels' if loss == 'ce' else f'KD ({loss})'}", found))
-    rows.append(("oracle gate", [study.result(f"{names[-1]}-{seed}-oracle") for seed in seeds]))
-    lines = ["| | top-1 | MACs, M | of the teacher |", "| --- | ---: | ---: | ---: |"]
-    for name, results in rows:
-        macs = sum(result.get("expected_macs") or result["macs"] for result in results) / len(results)
-        top1 = mean_std(result["top1"] for result in results)
-        lines.append(f"| {name} | {top1} | {macs / 1e6:.1f} | {macs / teacher_macs:.1%} |")
-    lines += [
+    done = study.results()
+
+    def found(*parts: str) -> Results:
+        """By seed; the seed comes after the first part of a run's name."""
+        folders = {seed: "-".join([parts[0], str(seed), *parts[1:]]) for seed in range(given.seeds)}
+        return {seed: done[name]["eval"] for seed, name in folders.items() if "eval" in done.get(name, {})}
+
+    last = names[-1]
+    rows = [Row("teacher", {0: study.result("teacher")}, {}, 0, 1)]
+    for number, name in enumerate(names, start=1):
+        title = ("S0 alone, " if number == 1 else "all run: ") + " + ".join(f"`{m}`" for m in members[:number])
+        rows.append(Row(title, found(name), {}, number * given.epochs, given.seeds))
+    for budget, polished in [*((each, False) for each in given.budgets), *((each, True) for each in given.singles)]:
+        title = f"**gated, `--target-macs {budget}`{', polished' if polished else ''}**"
+        results = found(last, f"gated-{budget}", *["polished"][: int(polished)])
+        single = found(_single(budget, best)) if budget in given.singles else {}
+        epochs = len(members) * given.epochs + polishing * int(polished)
+        rows.append(Row(title, results, single, epochs, given.seeds))
+    for name, (budget, loss) in sorted(singles.items()):
+        title = f"`{specs[budget]}`, {'labels' if loss == 'ce' else f'KD ({loss})'}"
+        rows.append(Row(title, found(name), {}, given.epochs, given.seeds))
+    long = found(f"{_single(first, best)}-long")
+    rows.append(Row(f"`{specs[first]}`, KD ({best}), first seed", long, {}, together, 1))
+    rows.append(Row("oracle gate", found(last, "oracle"), {}, len(members) * given.epochs, given.seeds))
+    lines = [
+        "| | top-1 | above the single of these MACs | MACs, M | of the teacher | epochs |",
+        "| --- | ---: | ---: | ---: | ---: | ---: |",
+        *(_row(row, whole) for row in rows if row.results),
         "",
-        f"Test split, {given.epochs} epochs a member, last epoch, {given.seeds} seed(s), mean ± deviation; the "
-        f"cascade's logit loss is {best}.",
+        f"CIFAR-10 test, {given.seeds} seed(s), mean ± standard deviation, last epoch; epochs of all members together. "
+        f"The logit loss of the cascade is {best}, the best of a single student's on the calibration split. "
+        f"{given.precision}, on {study.training(f'loss-{best}')['hardware']}.",
     ]
     show(lines, given, "reskd-table")
+    if given.plot:
+        curves = {
+            "all members run": [found(name) for name in names],
+            "gated": [found(last, f"gated-{budget}") for budget in given.budgets],
+            "gated and polished": [found(last, f"gated-{budget}", "polished") for budget in given.singles],
+            f"single student, {best}": [found(_single(budget, best)) for budget in given.singles],
+            "oracle gate": [found(last, "oracle")],
+            "teacher": [rows[0].results],
+        }
+        _plot(curves, whole, given.plot)
+
+
+def _single(budget: float, loss: str) -> str:
+    return f"single-{budget}-{loss}"
+
+
+def _gated(name: str, budget: float, seed: int) -> str:
+    return f"{name}-{seed}-gated-{budget}"
+
+
+def _macs(results: Results) -> float:
+    """Of an image on average, the mean over seeds."""
+    return sum(result.get("expected_macs") or result["macs"] for result in results.values()) / len(results)
+
+
+def _row(row: Row, whole: int) -> str:
+    title = row.title if len(row.results) == row.seeds else f"{row.title} ({len(row.results)} seed(s))"
+    both = row.results.keys() & row.single.keys()
+    above = mean_std(row.results[seed]["top1"] - row.single[seed]["top1"] for seed in both) if both else "–"
+    top1, macs = mean_std(result["top1"] for result in row.results.values()), _macs(row.results)
+    cells = [title, top1, above, f"{macs / 1e6:.1f}", f"{macs / whole:.1%}", str(row.epochs or "–")]
+    return f"| {' | '.join(cells)} |"
+
+
+def _plot(curves: dict[str, list[Results]], whole: int, file: Path) -> None:
+    """Accuracy over MACs, with the deviation over seeds."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7, 4.5), layout="constrained")
+    axes = figure.add_subplot()
+    for (name, curve), marker in zip(curves.items(), "so*Dv^", strict=True):
+        points = [(_macs(found) / whole, [result["top1"] for result in found.values()]) for found in curve if found]
+        if points:
+            x, y = [macs for macs, _ in points], [statistics.mean(values) for _, values in points]
+            spread = [statistics.stdev(values) if len(values) > 1 else 0.0 for _, values in points]
+            axes.errorbar([100 * macs for macs in x], y, spread, fmt=f"{marker}-", capsize=2, label=name)
+    axes.set(xlabel="MACs of an image on average, % of the teacher's", ylabel="top-1 on the test split, %")
+    axes.grid(alpha=0.3)
+    axes.legend()
+    figure.savefig(file, dpi=150)
 
 
 def _distill(teacher: list[str], student: str, method: str, seed: int, loss: str = "kl") -> list[str]:
     first = [] if method == "ce" else teacher
     logits = ["--logit-loss", loss] if loss not in ("ce", "kl") else []
     return ["distill", *first, "--student", student, "--method", method, *logits, "--seed", str(seed)]
-
-
-def _folder(budget: float, loss: str, seed: int) -> str:
-    return f"single-{budget}-{loss}-{seed}"
 
 
 def _alternating(one: dict[str, list[str]], other: dict[str, list[str]]) -> list[tuple[str, list[str]]]:

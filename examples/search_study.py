@@ -37,7 +37,8 @@ def main() -> None:
     before = study.training("s0")["macs_ratio"]
     gate = ["--target-macs", str(round(before + given.max_macs / 3, 4)), "--measure", "auto"]
     runs = dict(base)
-    for seed in range(given.seeds):
+    seeds = range(1, given.seeds + 1)  # not the search's own: the winner's training would be its trial again
+    for seed in seeds:
         for spec in specs:
             name = _folder(spec, seed)
             runs[name] = [*grown, "--arch", spec, "--seed", str(seed)]
@@ -49,7 +50,7 @@ def main() -> None:
         "| --- | ---: | ---: | ---: | ---: |",
     ]
     for spec in specs:
-        names = [_folder(spec, seed) for seed in range(given.seeds)]
+        names = [_folder(spec, seed) for seed in seeds]
         full = [study.training(name) for name in names]
         gated: list[dict[str, Any]] = [study.training(f"{name}-gated") for name in names]
         share = full[0]["macs_ratio"] - before

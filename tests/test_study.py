@@ -191,6 +191,14 @@ def test_tables_are_made_of_what_was_found(
         module.main()
         assert "took 100% of the time" in table.read_text()
         assert "ended at 70.00 ± 0.00 % top-1 in place of 70.00 ± 0.00 %." in table.read_text()
+    if script == "reskd_study":
+        figure = tmp_path / "figure.svg"
+        monkeypatch.setattr(study.Study, "call", lambda *_: pytest.fail("it trains"))
+        monkeypatch.setattr(sys, "argv", [script, *arguments, "--so-far", "--seeds", "4", "--plot", str(figure)])
+        module.main()
+        assert "0.00 ± 0.00" in table.read_text(), "above the single student"
+        assert "polished** (3 seed(s)) |" in table.read_text()
+        assert figure.stat().st_size > 0
     if script in ("rkd_study", "lwkd_study"):
         monkeypatch.setattr(study.Study, "call", lambda *_: pytest.fail("it trains"))
         monkeypatch.setattr(sys, "argv", [script, *arguments, "--so-far", "--seeds", "4"])
