@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Callable
 
+import numpy as np
 import pytest
 import torch
 from scipy import stats
+from sklearn.datasets import load_digits
+from sklearn.linear_model import LogisticRegression
 from torch import Tensor
 
 from kdcompress.errors import UserError
@@ -70,26 +74,67 @@ def population(seed: int = 0, count: int = 60_000) -> tuple[Tensor, Tensor]:
     return torch.stack([first, second]), labels
 
 
-def test_promises_are_kept() -> None:
+def digits() -> tuple[Tensor, Tensor]:
+    """Real logits ``[3, N, K]`` of classifiers of digits: by ever more pixels, the later two residuals."""
+    images, labels = load_digits(return_X_y=True)
+    order = np.random.default_rng(0).permutation(len(labels))
+    fit, others = order[:600], order[600:]
+    sums = []
+    for pixels in (slice(20, 28), slice(16, 40), slice(0, 64)):
+        model = LogisticRegression(max_iter=200).fit(images[fit][:, pixels] / 16, labels[fit])
+        sums.append(model.decision_function(images[others][:, pixels] / 16))
+    members = np.diff(np.stack(sums), axis=0, prepend=0)
+    return torch.from_numpy(members).float(), torch.from_numpy(labels[others])
+
+
+@pytest.mark.parametrize(
+    ("made", "macs", "measures"),
+    [(population, MACS, ["confidence"]), (digits, (1, 2, 4), ["confidence", "agreement"])],
+)
+def test_promises_are_kept(
+    made: Callable[[], tuple[Tensor, Tensor]], macs: tuple[int, ...], measures: list[str]
+) -> None:
     """The whole point: of 200 calibrations at most 5 % may lose more than allowed; by the plain rule far more do."""
-    logits, labels = population()
-    true = Stages.from_logits(logits, labels, MACS, "confidence")
-    limit = outcome(true, "confidence", [None]).top1 - 1.0
+    logits, labels = made()
+    true = {measure: Stages.from_logits(logits, labels, macs, measure) for measure in measures}
+    first = measures[0]
+    limit = outcome(true[first], first, [None] * (len(macs) - 1)).top1 - 1.0
     random = torch.Generator().manual_seed(1)
     broken, plain, saved = 0, 0, 0.0
     for draw in range(200):
         chosen = torch.randint(0, len(labels), (1500,), generator=random)
-        found = promise(
-            logits[:, chosen], labels[chosen], MACS, ["confidence"], max_drop=1.0, confidence_level=0.95, seed=draw
-        )
-        kept = outcome(true, "confidence", found.thresholds)
+        one = logits[:, chosen], labels[chosen], macs
+        found = promise(*one, measures, max_drop=1.0, confidence_level=0.95, seed=draw)
+        kept = outcome(true[found.measure], found.measure, found.thresholds)
         broken += kept.top1 < limit
-        saved += 1 - kept.expected_macs / sum(MACS)
-        here = Stages.from_logits(logits[:, chosen], labels[chosen], MACS, "confidence")
-        plain += outcome(true, "confidence", search(here, "confidence", max_drop=1.0)[0].thresholds).top1 < limit
+        saved += 1 - kept.expected_macs / sum(macs)
+        thresholds = search(Stages.from_logits(*one, first), first, max_drop=1.0)[0].thresholds
+        plain += outcome(true[first], first, thresholds).top1 < limit
     assert broken / 200 <= 0.05 + 2 * math.sqrt(0.05 * 0.95 / 200)
     assert plain / 200 > 0.25
     assert saved / 200 > 0.03, "kept by running everything"
+
+
+def test_nothing_is_tested_after_a_gate_that_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Among many gates one passes by luck: what is found behind a failure is promised by nothing."""
+    logits, labels = population(count=3000)
+    given = (logits, labels, MACS, ["confidence"])
+    asked: list[int] = []
+
+    def p_value(*_: object) -> float:
+        asked.append(1)
+        return 0.5 if len(asked) == 3 else 0.01
+
+    monkeypatch.setattr("kdcompress.guarantee.drop_p_value", p_value)
+    monkeypatch.setattr("kdcompress.guarantee.least_images", lambda *_: 10)
+    monkeypatch.setattr("kdcompress.guarantee._enough", lambda *_: None)
+    found = promise(*given, max_drop=1.0, confidence_level=0.95)
+    assert (len(asked), found.gates) == (3, 3)
+    asked[:] = [1] * 10  # none fails
+    bolder = promise(*given, max_drop=1.0, confidence_level=0.95)
+    stages = Stages.from_logits(logits, labels, MACS, "confidence")
+    costs = [outcome(stages, "confidence", each.thresholds).expected_macs for each in (found, bolder)]
+    assert costs[1] < costs[0] < sum(MACS)
 
 
 def test_the_path_goes_down_from_the_dearest() -> None:
