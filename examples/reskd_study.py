@@ -63,7 +63,8 @@ def main() -> None:
         study.keep("teacher", study.call("eval", given.teacher, *arch, "--data", given.data))
     whole = study.result("teacher")["macs"]
     specs = {budget: nearest(SINGLE, budget * whole, given.size) for budget in given.singles}
-    short = ["--epochs", str(max(1, given.epochs // 3))]
+    third = str(max(1, given.epochs // 3))
+    short = ["--epochs", third, "--target-views", third]  # asked once for all losses
     first = given.singles[0]
     tried = {loss: _distill(teacher, specs[first], "kd", 0, loss) for loss in LOGIT_LOSSES}
     if not given.so_far:
