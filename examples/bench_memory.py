@@ -99,7 +99,8 @@ def _measured(folder: str, steps: int, workers: int, classes: int) -> dict[str, 
         place = Place(torch.device("cpu"), "fp32")
         Targets({"told": network}, {"told": classes}, batches, "folder", store, place, print).prepare(0, enough)
     # how many batches are on their way from the workers is a matter of chance: the least says what is always needed
-    values = {"first": found[0], "later": min(found[steps // 2 :]), "targets": min(told[steps // 2 :])}
+    later, targets = (min(each[len(each) // 2 :]) for each in (found, told))
+    values = {"first": found[0], "later": later, "targets": targets}
     file = 2 * classes * len(batches.images.ids) / 2**20
     return {f"{name}_mib": round(value, 1) for name, value in {**values, "file": file}.items()}
 

@@ -184,4 +184,4 @@ def test_bench_memory_measures_two_sizes() -> None:
     assert done.returncode == 0, done.stderr
     found = [json.loads(line) for line in done.stdout.splitlines()]
     assert [row["images"] for row in found] == [100, 1000]
-    assert all(row["first_mib"] > 0 for row in found)
+    assert all(row["first_mib"] > 0 and row["targets_mib"] > 0 for row in found)
