@@ -11,7 +11,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -215,6 +215,23 @@ def test_interrupted_and_resumed_is_the_unbroken_run(tmp_path: Path, kind: str, 
     again = train(run, task, **KINDS[kind])
     assert task.trigger.calls <= 2 * STEPS - at + KINDS[kind].get("grad_accum", 1)
     assert_same_end(whole, again)
+
+
+def test_a_stop_is_heard_while_the_calibration_split_is_prepared(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What frozen members say of it may take minutes; a second Ctrl-C would lose the epoch."""
+
+    def prepare(_: EvalBatches, stopped: Callable[[], bool]) -> bool:
+        signal.raise_signal(signal.SIGTERM)
+        return not stopped()
+
+    whole = unbroken(tmp_path, RESNET, KINDS["sgd"])
+    with monkeypatch.context() as patch:
+        patch.setattr(EvalBatches, "prepare", prepare)
+        with pytest.raises(Interrupted):
+            train(tmp_path / "broken", task_of(), **KINDS["sgd"])
+    assert_same_end(whole, train(tmp_path / "broken", **KINDS["sgd"]))
 
 
 def test_interrupted_twice(tmp_path: Path) -> None:

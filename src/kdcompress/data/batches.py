@@ -342,6 +342,10 @@ class EvalBatches:
     rank: int = 0
     world: int = 1
 
+    def prepare(self, stopped: Callable[[], bool]) -> bool:
+        """Make ready what all passes need; False if it was stopped on the way. Here nothing is needed."""
+        return True
+
     def __iter__(self) -> Iterator[Batch]:
         return self.load(self.parts())
 

@@ -120,6 +120,8 @@ def fit(
             if place.is_main and not resumed:
                 trainer.save()
             while trainer.epoch < plan.epochs and not trainer.is_good_enough():
+                if not calibration.prepare(lambda: stop.requested):
+                    trainer.interrupt()
                 row = trainer.run_epoch(stop, reporter)
                 scores = evaluate(trainer.eval_model(), calibration, place)
                 trainer.check_calibration(scores.loss)
@@ -206,7 +208,7 @@ class Trainer:
         self.task.train()
         began, shown, unreported = time.perf_counter(), 0.0, 0
         if not self.batches.prepare(len(self.history), lambda: stop.requested):
-            self._interrupt()
+            self.interrupt()
         sizes = self.batches.sizes()
         for input, target, told in map(unpacked, self.batches.epoch(len(self.history), self.step)):
             due = self._step(input, target, told, sizes[self.step])
@@ -220,7 +222,7 @@ class Trainer:
                 unreported = 0
             if due and self._asked(stop):  # between updates, half-summed gradients would be lost
                 self.seconds += now - began
-                self._interrupt()
+                self.interrupt()
         self._check_finite()
         self.seconds += time.perf_counter() - began
         return self._row()
@@ -341,7 +343,7 @@ class Trainer:
         }
         return {**row, **{f"train_{key.removeprefix('train_')}": round(value / n, 6) for key, value in totals.items()}}
 
-    def _interrupt(self) -> None:
+    def interrupt(self) -> None:
         """Leave at a step's end. Alone, the step itself is saved; of several processes, the last whole epoch is."""
         if self.place.world == 1:
             self._check_finite()

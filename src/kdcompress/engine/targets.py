@@ -248,8 +248,12 @@ class ToldEval:
     batches: EvalBatches
     targets: Targets
 
+    def prepare(self, stopped: Callable[[], bool]) -> bool:
+        """Make ready what all passes need; False if it was stopped on the way."""
+        return self.targets.prepare(0, stopped)
+
     def __iter__(self) -> Iterator[ToldBatch]:
-        self.targets.prepare(0, lambda: False)
+        self.prepare(lambda: False)
         parts = self.batches.parts()
         return ((x, y, self.targets.told(part)) for part, (x, y) in zip(parts, self.batches.load(parts), strict=True))
 
