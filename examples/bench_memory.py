@@ -39,10 +39,8 @@ def main() -> None:
     if asked.folder:
         print(json.dumps(_measured(asked.folder, asked.steps, asked.workers, asked.classes)))
         return
-    lines = [
-        "| images | MiB after the first batch | later | with targets | MiB of their file |",
-        "| ---: |" + " ---: |" * 4,
-    ]
+    head = "| images | MiB after the first batch | later | with targets | MiB of their file |"
+    lines = [head, "|" + " ---: |" * 5]
     for images in asked.images:
         with tempfile.TemporaryDirectory() as folder:
             _fill(Path(folder), images, asked.side)

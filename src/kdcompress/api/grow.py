@@ -104,9 +104,13 @@ class Limits:
             limits = replace(limits, top1=evaluate(scored).top1 - options.max_drop)
         return limits
 
+    def met_by(self, result: TrainResult) -> bool:
+        """Whether a cascade is accurate enough."""
+        return result.top1 >= self.top1 - ROUNDING
+
     def reached(self, result: TrainResult, arch: str | None) -> str | None:
         """Why ``arch`` (None: whatever a search finds) is not added to a cascade; None where it is."""
-        if result.top1 >= self.top1 - ROUNDING:
+        if self.met_by(result):
             return "target"
         if len(result.members or ()) > self.count:
             return "count"
@@ -176,7 +180,7 @@ def _grown(
         step = _step(options, arch, limits.macs - result.macs, result)
         step = replace(step, run=str(result.run), out=str(folder / f"member-{number}"), resume=True)
         longer = add_res_student(step, reporter=reporter)
-        if longer.top1 >= limits.top1 - ROUNDING:  # whatever its energy says
+        if limits.met_by(longer):  # whatever its energy says
             return longer, "target"
         assert longer.energies is not None
         before, after = longer.energies[-2:]

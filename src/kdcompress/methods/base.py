@@ -185,10 +185,9 @@ class LogitTask(StudentTask):
         logit_loss: str = "kl",
     ) -> None:
         super().__init__(student, adapter, label_smoothing)
-        usual = USUAL_WEIGHTS[logit_loss]
-        self.alpha, self.temperature = (
-            own if given is None else given for given, own in zip((alpha, temperature), usual, strict=True)
-        )
+        usual_alpha, usual_temperature = USUAL_WEIGHTS[logit_loss]
+        self.alpha = usual_alpha if alpha is None else alpha
+        self.temperature = usual_temperature if temperature is None else temperature
         self.logit_loss = LOGIT_LOSSES[logit_loss]
 
     def distilled(self, teacher_logits: Tensor, logits: Tensor, target: Tensor) -> dict[str, Tensor]:
