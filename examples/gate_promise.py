@@ -74,7 +74,7 @@ def main() -> None:
 
 
 def collected(run: str, splits: Sequence[str] = ("calibration", "test")) -> tuple[Tensor, Tensor, list[int], str]:
-    """Member logits [M, N, K], labels [N], MACs [M] and the names of a cascade, on images it was not fitted on."""
+    """A cascade on images it was not fitted on: logits after each member [M, N, K], labels [N], MACs [M], names."""
     network = load_network(run)
     cascade = network.staged("so there is no gate")
     options = inherit(GateCalibrateOptions(run=run), network.record)

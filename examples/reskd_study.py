@@ -4,11 +4,12 @@
         --arch resnet56_cifar,shortcut=A --epochs 30 --jobs 2 --table examples/README.md
 
 The logit loss is chosen first: the one whose single student is best on the calibration split (one seed, a third of the
-epochs). Then for each seed, all by this loss: S0, its res-students, gates at several budgets, and for some of these
-budgets the cascade polished, and a single student as dear as it may be on average. For the first of them such students
-are trained by labels and by KD, too, and with the first seed by the best loss for as many epochs as all members of the
-polished cascade together. The oracle stops each image at the first member that is right: no gate can do better.
-``--so-far`` trains nothing, and makes table and figure of what is done.
+epochs). Then for each seed, all by this loss and all from the teacher's weights, where layers fit: S0, its
+res-students, gates at several budgets, and single students with a gate for each that lets the cascade cost as much. The
+first of them is trained by labels and by KD, too. With the first seed, the cascade is polished behind the gates of the
+single students' cost, and the first single student learns for as many epochs as all members of the polished cascade
+together. The oracle stops each image at the first member that is right: no gate can do better. ``--so-far`` trains
+nothing, and makes table and figure of what is done.
 """
 
 from __future__ import annotations
@@ -19,11 +20,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from gate_promise import collected
-from study import Study, arguments, mean_std, nearest, show, teacher_of
+from study import Study, arguments, mean_std, show, teacher_of
 
+import kdcompress
 from kdcompress.options import LOGIT_LOSSES
 
-SINGLE = "resnet20_cifar"
 Results = dict[int, dict[str, Any]]  # what eval said, by seed
 
 
@@ -47,9 +48,12 @@ def main() -> None:
     parser = arguments(__doc__, epochs=30)
     parser.add_argument("--teacher", required=True)
     parser.add_argument("--student", default="resnet8_cifar,width=0.5")
-    parser.add_argument("--res-students", nargs="+", default=["resnet8_cifar", "resnet20_cifar", "resnet14_cifar"])
-    parser.add_argument("--budgets", type=float, nargs="+", default=[0.05, 0.1, 0.15, 0.18, 0.22, 0.26, 0.3, 0.36])
-    parser.add_argument("--singles", type=float, nargs="+", default=[0.18, 0.36], help="budgets of single students")
+    res_students = [f"resnet{depth}_cifar,shortcut=A" for depth in (8, 20, 32)]
+    parser.add_argument("--res-students", nargs="+", default=res_students)
+    singles = ["resnet14_cifar,shortcut=A", "resnet20_cifar,shortcut=A", "resnet20_cifar,width=0.75"]
+    parser.add_argument("--singles", nargs="+", default=singles, help="students to compare with")
+    budgets = [0.05, 0.1, 0.15, 0.1804, 0.22, 0.26, 0.3, 0.36]
+    parser.add_argument("--budgets", type=float, nargs="+", default=budgets, help="shares of the teacher's MACs")
     parser.add_argument("--polish-epochs", type=int, help="of all members together (default: a fifth of --epochs)")
     parser.add_argument("--size", default="3x32x32", help="of the images")
     parser.add_argument("--so-far", action="store_true", help="train nothing: the table of what is done")
@@ -62,11 +66,12 @@ def main() -> None:
         arch = ["--arch", given.arch] if given.arch else []
         study.keep("teacher", study.call("eval", given.teacher, *arch, "--data", given.data))
     whole = study.result("teacher")["macs"]
-    specs = {budget: nearest(SINGLE, budget * whole, given.size) for budget in given.singles}
+    counted = {spec: kdcompress.profile_flops(model=spec, input_size=given.size).macs for spec in given.singles}
+    beside = {spec: round(macs / whole, 4) for spec, macs in counted.items()}  # budgets of the gates to compare
     third = str(max(1, given.epochs // 3))
     short = ["--epochs", third, "--target-views", third]  # asked once for all losses
     first = given.singles[0]
-    tried = {loss: _distill(teacher, specs[first], "kd", 0, loss) for loss in LOGIT_LOSSES}
+    tried = {loss: _distill(teacher, first, "kd", 0, loss) for loss in LOGIT_LOSSES}
     if not given.so_far:
         study.run({f"loss-{loss}": [*command, *short] for loss, command in tried.items()}, score=False)
     best = max(tried, key=lambda loss: study.training(f"loss-{loss}")["top1"])
@@ -77,31 +82,31 @@ def main() -> None:
         names.append(f"{names[-1]}-r{len(names)}")
     polishing = given.polish_epochs or max(1, given.epochs // 5)
     together = given.epochs * len(members) + polishing
-    singles = {_single(budget, best): (budget, best) for budget in given.singles}
+    singles = {_single(spec, best): (spec, best) for spec in given.singles}
     singles |= {_single(first, loss): (first, loss) for loss in ("kl", "ce")}
     for seed in () if given.so_far else range(given.seeds):  # everything of a seed before the next one
         chain = {f"s0-{seed}": _distill(teacher, given.student, "reskd", seed, best)}
         for (before, name), arch in zip(itertools.pairwise(names), given.res_students, strict=True):
-            grown = ["add-res-student", study.path(f"{before}-{seed}"), "--arch", arch, "--logit-loss", best]
-            chain[f"{name}-{seed}"] = [*grown, "--seed", str(seed)]
-        beside = {
-            f"{name}-{seed}": _distill(teacher, specs[budget], "ce" if loss == "ce" else "kd", seed, loss)
-            for name, (budget, loss) in singles.items()
+            grown = ["add-res-student", study.path(f"{before}-{seed}"), "--arch", arch, "--from-teacher"]
+            chain[f"{name}-{seed}"] = [*grown, "--logit-loss", best, "--seed", str(seed)]
+        others = {
+            f"{name}-{seed}": _distill(teacher, spec, "ce" if loss == "ce" else "kd", seed, loss)
+            for name, (spec, loss) in singles.items()
         }
         full = f"{names[-1]}-{seed}"
         gates = {}
-        for budget in sorted({*given.budgets, *given.singles}):
+        for budget in sorted({*given.budgets, *beside.values()}):
             target = ["--target-macs", str(budget), "--measure", "auto"]
             gates[_gated(names[-1], budget, seed)] = ["gate-calibrate", study.path(full), *target]
-        for budget in given.singles:
+        for budget in beside.values() if seed == 0 else ():
             gated = _gated(names[-1], budget, seed)
             learn = ["polish", study.path(gated), "--epochs", str(polishing), "--logit-loss", best]
             gates[f"{gated}-polished"] = learn
-        study.run(dict([*_alternating(chain, beside), *gates.items()]))
+        study.run(dict([*_alternating(chain, others), *gates.items()]))
         if f"{full}-oracle" not in study.results():
             study.keep(f"{full}-oracle", _oracle(study.path(full)))
     if not given.so_far:
-        longest = [*_distill(teacher, specs[first], "kd", 0, best), "--epochs", str(together)]
+        longest = [*_distill(teacher, first, "kd", 0, best), "--epochs", str(together)]
         study.run({f"{_single(first, best)}-long-0": longest})
 
     done = study.results()
@@ -116,17 +121,19 @@ def main() -> None:
     for number, name in enumerate(names, start=1):
         title = ("S0 alone, " if number == 1 else "all run: ") + " + ".join(f"`{m}`" for m in members[:number])
         rows.append(Row(title, found(name), {}, number * given.epochs, given.seeds))
-    for budget, polished in [*((each, False) for each in given.budgets), *((each, True) for each in given.singles)]:
+    gates = sorted({*given.budgets, *beside.values()})
+    equal = {budget: spec for spec, budget in beside.items()}
+    for budget, polished in [*((each, False) for each in gates), *((each, True) for each in sorted(equal))]:
         title = f"**gated, `--target-macs {budget}`{', polished' if polished else ''}**"
         results = found(last, f"gated-{budget}", *["polished"][: int(polished)])
-        single = found(_single(budget, best)) if budget in given.singles else {}
+        single = found(_single(equal[budget], best)) if budget in equal else {}
         epochs = len(members) * given.epochs + polishing * int(polished)
-        rows.append(Row(title, results, single, epochs, given.seeds))
-    for name, (budget, loss) in sorted(singles.items()):
-        title = f"`{specs[budget]}`, {'labels' if loss == 'ce' else f'KD ({loss})'}"
+        rows.append(Row(title, results, single, epochs, 1 if polished else given.seeds))
+    for name, (spec, loss) in sorted(singles.items()):
+        title = f"`{spec}`, {'labels' if loss == 'ce' else f'KD ({loss})'}"
         rows.append(Row(title, found(name), {}, given.epochs, given.seeds))
     long = found(f"{_single(first, best)}-long")
-    rows.append(Row(f"`{specs[first]}`, KD ({best}), first seed", long, {}, together, 1))
+    rows.append(Row(f"`{first}`, KD ({best}), first seed", long, {}, together, 1))
     rows.append(Row("oracle gate", found(last, "oracle"), {}, len(members) * given.epochs, given.seeds))
     lines = [
         "| | top-1 | above the single of these MACs | MACs, M | of the teacher | epochs |",
@@ -134,24 +141,25 @@ def main() -> None:
         *(_row(row, whole) for row in rows if row.results),
         "",
         f"CIFAR-10 test, {given.seeds} seed(s), mean ± standard deviation, last epoch; epochs of all members together. "
-        f"The logit loss of the cascade is {best}, the best of a single student's on the calibration split. "
+        f"The logit loss of the cascade is {best}, the best of a single student's on the calibration split. What "
+        "learns by KD starts from the teacher's weights, where layers fit. "
         f"{given.precision}, on {study.training(f'loss-{best}')['hardware']}.",
     ]
     show(lines, given, "reskd-table")
     if given.plot:
         curves = {
             "all members run": [found(name) for name in names],
-            "gated": [found(last, f"gated-{budget}") for budget in given.budgets],
-            "gated and polished": [found(last, f"gated-{budget}", "polished") for budget in given.singles],
-            f"single student, {best}": [found(_single(budget, best)) for budget in given.singles],
+            "gated": [found(last, f"gated-{budget}") for budget in gates],
+            "gated and polished": [found(last, f"gated-{budget}", "polished") for budget in sorted(equal)],
+            f"single student, {best}": [found(_single(equal[budget], best)) for budget in sorted(equal)],
             "oracle gate": [found(last, "oracle")],
             "teacher": [rows[0].results],
         }
         _plot(curves, whole, given.plot)
 
 
-def _single(budget: float, loss: str) -> str:
-    return f"single-{budget}-{loss}"
+def _single(spec: str, loss: str) -> str:
+    return f"single-{spec}-{loss}"
 
 
 def _gated(name: str, budget: float, seed: int) -> str:
@@ -191,7 +199,7 @@ def _plot(curves: dict[str, list[Results]], whole: int, file: Path) -> None:
 
 
 def _distill(teacher: list[str], student: str, method: str, seed: int, loss: str = "kl") -> list[str]:
-    first = [] if method == "ce" else teacher
+    first = [] if method == "ce" else [*teacher, "--from-teacher"]
     logits = ["--logit-loss", loss] if loss not in ("ce", "kl") else []
     return ["distill", *first, "--student", student, "--method", method, *logits, "--seed", str(seed)]
 
@@ -205,7 +213,7 @@ def _alternating(one: dict[str, list[str]], other: dict[str, list[str]]) -> list
 def _oracle(run: str) -> dict[str, float]:
     """Each image stops at the first member with which it is right, or at once if there is none."""
     logits, labels, macs, _ = collected(run, ("test",))
-    right = logits.cumsum(0).argmax(-1) == labels
+    right = logits.argmax(-1) == labels
     stops = right.int().argmax(0)  # 0 where none is right
     spent = [sum(macs[: stage + 1]) for stage in range(len(macs))]
     costs = sum(spent[stage] for stage in stops.tolist()) / len(labels)

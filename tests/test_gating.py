@@ -179,12 +179,12 @@ def test_beyond_the_exact_range_no_single_stage_can_do_better(
 
 
 def random_cascade(members: int, samples: int, seed: int = 0) -> tuple[Tensor, Tensor, tuple[int, ...]]:
-    """Members' logits that help each other, as in a trained cascade: easy samples are right early."""
+    """Logits after each of the members, which help each other as in a trained cascade: easy samples are right early."""
     random = torch.Generator().manual_seed(seed)
     labels = torch.randint(0, 5, (samples,), generator=random)
     signal = torch.nn.functional.one_hot(labels, 5) * torch.rand(samples, 1, generator=random) * 4
     logits = torch.randn(members, samples, 5, generator=random) + signal
-    return logits, labels, tuple(1000 // (m + 1) for m in range(members))
+    return logits.cumsum(0), labels, tuple(1000 // (m + 1) for m in range(members))
 
 
 def test_two_stages_are_exact_at_size() -> None:
@@ -280,14 +280,13 @@ def test_gate_stops_the_samples_that_calibration_counted(measure: str) -> None:
     found, _ = search(stages, measure, max_drop=1.0)
     gate = Gate.from_dict(json.loads(json.dumps(Gate(measure, found.thresholds).to_dict())))
     assert gate == Gate(measure, found.thresholds)
-    index, total, exits, right = torch.arange(300), torch.zeros(300, 5), [], 0
+    index, exits, right = torch.arange(300), [], 0
     for stage in range(3):
-        total = total + logits[stage, index]
-        earlier = logits[:, index].cumsum(0)[:stage]
+        *earlier, total = logits[: stage + 1, index]
         stop = gate.stops(total, stage, earlier) if stage < 2 else torch.ones(len(index), dtype=torch.bool)
         exits.append(int(stop.sum()))
         right += int((total.argmax(-1) == labels[index])[stop].sum())
-        index, total = index[~stop], total[~stop]
+        index = index[~stop]
     assert found.exit_rates == tuple(e / 300 for e in exits)
     assert found.top1 == 100 * right / 300
     assert all(0 < e < 300 for e in exits)
@@ -360,9 +359,8 @@ def test_agreement_is_what_all_stages_give_the_class_predicted_now() -> None:
     expected = (first.softmax(1)[0, 1] + now) / 2
     torch.testing.assert_close(MEASURES["agreement"].value(second, first), expected[None])
     logits, labels, macs = random_cascade(3, 50, seed=2)
-    sums = logits.cumsum(0)
     values = Stages.from_logits(logits, labels, macs, "agreement").values
-    torch.testing.assert_close(values[1], MEASURES["agreement"].value(sums[1], sums[0]))
+    torch.testing.assert_close(values[1], MEASURES["agreement"].value(logits[1], logits[0]))
 
 
 def test_the_options_know_every_measure() -> None:

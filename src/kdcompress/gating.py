@@ -1,7 +1,7 @@
 """When may a cascade stop: certainty measures, thresholds and what they cost (ResKD, arXiv 2006.04719).
 
-The logits after stage ``s`` are the sum of the first ``s + 1`` members' logits. A sample whose certainty passes
-that stage's threshold stops there, and the members after it are never run. That inference adapts to the sample
+After each member the logits are a sum of what all members so far say. A sample whose certainty passes that
+stage's threshold stops there, and the members after it are never run. That inference adapts to the sample
 is the paper's idea; the measures and the joint search for the thresholds are our choice.
 
 Everything here is a pure function of tensors. M is members, N samples, B a batch, K classes.
@@ -209,11 +209,11 @@ class Stages:
             raise UserError("A certainty is NaN.", "Check the members' logits for NaN and infinity.")
 
     @classmethod
-    def from_logits(cls, member_logits: Tensor, labels: Tensor, macs: Tensor | Sequence[int], measure: str) -> Stages:
+    def from_logits(cls, logits: Tensor, labels: Tensor, macs: Tensor | Sequence[int], measure: str) -> Stages:
         """Measure each prefix of the cascade.
 
         Args:
-            member_logits: ``[M, N, K]``, each member's own logits (not summed); they are summed in float32.
+            logits: ``[M, N, K]``, those after each member.
             labels: ``[N]`` class indices.
             macs: ``[M]``, MACs of each member by itself.
             measure: A key of :data:`MEASURES`.
@@ -222,18 +222,14 @@ class Stages:
             UserError: The logits hold NaN, or infinities that make one; the measure is unknown; shapes disagree.
         """
         value = measure_of(measure).value
-        members, samples, classes = member_logits.shape
-        values = torch.empty(members - 1, samples, device=member_logits.device)
-        correct = torch.empty(members, samples, dtype=torch.bool, device=member_logits.device)
-        total = torch.zeros(samples, classes, device=member_logits.device)
-        earlier: list[Tensor] = []
-        for stage in range(members):
-            total = total + member_logits[stage]
-            correct[stage] = total.argmax(-1) == labels.to(total.device)
+        members, samples, _ = logits.shape
+        values = torch.empty(members - 1, samples, device=logits.device)
+        correct = torch.empty(members, samples, dtype=torch.bool, device=logits.device)
+        for stage, after in enumerate(logits):
+            correct[stage] = after.argmax(-1) == labels.to(logits.device)
             if stage < members - 1:
-                values[stage] = value(total, *earlier)
-                earlier.append(total)
-            if bool(total.isnan().any() | values[: stage + 1].isnan().any()):
+                values[stage] = value(after, *logits[:stage])
+            if bool(after.isnan().any() | values[: stage + 1].isnan().any()):
                 raise UserError(f"The logits of member {stage} hold NaN or infinity.", "Train that member again.")
         return cls(values, correct, macs)
 

@@ -65,7 +65,7 @@ class Promise:
 
 
 def promise(
-    member_logits: Tensor,
+    logits: Tensor,
     labels: Tensor,
     macs: Sequence[int],
     measures: Sequence[str],
@@ -77,7 +77,7 @@ def promise(
     """The cheapest gate that can be promised to lose at most ``max_drop``.
 
     Args:
-        member_logits: ``[M, N, K]``, each member's own logits.
+        logits: ``[M, N, K]``, those after each member.
         labels: ``[N]`` class indices.
         macs: ``[M]``, of each member by itself.
         measures: The best of them on the first half is taken.
@@ -101,7 +101,7 @@ def promise(
     first, second = order[: samples // 2], order[samples // 2 :]
 
     def half(chosen: Tensor, measure: str) -> Stages:
-        return Stages.from_logits(member_logits[:, chosen], labels[chosen], macs, measure)
+        return Stages.from_logits(logits[:, chosen], labels[chosen], macs, measure)
 
     measure = best_measure({name: half(first, name) for name in measures}, max_drop=max_drop)
     test = half(second, measure)

@@ -184,6 +184,13 @@ class TeacherOptions(Options):
 
 
 @dataclass(kw_only=True)
+class StartOptions(Options):
+    from_teacher: bool = option(
+        False, "start from the teacher's weights, where layers fit: of a shallower network of its family and width"
+    )
+
+
+@dataclass(kw_only=True)
 class CacheOptions(Options):
     cache_dir: str | None = option(
         None, "where targets and lightweight teachers are kept (default: ~/.cache/kdcompress)", panel=CACHE
@@ -222,6 +229,13 @@ class ResidualOptions(LogitOptions):
         "kl",
         "res-students learn from labels and teacher through the sum (kl), or fit the residual itself (mse)",
         choices=("kl", "mse"),
+    )
+    sum_weight: float | None = option(
+        None,
+        "of the logits so far beside those of a res-student; 1 sums them in full (default: the share of the MACs that "
+        "the members so far have)",
+        low=0,
+        high=1,
     )
     residual_warmup: float = option(
         0.5,
@@ -369,6 +383,7 @@ class DistillOptions(
     LightTeacherOptions,
     AssistantOptions,
     ResidualOptions,
+    StartOptions,
     TeacherOptions,
     TargetOptions,
     TrainingOptions,
@@ -389,7 +404,9 @@ class DistillOptions(
 
 
 @dataclass(kw_only=True)
-class AddResStudentOptions(SearchOptions, ResidualOptions, TeacherOptions, TargetOptions, TrainingOptions):
+class AddResStudentOptions(
+    SearchOptions, ResidualOptions, StartOptions, TeacherOptions, TargetOptions, TrainingOptions
+):
     run: str = option("-", "a distilled student or a cascade; '-' reads it from standard input", argument=True)
     teacher: str | None = option(None, "the teacher, where it is not the one RUN was distilled from")
 

@@ -19,7 +19,7 @@ def gated(logits: Tensor, labels: Tensor, macs: list[int], most: float) -> Outco
     """The best gate whose expected MACs are at most ``most``: what a candidate is worth is what this one reaches.
 
     Args:
-        logits: ``[M, N, K]`` on the calibration split, each member's own.
+        logits: ``[M, N, K]`` on the calibration split, after each member.
         labels: ``[N]``.
         macs: ``[M]``, of each member by itself.
     """

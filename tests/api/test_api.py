@@ -28,6 +28,7 @@ from kdcompress.engine.distributed import Place
 from kdcompress.engine.interrupt import Interrupted
 from kdcompress.errors import UserError
 from kdcompress.gating import MEASURES
+from kdcompress.methods.kd import KdTask
 from kdcompress.methods.losses import LOGIT_LOSSES
 from kdcompress.methods.reskd import ResKdTask
 from kdcompress.methods.rkd_assistant import RkdAssistantTask
@@ -148,7 +149,7 @@ def test_energies_are_those_of_the_sums(chain: Chain) -> None:
     assert isinstance(cascade, ResidualCascade)
     with torch.no_grad():
         x = next(iter(source_and_data(load_network(str(chain.longer.run)).prep).evaluation("calibration", 1000)))[0]
-        sums = cascade.forward_stages(x).cumsum(0)
+        sums = cascade.forward_stages(x)
     expected = [float((told - total).square().mean()) for total in sums]
     assert chain.longer.energies == pytest.approx(expected, rel=1e-4)
     assert chain.cascade.energies == pytest.approx(expected[:2], rel=1e-4)
@@ -325,9 +326,57 @@ def test_a_new_member_starts_at_zero(chain: Chain, tmp_path: Path, monkeypatch: 
 
     monkeypatch.setattr(ResKdTask, "forward", spy)
     kdcompress.add_res_student(
-        run=chain.student.run, arch=TINY, residual_loss=loss, residual_warmup=0, out=str(tmp_path / "run"), **COMMON
+        run=chain.student.run,
+        arch=TINY,
+        residual_loss=loss,
+        residual_warmup=0,
+        sum_weight=0.5,
+        out=str(tmp_path / "run"),
+        **COMMON,
     )
-    assert torch.equal(first[0]["output"], first[0]["sum"])
+    assert torch.equal(first[0]["output"], 0.5 * first[0]["sum"])
+
+
+def test_the_sum_so_far_weighs_what_its_members_cost(chain: Chain, tmp_path: Path) -> None:
+    """In full it hands on a small student's errors to a large res-student; in part it loses what a large one knows."""
+    first, second, third = chain.longer.members
+    config = json.loads((Path(str(chain.longer.run)) / "config.json").read_text())
+    weights = [entry.get("sum_weight") for entry in config["model_args"]["members"]]
+    before = first["macs"] + second["macs"]
+    expected = [first["macs"] / before, before / (before + third["macs"])]
+    assert weights == [None, *(pytest.approx(share, abs=1e-4) for share in expected)]
+    run = kdcompress.add_res_student(
+        run=chain.student.run, arch=TINY, sum_weight=0.25, out=str(tmp_path / "run"), **{**COMMON, "epochs": 1}
+    ).run
+    model = load_network(str(run)).model
+    assert isinstance(model, ResidualCascade)
+    x = torch.rand(4, 1, 8, 8)
+    one, other = (member.eval()(x) for member in model.members)
+    torch.testing.assert_close(model.eval()(x), 0.25 * one + other)
+
+
+def test_a_student_starts_from_the_teacher(chain: Chain, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A student and a res-student of the teacher's architecture are the teacher before their first step."""
+    seen: list[dict[str, Any]] = []
+    for task in (KdTask, ResKdTask):
+
+        def spy(self: Any, *given: Any, genuine: Any = task.forward, **more: Any) -> Any:
+            seen.append({key: value.clone() for key, value in self.trainable_module.state_dict().items()})
+            return genuine(self, *given, **more)
+
+        monkeypatch.setattr(task, "forward", spy)
+    teacher = load_network(str(chain.teacher.run))
+    spec = json.loads((Path(str(chain.teacher.run)) / "run.json").read_text())["options"]["model"]
+    common = {**COMMON, "epochs": 1, "from_teacher": True}
+    kdcompress.distill(teacher=chain.teacher.run, method="kd", student=spec, out=str(tmp_path / "kd"), **common)
+    student = seen[0]
+    seen.clear()
+    heard = Heard()
+    kdcompress.add_res_student(run=chain.student.run, arch=spec, out=str(tmp_path / "run"), reporter=heard, **common)
+    for state in (student, seen[0]):
+        assert state.keys() == teacher.model.state_dict().keys()
+        assert all(torch.equal(value, teacher.model.state_dict()[name]) for name, value in state.items())
+    assert any("100% of its parameters" in line for line in heard.notes)
 
 
 # --- several res-students in one command

@@ -105,7 +105,7 @@ def test_a_candidate_is_worth_what_the_gated_sum_reaches() -> None:
     mends[80:, 0], mends[20:80, 1] = 2.0, 1.0  # right on 40 alone
     alone = [(logits.argmax(1) == labels).float().mean() for logits in (repeats, mends)]
     assert alone[0] > alone[1]
-    scores = [gated(torch.stack([first, logits]), labels, [100, 50], 115) for logits in (repeats, mends)]
+    scores = [gated(torch.stack([first, first + logits]), labels, [100, 50], 115) for logits in (repeats, mends)]
     assert [score.top1 for score in scores] == [85.0, 100.0]
     assert all(score.expected_macs <= 115 for score in scores)
 
@@ -115,9 +115,9 @@ def test_a_dear_candidate_may_run_on_some_images_only() -> None:
     labels = torch.zeros(100, dtype=torch.long)
     first, mends = torch.zeros(100, 2), torch.zeros(100, 2)
     first[:90, 0], first[90:, 1], mends[90:, 0] = 4.0, 0.5, 2.0
-    score = gated(torch.stack([first, mends]), labels, [100, 100], 110)
+    score = gated(torch.stack([first, first + mends]), labels, [100, 100], 110)
     assert (score.top1, score.expected_macs) == (100.0, 110.0)
-    assert gated(torch.stack([first, mends]), labels, [100, 100], 105).top1 == 90.0
+    assert gated(torch.stack([first, first + mends]), labels, [100, 100], 105).top1 == 90.0
 
 
 def test_the_front_and_the_order_of_the_trials() -> None:

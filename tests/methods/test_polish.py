@@ -45,8 +45,8 @@ def test_stages_weigh_as_much_as_they_are_likely_to_run(x: torch.Tensor) -> None
     model = cascade(0.2, 0.3).eval()
     first, second, third = model.forward_stages(x)
     goes_on = 1 - stop_chances(model.gate, first, 0, [])  # type: ignore[arg-type]
-    further = goes_on * (1 - stop_chances(model.gate, first + second, 1, [first]))  # type: ignore[arg-type]
-    expected = first + goes_on[:, None] * second + further[:, None] * third
+    further = goes_on * (1 - stop_chances(model.gate, second, 1, [first]))  # type: ignore[arg-type]
+    expected = first + goes_on[:, None] * (second - first) + further[:, None] * (third - second)
     soft = SoftlyGated(model).train()
     torch.testing.assert_close(soft(x), expected)  # LeNet has no layer that differs in training mode
     assert torch.equal(soft.eval()(x), model(x))

@@ -101,13 +101,13 @@ def test_tf_kd_is_kd_from_the_hand_made_teacher(x: Tensor, y: Tensor) -> None:
 
 
 @pytest.mark.parametrize("loss", ["kl", "mse"])
-@pytest.mark.parametrize(("progress", "weight"), [(0.0, 0.0), (0.1, 0.25), (0.4, 1.0), (0.9, 1.0)])
+@pytest.mark.parametrize(("progress", "weight"), [(0.0, 0.0), (0.1, 0.125), (0.4, 0.5), (0.9, 0.5)])
 def test_reskd_trains_through_the_sum(x: Tensor, y: Tensor, loss: str, progress: float, weight: float) -> None:
     """One trained by itself, not in the sum, would not correct anything; one that never was would learn nothing."""
     member, members, teacher = network(0), network(2), network(1)
     total = weight * logits_of(members, x, train=False) + logits_of(member, x, train=True)
     told = logits_of(teacher, x, train=False)
-    shared = {"residual_loss": loss, "alpha": 0.7, "temperature": 3.0, "warmup": 0.4}
+    shared = {"residual_loss": loss, "alpha": 0.7, "temperature": 3.0, "sum_weight": 0.5, "warmup": 0.4}
     task = ResKdTask(member, Frozen(members), Frozen(teacher), **shared)
     task.progress = progress
     result = task(x, y)
@@ -116,6 +116,8 @@ def test_reskd_trains_through_the_sum(x: Tensor, y: Tensor, loss: str, progress:
     torch.testing.assert_close(result["loss"], expected)
     torch.testing.assert_close(result["energy"], energy)
     torch.testing.assert_close(result["output"], total)
+    whole = 0.5 * logits_of(members, x, train=False) + logits_of(member, x, train=False)
+    torch.testing.assert_close(task.eval().get_eval_model()(x), whole)
 
 
 def test_a_res_student_starts_at_the_former_sum_exactly(x: Tensor, y: Tensor) -> None:

@@ -19,9 +19,11 @@ from kdcompress.models.residual_cascade import ResidualCascade
 CLASSES = 4
 MEMBERS = [
     {"architecture": "resnet8_cifar", "model_args": {"width": 0.25}},
-    {"architecture": "lenet5", "model_args": {"width": 0.5}},
+    {"architecture": "lenet5", "model_args": {"width": 0.5}, "sum_weight": 0.5},
     {"architecture": "resnet8_cifar", "model_args": {"width": 0.125, "shortcut": "A"}},
 ]
+
+WEIGHTS = (1.0, 0.5, 1.0)
 
 
 def make(gate: dict[str, Any] | None = None, members: list[dict[str, Any]] | None = None, seed: int = 0) -> Any:
@@ -37,7 +39,7 @@ def make(gate: dict[str, Any] | None = None, members: list[dict[str, Any]] | Non
 
 def gate_at(cascade: ResidualCascade, x: Tensor, measure: str = "confidence", quantile: float = 0.5) -> dict[str, Any]:
     """Thresholds that part the samples at every stage, halfway between two of them."""
-    logits, thresholds = cascade.forward_stages(x).cumsum(0), []
+    logits, thresholds = cascade.forward_stages(x), []
     for stage, sums in enumerate(logits[:-1]):
         values = MEASURES[measure].value(sums, *logits[:stage]).sort().values
         at = int(quantile * (len(values) - 1))
@@ -73,7 +75,7 @@ def simulate(cascade: ResidualCascade, x: Tensor, measure: str, thresholds: list
             if limit is not None and (value <= limit if measure == "entropy" else value >= limit):
                 break
             earlier.append(total)
-            total = total + member(image[None])
+            total = WEIGHTS[stage + 1] * total + member(image[None])
             stages.append(stage)
         logits.append(total)
         stages.append(-1)
@@ -91,10 +93,11 @@ def x() -> Tensor:
 def test_full_is_the_sum_of_its_members(x: Tensor) -> None:
     """Every number reported for a cascade is about this sum."""
     cascade = make()
-    expected = sum(member(x) for member in cascade.members)
+    first, second, third = (member(x) for member in cascade.members)
+    expected = 0.5 * first + second + third
     torch.testing.assert_close(cascade(x), expected)
     torch.testing.assert_close(cascade.forward_full(x), expected)
-    torch.testing.assert_close(cascade.forward_stages(x).sum(0), expected)
+    torch.testing.assert_close(cascade.forward_stages(x)[-1], expected)
     assert cascade.forward_stages(x).shape == (3, 64, CLASSES)
 
 
@@ -151,7 +154,7 @@ def test_all_stop_or_none_stops(x: Tensor, thresholds: list[float | None], seen_
     assert seen == seen_expected
     ran = sum(count > 0 for count in seen)
     assert stopped.tolist() == [ran - 1] * 64
-    torch.testing.assert_close(logits, cascade.forward_stages(x)[:ran].sum(0))
+    torch.testing.assert_close(logits, cascade.forward_stages(x)[ran - 1])
 
 
 @torch.no_grad()
@@ -192,7 +195,7 @@ def test_half_precision_members_are_summed_in_float32(x: Tensor) -> None:
             return torch.full((len(x), CLASSES), self.value, dtype=torch.bfloat16)
 
     cascade = make()
-    cascade.members = nn.ModuleList([Told(256.0), Told(0.5), Told(0.5)])
+    cascade.members = nn.ModuleList([Told(512.0), Told(0.5), Told(0.5)])
     for gate in (None, Gate("confidence", (None, None))):
         cascade.gate = gate
         assert cascade(x).dtype == torch.float32

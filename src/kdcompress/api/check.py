@@ -35,6 +35,10 @@ def check_distill(options: DistillOptions) -> None:
         raise usage_error(
             f"--method {options.method} takes no teacher.", "Leave TEACHER out, or choose kd, reskd or rkd-assistant."
         )
+    if options.from_teacher and options.method not in ("kd", "reskd"):
+        raise meaningless("from_teacher", f"--method {options.method}")
+    if options.from_teacher and options.pretrained:
+        raise usage_error("A student starts from one network's weights.", "Leave out --pretrained or --from-teacher.")
     if options.method not in (*TEACHERLESS, "lwkd") and options.teacher is None:
         raise usage_error(f"--method {options.method} needs a TEACHER.", "Give a run folder, '-', or a checkpoint.")
     growing = "--grow" if options.grow else "--res-students" if options.res_students else None
@@ -82,7 +86,8 @@ def check_distill(options: DistillOptions) -> None:
     if not limited_by_energy(options) and "min_energy_drop" in _changed(options, GrowOptions):
         raise meaningless("min_energy_drop", f"--logit-loss {options.logit_loss}")
     if not growing:
-        unused += [name for name in _changed(options, ResidualOptions) if name.startswith("residual")]
+        own = vars(ResidualOptions()).keys() - vars(LogitOptions()).keys() - {"arch"}
+        unused += [name for name in _changed(options, ResidualOptions) if name in own]
     if unused:
         raise meaningless(unused[0], why)
     if options.arch and not growing and options.teacher != "-":

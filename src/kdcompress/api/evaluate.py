@@ -102,7 +102,7 @@ def evaluate(options: EvalOptions | None = None, /, *, reporter: Reporter | None
 def _by_stage(model: Staged, batches: EvalBatches, place: Place) -> list[float]:
     """Accuracy of the first stage alone, of the first two, and so on."""
     logits, labels = collect(model.forward_stages, batches, place)
-    right = (logits.cumsum(0).argmax(-1) == labels).sum(-1).tolist()
+    right = (logits.argmax(-1) == labels).sum(-1).tolist()
     *counts, n = summed(torch.tensor([*right, len(labels)], device=place.device)).tolist()
     return [round(100 * count / n, 4) for count in counts]
 

@@ -28,7 +28,7 @@ class Calibration:
     """What the stages of a network say about the calibration images.
 
     Attributes:
-        logits: Of each stage by itself, [M, N, K].
+        logits: After each stage, [M, N, K].
         labels: [N].
         profiles: Of each stage by itself.
     """

@@ -17,6 +17,7 @@ from kdcompress.errors import UserError, usage_error
 from kdcompress.methods.base import Frozen
 from kdcompress.models.build import config_of
 from kdcompress.models.loading import Network, load_network
+from kdcompress.models.transplant import transplant
 from kdcompress.options import DataOptions
 from kdcompress.trust import check_trusted
 
@@ -114,6 +115,17 @@ def load_teacher(reference: str, arch: str | None, reporter: Reporter) -> Teache
     cost = facts(network, None, profiles)
     entry = {"reference": network.reference, "arch": network.arch, "fingerprint": network.fingerprint()}
     return Teacher(network, {**entry, **{key: cost[key] for key in ("architecture", "macs", "params")}})
+
+
+def start_from(teacher: Teacher, student: Network, reporter: Reporter) -> None:
+    """Let a student begin with those of the teacher's layers that fit it."""
+    share = transplant(student.model, teacher.network.model)
+    reporter.note(f"{student.reference} starts from the teacher's weights: {share:.0%} of its parameters")
+    if share and "data_fingerprint" not in teacher.network.record:
+        reporter.note(
+            "Notice: the teacher may have learned from the calibration images; what starts from it then looks better "
+            "on them than on new ones."
+        )
 
 
 def check_classes(network: Network, source: DataSource, role: str) -> None:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from kdcompress.api.check import check_enough_classes
+from kdcompress.api.cost import macs_of
 from kdcompress.api.job import Job, Phase
 from kdcompress.api.prepare import adapter, batches_for, logit_weights, shared
 from kdcompress.api.reference import (
@@ -17,6 +18,7 @@ from kdcompress.api.reference import (
     load_teacher,
     open_data,
     resize_input,
+    start_from,
 )
 from kdcompress.data import Data
 from kdcompress.errors import UserError
@@ -72,6 +74,9 @@ class Residual:
         options, base, teacher, data = job.options, self.base, self.teacher, self.data
         assert isinstance(base.model, ResidualCascade)
         member = self.member(arch, options.seed)
+        if options.from_teacher:
+            start_from(teacher, member, job.reporter)
+        weight = options.sum_weight if options.sum_weight is not None else _share(base, member)
         if not options.residual_warmup:  # it has only the residual to go by, and begins where the sum is
             zero_classifier(member.model)
         task = ResKdTask(
@@ -82,6 +87,7 @@ class Residual:
             options.label_smoothing or 0.0,
             options.residual_loss,
             **logit_weights(options),
+            sum_weight=weight,
             warmup=options.residual_warmup,
         )
         # the result of a gated cascade is its gate's; that of its training is kept beside it
@@ -91,12 +97,18 @@ class Residual:
             member,
             data,
             teacher,
-            assemble=lambda network: joined(base, network),
+            assemble=lambda network: joined(base, network, weight),
             energies=[*earlier[:-1], job.energy(task.members, teacher.frozen, data)] if energies else None,
             parent=base,
             view_shift=len(base.model.members),
             search=search,
         )
+
+
+def _share(base: Network, member: Network) -> float:
+    """How much of the MACs of both the members so far have: a sum leans on what had more to learn with (our choice)."""
+    before = macs_of(base.model)
+    return round(before / (before + macs_of(member.model)), 4)
 
 
 def _ungated(network: Network, job: Job) -> Network:

@@ -58,8 +58,9 @@ class ShortTrainings:
         member = cascade.members[-1].eval().to(self._place.device).to(memory_format=torch.channels_last)
         own, labels = collect(member, self._batches, self._place)
         before, teacher = self._before, self.residual.teacher.entry["macs"]
+        after = cascade.after(len(before.logits), before.logits[-1], own)
         most = sum(before.macs) + self.budget / RUN_BY
-        found = gated(torch.cat([before.logits, own[None]]), labels, [*before.macs, candidate.macs], most)
+        found = gated(torch.cat([before.logits, after[None]]), labels, [*before.macs, candidate.macs], most)
         return {"top1": round(found.top1, 4), "expected_macs_ratio": round(found.expected_macs / teacher, 6)}
 
     def drop(self, candidate: Candidate, epochs: int) -> None:

@@ -19,6 +19,7 @@ from kdcompress.api.reference import (
     load_teacher,
     open_data,
     piped,
+    start_from,
 )
 from kdcompress.api.rkd_assistant import train_rkd_assistant
 from kdcompress.data import Preprocess, choose_channels
@@ -106,6 +107,8 @@ def distill(options: DistillOptions | None = None, /, *, reporter: Reporter | No
         assert teacher is not None
         return train_rkd_assistant(job, options, teacher, source, channels)
     student = fresh(options.student, source, options, channels, options.pretrained)
+    if teacher is not None and options.from_teacher:
+        start_from(teacher, student, job.reporter)
     prep = shared(student.prep, teacher.network.prep, source) if teacher else student.prep
     task = _task(options, student, teacher, prep)
     cascade = options.method == "reskd"

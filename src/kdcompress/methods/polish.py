@@ -41,7 +41,7 @@ class SoftlyGated(nn.Module):
         self.cascade = cascade
 
     def forward(self, x: Tensor) -> Tensor:
-        """Images [B, C, H, W] to logits [B, K]: the sum over stages of (chance that it is run) x (what it adds).
+        """Images [B, C, H, W] to logits [B, K]: the sum over stages of (chance that it is run) x (what it changes).
 
         The hard gate adds all of it or nothing; this is the mean of the two.
         """
@@ -53,9 +53,8 @@ class SoftlyGated(nn.Module):
         sums, going = [logits], logits.new_ones(len(x))
         for number, stage in enumerate(others):
             going = going * (1 - stop_chances(gate, sums[-1], number, sums[:-1]))
-            added = stage(x).float()
-            logits = logits + going[:, None] * added
-            sums.append(sums[-1] + added)
+            sums.append(self.cascade.after(number + 1, sums[-1], stage(x)))
+            logits = logits + going[:, None] * (sums[-1] - sums[-2])
         return logits
 
 

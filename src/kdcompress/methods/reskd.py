@@ -10,26 +10,28 @@ from kdcompress.methods.losses import residual_energy
 
 
 class ResidualSum(nn.Module):
-    """Logits of the frozen members plus those of the network in training."""
+    """Logits of the frozen members, weighed, plus those of the network in training."""
 
-    def __init__(self, members: Frozen, res_student: nn.Module) -> None:
+    def __init__(self, members: Frozen, res_student: nn.Module, sum_weight: float) -> None:
         super().__init__()
-        self.members, self.res_student = members, res_student
+        self.members, self.res_student, self.sum_weight = members, res_student, sum_weight
 
     def forward(self, x: Tensor, member_logits: Tensor | None = None) -> Tensor:
         """Images [B, C, H, W], and the members' logits [B, K] where known, to logits [B, K]."""
-        return (self.members(x) if member_logits is None else member_logits) + self.res_student(x).float()
+        before = self.members(x) if member_logits is None else member_logits
+        return self.sum_weight * before + self.res_student(x).float()
 
 
 class ResKdTask(LogitTask):
     """Train one res-student through the sum, or on the residual itself (both: our choice).
 
     ``kl``: ``(1 - alpha) * CE(z, y) + alpha * KL_tau(z_T, z)``; ``mse``: ``mean((z_T - z)^2)``;
-    both with ``z = w (z_0 + … + z_k) + z_k+1``.
+    both with ``z = w s + z_k+1``, where ``s`` are the logits after the members so far.
 
-    The members' weight ``w`` grows from 0 to 1 during the warm-up, then stays 1 (our choice). A residual is a faint
-    signal: a new network that has nothing else to go by hardly learns features at all. So it first learns as a student
-    of its own, and then what the others leave.
+    Their weight ``w`` grows from 0 to ``sum_weight`` during the warm-up, then stays there (our choice). A residual is a
+    faint signal: a new network that has nothing else to go by hardly learns features at all. So it first learns as a
+    student of its own, and then what the others leave. Of what a weaker member says much is error, which a sum in
+    full hands on to be undone; a weight below 1 hands on less of it.
 
     Args:
         res_student: Trained.
@@ -37,6 +39,7 @@ class ResKdTask(LogitTask):
         teacher: Frozen.
         residual_loss: ``kl`` or ``mse``.
         logit_loss: In place of KL, a key of :data:`~kdcompress.methods.losses.LOGIT_LOSSES`.
+        sum_weight: ``w`` of the finished cascade, 0 to 1; 1 is the plain sum.
         warmup: Share of the training, 0 to 1. With 0 the classifier should start at zero: the sum starts as it was.
     """
 
@@ -50,6 +53,7 @@ class ResKdTask(LogitTask):
         residual_loss: str = "kl",
         alpha: float | None = None,
         temperature: float | None = None,
+        sum_weight: float = 1.0,
         warmup: float = 0.5,
         logit_loss: str = "kl",
     ) -> None:
@@ -57,7 +61,7 @@ class ResKdTask(LogitTask):
             res_student, adapter, label_smoothing, alpha=alpha, temperature=temperature, logit_loss=logit_loss
         )
         self.members, self.teacher = members, teacher
-        self.residual_loss, self.warmup = residual_loss, warmup
+        self.residual_loss, self.sum_weight, self.warmup = residual_loss, sum_weight, warmup
 
     def frozen(self) -> dict[str, Frozen | FrozenMaps]:
         return {"teacher_logits": self.teacher, **self.eval_frozen()}
@@ -76,15 +80,16 @@ class ResKdTask(LogitTask):
             teacher_logits = self.teacher(input)
         if member_logits is None:
             member_logits = self.members(input)
-        logits = self.members_weight() * member_logits + self.student_logits(input)
+        logits = self.weight_now() * member_logits + self.student_logits(input)
         energy = residual_energy(teacher_logits, logits)
         if self.residual_loss == "mse":
             return {"loss": energy, "output": logits, "energy": energy}
         return {**self.distilled(teacher_logits, logits, target), "energy": energy}
 
-    def members_weight(self) -> float:
-        """``w`` at this point of the training; 1 in eval mode."""
-        return min(self.progress / self.warmup, 1.0) if self.warmup and self.training else 1.0
+    def weight_now(self) -> float:
+        """``w`` at this point of the training; that of the finished cascade in eval mode."""
+        grown = min(self.progress / self.warmup, 1.0) if self.warmup and self.training else 1.0
+        return grown * self.sum_weight
 
     def get_eval_model(self, module: nn.Module | None = None, ema: bool = False) -> nn.Module:
-        return ResidualSum(self.members, super().get_eval_model(module, ema))
+        return ResidualSum(self.members, super().get_eval_model(module, ema), self.sum_weight)

@@ -52,11 +52,11 @@ def as_cascade(network: Network) -> Network:
     return _cascade([network.model], [entry], network)
 
 
-def joined(cascade: Network, member: Network) -> Network:
-    """The cascade with one more member, and no gate."""
+def joined(cascade: Network, member: Network, sum_weight: float = 1.0) -> Network:
+    """The cascade with one more member, beside which the sum so far weighs ``sum_weight``, and no gate."""
     model = as_cascade(cascade).model
     assert isinstance(model, ResidualCascade)
-    entry = {"architecture": member.architecture, "model_args": member.model_args}
+    entry = {"architecture": member.architecture, "model_args": member.model_args, "sum_weight": sum_weight}
     return _cascade([*model.members, member.model], [*as_cascade(cascade).model_args["members"], entry], cascade)
 
 

@@ -1,7 +1,8 @@
 """The ResKD ensemble as one timm model: a student and res-students whose logits add up, with a gate that stops early.
 
 ResKD, arXiv 2006.04719: res-students correct the student's logits, and per sample those that are not needed are not
-run. That logits are summed and that the gate compares a certainty of the sum so far with a threshold is our choice.
+run. That logits are summed, how much the sum so far weighs beside the next member, and that the gate compares a
+certainty of the sum with a threshold is our choice.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from typing import Any
 
 import torch
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
-from torch import nn
+from torch import Tensor, nn
 
 from kdcompress.models.build import ModelSpec, build
 from kdcompress.models.staged import Staged
@@ -23,8 +24,10 @@ ARCHITECTURE = "residual_cascade"
 class ResidualCascade(Staged):
     """Members whose logits are summed, in the order in which they were trained; each is a stage.
 
+    With ``w_k`` a member's ``sum_weight``, the logits after it are ``s_k = w_k s_k-1 + z_k``.
+
     Args:
-        members: ``{"architecture": name, "model_args": {…}}`` of each member.
+        members: ``{"architecture": name, "model_args": {…}, "sum_weight": w}`` of each; a weight not given is 1.
         gate: ``Gate.to_dict()``, or None to run all members always.
         num_classes, in_chans: Of every member.
 
@@ -49,6 +52,7 @@ class ResidualCascade(Staged):
             raise ValueError("A residual cascade needs a member.")
         check_trusted(members, "The configuration")
         self.num_classes = num_classes
+        self.sum_weights = [float(entry.get("sum_weight", 1.0)) for entry in members]
         self.members = nn.ModuleList(
             build(
                 ModelSpec(entry["architecture"], {"in_chans": in_chans, **entry.get("model_args", {})}),
@@ -65,6 +69,9 @@ class ResidualCascade(Staged):
 
     def stages(self) -> list[nn.Module]:
         return list(self.members)
+
+    def after(self, stage: int, before: Tensor, own: Tensor) -> Tensor:
+        return self.sum_weights[stage] * before + own
 
     def get_classifier(self) -> list[nn.Module]:
         """The last layer of every member."""

@@ -1,7 +1,8 @@
-"""What composite networks share: stages whose logits add up, and a gate that skips those that are not needed."""
+"""What composite networks share: stages that mend the logits so far, and a gate that skips those not needed."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -11,7 +12,7 @@ from kdcompress.gating import Gate
 
 
 class Staged(nn.Module):
-    """Stages that all see the image, each adding to the logits of those before it.
+    """Stages that all see the image, each adding what it says to the logits after those before it.
 
     In eval mode with a gate, each stage sees only the samples that no earlier one was sure of: the sub-batches really
     shrink. Without a gate, and in training mode, every stage sees every sample.
@@ -35,30 +36,39 @@ class Staged(nn.Module):
         raise NotImplementedError
 
     def stages(self) -> list[nn.Module]:
-        """Each stage as a network of its own, from images [B, C, H, W] to the logits that it adds [B, K]."""
+        """Each stage as a network of its own, from images [B, C, H, W] to what it says [B, K]."""
         raise NotImplementedError
+
+    def after(self, stage: int, before: Tensor, own: Tensor) -> Tensor:
+        """Logits [B, K] after a stage but the first: from those before it and what it says itself, their sum."""
+        return before + own
 
     def module_name(self, stage: str, name: str) -> str:
         """Where what is called ``name`` in a stage is to be found in this network."""
         return f"{stage}.{name}"
 
     def forward(self, x: Tensor) -> Tensor:
-        """Summed logits [B, K] of images [B, C, H, W]."""
+        """Logits [B, K] of images [B, C, H, W]."""
         if self.gate is None or self.training:
             return self.forward_full(x)
         return self.forward_gated(x)[0]
 
     def forward_full(self, x: Tensor) -> Tensor:
         """Every stage on every sample: [B, K]."""
-        first, *others = self.stages()
-        logits = first(x).float()
-        for stage in others:
-            logits = logits + stage(x)
+        *_, logits = self._after_each(x)
         return logits
 
     def forward_stages(self, x: Tensor) -> Tensor:
-        """What each stage adds, [M, B, K]."""
-        return torch.stack([stage(x).float() for stage in self.stages()])
+        """Logits after each stage, [M, B, K]."""
+        return torch.stack(list(self._after_each(x)))
+
+    def _after_each(self, x: Tensor) -> Iterator[Tensor]:
+        first, *others = self.stages()
+        logits = first(x).float()
+        yield logits
+        for number, stage in enumerate(others, start=1):
+            logits = self.after(number, logits, stage(x))
+            yield logits
 
     def forward_gated(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Run each stage only on the samples that need it.
@@ -80,8 +90,8 @@ class Staged(nn.Module):
             if self.gate is not None and self.gate.looks_back:
                 earlier.append(logits.clone())
             if len(going) == len(x):  # nobody stopped: the batch need not be copied
-                logits = logits + stage(x)
+                logits = self.after(number + 1, logits, stage(x))
             else:
-                logits[going] = logits[going] + stage(x[going])
+                logits[going] = self.after(number + 1, logits[going], stage(x[going]))
             stopped[going] = number + 1
         return logits, stopped

@@ -1,0 +1,59 @@
+"""A student that starts from a deeper network of its family: layers of the teacher's that fit it (our choice).
+
+That a shallower student starts from some of its teacher's layers is DistilBERT's idea (arXiv 1910.01108, section 3).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+
+
+def transplant(student: nn.Module, teacher: nn.Module) -> float:
+    """Copy the teacher's weights, and statistics of norms, wherever a layer has a counterpart of the same shape.
+
+    Layers correspond by name. Where blocks are numbered and the teacher has more of them, the student's are spread over
+    the teacher's: its first is the first, its last the last. What a module itself holds is copied as a whole or not.
+
+    Returns:
+        The share of the student's parameters that are the teacher's now, 0 to 1.
+
+    Example:
+        >>> transplant(timm.create_model("resnet20_cifar"), timm.create_model("resnet56_cifar"))
+        1.0
+    """
+    copied = 0
+    with torch.no_grad():
+        for own, given in _counterparts(student, teacher):
+            here, there = _held(own), _held(given)
+            if {name: t.shape for name, t in here.items()} == {name: t.shape for name, t in there.items()}:
+                for name, tensor in here.items():
+                    tensor.copy_(there[name])
+                copied += sum(parameter.numel() for parameter in own.parameters(recurse=False))
+    return copied / sum(parameter.numel() for parameter in student.parameters())
+
+
+def _counterparts(student: nn.Module, teacher: nn.Module) -> Iterator[tuple[nn.Module, nn.Module]]:
+    """Modules of the one with those of the other."""
+    yield student, teacher
+    children, theirs = dict(student.named_children()), dict(teacher.named_children())
+    names = _spread(list(children), list(theirs))
+    for name, child in children.items():
+        if names.get(name) in theirs:
+            yield from _counterparts(child, theirs[names[name]])
+
+
+def _held(module: nn.Module) -> dict[str, Tensor]:
+    """Tensors of a module itself, not of those in it."""
+    return dict([*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)])
+
+
+def _spread(own: list[str], theirs: list[str]) -> dict[str, str]:
+    """Which child each child corresponds to."""
+    numbered = all(name.isdigit() for name in (*own, *theirs)) and len(own) < len(theirs)
+    if not numbered:
+        return {name: name for name in own}
+    step = (len(theirs) - 1) / max(1, len(own) - 1)
+    return {name: theirs[round(number * step)] for number, name in enumerate(own)}
