@@ -3,13 +3,13 @@
     python examples/reskd_study.py OUT --data cifar10/ --teacher resnet56-cifar10.safetensors \\
         --arch resnet56_cifar,shortcut=A --epochs 30 --jobs 2 --table examples/README.md
 
-The logit loss is chosen first: the one whose single student is best on the calibration split (one seed, a third of the
-epochs). Then for each seed, all by this loss and all from the teacher's weights, where layers fit: S0, its
-res-students, gates at several budgets, and single students with a gate for each that lets the cascade cost as much. The
-first of them is trained by labels and by KD, too. With the first seed, the cascade is polished behind the gates of the
-single students' cost, and the first single student learns for as many epochs as all members of the polished cascade
-together. The oracle stops each image at the first member that is right: no gate can do better. ``--so-far`` trains
-nothing, and makes table and figure of what is done.
+The logit loss is chosen first: the one whose single student is best on the calibration split (one seed, half of the
+epochs); for the cascade, of those that leave no scale open, for it sums logits. Then for each seed, all from the
+teacher's weights, where layers fit: S0, its res-students, gates at several budgets, and single students with a gate for
+each that lets the cascade cost as much. The first of them is trained by labels and by KD, too. With the first seed, the
+cascade is polished behind the gates of the single students' cost, and the first single student learns for as many epochs
+as all members of the polished cascade together. The oracle stops each image at the first member that is right: no gate
+can do better. ``--so-far`` trains nothing, and makes table and figure of what is done.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from gate_promise import collected
 from study import Study, arguments, mean_std, show, teacher_of
 
 import kdcompress
+from kdcompress.methods.losses import SCALE_FREE
 from kdcompress.options import LOGIT_LOSSES
 
 Results = dict[int, dict[str, Any]]  # what eval said, by seed
@@ -68,13 +69,14 @@ def main() -> None:
     whole = study.result("teacher")["macs"]
     counted = {spec: kdcompress.profile_flops(model=spec, input_size=given.size).macs for spec in given.singles}
     beside = {spec: round(macs / whole, 4) for spec, macs in counted.items()}  # budgets of the gates to compare
-    third = str(max(1, given.epochs // 3))
-    short = ["--epochs", third, "--target-views", third]  # asked once for all losses
+    half = str(max(1, given.epochs // 2))
+    short = ["--epochs", half, "--target-views", half]  # asked once for all losses
     first = given.singles[0]
     tried = {loss: _distill(teacher, first, "kd", 0, loss) for loss in LOGIT_LOSSES}
     if not given.so_far:
         study.run({f"loss-{loss}": [*command, *short] for loss, command in tried.items()}, score=False)
     best = max(tried, key=lambda loss: study.training(f"loss-{loss}")["top1"])
+    summed = max(tried.keys() - SCALE_FREE, key=lambda loss: study.training(f"loss-{loss}")["top1"])
 
     members = [given.student, *given.res_students]
     names = ["s0"]
@@ -85,10 +87,10 @@ def main() -> None:
     singles = {_single(spec, best): (spec, best) for spec in given.singles}
     singles |= {_single(first, loss): (first, loss) for loss in ("kl", "ce")}
     for seed in () if given.so_far else range(given.seeds):  # everything of a seed before the next one
-        chain = {f"s0-{seed}": _distill(teacher, given.student, "reskd", seed, best)}
+        chain = {f"s0-{seed}": _distill(teacher, given.student, "reskd", seed, summed)}
         for (before, name), arch in zip(itertools.pairwise(names), given.res_students, strict=True):
             grown = ["add-res-student", study.path(f"{before}-{seed}"), "--arch", arch, "--from-teacher"]
-            chain[f"{name}-{seed}"] = [*grown, "--logit-loss", best, "--seed", str(seed)]
+            chain[f"{name}-{seed}"] = [*grown, "--logit-loss", summed, "--seed", str(seed)]
         others = {
             f"{name}-{seed}": _distill(teacher, spec, "ce" if loss == "ce" else "kd", seed, loss)
             for name, (spec, loss) in singles.items()
@@ -100,7 +102,7 @@ def main() -> None:
             gates[_gated(names[-1], budget, seed)] = ["gate-calibrate", study.path(full), *target]
         for budget in beside.values() if seed == 0 else ():
             gated = _gated(names[-1], budget, seed)
-            learn = ["polish", study.path(gated), "--epochs", str(polishing), "--logit-loss", best]
+            learn = ["polish", study.path(gated), "--epochs", str(polishing), "--logit-loss", summed]
             gates[f"{gated}-polished"] = learn
         study.run(dict([*_alternating(chain, others), *gates.items()]))
         if f"{full}-oracle" not in study.results():
@@ -141,8 +143,8 @@ def main() -> None:
         *(_row(row, whole) for row in rows if row.results),
         "",
         f"CIFAR-10 test, {given.seeds} seed(s), mean ± standard deviation, last epoch; epochs of all members together. "
-        f"The logit loss of the cascade is {best}, the best of a single student's on the calibration split. What "
-        "learns by KD starts from the teacher's weights, where layers fit. "
+        f"The logit loss of a single student is {best}, the best on the calibration split, of the cascade {summed}, the "
+        "best of those that leave no scale open. What learns by KD starts from the teacher's weights, where layers fit. "
         f"{given.precision}, on {study.training(f'loss-{best}')['hardware']}.",
     ]
     show(lines, given, "reskd-table")
