@@ -7,9 +7,9 @@ The logit loss is chosen first: the one whose single student is best on the cali
 epochs); for the cascade, of those that leave no scale open, for it sums logits. Then for each seed, all from the
 teacher's weights, where layers fit: S0, its res-students, gates at several budgets, and single students with a gate for
 each that lets the cascade cost as much. The first of them is trained by labels and by KD, too. With the first seed, the
-cascade is polished behind the gates of the single students' cost, and the first single student learns for as many epochs
-as all members of the polished cascade together. The oracle stops each image at the first member that is right: no gate
-can do better. ``--so-far`` trains nothing, and makes table and figure of what is done.
+cascade is polished behind the gates of the single students' cost, and the first single student learns for as many
+epochs as all members of the polished cascade together. The oracle stops each image at the first member that is right:
+no gate can do better. ``--so-far`` trains nothing, and makes table and figure of what is done.
 """
 
 from __future__ import annotations
@@ -143,8 +143,9 @@ def main() -> None:
         *(_row(row, whole) for row in rows if row.results),
         "",
         f"CIFAR-10 test, {given.seeds} seed(s), mean ± standard deviation, last epoch; epochs of all members together. "
-        f"The logit loss of a single student is {best}, the best on the calibration split, of the cascade {summed}, the "
-        "best of those that leave no scale open. What learns by KD starts from the teacher's weights, where layers fit. "
+        f"The logit loss of a single student is {best}, the best on the calibration split; that of the cascade is "
+        f"{summed}, the best of those that leave no scale open. What learns by KD starts from the teacher's weights, "
+        "where layers fit. "
         f"{given.precision}, on {study.training(f'loss-{best}')['hardware']}.",
     ]
     show(lines, given, "reskd-table")
