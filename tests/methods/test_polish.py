@@ -13,7 +13,7 @@ from kdcompress.models.residual_cascade import ResidualCascade
 
 def cascade(*thresholds: float | None, measure: str = "confidence") -> ResidualCascade:
     torch.manual_seed(0)
-    members = [{"architecture": "lenet5"}] * (len(thresholds) + 1)
+    members = [{"architecture": "lenet5", "sum_weight": 0.5}] * (len(thresholds) + 1)
     return ResidualCascade(members, {"measure": measure, "thresholds": list(thresholds)})
 
 
