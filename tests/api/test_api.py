@@ -379,6 +379,19 @@ def test_a_student_starts_from_the_teacher(chain: Chain, tmp_path: Path, monkeyp
     assert any("100% of its parameters" in line for line in heard.notes)
 
 
+def test_a_student_that_cannot_start_from_the_teacher_is_told(chain: Chain, tmp_path: Path) -> None:
+    """Who asked for it would take the result for what it is not."""
+    heard = Heard()
+    given = {**COMMON, "teacher": chain.teacher.run, "method": "kd", "student": TINY}
+    result = kdcompress.distill(**given, out=str(tmp_path / "told"), from_teacher=True, reporter=heard)
+    assert any("starts at random" in line for line in heard.notes)
+    kdcompress.distill(**given, out=str(tmp_path / "plain"))
+    told, plain = (load_file(tmp_path / name / "model.safetensors") for name in ("told", "plain"))
+    assert all(torch.equal(value, plain[name]) for name, value in told.items())
+    again = kdcompress.distill(**given, out=str(tmp_path / "told"), from_teacher=True, resume=True)
+    assert again == result
+
+
 # --- several res-students in one command
 
 

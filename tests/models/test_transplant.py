@@ -42,7 +42,7 @@ def test_a_network_like_the_teacher_becomes_it() -> None:
 
 
 def test_what_does_not_fit_stays_as_it_is() -> None:
-    """Half a layer, or one of another shape, would be noise with a teacher's name."""
+    """Half a layer, or one of another shape, would be noise."""
     teacher = made("resnet20_cifar", 1)
     narrow = made("resnet20_cifar", width=0.5)
     before = {name: value.clone() for name, value in narrow.state_dict().items()}
@@ -60,3 +60,14 @@ def test_the_student_can_be_trained_without_the_teacher() -> None:
     transplant(student, teacher)
     assert not {p.data_ptr() for p in student.parameters()} & {p.data_ptr() for p in teacher.parameters()}
     assert all(p.requires_grad and p.grad_fn is None for p in student.parameters())
+
+
+def test_a_student_of_which_little_fits_starts_at_random() -> None:
+    """Layers without those that they were trained with are noise with a teacher's name."""
+    teacher, student = made("resnet20_cifar", 1), made("resnet20_cifar", width=1.0)
+    for layer in (student.get_submodule("layer3"), student.get_submodule("layer2")):
+        for block in list(layer.children()):
+            block.conv1, block.conv2 = nn.Conv2d(1, 64, 7), nn.Conv2d(1, 64, 7)
+    before = {name: value.clone() for name, value in student.state_dict().items()}
+    assert 0 < transplant(student, teacher) < 0.5
+    assert all(torch.equal(value, before[name]) for name, value in student.state_dict().items())

@@ -17,7 +17,7 @@ from kdcompress.errors import UserError, usage_error
 from kdcompress.methods.base import Frozen
 from kdcompress.models.build import config_of
 from kdcompress.models.loading import Network, load_network
-from kdcompress.models.transplant import transplant
+from kdcompress.models.transplant import LEAST, transplant
 from kdcompress.options import DataOptions
 from kdcompress.trust import check_trusted
 
@@ -120,8 +120,14 @@ def load_teacher(reference: str, arch: str | None, reporter: Reporter) -> Teache
 def start_from(teacher: Teacher, student: Network, reporter: Reporter) -> None:
     """Let a student begin with those of the teacher's layers that fit it."""
     share = transplant(student.model, teacher.network.model)
+    if share < LEAST:
+        reporter.note(
+            f"Notice: {student.reference} starts at random: {share:.0%} of its parameters fit the teacher, a shallower "
+            "network of its family and width would start from it."
+        )
+        return
     reporter.note(f"{student.reference} starts from the teacher's weights: {share:.0%} of its parameters")
-    if share and "data_fingerprint" not in teacher.network.record:
+    if "data_fingerprint" not in teacher.network.record:
         reporter.note(
             "Notice: the teacher may have learned from the calibration images; what starts from it then looks better "
             "on them than on new ones."

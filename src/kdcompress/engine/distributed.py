@@ -12,6 +12,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from kdcompress.engine.allocation import keep_memory
 from kdcompress.engine.precision import cpu_precision, remembered
 from kdcompress.errors import UserError, usage_error
 
@@ -70,6 +71,8 @@ def start(device: str = "auto", precision: str = "auto") -> Place:
         rank, world = dist.get_rank(), dist.get_world_size()
         name = f"cuda:{torch.cuda.current_device()}" if name == "cuda" else name
     where = torch.device(name)
+    if where.type == "cpu":
+        keep_memory()
     return Place(where, _precision(precision, where), rank, world)
 
 

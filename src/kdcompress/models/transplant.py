@@ -10,29 +10,34 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
+LEAST = 0.5  # of the parameters: with less, what the layers were for each other is lost (our choice)
+
 
 def transplant(student: nn.Module, teacher: nn.Module) -> float:
     """Copy the teacher's weights, and statistics of norms, wherever a layer has a counterpart of the same shape.
+
+    Where that would be less than half of the student, it is left as it is.
 
     Layers correspond by name. Where blocks are numbered and the teacher has more of them, the student's are spread over
     the teacher's: its first is the first, its last the last. What a module itself holds is copied as a whole or not.
 
     Returns:
-        The share of the student's parameters that are the teacher's now, 0 to 1.
+        The share of the student's parameters that fit, 0 to 1.
 
     Example:
         >>> transplant(timm.create_model("resnet20_cifar"), timm.create_model("resnet56_cifar"))
         1.0
     """
-    copied = 0
-    with torch.no_grad():
-        for own, given in _counterparts(student, teacher):
-            here, there = _held(own), _held(given)
-            if {name: t.shape for name, t in here.items()} == {name: t.shape for name, t in there.items()}:
-                for name, tensor in here.items():
+    fitting = [pair for pair in _counterparts(student, teacher) if _alike(*map(_held, pair))]
+    count = sum(parameter.numel() for own, _ in fitting for parameter in own.parameters(recurse=False))
+    share = count / sum(parameter.numel() for parameter in student.parameters())
+    if share >= LEAST:
+        with torch.no_grad():
+            for own, given in fitting:
+                there = _held(given)
+                for name, tensor in _held(own).items():
                     tensor.copy_(there[name])
-                copied += sum(parameter.numel() for parameter in own.parameters(recurse=False))
-    return copied / sum(parameter.numel() for parameter in student.parameters())
+    return share
 
 
 def _counterparts(student: nn.Module, teacher: nn.Module) -> Iterator[tuple[nn.Module, nn.Module]]:
@@ -48,6 +53,10 @@ def _counterparts(student: nn.Module, teacher: nn.Module) -> Iterator[tuple[nn.M
 def _held(module: nn.Module) -> dict[str, Tensor]:
     """Tensors of a module itself, not of those in it."""
     return dict([*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)])
+
+
+def _alike(here: dict[str, Tensor], there: dict[str, Tensor]) -> bool:
+    return {name: tensor.shape for name, tensor in here.items()} == {name: there[name].shape for name in there}
 
 
 def _spread(own: list[str], theirs: list[str]) -> dict[str, str]:
