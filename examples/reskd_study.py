@@ -70,11 +70,12 @@ def main() -> None:
     counted = {spec: kdcompress.profile_flops(model=spec, input_size=given.size).macs for spec in given.singles}
     beside = {spec: round(macs / whole, 4) for spec, macs in counted.items()}  # budgets of the gates to compare
     half = str(max(1, given.epochs // 2))
-    short = ["--epochs", half, "--target-views", half]  # asked once for all losses
+    views = ["--target-views", half]  # each is seen twice; what the teacher says of them is asked once for a seed
+    teacher += views
     first = given.singles[0]
     tried = {loss: _distill(teacher, first, "kd", 0, loss) for loss in LOGIT_LOSSES}
     if not given.so_far:
-        study.run({f"loss-{loss}": [*command, *short] for loss, command in tried.items()}, score=False)
+        study.run({f"loss-{loss}": [*command, "--epochs", half] for loss, command in tried.items()}, score=False)
     best = max(tried, key=lambda loss: study.training(f"loss-{loss}")["top1"])
     summed = max(tried.keys() - SCALE_FREE, key=lambda loss: study.training(f"loss-{loss}")["top1"])
 
@@ -89,7 +90,7 @@ def main() -> None:
     for seed in () if given.so_far else range(given.seeds):  # everything of a seed before the next one
         chain = {f"s0-{seed}": _distill(teacher, given.student, "reskd", seed, summed)}
         for (before, name), arch in zip(itertools.pairwise(names), given.res_students, strict=True):
-            grown = ["add-res-student", study.path(f"{before}-{seed}"), "--arch", arch, "--from-teacher"]
+            grown = ["add-res-student", study.path(f"{before}-{seed}"), "--arch", arch, "--from-teacher", *views]
             chain[f"{name}-{seed}"] = [*grown, "--logit-loss", summed, "--seed", str(seed)]
         others = {
             f"{name}-{seed}": _distill(teacher, spec, "ce" if loss == "ce" else "kd", seed, loss)
