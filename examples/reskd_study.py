@@ -9,13 +9,15 @@ teacher's weights, where layers fit: S0, its res-students, gates at several budg
 each that lets the cascade cost as much. The first of them is trained by labels and by KD, too. With the first seed, the
 cascade is polished behind the gates of the single students' cost, and the first single student learns for as many
 epochs as all members of the polished cascade together. The oracle stops each image at the first member that is right:
-no gate can do better. ``--so-far`` trains nothing, and makes table and figure of what is done.
+no gate can do better. ``--long-epochs`` trains the last two res-students of the first seed once more, for so many: how
+near a longer schedule comes to the teacher. ``--so-far`` trains nothing, and makes table and figure of what is done.
 """
 
 from __future__ import annotations
 
 import itertools
 import statistics
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -56,6 +58,7 @@ def main() -> None:
     budgets = [0.05, 0.1, 0.15, 0.1804, 0.22, 0.26, 0.3, 0.36]
     parser.add_argument("--budgets", type=float, nargs="+", default=budgets, help="shares of the teacher's MACs")
     parser.add_argument("--polish-epochs", type=int, help="of all members together (default: a fifth of --epochs)")
+    parser.add_argument("--long-epochs", type=int, help="of the last two res-students of the first seed, once more")
     parser.add_argument("--size", default="3x32x32", help="of the images")
     parser.add_argument("--so-far", action="store_true", help="train nothing: the table of what is done")
     parser.add_argument("--plot", type=Path, help="figure of accuracy over MACs")
@@ -90,19 +93,15 @@ def main() -> None:
     for seed in () if given.so_far else range(given.seeds):  # everything of a seed before the next one
         chain = {f"s0-{seed}": _distill(teacher, given.student, "reskd", seed, summed)}
         for (before, name), arch in zip(itertools.pairwise(names), given.res_students, strict=True):
-            grown = ["add-res-student", study.path(f"{before}-{seed}"), "--arch", arch, "--from-teacher", *views]
-            chain[f"{name}-{seed}"] = [*grown, "--logit-loss", summed, "--seed", str(seed)]
+            chain[f"{name}-{seed}"] = _grow(study.path(f"{before}-{seed}"), arch, views, summed, seed)
         others = {
             f"{name}-{seed}": _distill(teacher, spec, "ce" if loss == "ce" else "kd", seed, loss)
             for name, (spec, loss) in singles.items()
         }
         full = f"{names[-1]}-{seed}"
-        gates = {}
-        for budget in sorted({*given.budgets, *beside.values()}):
-            target = ["--target-macs", str(budget), "--measure", "auto"]
-            gates[_gated(names[-1], budget, seed)] = ["gate-calibrate", study.path(full), *target]
+        gates = _gates(study, full, {*given.budgets, *beside.values()})
         for budget in beside.values() if seed == 0 else ():
-            gated = _gated(names[-1], budget, seed)
+            gated = _gated(full, budget)
             learn = ["polish", study.path(gated), "--epochs", str(polishing), "--logit-loss", summed]
             gates[f"{gated}-polished"] = learn
         study.run(dict([*_alternating(chain, others), *gates.items()]))
@@ -111,6 +110,14 @@ def main() -> None:
     if not given.so_far:
         longest = [*_distill(teacher, first, "kd", 0, best), "--epochs", str(together)]
         study.run({f"{_single(first, best)}-long-0": longest})
+    before, *last_two = names[-3:]
+    if given.long_epochs and not given.so_far:
+        longer = {}
+        for name, arch in zip(last_two, given.res_students[-2:], strict=True):
+            epochs = ["--epochs", str(given.long_epochs)]
+            longer[f"{name}-long-0"] = _grow(study.path(f"{before}-0"), arch, epochs, summed, 0)
+            before = f"{name}-long"
+        study.run({**longer, **_gates(study, f"{before}-0", given.budgets)})
 
     done = study.results()
 
@@ -135,6 +142,13 @@ def main() -> None:
     for name, (spec, loss) in sorted(singles.items()):
         title = f"`{spec}`, {'labels' if loss == 'ce' else f'KD ({loss})'}"
         rows.append(Row(title, found(name), {}, given.epochs, given.seeds))
+    longer, spent = f"{last}-long", given.epochs * (len(members) - 2) + 2 * (given.long_epochs or 0)
+    told = f"the last two for {given.long_epochs} epochs, first seed"
+    rows.append(Row(f"all run, {told}", found(longer), {}, spent, 1))
+    rows += [
+        Row(f"**gated, `--target-macs {budget}`**, {told}", found(longer, f"gated-{budget}"), {}, spent, 1)
+        for budget in given.budgets
+    ]
     long = found(f"{_single(first, best)}-long")
     rows.append(Row(f"`{first}`, KD ({best}), first seed", long, {}, together, 1))
     rows.append(Row("oracle gate", found(last, "oracle"), {}, len(members) * given.epochs, given.seeds))
@@ -166,8 +180,15 @@ def _single(spec: str, loss: str) -> str:
     return f"single-{spec}-{loss}"
 
 
-def _gated(name: str, budget: float, seed: int) -> str:
-    return f"{name}-{seed}-gated-{budget}"
+def _gated(run: str, budget: float) -> str:
+    return f"{run}-gated-{budget}"
+
+
+def _gates(study: Study, run: str, budgets: Iterable[float]) -> dict[str, list[str]]:
+    """A gate for each budget."""
+    calibrate = ["gate-calibrate", study.path(run)]
+    targets = {budget: ["--target-macs", str(budget), "--measure", "auto"] for budget in sorted(budgets)}
+    return {_gated(run, budget): [*calibrate, *target] for budget, target in targets.items()}
 
 
 def _macs(results: Results) -> float:
@@ -206,6 +227,11 @@ def _distill(teacher: list[str], student: str, method: str, seed: int, loss: str
     first = [] if method == "ce" else [*teacher, "--from-teacher"]
     logits = ["--logit-loss", loss] if loss not in ("ce", "kl") else []
     return ["distill", *first, "--student", student, "--method", method, *logits, "--seed", str(seed)]
+
+
+def _grow(run: str, arch: str, more: list[str], loss: str, seed: int) -> list[str]:
+    grown = ["add-res-student", run, "--arch", arch, "--from-teacher", *more]
+    return [*grown, "--logit-loss", loss, "--seed", str(seed)]
 
 
 def _alternating(one: dict[str, list[str]], other: dict[str, list[str]]) -> list[tuple[str, list[str]]]:
