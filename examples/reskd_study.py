@@ -90,7 +90,9 @@ def main() -> None:
     together = given.epochs * len(members) + polishing
     singles = {_single(spec, best): (spec, best) for spec in given.singles}
     singles |= {_single(first, loss): (first, loss) for loss in ("kl", "ce")}
-    for seed in () if given.so_far else range(given.seeds):  # everything of a seed before the next one
+    trainings: dict[str, list[str]] = {}
+    gates: dict[str, list[str]] = {}
+    for seed in range(given.seeds):
         chain = {f"s0-{seed}": _distill(teacher, given.student, "reskd", seed, summed)}
         for (before, name), arch in zip(itertools.pairwise(names), given.res_students, strict=True):
             chain[f"{name}-{seed}"] = _grow(study.path(f"{before}-{seed}"), arch, views, summed, seed)
@@ -99,25 +101,28 @@ def main() -> None:
             for name, (spec, loss) in singles.items()
         }
         full = f"{names[-1]}-{seed}"
+        trainings |= {**_alternating(chain, others), **gates}  # the gates one seed later: they wait for all of a chain
         gates = _gates(study, full, {*given.budgets, *beside.values()})
         for budget in beside.values() if seed == 0 else ():
             gated = _gated(full, budget)
             learn = ["polish", study.path(gated), "--epochs", str(polishing), "--logit-loss", summed]
             gates[f"{gated}-polished"] = learn
-        study.run(dict([*_alternating(chain, others), *gates.items()]))
-        if f"{full}-oracle" not in study.results():
-            study.keep(f"{full}-oracle", _oracle(study.path(full)))
-    if not given.so_far:
-        longest = [*_distill(teacher, first, "kd", 0, best), "--epochs", str(together)]
-        study.run({f"{_single(first, best)}-long-0": longest})
-    before, *last_two = names[-3:]
-    if given.long_epochs and not given.so_far:
-        longer = {}
+    long_single = {
+        f"{_single(first, best)}-long-0": [*_distill(teacher, first, "kd", 0, best), "--epochs", str(together)]
+    }
+    long_chain: dict[str, list[str]] = {}
+    if given.long_epochs:
+        before, *last_two = names[-3:]
         for name, arch in zip(last_two, given.res_students[-2:], strict=True):
             epochs = ["--epochs", str(given.long_epochs)]
-            longer[f"{name}-long-0"] = _grow(study.path(f"{before}-0"), arch, epochs, summed, 0)
+            long_chain[f"{name}-long-0"] = _grow(study.path(f"{before}-0"), arch, epochs, summed, 0)
             before = f"{name}-long"
-        study.run({**longer, **_gates(study, f"{before}-0", given.budgets)})
+        gates |= _gates(study, f"{before}-0", given.budgets)
+    if not given.so_far:
+        study.run({**trainings, **_alternating(long_chain, long_single), **gates})
+        for full in (f"{names[-1]}-{seed}" for seed in range(given.seeds)):
+            if f"{full}-oracle" not in study.results():
+                study.keep(f"{full}-oracle", _oracle(study.path(full)))
 
     done = study.results()
 
@@ -131,9 +136,9 @@ def main() -> None:
     for number, name in enumerate(names, start=1):
         title = ("S0 alone, " if number == 1 else "all run: ") + " + ".join(f"`{m}`" for m in members[:number])
         rows.append(Row(title, found(name), {}, number * given.epochs, given.seeds))
-    gates = sorted({*given.budgets, *beside.values()})
+    shares = sorted({*given.budgets, *beside.values()})
     equal = {budget: spec for spec, budget in beside.items()}
-    for budget, polished in [*((each, False) for each in gates), *((each, True) for each in sorted(equal))]:
+    for budget, polished in [*((each, False) for each in shares), *((each, True) for each in sorted(equal))]:
         title = f"**gated, `--target-macs {budget}`{', polished' if polished else ''}**"
         results = found(last, f"gated-{budget}", *["polished"][: int(polished)])
         single = found(_single(equal[budget], best)) if budget in equal else {}
@@ -167,7 +172,7 @@ def main() -> None:
     if given.plot:
         curves = {
             "all members run": [found(name) for name in names],
-            "gated": [found(last, f"gated-{budget}") for budget in gates],
+            "gated": [found(last, f"gated-{budget}") for budget in shares],
             "gated and polished": [found(last, f"gated-{budget}", "polished") for budget in sorted(equal)],
             f"single student, {best}": [found(_single(equal[budget], best)) for budget in sorted(equal)],
             "oracle gate": [found(last, "oracle")],
@@ -234,10 +239,10 @@ def _grow(run: str, arch: str, more: list[str], loss: str, seed: int) -> list[st
     return [*grown, "--logit-loss", loss, "--seed", str(seed)]
 
 
-def _alternating(one: dict[str, list[str]], other: dict[str, list[str]]) -> list[tuple[str, list[str]]]:
+def _alternating(one: dict[str, list[str]], other: dict[str, list[str]]) -> dict[str, list[str]]:
     """A run of one after each of the other, so that nobody waits for what a chain stands on."""
     pairs = itertools.zip_longest(one.items(), other.items())
-    return [each for pair in pairs for each in pair if each is not None]
+    return dict(each for pair in pairs for each in pair if each is not None)
 
 
 def _oracle(run: str) -> dict[str, float]:
