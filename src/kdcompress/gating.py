@@ -1,6 +1,6 @@
 """When may a cascade stop: certainty measures, thresholds and what they cost (ResKD, arXiv 2006.04719).
 
-After each member the logits are a sum of what all members so far say. A sample whose certainty passes that
+After each member there are logits from what all members so far say. A sample whose certainty passes that
 stage's threshold stops there, and the members after it are never run. That inference adapts to the sample
 is the paper's idea; the measures and the joint search for the thresholds are our choice.
 

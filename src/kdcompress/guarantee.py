@@ -94,7 +94,7 @@ def promise(
         raise UserError(
             f"{samples} calibration images can promise nothing: a drop of {max_drop:g} points at level "
             f"{confidence_level:g} needs {needed} or more.",
-            f"Train the cascade with {needed / samples:.1f} times the --holdout, "
+            f"Train the cascade with as many held out (--holdout), "
             f"{_larger_drop(samples, confidence_level)}or leave out --confidence-level.",
         )
     order = torch.randperm(samples, generator=torch.Generator().manual_seed(seed))

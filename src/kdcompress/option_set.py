@@ -111,6 +111,13 @@ def flag(name: str) -> str:
     return "--" + name.replace("_", "-")
 
 
+def shown(name: str, value: Any) -> str:
+    """An option as a user types it; None: not at all."""
+    if value is None or value is False:
+        return f"no {flag(name)}"
+    return flag(name) if value is True else f"{flag(name)} {value}"
+
+
 def variable(name: str) -> str:
     """The environment variable of an option; one that takes several values holds them with spaces between."""
     return f"KDCOMPRESS_{name.upper()}"

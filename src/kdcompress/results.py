@@ -73,6 +73,8 @@ class TrainResult(NetworkFacts, Result):
         energies: Of the residual against the teacher after each member; the last two are before and after.
         stopped_by: Why a cascade that grew has no further member: ``target``, ``macs``, ``energy`` or ``count``.
         target_views: Views of the images whose targets were computed once; None where every epoch had its own.
+        calibration_seen: Whether the network started from weights that may have learned from the calibration images,
+            and so looks better on them than on new ones.
         search: The trials of an architecture search, the best first: ``spec``, ``macs_ratio`` to the teacher,
             ``epochs`` trained, then of the gated sum ``top1`` and ``expected_macs_ratio`` (None where the training
             failed), and whether no other trial is as good in both (``pareto``).
@@ -89,11 +91,12 @@ class TrainResult(NetworkFacts, Result):
     split: str
     n: int
     top1: float
-    top5: float | None
+    top5: float | None = None
     loss: float
-    images_per_second: float | None
+    images_per_second: float | None = None
     energies: list[float] | None = None
     target_views: int | None = None
+    calibration_seen: bool = False
     stopped_by: str | None = None
     search: list[dict[str, Any]] | None = None
     matched_stages: list[list[int]] | None = None
@@ -117,6 +120,7 @@ class GateResult(GateFacts, NetworkFacts, Result):
     """Of ``gate-calibrate`` and ``polish``, all of it measured on the calibration split.
 
     Attributes:
+        calibration_seen: As that of :class:`TrainResult`.
         former_top1: Of the best gate for the weights before they were polished, at the same expected MACs.
         polished: Whether the new weights were kept, for being better.
         curve: The best trade-offs that other thresholds would give.
@@ -127,6 +131,7 @@ class GateResult(GateFacts, NetworkFacts, Result):
     data: str
     split: str
     n: int
+    calibration_seen: bool = False
     promise: dict[str, Any] | None = None
     former_top1: float | None = None
     polished: bool | None = None
@@ -158,7 +163,7 @@ class EvalResult(GateFacts, NetworkFacts, Result):
     split: str
     n: int
     top1: float
-    top5: float | None
+    top5: float | None = None
     loss: float
     ece: float
     images_per_second: float

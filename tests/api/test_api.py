@@ -22,7 +22,7 @@ from kdcompress.api import job as job_module
 from kdcompress.api import prepare
 from kdcompress.api import train as train_module
 from kdcompress.api.grow import Limits
-from kdcompress.api.reference import Teacher
+from kdcompress.api.reference import Teacher, may_know_calibration
 from kdcompress.data import Data, Preprocess, load_source
 from kdcompress.engine.distributed import Place
 from kdcompress.engine.interrupt import Interrupted
@@ -345,6 +345,7 @@ def test_the_sum_so_far_weighs_what_its_members_cost(chain: Chain, tmp_path: Pat
     before = first["macs"] + second["macs"]
     expected = [first["macs"] / before, before / (before + third["macs"])]
     assert weights == [None, *(pytest.approx(share, abs=1e-4) for share in expected)]
+    assert [member.get("sum_weight") for member in chain.longer.members] == weights
     run = kdcompress.add_res_student(
         run=chain.student.run, arch=TINY, sum_weight=0.25, out=str(tmp_path / "run"), **{**COMMON, "epochs": 1}
     ).run
@@ -377,6 +378,46 @@ def test_a_student_starts_from_the_teacher(chain: Chain, tmp_path: Path, monkeyp
         assert state.keys() == teacher.model.state_dict().keys()
         assert all(torch.equal(value, teacher.model.state_dict()[name]) for name, value in state.items())
     assert any("100% of its parameters" in line for line in heard.notes)
+
+
+def test_who_may_know_the_calibration_images_is_told_on(chain: Chain, tmp_path: Path) -> None:
+    """A gate whose images the weights have learned from would promise what it cannot keep, and nobody would know."""
+    spec = json.loads((Path(str(chain.teacher.run)) / "run.json").read_text())["options"]["model"]
+    weights = Path(str(chain.teacher.run)) / WEIGHTS
+    common = {**COMMON, "method": "reskd", "student": spec, "data": "digits", "from_teacher": True}
+
+    def distilled(name: str, **given: Any) -> TrainResult:
+        return kdcompress.distill(**{**common, "out": str(tmp_path / name), **given})
+
+    known = distilled("known", teacher=chain.teacher.run)
+    foreign = distilled("foreign", teacher=str(weights), teacher_arch=f"{spec},in_chans=1")
+    assert (known.calibration_seen, foreign.calibration_seen) == (False, True)
+    teacher = load_network(str(chain.teacher.run))
+    for holdout, seen in ((0.1, False), (0.3, True)):  # a copy of the data in another folder
+        data = Data(load_source("digits"), teacher.prep, TrainingOptions(holdout=holdout), torch.device("cpu"))
+        assert may_know_calibration(teacher, data) == seen
+    assert distilled("once-more", teacher=foreign.run, from_teacher=False, method="kd").calibration_seen is False
+    for student, seen in ((known, False), (foreign, True)):
+        name = Path(str(student.run)).name
+        cascade = kdcompress.add_res_student(run=student.run, arch=TINY, out=str(tmp_path / f"{name}-r1"), **COMMON)
+        heard = Heard()
+        given = {"run": cascade.run, "max_drop": 20.0, "confidence_level": 0.9, "reporter": heard, **WHERE}
+        gated = kdcompress.gate_calibrate(**given, out=str(tmp_path / f"{name}-gated"))
+        assert (cascade.calibration_seen, gated.calibration_seen) == (seen, seen)
+        assert any("nothing is promised" in line for line in heard.notes) == seen
+
+
+def test_a_student_takes_the_normalisation_it_starts_with(chain: Chain, tmp_path: Path) -> None:
+    """The teacher's first layer is worth little on images that are scaled otherwise."""
+    spec = "resnet8_cifar,mean=0.1,std=0.9"
+    teacher = kdcompress.train_teacher(model=spec, data="digits", out=str(tmp_path / "teacher"), **COMMON)
+    given = {**COMMON, "teacher": teacher.run, "method": "kd", "from_teacher": True}
+    prep = {}
+    for student in ("resnet8_cifar", "resnet8_cifar,mean=0.2"):
+        run = kdcompress.distill(**given, student=student, out=str(tmp_path / student)).run
+        prep[student] = load_network(str(run)).prep
+    assert (prep["resnet8_cifar"].mean, prep["resnet8_cifar"].std) == ((0.1,), (0.9,))
+    assert prep["resnet8_cifar,mean=0.2"].mean == (0.2,)
 
 
 def test_a_student_that_cannot_start_from_the_teacher_is_told(chain: Chain, tmp_path: Path) -> None:

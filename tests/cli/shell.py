@@ -82,8 +82,10 @@ def shell(script: str, cwd: Path, timeout: float = 300, **more: str) -> Done:
     return Done(done.returncode, done.stdout, done.stderr)
 
 
-def spawn(arguments: Sequence[str], cwd: Path, program: str = "kdcompress") -> subprocess.Popen[str]:
-    """Start ``kdcompress`` (or ``torchrun`` with it) and let it run."""
+def spawn(
+    arguments: Sequence[str], cwd: Path, program: str = "kdcompress", *, group: bool = False
+) -> subprocess.Popen[str]:
+    """Start ``kdcompress`` (or ``torchrun`` with it) and let it run, if asked for in a process group of its own."""
     pipe = subprocess.PIPE
     return subprocess.Popen(
         [str(BIN / program), *arguments],
@@ -93,6 +95,7 @@ def spawn(arguments: Sequence[str], cwd: Path, program: str = "kdcompress") -> s
         stdout=pipe,
         stderr=pipe,
         text=True,
+        start_new_session=group,
     )
 
 

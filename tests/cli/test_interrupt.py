@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import shutil
 import signal
 import time
@@ -14,7 +15,7 @@ import torch
 
 import kdcompress
 from cli.conftest import Cli
-from cli.shell import TINY, finished, spawn, tree, wait_for
+from cli.shell import TINY, finished, photos, spawn, tree, wait_for
 
 EPOCHS = 6
 SETTINGS = ["--epochs", str(EPOCHS), "--seed", "11", "--mixup", "0.2", "--ema-decay", "0.99", "--warmup-epochs", "1"]
@@ -76,6 +77,26 @@ def test_signal_saves_and_exits_130(number: signal.Signals, cli: Cli, here: Path
     assert state["step"] > 0, "the steps of the epoch in hand are lost"
     assert cli(*TRAIN, "--out", run, "--resume").status == 0
     assert weights(run) == weights(unbroken)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_signal_to_the_workers_too(number: signal.Signals, cli: Cli, here: Path) -> None:
+    """``timeout`` and batch systems signal the whole process group: the loss of a worker would look like a crash."""
+    command = ["train-teacher", "--model", TINY, "--data", str(photos(here / "photos", each=200)), "--seed", "11"]
+    command += ["--epochs", "4", "--batch-size", "8", "--loading", "stream", "--workers", "2", "--out"]
+    process = spawn([*command, str(here / "stopped")], here, group=True)
+    wait_for(process, "epoch 1/")
+    time.sleep(0.1)
+    os.killpg(process.pid, number)
+    done = finished(process)
+    assert done.status == 130, done.err
+    assert "Traceback" not in done.err
+    lines = [line for line in done.err.splitlines() if not line.startswith("epoch")]
+    assert lines[0].startswith("Error: Interrupted"), done.err
+    assert len(lines) == 2, done.err
+    assert cli(*command, here / "stopped", "--resume").status == 0
+    assert cli(*command, here / "whole").status == 0
+    assert weights(here / "stopped") == weights(here / "whole")
 
 
 def test_signal_in_distillation(cli: Cli, here: Path, runs: Path) -> None:
@@ -171,6 +192,25 @@ def test_resume_with_nothing_there_starts(cli: Cli, here: Path) -> None:
     done = cli("train-teacher", "--model", TINY, "--epochs", 1, "--out", here / "new", "--resume")
     assert done.result["run"] == str(here / "new")
     assert "epoch 1/1" in done.err
+
+
+def test_resume_of_a_run_on_few_classes(cli: Cli, here: Path) -> None:
+    """Results of five classes and fewer have no top-5, and must be read back without it."""
+    data = photos(here / "photos", classes=("ant", "bee", "cat"))
+    common = ["--data", data, "--holdout", 0.3, "--epochs", 1]
+    commands: dict[str, list[object]] = {
+        "teacher": ["train-teacher", "--model", TINY, *common],
+        "grown": ["distill", "teacher", "--method", "reskd", "--student", TINY, "--res-students", 1, "--arch", TINY],
+        "gated": ["gate-calibrate", "grown", "--threshold", 0.3],
+        "polished": ["polish", "gated", "--epochs", 1],
+    }
+    commands["grown"] += common
+    for name, command in commands.items():
+        made = cli(*command, "--out", name).result
+        assert "top5" not in made
+        again = cli(*command, "--out", name, "--resume")
+        assert again.result == made
+        assert "epoch" not in again.err
 
 
 def test_several_res_students_resume_where_they_were(cli: Cli, here: Path, runs: Path) -> None:

@@ -53,10 +53,13 @@ def facts(network: Network, teacher: dict[str, Any] | None, profiles: list[Profi
     macs = sum(found.macs for found in profiles)
     teacher_macs = teacher.get("macs") if teacher else None
     parts = _parts(network)
-    members = [
+    members: list[dict[str, Any]] = [
         {"architecture": name, "params": params, "macs": found.macs}
         for name, params, found in zip(parts, _own_params(network.model), profiles, strict=False)
     ]
+    if isinstance(network.model, ResidualCascade):
+        for member, weight in list(zip(members, network.model.sum_weights, strict=True))[1:]:
+            member["sum_weight"] = weight
     return {
         "architecture": spec_of({"architecture": network.architecture, "model_args": network.model_args}),
         "num_classes": network.num_classes,

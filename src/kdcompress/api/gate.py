@@ -8,7 +8,7 @@ from typing import Any
 
 from kdcompress.api.gated import Calibration
 from kdcompress.api.job import finished
-from kdcompress.api.reference import check_classes, check_unchanged, inherit, open_data, resize_input, resolve
+from kdcompress.api.reference import SEEN, check_classes, check_unchanged, inherit, open_data, resize_input, resolve
 from kdcompress.data import Data
 from kdcompress.engine.distributed import Place, from_main, start
 from kdcompress.engine.progress import Reporter, Silent
@@ -72,6 +72,12 @@ def gate_calibrate(
     found = Calibration.of(network, data, data.evaluation("calibration", options.batch_size), place)
     names = list(MEASURES) if options.measure == "auto" else [options.measure]
     promised = None
+    if network.record.get(SEEN):
+        what = "then the gate may lose" if options.confidence_level is None else "nothing is promised then: it may lose"
+        told.note(
+            "Notice: the cascade started from a teacher that may have learned from the calibration images; "
+            f"{what} more on new ones."
+        )
     if options.confidence_level is None or options.max_drop is None:
         measure, chosen, curve = _choose(found, names, options)
     else:

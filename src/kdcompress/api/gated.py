@@ -12,6 +12,7 @@ from torch import Tensor
 
 from kdcompress.api.cost import expected, facts, member_profiles
 from kdcompress.api.job import recorded, versions
+from kdcompress.api.reference import SEEN
 from kdcompress.data import Data, EvalBatches
 from kdcompress.engine.distributed import Place, from_main
 from kdcompress.engine.evaluate import collect
@@ -90,6 +91,7 @@ class Calibration:
             data=source.spec,
             split="calibration",
             n=len(self.labels),
+            calibration_seen=network.record.get(SEEN, False),
             full_top1=round(full.top1, 4),
             curve=[_point(entry, teacher) for entry in curve],
             measure=measure,

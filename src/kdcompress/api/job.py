@@ -18,7 +18,7 @@ import torch
 from torch import nn
 
 from kdcompress.api.cost import facts, member_profiles, note_missed
-from kdcompress.api.reference import Teacher, absolute, piped
+from kdcompress.api.reference import SEEN, Teacher, absolute, piped
 from kdcompress.api.targets import check_precision, told
 from kdcompress.data import Data
 from kdcompress.engine.compiling import check_compiler, compiled
@@ -31,7 +31,7 @@ from kdcompress.errors import UserError, usage_error
 from kdcompress.methods.base import Frozen, StudentTask
 from kdcompress.methods.losses import residual_energy
 from kdcompress.models.loading import Network, model_config, save_network
-from kdcompress.option_set import flag
+from kdcompress.option_set import shown
 from kdcompress.options import FREE_OPTIONS, DataOptions, OutputOptions, TargetOptions, TrainingOptions
 from kdcompress.results import R, TrainResult
 from kdcompress.runs import RECORD, RunFolder, check_claim, claim, file_hash
@@ -113,6 +113,7 @@ class Job:
         stem = f"{self.command}-{self.method}-{network.architecture}-{Path(source.spec).name}"
         run = from_main(lambda: claim(options.out, stem, resume=options.resume))
         provenance = self._provenance(data, teacher, parent)
+        provenance[SEEN] = any(each.record.get(SEEN, False) for each in (network, parent) if each is not None)
         if run.has_checkpoint:
             _check_origin(run, provenance)
         elif place.is_main:
@@ -159,6 +160,7 @@ class Job:
             images_per_second=rows[-1]["images_per_second"],
             energies=energies,
             target_views=train_batches.views or chosen or None,  # the last phase may ask nobody
+            calibration_seen=provenance[SEEN],
             **more,
             **facts(made, teacher.entry if teacher else None, profiles),
         )
@@ -263,7 +265,7 @@ def finished(options: OutputOptions, command: str, kind: type[R], reporter: Repo
     differing = sorted(options.differing(then, now))
     changed = [key for key in differing if key not in FREE_OPTIONS and (key in now or key not in INHERITED)]
     if changed:
-        detail = ", ".join(f"{flag(key)} {then[key]}" if key in then else f"no {flag(key)}" for key in changed[:3])
+        detail = ", ".join(shown(key, then.get(key)) for key in changed[:3])
         remedy = "Give the same options to take its result, or choose another folder."
         raise usage_error(f"The run {run.path} is finished, but was made with {detail}.", remedy)
     reporter.note(f"{run.path} is finished already.")

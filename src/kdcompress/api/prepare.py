@@ -14,9 +14,22 @@ from kdcompress.models.loading import Network
 from kdcompress.options import LogitOptions, TrainingOptions
 
 
-def fresh(text: str, source: DataSource, options: TrainingOptions, channels: int, pretrained: bool) -> Network:
-    """A network of a spec, shaped for these data."""
+def fresh(
+    text: str,
+    source: DataSource,
+    options: TrainingOptions,
+    channels: int,
+    pretrained: bool,
+    like: Preprocess | None = None,
+) -> Network:
+    """A network of a spec, shaped for these data.
+
+    Args:
+        like: Images are normalised as here, unless the spec says how.
+    """
     spec = ModelSpec.parse(text)
+    if like is not None:
+        spec = dataclasses.replace(spec, preprocessing={"mean": like.mean, "std": like.std, **spec.preprocessing})
     config = {} if spec.name.startswith("py:") else default_config(spec.name)
     own = spec.preprocessing.get("input_size") or config.get("input_size", (3, 224, 224))
     fixed = "input_size" in spec.preprocessing or bool(config.get("fixed_input_size"))

@@ -9,19 +9,22 @@ import sys
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-from kdcompress.api.cost import facts, member_profiles, note_missed
-from kdcompress.data import DataSource, InputAdapter, load_source, parse_size
+from kdcompress.api.cost import facts, member_profiles, note_missed, spec_of
+from kdcompress.data import Data, DataSource, InputAdapter, load_source, parse_size
 from kdcompress.engine.distributed import from_main
 from kdcompress.engine.progress import Reporter
 from kdcompress.errors import UserError, usage_error
 from kdcompress.methods.base import Frozen
 from kdcompress.models.build import config_of
 from kdcompress.models.loading import Network, load_network
+from kdcompress.models.staged import Staged
 from kdcompress.models.transplant import LEAST, transplant
 from kdcompress.options import DataOptions
 from kdcompress.trust import check_trusted
 
 D = TypeVar("D", bound=DataOptions)
+
+SEEN = "calibration_seen"  # in run.json, handed on from run to run
 
 
 def resolve(reference: str) -> str:
@@ -117,21 +120,36 @@ def load_teacher(reference: str, arch: str | None, reporter: Reporter) -> Teache
     return Teacher(network, {**entry, **{key: cost[key] for key in ("architecture", "macs", "params")}})
 
 
-def start_from(teacher: Teacher, student: Network, reporter: Reporter) -> None:
-    """Let a student begin with those of the teacher's layers that fit it."""
+def start_from(teacher: Teacher, student: Network, data: Data, reporter: Reporter) -> None:
+    """Let a student begin with those of the teacher's layers that fit it.
+
+    Args:
+        data: Those that it will learn from, to tell whether the teacher may know their calibration images.
+    """
     share = transplant(student.model, teacher.network.model)
+    spec = spec_of({"architecture": student.architecture, "model_args": student.model_args})
     if share < LEAST:
-        reporter.note(
-            f"Notice: {student.reference} starts at random: {share:.0%} of its parameters fit the teacher, a shallower "
-            "network of its family and width would start from it."
-        )
+        which = "no network starts from a cascade"
+        if not isinstance(teacher.network.model, Staged):
+            which = "a shallower network of its family and width would start from it"
+        reporter.note(f"Notice: {spec} starts at random: {share:.0%} of its parameters fit the teacher, {which}.")
         return
-    reporter.note(f"{student.reference} starts from the teacher's weights: {share:.0%} of its parameters")
-    if "data_fingerprint" not in teacher.network.record:
+    reporter.note(f"{spec} starts from the teacher's weights: {share:.0%} of its parameters")
+    if may_know_calibration(teacher.network, data):
+        student.record = {**student.record, SEEN: True}
         reporter.note(
             "Notice: the teacher may have learned from the calibration images; what starts from it then looks better "
             "on them than on new ones."
         )
+
+
+def may_know_calibration(network: Network, data: Data) -> bool:
+    """Whether the weights of a network may come from the calibration images of these data."""
+    record = network.record
+    if record.get(SEEN) or "data_fingerprint" not in record:
+        return True
+    own = record["options"].get("holdout")
+    return record["data_fingerprint"] == data.source.fingerprint and own != data.holdout
 
 
 def check_classes(network: Network, source: DataSource, role: str) -> None:

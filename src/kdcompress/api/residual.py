@@ -75,7 +75,7 @@ class Residual:
         assert isinstance(base.model, ResidualCascade)
         member = self.member(arch, options.seed)
         if options.from_teacher:
-            start_from(teacher, member, job.reporter)
+            start_from(teacher, member, data, job.reporter)
         weight = options.sum_weight if options.sum_weight is not None else _share(base, member)
         if not options.residual_warmup:  # it has only the residual to go by, and begins where the sum is
             zero_classifier(member.model)

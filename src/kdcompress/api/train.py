@@ -106,16 +106,18 @@ def distill(options: DistillOptions | None = None, /, *, reporter: Reporter | No
     if options.method == "rkd-assistant":
         assert teacher is not None
         return train_rkd_assistant(job, options, teacher, source, channels)
-    student = fresh(options.student, source, options, channels, options.pretrained)
-    if teacher is not None and options.from_teacher:
-        start_from(teacher, student, job.reporter)
+    like = teacher.network.prep if teacher is not None and options.from_teacher else None
+    student = fresh(options.student, source, options, channels, options.pretrained, like)
     prep = shared(student.prep, teacher.network.prep, source) if teacher else student.prep
+    data = batches_for(source, prep, job)
+    if teacher is not None and options.from_teacher:
+        start_from(teacher, student, data, job.reporter)
     task = _task(options, student, teacher, prep)
     cascade = options.method == "reskd"
     return job.train(
         [Phase(lambda: task)],
         student,
-        batches_for(source, prep, job),
+        data,
         teacher,
         assemble=as_cascade if cascade else lambda network: network,
         energies=[] if cascade else None,

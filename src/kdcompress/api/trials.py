@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from kdcompress.api.cost import macs_of
-from kdcompress.api.job import Job
+from kdcompress.api.job import ORIGINS, Job
 from kdcompress.api.residual import Residual
 from kdcompress.api.short_training import ShortTrainings
 from kdcompress.errors import Diverged, UserError, first_line, usage_error
 from kdcompress.models.candidates import Candidate, affordable, cheapest, draw, parameters, series_for
-from kdcompress.option_set import flag
+from kdcompress.option_set import shown
 from kdcompress.options import FREE_OPTIONS, AddResStudentOptions
 from kdcompress.ranking import with_front
 from kdcompress.runs import RECORD, RunFolder, claim, file_hash
@@ -96,7 +96,7 @@ class Trials:
         if changed:
             remedy = "Resume with the same, or choose another folder."
             name = changed[0]
-            detail = f"{flag(name)} {then.get(name, '-')}" if name in given else f"another {name}"
+            detail = f"another {name}" if name in ORIGINS else shown(name, then.get(name))
             raise usage_error(f"The search in {self.run.path} began with {detail}.", remedy)
 
     def winner(self) -> str:

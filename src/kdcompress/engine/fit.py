@@ -120,10 +120,15 @@ def fit(
             if place.is_main and not resumed:
                 trainer.save()
             while trainer.epoch < plan.epochs and not trainer.is_good_enough():
-                if not calibration.prepare(lambda: stop.requested):
+                try:
+                    if not calibration.prepare(lambda: stop.requested):
+                        trainer.interrupt()
+                    row = trainer.run_epoch(stop, reporter)
+                    scores = evaluate(trainer.eval_model(), calibration, place)
+                except (RuntimeError, OSError, EOFError) as error:
+                    if not stop.excuses(error):
+                        raise
                     trainer.interrupt()
-                row = trainer.run_epoch(stop, reporter)
-                scores = evaluate(trainer.eval_model(), calibration, place)
                 trainer.check_calibration(scores.loss)
                 row["calibration_loss"], row["calibration_top1"] = round(scores.loss, 6), round(scores.top1, 4)
                 trainer.finish_epoch(row)
@@ -206,7 +211,7 @@ class Trainer:
     def run_epoch(self, stop: StopSignal, reporter: Reporter) -> dict[str, Any]:
         """All steps of an epoch that are still to do."""
         self.task.train()
-        began, shown, unreported = time.perf_counter(), 0.0, 0
+        began, shown, unreported = time.perf_counter() - self.seconds, 0.0, 0
         if not self.batches.prepare(len(self.history), lambda: stop.requested):
             self.interrupt()
         sizes = self.batches.sizes()
@@ -215,23 +220,22 @@ class Trainer:
             self.step += 1
             unreported += 1
             now = time.perf_counter()
+            self.seconds = now - began
             if now - shown > REPORT_SECONDS or self.step == len(sizes):
                 shown = now
                 self._check_finite()
-                reporter.step(len(self.history), *self._so_far(began), unreported)
+                reporter.step(len(self.history), *self._so_far(), unreported)
                 unreported = 0
             if due and self._asked(stop):  # between updates, half-summed gradients would be lost
-                self.seconds += now - began
                 self.interrupt()
         self._check_finite()
-        self.seconds += time.perf_counter() - began
+        self.seconds = time.perf_counter() - began
         return self._row()
 
-    def _so_far(self, began: float) -> tuple[float, float]:
+    def _so_far(self) -> tuple[float, float]:
         """Mean loss, and images per second over all processes, of this epoch."""
         images = self.sums["images"].item()
-        seconds = self.seconds + time.perf_counter() - began
-        return self.sums["loss"].item() / images, images * self.place.world / seconds
+        return self.sums["loss"].item() / images, images * self.place.world / self.seconds
 
     def _asked(self, stop: StopSignal) -> bool:
         """Whether to leave; of several processes all at the same step, lest one waits for another's gradients."""
@@ -344,8 +348,8 @@ class Trainer:
         return {**row, **{f"train_{key.removeprefix('train_')}": round(value / n, 6) for key, value in totals.items()}}
 
     def interrupt(self) -> None:
-        """Leave at a step's end. Alone, the step itself is saved; of several processes, the last whole epoch is."""
-        if self.place.world == 1:
+        """Leave. Alone, the last step is saved; of several processes, or amid an update, the last whole epoch is."""
+        if self.place.world == 1 and (self.step == len(self.batches) or self.step % self.options.grad_accum == 0):
             self._check_finite()
             self.save()
         raise Interrupted(self.run.path)

@@ -18,7 +18,17 @@ class Asked:
 def interrupt(number: int, frame: FrameType | None) -> None:
     """Signal handler of the command line: leave now, or, if that is swallowed, at the first chance."""
     Asked.once = True
+    forget_workers()
     raise KeyboardInterrupt
+
+
+def forget_workers() -> None:
+    """Let no loss of a worker process be an error: a signal to the whole process group reaches them, too.
+
+    So ``timeout`` and batch systems send it. PyTorch would raise wherever the main process happens to be.
+    """
+    if hasattr(signal, "SIGCHLD"):
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
 
 
 class Interrupted(KeyboardInterrupt):
@@ -54,8 +64,14 @@ class StopSignal:
     ) -> None:
         self._restore()
 
+    def excuses(self, error: Exception) -> bool:
+        """Whether an error says no more than that the signal has ended the workers that read images, too."""
+        lost = isinstance(error, (ConnectionError, FileNotFoundError, EOFError)) or "DataLoader worker" in str(error)
+        return self.requested and lost
+
     def _ask(self, number: int, frame: FrameType | None) -> None:
         self.requested = True
+        forget_workers()
         self._restore()
 
     def _restore(self) -> None:

@@ -40,7 +40,8 @@ class ResKdTask(LogitTask):
         residual_loss: ``kl`` or ``mse``.
         logit_loss: In place of KL, a key of :data:`~kdcompress.methods.losses.LOGIT_LOSSES`.
         sum_weight: ``w`` of the finished cascade, 0 to 1; 1 is the plain sum.
-        warmup: Share of the training, 0 to 1. With 0 the classifier should start at zero: the sum starts as it was.
+        warmup: Share of the training, 0 to 1. With 0 the classifier should start at zero, for all there is then is the
+            sum before.
     """
 
     def __init__(

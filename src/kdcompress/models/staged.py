@@ -12,7 +12,7 @@ from kdcompress.gating import Gate
 
 
 class Staged(nn.Module):
-    """Stages that all see the image, each adding what it says to the logits after those before it.
+    """Stages that all see the image, each mending the logits after those before it by what it says.
 
     In eval mode with a gate, each stage sees only the samples that no earlier one was sure of: the sub-batches really
     shrink. Without a gate, and in training mode, every stage sees every sample.
