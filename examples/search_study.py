@@ -26,8 +26,12 @@ def main() -> None:
     parser.add_argument("--size", default="3x32x32", help="of the images")
     given = parser.parse_args()
     study = Study.of(given)
-    s0 = ["distill", *teacher_of(given), "--student", given.student, "--method", "reskd"]
-    grown = ["add-res-student", study.path("s0")]
+    views = [
+        "--target-views",
+        str(max(1, given.epochs // 2)),
+    ]  # each is seen twice; their targets serve every res-student
+    s0 = ["distill", *teacher_of(given), "--student", given.student, "--method", "reskd", *views]
+    grown = ["add-res-student", study.path("s0"), *views]
     search = [*grown, "--search", "--max-macs", str(given.max_macs), "--trials", str(given.trials)]
     base = {"s0": s0}
     study.run({**base, "search": search}, score=False)
