@@ -117,9 +117,9 @@ def main() -> None:
             epochs = ["--epochs", str(given.long_epochs)]
             long_chain[f"{name}-long-0"] = _grow(study.path(f"{before}-0"), arch, epochs, summed, 0)
             before = f"{name}-long"
-        gates |= _gates(study, f"{before}-0", shares)
+        long_chain |= _gates(study, f"{before}-0", shares)
     if not given.so_far:
-        study.run({**trainings, **_alternating(long_chain, long_single), **gates})
+        study.run({**trainings, **gates, **_alternating(long_chain, long_single)})
         for full in (f"{names[-1]}-{seed}" for seed in range(given.seeds)):
             if f"{full}-oracle" not in study.results():
                 study.keep(f"{full}-oracle", _oracle(study.path(full)))
