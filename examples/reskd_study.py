@@ -138,8 +138,10 @@ def main() -> None:
         rows.append(Row(title, found(name), {}, number * given.epochs, given.seeds))
     equal = {budget: spec for spec, budget in beside.items()}
     for budget, polished in [*((each, False) for each in shares), *((each, True) for each in sorted(equal))]:
-        title = f"**gated, `--target-macs {budget}`{', polished' if polished else ''}**"
         results = found(last, f"gated-{budget}", *["polished"][: int(polished)])
+        kept = done.get(f"{last}-0-gated-{budget}-polished", {}).get("training", {}).get("polished")
+        how = f", polished{'' if kept else ' (no better: not kept)'}" if polished else ""
+        title = f"**gated, `--target-macs {budget}`{how}**"
         single = found(_single(equal[budget], best)) if budget in equal else {}
         epochs = len(members) * given.epochs + polishing * int(polished)
         rows.append(Row(title, results, single, epochs, 1 if polished else given.seeds))
@@ -173,7 +175,7 @@ def main() -> None:
         curves = {
             "all members run": [found(name) for name in names],
             "gated": [found(last, f"gated-{budget}") for budget in shares],
-            "gated and polished": [found(last, f"gated-{budget}", "polished") for budget in sorted(equal)],
+            "gated, the last two members longer": [found(longer, f"gated-{budget}") for budget in shares],
             f"single student, {best}": [found(_single(equal[budget], best)) for budget in sorted(equal)],
             "oracle gate": [found(last, "oracle")],
             "teacher": [rows[0].results],
