@@ -212,6 +212,26 @@ def test_of_two_at_once_one_works_and_the_other_waits(tmp_path: Path) -> None:
     assert order == [f"{first} in", f"{first} out", f"{second} in", f"{second} out"]
 
 
+def test_whoever_begins_at_the_same_moment_finds_a_cache_of_ours(tmp_path: Path) -> None:
+    """A sweep's first runs would take one another's half-made cache for somebody else's folder and go on without."""
+
+    def begin(into: ArrayStore) -> None:
+        together.wait()
+        with into.lock({"network": "a"}, 0):
+            pass
+        begun.append(into)
+
+    begun: list[ArrayStore] = []
+    for number in range(25):
+        together = threading.Barrier(4)
+        threads = [threading.Thread(target=begin, args=(store(tmp_path / str(number)),)) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert len(begun) == 25 * 4
+
+
 def test_what_was_not_used_for_longest_goes_first(tmp_path: Path) -> None:
     """A cache that only grows fills the disk; one that forgets what is in use is none."""
     for number, name in enumerate("abc"):

@@ -13,6 +13,7 @@ import math
 import os
 import re
 import shutil
+import threading
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -168,9 +169,11 @@ class ArrayStore:
             return not self._is_ours()
         except ValueError:
             return True
-        except OSError:  # another process may be making it at this moment
-            there = self.folder.iterdir() if self.folder.is_dir() else ()
-            return not all(OURS.fullmatch(path.name) or path.name.startswith(f".{FORMAT}.") for path in there)
+        except OSError as error:  # another process may be making it at this moment
+            there = [path.name for path in self.folder.iterdir()] if self.folder.is_dir() else []
+            if (self.folder / FORMAT).exists() and isinstance(error, FileNotFoundError):
+                return self._is_foreign()
+            return not all(OURS.fullmatch(name) or name.startswith(f".{FORMAT}.") for name in there)
 
     def _made(self, key: Mapping[str, Any]) -> Path:
         place = self.place(key)
@@ -179,7 +182,7 @@ class ArrayStore:
         place.mkdir(parents=True, exist_ok=True)
         for file, content in ((self.folder / FORMAT, {"version": VERSION}), (place / KEY, key)):
             if not _says(file, content):
-                temporary = file.with_name(f".{file.name}.{os.getpid()}.tmp")
+                temporary = file.with_name(f".{file.name}.{threading.get_native_id()}.tmp")
                 temporary.write_text(_text(content))
                 temporary.replace(file)
         return place
