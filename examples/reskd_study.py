@@ -7,8 +7,8 @@ The logit loss is chosen first: the one whose single student is best on the cali
 epochs); for the cascade, of those that leave no scale open, for it sums logits. Then for each seed, all from the
 teacher's weights, where layers fit: S0, its res-students, gates at several budgets, and single students with a gate for
 each that lets the cascade cost as much. The first of them is trained by labels and by KD, too. With the first seed, the
-cascade is polished behind the gates of the single students' cost, and the first single student learns for as many
-epochs as all members of the polished cascade together. The oracle stops each image at the first member that is right:
+cascade is polished behind the gates of the single students' cost, and each single student learns for as many epochs as
+all members of the polished cascade together. The oracle stops each image at the first member that is right:
 no gate can do better. ``--long-epochs`` trains the last two res-students of the first seed once more, for so many: how
 near a longer schedule comes to the teacher. ``--so-far`` trains nothing, and makes table and figure of what is done.
 """
@@ -107,8 +107,9 @@ def main() -> None:
             gated = _gated(full, budget)
             learn = ["polish", study.path(gated), "--epochs", str(polishing), "--logit-loss", summed]
             gates[f"{gated}-polished"] = learn
-    long_single = {
-        f"{_single(first, best)}-long-0": [*_distill(teacher, first, "kd", 0, best), "--epochs", str(together)]
+    long_singles = {
+        f"{_single(spec, best)}-long-0": [*_distill(teacher, spec, "kd", 0, best), "--epochs", str(together)]
+        for spec in given.singles
     }
     long_chain: dict[str, list[str]] = {}
     if given.long_epochs:
@@ -119,7 +120,7 @@ def main() -> None:
             before = f"{name}-long"
         long_chain |= _gates(study, f"{before}-0", shares)
     if not given.so_far:
-        study.run({**trainings, **gates, **_alternating(long_chain, long_single)})
+        study.run({**trainings, **gates, **_alternating(long_chain, long_singles)})
         for full in (f"{names[-1]}-{seed}" for seed in range(given.seeds)):
             if f"{full}-oracle" not in study.results():
                 study.keep(f"{full}-oracle", _oracle(study.path(full)))
@@ -148,15 +149,15 @@ def main() -> None:
     for name, (spec, loss) in sorted(singles.items()):
         title = f"`{spec}`, {'labels' if loss == 'ce' else f'KD ({loss})'}"
         rows.append(Row(title, found(name), {}, given.epochs, given.seeds))
+    long = {spec: found(f"{_single(spec, best)}-long") for spec in given.singles}
+    rows += [Row(f"`{spec}`, KD ({best}), first seed", results, {}, together, 1) for spec, results in long.items()]
     longer, spent = f"{last}-long", given.epochs * (len(members) - 2) + 2 * (given.long_epochs or 0)
     told = f"the last two for {given.long_epochs} epochs, first seed"
     rows.append(Row(f"all run, {told}", found(longer), {}, spent, 1))
-    rows += [
-        Row(f"**gated, `--target-macs {budget}`**, {told}", found(longer, f"gated-{budget}"), {}, spent, 1)
-        for budget in shares
-    ]
-    long = found(f"{_single(first, best)}-long")
-    rows.append(Row(f"`{first}`, KD ({best}), first seed", long, {}, together, 1))
+    for budget in shares:
+        single = long[equal[budget]] if budget in equal else {}
+        title = f"**gated, `--target-macs {budget}`**, {told}"
+        rows.append(Row(title, found(longer, f"gated-{budget}"), single, spent, 1))
     rows.append(Row("oracle gate", found(last, "oracle"), {}, len(members) * given.epochs, given.seeds))
     lines = [
         "| | top-1 | above the single of these MACs | MACs, M | of the teacher | epochs |",
@@ -164,6 +165,7 @@ def main() -> None:
         *(_row(row, whole) for row in rows if row.results),
         "",
         f"CIFAR-10 test, {given.seeds} seed(s), mean ± standard deviation, last epoch; epochs of all members together. "
+        "A cascade of longer trainings is compared with a single student of longer training. "
         f"The logit loss of a single student is {best}, the best on the calibration split; that of the cascade is "
         f"{summed}, the best of those that leave no scale open. What learns by KD starts from the teacher's weights, "
         "where layers fit. By the calibration split losses and gates are chosen; a teacher that has learned from it "
@@ -177,6 +179,7 @@ def main() -> None:
             "gated": [found(last, f"gated-{budget}") for budget in shares],
             "gated, the last two members longer": [found(longer, f"gated-{budget}") for budget in shares],
             f"single student, {best}": [found(_single(equal[budget], best)) for budget in sorted(equal)],
+            "single student, longer": [long[equal[budget]] for budget in sorted(equal)],
             "oracle gate": [found(last, "oracle")],
             "teacher": [rows[0].results],
         }
@@ -218,7 +221,7 @@ def _plot(curves: dict[str, list[Results]], whole: int, file: Path) -> None:
 
     figure = Figure(figsize=(7, 4.5), layout="constrained")
     axes = figure.add_subplot()
-    for (name, curve), marker in zip(curves.items(), "so*Dv^", strict=True):
+    for (name, curve), marker in zip(curves.items(), "so*DPv^", strict=True):
         points = [(_macs(found) / whole, [result["top1"] for result in found.values()]) for found in curve if found]
         if points:
             x, y = [macs for macs, _ in points], [statistics.mean(values) for _, values in points]
