@@ -8,9 +8,10 @@ epochs); for the cascade, of those that leave no scale open, for it sums logits.
 teacher's weights, where layers fit: S0, its res-students, gates at several budgets, and single students with a gate for
 each that lets the cascade cost as much. The first of them is trained by labels and by KD, too. With the first seed, the
 cascade is polished behind the gates of the single students' cost, and each single student learns for as many epochs as
-all members of the polished cascade together. The oracle stops each image at the first member that is right:
-no gate can do better. ``--long-epochs`` trains the last two res-students of the first seed once more, for so many: how
-near a longer schedule comes to the teacher. ``--so-far`` trains nothing, and makes table and figure of what is done.
+all members of the polished cascade together. The oracle stops each image at the first member that is right: no gate can
+do better. ``--long-epochs`` trains the last two res-students of the first seed once more, for so many, and polishes
+them behind the dearest gate for a fifth of that: how near a longer schedule comes to the teacher. ``--so-far`` trains
+nothing, and makes table and figure of what is done.
 """
 
 from __future__ import annotations
@@ -85,7 +86,7 @@ def main() -> None:
     names = ["s0"]
     for _ in given.res_students:
         names.append(f"{names[-1]}-r{len(names)}")
-    polishing = given.polish_epochs or max(1, given.epochs // 5)
+    polishing = given.polish_epochs or _fifth(given.epochs)
     together = given.epochs * len(members) + polishing
     singles = {_single(spec, best): (spec, best) for spec in given.singles}
     singles |= {_single(first, loss): (first, loss) for loss in ("kl", "ce")}
@@ -105,8 +106,7 @@ def main() -> None:
         gates = _gates(study, full, shares)
         for budget in beside.values() if seed == 0 else ():
             gated = _gated(full, budget)
-            learn = ["polish", study.path(gated), "--epochs", str(polishing), "--logit-loss", summed]
-            gates[f"{gated}-polished"] = learn
+            gates[f"{gated}-polished"] = _polish(study.path(gated), polishing, summed)
     long_singles = {
         f"{_single(spec, best)}-long-0": [*_distill(teacher, spec, "kd", 0, best), "--epochs", str(together)]
         for spec in given.singles
@@ -118,7 +118,9 @@ def main() -> None:
             epochs = ["--epochs", str(given.long_epochs)]
             long_chain[f"{name}-long-0"] = _grow(study.path(f"{before}-0"), arch, epochs, summed, 0)
             before = f"{name}-long"
-        long_chain |= _gates(study, f"{before}-0", shares)
+        longest, dearest = _gates(study, f"{before}-0", shares), _gated(f"{before}-0", max(shares))
+        long_polish = {f"{dearest}-polished": _polish(study.path(dearest), _fifth(given.long_epochs), summed)}
+        long_chain |= {dearest: longest[dearest], **long_polish, **longest}
     if not given.so_far:
         study.run({**trainings, **gates, **_alternating(long_chain, long_singles)})
         for full in (f"{names[-1]}-{seed}" for seed in range(given.seeds)):
@@ -138,26 +140,35 @@ def main() -> None:
         title = ("S0 alone, " if number == 1 else "all run: ") + " + ".join(f"`{m}`" for m in members[:number])
         rows.append(Row(title, found(name), {}, number * given.epochs, given.seeds))
     equal = {budget: spec for spec, budget in beside.items()}
-    for budget, polished in [*((each, False) for each in shares), *((each, True) for each in sorted(equal))]:
-        results = found(last, f"gated-{budget}", *["polished"][: int(polished)])
-        kept = done.get(f"{last}-0-gated-{budget}-polished", {}).get("training", {}).get("polished")
-        how = f", polished{'' if kept else ' (no better: not kept)'}" if polished else ""
-        title = f"**gated, `--target-macs {budget}`{how}**"
+    how = "**gated, `--target-macs {}`{}**"
+
+    def polished(*parts: str) -> tuple[str, Results]:
+        results = found(*parts, "polished")
+        kept = done.get("-".join([parts[0], "0", *parts[1:], "polished"]), {}).get("training", {}).get("polished")
+        return f", polished{'' if kept else ' (no better: not kept)'}", results
+
+    for budget in shares:
         single = found(_single(equal[budget], best)) if budget in equal else {}
-        epochs = len(members) * given.epochs + polishing * int(polished)
-        rows.append(Row(title, results, single, epochs, 1 if polished else given.seeds))
+        title = how.format(budget, "")
+        rows.append(Row(title, found(last, f"gated-{budget}"), single, len(members) * given.epochs, given.seeds))
+    for budget in sorted(equal):
+        told, results = polished(last, f"gated-{budget}")
+        rows.append(Row(how.format(budget, told), results, found(_single(equal[budget], best)), together, 1))
     for name, (spec, loss) in sorted(singles.items()):
         title = f"`{spec}`, {'labels' if loss == 'ce' else f'KD ({loss})'}"
         rows.append(Row(title, found(name), {}, given.epochs, given.seeds))
     long = {spec: found(f"{_single(spec, best)}-long") for spec in given.singles}
     rows += [Row(f"`{spec}`, KD ({best}), first seed", results, {}, together, 1) for spec, results in long.items()]
     longer, spent = f"{last}-long", given.epochs * (len(members) - 2) + 2 * (given.long_epochs or 0)
-    told = f"the last two for {given.long_epochs} epochs, first seed"
-    rows.append(Row(f"all run, {told}", found(longer), {}, spent, 1))
+    since = f"the last two for {given.long_epochs} epochs, first seed"
+    rows.append(Row(f"all run, {since}", found(longer), {}, spent, 1))
     for budget in shares:
         single = long[equal[budget]] if budget in equal else {}
-        title = f"**gated, `--target-macs {budget}`**, {told}"
+        title = f"{how.format(budget, '')}, {since}"
         rows.append(Row(title, found(longer, f"gated-{budget}"), single, spent, 1))
+    told, results = polished(longer, f"gated-{shares[-1]}")
+    more = _fifth(given.long_epochs or 0)
+    rows.append(Row(f"{how.format(shares[-1], told)}, {since}", results, {}, spent + more, 1))
     rows.append(Row("oracle gate", found(last, "oracle"), {}, len(members) * given.epochs, given.seeds))
     lines = [
         "| | top-1 | above the single of these MACs | MACs, M | of the teacher | epochs |",
@@ -199,6 +210,14 @@ def _gates(study: Study, run: str, budgets: list[float]) -> dict[str, list[str]]
     calibrate = ["gate-calibrate", study.path(run)]
     targets = {budget: ["--target-macs", str(budget), "--measure", "auto"] for budget in budgets}
     return {_gated(run, budget): [*calibrate, *target] for budget, target in targets.items()}
+
+
+def _fifth(epochs: int) -> int:
+    return max(1, epochs // 5)
+
+
+def _polish(run: str, epochs: int, loss: str) -> list[str]:
+    return ["polish", run, "--epochs", str(epochs), "--logit-loss", loss]
 
 
 def _macs(results: Results) -> float:

@@ -152,7 +152,7 @@ FOUND = {
     [
         ("rkd_study", "rkd-table", 20),
         ("views_study", "views", 2),
-        ("reskd_study", "reskd-table", 26),
+        ("reskd_study", "reskd-table", 27),
         ("search_study", "search-table", 3),
         ("lwkd_study", "lwkd-table", 7),
     ],
