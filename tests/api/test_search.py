@@ -27,7 +27,7 @@ from kdcompress.errors import Diverged, UserError
 from kdcompress.methods.reskd import ResKdTask
 from kdcompress.models.candidates import Candidate, Series, affordable, draw, parameters, series_for
 from kdcompress.options import AddResStudentOptions
-from kdcompress.ranking import gated, with_front
+from kdcompress.ranking import gated, value, with_front
 from kdcompress.results import TrainResult
 from kdcompress.runs import RECORD, WEIGHTS
 
@@ -124,7 +124,14 @@ def test_the_front_and_the_order_of_the_trials() -> None:
     """The user could not tell which trade-offs are worth a look, and the wrong network would be trained in full."""
 
     def row(name: str, epochs: int, top1: float | None, expected: float | None, macs: float = 0.1) -> dict[str, Any]:
-        return {"spec": name, "macs_ratio": macs, "epochs": epochs, "top1": top1, "expected_macs_ratio": expected}
+        return {
+            "spec": name,
+            "macs_ratio": macs,
+            "epochs": epochs,
+            "top1": top1,
+            "expected_macs_ratio": expected,
+            "full_top1": top1,
+        }
 
     rows = with_front(
         [
@@ -139,6 +146,16 @@ def test_the_front_and_the_order_of_the_trials() -> None:
     assert [one["spec"] for one in rows] == ["best", "dearer", "cheap", "beaten", "short and lucky", "failed"]
     front = [one["spec"] for one in rows if one["pareto"]]
     assert front == ["best", "dearer", "cheap", "short and lucky"]
+
+
+def test_where_no_gate_has_a_use_for_them_yet() -> None:
+    """All candidates would be equal after an epoch, and those that go on be the ones that came first."""
+    unused = {"top1": 85.0, "expected_macs_ratio": 0.1}
+    scores = [{**unused, "full_top1": full} for full in (60.0, 70.0)]
+    useful = {"top1": 85.001, "expected_macs_ratio": 0.1, "full_top1": 0.0}
+    assert value(scores[0]) < value(scores[1]) < value(useful)
+    rows = [{"spec": str(n), "macs_ratio": 0.1, "epochs": 1, **each} for n, each in enumerate([*scores, useful])]
+    assert [row["spec"] for row in with_front(rows)] == ["2", "1", "0"]
 
 
 def test_every_candidate_can_be_drawn() -> None:
@@ -187,21 +204,21 @@ def test_series_are_networks_that_grow(size: tuple[int, int], single: Path) -> N
 def test_the_winner_is_trained_in_full(single: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The user would get a network that was trained for an epoch, or another one than the table's best."""
     seen = trained(monkeypatch)
-    result = found(single, tmp_path / "found", epochs=3)
+    result = found(single, tmp_path / "found", epochs=9)
     assert result.search is not None
     assert len(result.search) == 3
     best = result.search[0]
-    assert seen[-1] == (best["spec"], 3)
+    assert seen[-1] == (best["spec"], 9)
     assert {epochs for _, epochs in seen[:-1]} == {1, 3}
     assert len(set(seen[:-1])) == len(seen) - 1
     assert best["epochs"] == 3
     assert all(row["macs_ratio"] <= 0.9 for row in result.search)
-    assert {*best} == {"spec", "macs_ratio", "epochs", "top1", "expected_macs_ratio", "pareto"}
+    assert {*best} == {"spec", "macs_ratio", "epochs", "top1", "expected_macs_ratio", "full_top1", "pareto"}
     assert record_of(result.run)["result"]["search"] == result.search
     assert result.members is not None
     monkeypatch.undo()
     by_hand = kdcompress.add_res_student(
-        run=single, arch=best["spec"], out=tmp_path / "by-hand", **{**COMMON, "epochs": 3}
+        run=single, arch=best["spec"], out=tmp_path / "by-hand", **{**COMMON, "epochs": 9}
     )
     ours, theirs = (load_file(Path(str(run)) / WEIGHTS) for run in (result.run, by_hand.run))
     assert all(torch.equal(value, theirs[key]) for key, value in ours.items())
@@ -216,10 +233,10 @@ def test_only_good_trials_are_trained_for_longer(single: Path, tmp_path: Path, m
 
     def score(self: ShortTrainings, candidate: Candidate, epochs: int) -> dict[str, float]:
         seen.append((candidate.spec, epochs))
-        return {"top1": next(scores[epochs]), "expected_macs_ratio": 0.5}
+        return {"top1": next(scores[epochs]), "expected_macs_ratio": 0.5, "full_top1": 50.0}
 
     monkeypatch.setattr(ShortTrainings, "score", score)
-    result = found(single, tmp_path / "found", epochs=3, trials=20)
+    result = found(single, tmp_path / "found", epochs=9, trials=20)
     assert [epochs for _, epochs in seen] == [1, 3, 1, 1, 1, 3]
     assert result.search is not None
     assert [(row["epochs"], row["top1"]) for row in result.search] == [(3, 92.0), (3, 91.0), (1, 80.0), (1, 70.0)]

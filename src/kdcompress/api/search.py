@@ -30,7 +30,7 @@ def check_alone(place: Place) -> None:
 def search(residual: Residual, job: Job) -> TrainResult:
     """Find a res-student and train it in full.
 
-    Trials are trained for 1, 3 and 9 epochs (as many of these as are at most ``--epochs``), each time anew, since a
+    Trials are trained for a 27th, a 9th and a third of ``--epochs`` (no less than one), each time anew, since a
     learning rate that falls to zero cannot go on. Of each length the best third so far goes on to the next one. A
     killed search goes on where it was, and draws the candidates that it would have drawn.
 

@@ -25,6 +25,7 @@ from kdcompress.options import AddResStudentOptions, SearchOptions
 from kdcompress.ranking import gated
 from kdcompress.runs import WEIGHTS, RunFolder
 
+SCORES = ("top1", "expected_macs_ratio", "full_top1")
 RUN_BY = 3  # the expected MACs are those of one image in three running the dearest candidate
 
 
@@ -47,7 +48,7 @@ class ShortTrainings:
     path: Path
 
     def score(self, candidate: Candidate, epochs: int) -> dict[str, float]:
-        """Train a candidate for so long, and let the best gate run the sum with it."""
+        """Train a candidate for so long, and let the best gate run the sum with it; and no gate, ``full_top1``."""
         folder = self._folder(candidate, epochs)
         if not RunFolder(folder).is_finished:
             options = self._options(candidate, epochs, folder)
@@ -61,7 +62,11 @@ class ShortTrainings:
         after = cascade.after(len(before.logits), before.logits[-1], own)
         most = sum(before.macs) + self.budget / RUN_BY
         found = gated(torch.cat([before.logits, after[None]]), labels, [*before.macs, candidate.macs], most)
-        return {"top1": round(found.top1, 4), "expected_macs_ratio": round(found.expected_macs / teacher, 6)}
+        return {
+            "top1": round(found.top1, 4),
+            "expected_macs_ratio": round(found.expected_macs / teacher, 6),
+            "full_top1": round(100 * float((after.argmax(-1) == labels).float().mean()), 4),
+        }
 
     def drop(self, candidate: Candidate, epochs: int) -> None:
         """Remove the weights of one that is scored."""

@@ -16,19 +16,19 @@ import torch
 from kdcompress.api.cost import macs_of
 from kdcompress.api.job import ORIGINS, Job
 from kdcompress.api.residual import Residual
-from kdcompress.api.short_training import ShortTrainings
+from kdcompress.api.short_training import SCORES, ShortTrainings
 from kdcompress.errors import Diverged, UserError, first_line, usage_error
 from kdcompress.models.candidates import Candidate, affordable, cheapest, draw, parameters, series_for
 from kdcompress.option_set import shown
 from kdcompress.options import FREE_OPTIONS, AddResStudentOptions
-from kdcompress.ranking import with_front
+from kdcompress.ranking import value, with_front
 from kdcompress.runs import RECORD, RunFolder, claim, file_hash
 
 if TYPE_CHECKING:
     import optuna
 
-RUNGS = (1, 3, 9)  # epochs; of those that were trained so long, the best third goes on
-FACTOR = 3
+FACTOR = 3  # of those that were trained so long, the best of so many go on, for so many times as long
+RUNGS = (27, 9, 3)  # parts of a full training
 TRIALS = 20
 FOLDER, JOURNAL = "search", "journal.log"
 
@@ -40,7 +40,7 @@ class Trials:
     Attributes:
         run: Of the whole command; a search keeps to the folder ``search`` in it.
         options: Of the winner's training.
-        rungs: Epochs.
+        rungs: Epochs, ascending.
         short: The trainings by which candidates are compared.
         space: What trials draw from.
         study: Optuna's, kept in a journal.
@@ -68,7 +68,7 @@ class Trials:
             run.write_json(RECORD, {"command": job.command, "status": "unfinished"})
         folder.mkdir(exist_ok=True)
         options = dataclasses.replace(job.options, out=str(run.path), resume=True)
-        rungs = [epochs for epochs in RUNGS if epochs <= options.epochs]
+        rungs = sorted({max(1, options.epochs // parts) for parts in RUNGS})
         short = ShortTrainings(residual, job, options, budget, rungs[-1], folder)
         found = cls(residual, job, run, options, rungs, short, space, _study(folder))
         found.check_origin()
@@ -137,9 +137,8 @@ class Trials:
         for trial in self._done():
             spec, scores = trial.user_attrs["spec"], trial.user_attrs.get("scores", {})
             epochs = max(map(int, scores), default=0)
-            last = scores.get(str(epochs), {"top1": None, "expected_macs_ratio": None})
             row = {"spec": spec, "macs_ratio": round(macs[spec] / teacher, 6), "epochs": epochs}
-            rows.append({**row, "top1": last["top1"], "expected_macs_ratio": last["expected_macs_ratio"]})
+            rows.append({**row, **scores.get(str(epochs), dict.fromkeys(SCORES))})
         return with_front(rows)
 
     def _done(self) -> list[optuna.trial.FrozenTrial]:
@@ -173,12 +172,12 @@ class Trials:
         trial.set_user_attr("spec", candidate.spec)
         try:
             state, scores = None, dict(trial.user_attrs.get("scores", {}))
-            for epochs in self.rungs:
+            for rung, epochs in enumerate(self.rungs):
                 if str(epochs) not in scores:
                     scores[str(epochs)] = self.short.score(candidate, epochs)
                     trial.set_user_attr("scores", scores)
                     self.short.drop(candidate, epochs)
-                trial.report(scores[str(epochs)]["top1"], epochs)
+                trial.report(value(scores[str(epochs)]), FACTOR**rung)
                 if epochs < self.rungs[-1] and trial.should_prune():
                     state = pruned
                     break
@@ -187,7 +186,7 @@ class Trials:
             self.job.reporter.note(f"Notice: {candidate.spec} cannot be trained: {first_line(error)}")
             state = optuna.trial.TrialState.FAIL
         trial.set_user_attr("seconds", time.perf_counter() - began)
-        self.study.tell(trial, None if state else scores[str(epochs)]["top1"], state=state)
+        self.study.tell(trial, None if state else value(scores[str(epochs)]), state=state)
         self._tell(candidate, scores, wanted)
 
     def _tell(self, candidate: Candidate, scores: dict[str, Any], wanted: int) -> None:
@@ -245,7 +244,7 @@ def _study(folder: Path) -> optuna.Study:
             storage=JournalStorage(JournalFileBackend(str(path))),
             study_name="res-student",
             direction="maximize",
-            pruner=optuna.pruners.SuccessiveHalvingPruner(min_resource=RUNGS[0], reduction_factor=FACTOR),
+            pruner=optuna.pruners.SuccessiveHalvingPruner(min_resource=1, reduction_factor=FACTOR),
             load_if_exists=True,
         )
     except Exception as error:  # what reads it takes its lines for granted
