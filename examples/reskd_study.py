@@ -9,9 +9,9 @@ teacher's weights, where layers fit: S0, its res-students, gates at several budg
 each that lets the cascade cost as much. The first of them is trained by labels and by KD, too. With the first seed, the
 cascade is polished behind the gates of the single students' cost, and each single student learns for as many epochs as
 all members of the polished cascade together. The oracle stops each image at the first member that is right: no gate can
-do better. ``--long-epochs`` trains the last two res-students of the first seed once more, for so many, and polishes
-them behind the dearest gate for a fifth of that: how near a longer schedule comes to the teacher. ``--so-far`` trains
-nothing, and makes table and figure of what is done.
+do better. ``--long-epochs`` shows how near a longer schedule comes to the teacher: with the first seed, the last two
+res-students are trained once more, for so many, and so is a pair, the last one on the first single student that learned
+for longer. ``--so-far`` trains nothing, and makes table and figure of what is done.
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ def main() -> None:
     names = ["s0"]
     for _ in given.res_students:
         names.append(f"{names[-1]}-r{len(names)}")
-    polishing = given.polish_epochs or _fifth(given.epochs)
+    polishing = given.polish_epochs or max(1, given.epochs // 5)
     together = given.epochs * len(members) + polishing
     singles = {_single(spec, best): (spec, best) for spec in given.singles}
     singles |= {_single(first, loss): (first, loss) for loss in ("kl", "ce")}
@@ -106,7 +106,9 @@ def main() -> None:
         gates = _gates(study, full, shares)
         for budget in beside.values() if seed == 0 else ():
             gated = _gated(full, budget)
-            gates[f"{gated}-polished"] = _polish(study.path(gated), polishing, summed)
+            learn = ["polish", study.path(gated), "--epochs", str(polishing), "--logit-loss", summed]
+            gates[f"{gated}-polished"] = learn
+    long_first, dear = f"{_single(first, best)}-long-0", [each for each in shares if each > beside[first]]
     long_singles = {
         f"{_single(spec, best)}-long-0": [*_distill(teacher, spec, "kd", 0, best), "--epochs", str(together)]
         for spec in given.singles
@@ -118,11 +120,11 @@ def main() -> None:
             epochs = ["--epochs", str(given.long_epochs)]
             long_chain[f"{name}-long-0"] = _grow(study.path(f"{before}-0"), arch, epochs, summed, 0)
             before = f"{name}-long"
-        longest, dearest = _gates(study, f"{before}-0", shares), _gated(f"{before}-0", max(shares))
-        long_polish = {f"{dearest}-polished": _polish(study.path(dearest), _fifth(given.long_epochs), summed)}
-        long_chain |= {dearest: longest[dearest], **long_polish, **longest}
+        long_chain |= _gates(study, f"{before}-0", shares)
+        long_chain["pair-0"] = _grow(study.path(long_first), given.res_students[-1], epochs, summed, 0)
+        long_chain |= _gates(study, "pair-0", dear)
     if not given.so_far:
-        study.run({**trainings, **gates, **_alternating(long_chain, long_singles)})
+        study.run({**trainings, **gates, **_alternating(long_singles, long_chain)})
         for full in (f"{names[-1]}-{seed}" for seed in range(given.seeds)):
             if f"{full}-oracle" not in study.results():
                 study.keep(f"{full}-oracle", _oracle(study.path(full)))
@@ -141,19 +143,15 @@ def main() -> None:
         rows.append(Row(title, found(name), {}, number * given.epochs, given.seeds))
     equal = {budget: spec for spec, budget in beside.items()}
     how = "**gated, `--target-macs {}`{}**"
-
-    def polished(*parts: str) -> tuple[str, Results]:
-        results = found(*parts, "polished")
-        kept = done.get("-".join([parts[0], "0", *parts[1:], "polished"]), {}).get("training", {}).get("polished")
-        return f", polished{'' if kept else ' (no better: not kept)'}", results
-
     for budget in shares:
         single = found(_single(equal[budget], best)) if budget in equal else {}
         title = how.format(budget, "")
         rows.append(Row(title, found(last, f"gated-{budget}"), single, len(members) * given.epochs, given.seeds))
     for budget in sorted(equal):
-        told, results = polished(last, f"gated-{budget}")
-        rows.append(Row(how.format(budget, told), results, found(_single(equal[budget], best)), together, 1))
+        results = found(last, f"gated-{budget}", "polished")
+        kept = done.get(f"{last}-0-gated-{budget}-polished", {}).get("training", {}).get("polished")
+        title = how.format(budget, f", polished{'' if kept else ' (no better: not kept)'}")
+        rows.append(Row(title, results, found(_single(equal[budget], best)), together, 1))
     for name, (spec, loss) in sorted(singles.items()):
         title = f"`{spec}`, {'labels' if loss == 'ce' else f'KD ({loss})'}"
         rows.append(Row(title, found(name), {}, given.epochs, given.seeds))
@@ -166,9 +164,14 @@ def main() -> None:
         single = long[equal[budget]] if budget in equal else {}
         title = f"{how.format(budget, '')}, {since}"
         rows.append(Row(title, found(longer, f"gated-{budget}"), single, spent, 1))
-    told, results = polished(longer, f"gated-{shares[-1]}")
-    more = _fifth(given.long_epochs or 0)
-    rows.append(Row(f"{how.format(shares[-1], told)}, {since}", results, {}, spent + more, 1))
+    both = f"`{first}` + `{given.res_students[-1]}`"
+    since = f"{together} and {given.long_epochs} epochs, first seed"
+    spent = together + (given.long_epochs or 0)
+    rows.append(Row(f"all run: {both}, {since}", found("pair"), {}, spent, 1))
+    for budget in dear:
+        single = long[equal[budget]] if budget in equal else {}
+        title = f"{how.format(budget, '')}, {both}, {since}"
+        rows.append(Row(title, found("pair", f"gated-{budget}"), single, spent, 1))
     rows.append(Row("oracle gate", found(last, "oracle"), {}, len(members) * given.epochs, given.seeds))
     lines = [
         "| | top-1 | above the single of these MACs | MACs, M | of the teacher | epochs |",
@@ -189,6 +192,7 @@ def main() -> None:
             "all members run": [found(name) for name in names],
             "gated": [found(last, f"gated-{budget}") for budget in shares],
             "gated, the last two members longer": [found(longer, f"gated-{budget}") for budget in shares],
+            "gated pair, longer": [*(found("pair", f"gated-{budget}") for budget in dear), found("pair")],
             f"single student, {best}": [found(_single(equal[budget], best)) for budget in sorted(equal)],
             "single student, longer": [long[equal[budget]] for budget in sorted(equal)],
             "oracle gate": [found(last, "oracle")],
@@ -212,14 +216,6 @@ def _gates(study: Study, run: str, budgets: list[float]) -> dict[str, list[str]]
     return {_gated(run, budget): [*calibrate, *target] for budget, target in targets.items()}
 
 
-def _fifth(epochs: int) -> int:
-    return max(1, epochs // 5)
-
-
-def _polish(run: str, epochs: int, loss: str) -> list[str]:
-    return ["polish", run, "--epochs", str(epochs), "--logit-loss", loss]
-
-
 def _macs(results: Results) -> float:
     """Of an image on average, the mean over seeds."""
     return sum(result.get("expected_macs") or result["macs"] for result in results.values()) / len(results)
@@ -240,7 +236,7 @@ def _plot(curves: dict[str, list[Results]], whole: int, file: Path) -> None:
 
     figure = Figure(figsize=(7, 4.5), layout="constrained")
     axes = figure.add_subplot()
-    for (name, curve), marker in zip(curves.items(), "so*DPv^", strict=True):
+    for (name, curve), marker in zip(curves.items(), "so*XDPv^", strict=True):
         points = [(_macs(found) / whole, [result["top1"] for result in found.values()]) for found in curve if found]
         if points:
             x, y = [macs for macs, _ in points], [statistics.mean(values) for _, values in points]
