@@ -9,9 +9,9 @@ teacher's weights, where layers fit: S0, its res-students, gates at several budg
 each that lets the cascade cost as much. The first of them is trained by labels and by KD, too. With the first seed, the
 cascade is polished behind the gates of the single students' cost, and each single student learns for as many epochs as
 all members of the polished cascade together. The oracle stops each image at the first member that is right: no gate can
-do better. ``--long-epochs`` shows how near a longer schedule comes to the teacher: with the first seed, the last two
-res-students are trained once more, for so many, and so is a pair, the last one on the first single student that learned
-for longer. ``--so-far`` trains nothing, and makes table and figure of what is done.
+do better. How near longer schedules come to the teacher, with the first seed: ``--long-epochs`` trains the last two
+res-students once more, for so many; ``--pair-epochs`` trains a pair, the last res-student on the first single student
+that learned for longer. ``--so-far`` trains nothing, and makes table and figure of what is done.
 """
 
 from __future__ import annotations
@@ -59,6 +59,7 @@ def main() -> None:
     parser.add_argument("--budgets", type=float, nargs="+", default=budgets, help="shares of the teacher's MACs")
     parser.add_argument("--polish-epochs", type=int, help="of all members together (default: a fifth of --epochs)")
     parser.add_argument("--long-epochs", type=int, help="of the last two res-students of the first seed, once more")
+    parser.add_argument("--pair-epochs", type=int, help="of the last res-student, on the first of --singles")
     parser.add_argument("--size", default="3x32x32", help="of the images")
     parser.add_argument("--so-far", action="store_true", help="train nothing: the table of what is done")
     parser.add_argument("--plot", type=Path, help="figure of accuracy over MACs")
@@ -116,11 +117,13 @@ def main() -> None:
     long_chain: dict[str, list[str]] = {}
     if given.long_epochs:
         before, *last_two = names[-3:]
+        epochs = ["--epochs", str(given.long_epochs)]
         for name, arch in zip(last_two, given.res_students[-2:], strict=True):
-            epochs = ["--epochs", str(given.long_epochs)]
             long_chain[f"{name}-long-0"] = _grow(study.path(f"{before}-0"), arch, epochs, summed, 0)
             before = f"{name}-long"
         long_chain |= _gates(study, f"{before}-0", shares)
+    if given.pair_epochs:
+        epochs = ["--epochs", str(given.pair_epochs)]
         long_chain["pair-0"] = _grow(study.path(long_first), given.res_students[-1], epochs, summed, 0)
         long_chain |= _gates(study, "pair-0", dear)
     if not given.so_far:
@@ -165,8 +168,8 @@ def main() -> None:
         title = f"{how.format(budget, '')}, {since}"
         rows.append(Row(title, found(longer, f"gated-{budget}"), single, spent, 1))
     both = f"`{first}` + `{given.res_students[-1]}`"
-    since = f"{together} and {given.long_epochs} epochs, first seed"
-    spent = together + (given.long_epochs or 0)
+    since = f"{together} and {given.pair_epochs} epochs, first seed"
+    spent = together + (given.pair_epochs or 0)
     rows.append(Row(f"all run: {both}, {since}", found("pair"), {}, spent, 1))
     for budget in dear:
         single = long[equal[budget]] if budget in equal else {}

@@ -180,7 +180,7 @@ def test_tables_are_made_of_what_was_found(
     table = tmp_path / "README.md"
     table.write_text(f"<!-- {mark}: begin -->\nold\n<!-- {mark}: end -->")
     arguments = [str(tmp_path / "out"), "--data", "photos", "--teacher", "a.safetensors", "--table", str(table)]
-    arguments += ["--long-epochs", "40"] if script == "reskd_study" else []
+    arguments += ["--long-epochs", "40", "--pair-epochs", "41"] if script == "reskd_study" else []
     monkeypatch.setattr(sys, "argv", [script, *arguments])
     module.main()
     found = [line for line in table.read_text().splitlines() if line.startswith("|")]
