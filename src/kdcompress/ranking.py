@@ -5,7 +5,7 @@ M is members, N samples, K classes.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
 from typing import Any
 
 from torch import Tensor
@@ -27,18 +27,20 @@ def gated(logits: Tensor, labels: Tensor, macs: list[int], most: float) -> Outco
     return search(Stages.from_logits(logits, labels, macs, MEASURE), MEASURE, max_macs=most)[0]
 
 
-def value(score: Mapping[str, Any]) -> float:
-    """Of a short training, greater is better: ``top1`` of the gated sum, and where that is equal, ``full_top1``.
+def level(top1: float, before: float, samples: int) -> int:
+    """By how many standard errors of an accuracy ``top1`` is above ``before``, both in percent; whole ones.
 
-    After few steps no gate may have a use for a candidate yet, be it good or bad; the sum by itself then tells.
+    After few steps no gate has a use for a candidate yet, be it good or bad: what is left is chance, and level 0.
     """
-    return float(score["top1"] + score["full_top1"] / 1e7)  # accuracies that differ do so by 1e-4 or more
+    right = before / 100
+    error = 100 * math.sqrt(max(right * (1 - right), 1 / samples) / samples)
+    return int((top1 - before) / error)
 
 
 def with_front(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """The trials, the best first, with ``pareto``: no other is as good in top-1 and expected MACs and better in one.
 
-    Each is taken as far as it was trained. Longer trained ones come first; of equal :func:`value`, cheaper ones.
+    Each is taken as far as it was trained. Longer trained ones come first; of equal accuracy, cheaper ones.
     """
 
     def beats(one: dict[str, Any], other: dict[str, Any]) -> bool:
@@ -54,4 +56,4 @@ def with_front(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 def _rank(row: dict[str, Any]) -> tuple[Any, ...]:
     if row["top1"] is None:
         return (True,)
-    return (False, -row["epochs"], -value(row), row["expected_macs_ratio"], row["macs_ratio"])
+    return (False, -row["epochs"], -row["top1"], row["expected_macs_ratio"], row["macs_ratio"])

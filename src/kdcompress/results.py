@@ -76,9 +76,8 @@ class TrainResult(NetworkFacts, Result):
         calibration_seen: Whether the network started from weights that may have learned from the calibration images,
             and so looks better on them than on new ones.
         search: The trials of an architecture search, the best first: ``spec``, ``macs_ratio`` to the teacher,
-            ``epochs`` trained, then of the gated sum ``top1`` and ``expected_macs_ratio``, of the whole sum
-            ``full_top1`` (None where the training failed), and whether no other trial is as good as the gated sum in
-            both (``pareto``).
+            ``epochs`` trained, then of the gated sum ``top1`` and ``expected_macs_ratio`` (None where the training
+            failed), and whether no other trial is as good in both (``pareto``).
         matched_stages: Feature maps that were matched, by the side of the image over that of the map: the teacher's and
             the student's, a pair each.
     """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import signal
 from pathlib import Path
@@ -27,7 +28,7 @@ from kdcompress.errors import Diverged, UserError
 from kdcompress.methods.reskd import ResKdTask
 from kdcompress.models.candidates import Candidate, Series, affordable, draw, parameters, series_for
 from kdcompress.options import AddResStudentOptions
-from kdcompress.ranking import gated, value, with_front
+from kdcompress.ranking import gated, level, with_front
 from kdcompress.results import TrainResult
 from kdcompress.runs import RECORD, WEIGHTS
 
@@ -130,7 +131,6 @@ def test_the_front_and_the_order_of_the_trials() -> None:
             "epochs": epochs,
             "top1": top1,
             "expected_macs_ratio": expected,
-            "full_top1": top1,
         }
 
     rows = with_front(
@@ -148,14 +148,14 @@ def test_the_front_and_the_order_of_the_trials() -> None:
     assert front == ["best", "dearer", "cheap", "short and lucky"]
 
 
-def test_where_no_gate_has_a_use_for_them_yet() -> None:
-    """All candidates would be equal after an epoch, and those that go on be the ones that came first."""
-    unused = {"top1": 85.0, "expected_macs_ratio": 0.1}
-    scores = [{**unused, "full_top1": full} for full in (60.0, 70.0)]
-    useful = {"top1": 85.001, "expected_macs_ratio": 0.1, "full_top1": 0.0}
-    assert value(scores[0]) < value(scores[1]) < value(useful)
-    rows = [{"spec": str(n), "macs_ratio": 0.1, "epochs": 1, **each} for n, each in enumerate([*scores, useful])]
-    assert [row["spec"] for row in with_front(rows)] == ["2", "1", "0"]
+def test_small_differences_are_chance() -> None:
+    """Candidates for which no gate has a use yet would be shut out for two images of luck."""
+    assert level(70.74, 70.74, 5000) == 0
+    assert level(70.88, 70.74, 5000) == 0
+    assert level(71.4, 70.74, 5000) == 1, "the standard error is 0.64"
+    assert level(72.12, 70.74, 5000) == 2
+    assert level(72.12, 70.74, 500) == 0
+    assert level(100.0, 100.0, 50) == 0
 
 
 def test_every_candidate_can_be_drawn() -> None:
@@ -209,11 +209,11 @@ def test_the_winner_is_trained_in_full(single: Path, tmp_path: Path, monkeypatch
     assert len(result.search) == 3
     best = result.search[0]
     assert seen[-1] == (best["spec"], 9)
-    assert {epochs for _, epochs in seen[:-1]} == {1, 3}
+    assert {epochs for _, epochs in seen[:-1]} == {1, 4}
     assert len(set(seen[:-1])) == len(seen) - 1
-    assert best["epochs"] == 3
+    assert best["epochs"] == 4
     assert all(row["macs_ratio"] <= 0.9 for row in result.search)
-    assert {*best} == {"spec", "macs_ratio", "epochs", "top1", "expected_macs_ratio", "full_top1", "pareto"}
+    assert {*best} == {"spec", "macs_ratio", "epochs", "top1", "expected_macs_ratio", "pareto"}
     assert record_of(result.run)["result"]["search"] == result.search
     assert result.members is not None
     monkeypatch.undo()
@@ -228,19 +228,35 @@ def test_the_winner_is_trained_in_full(single: Path, tmp_path: Path, monkeypatch
 
 def test_only_good_trials_are_trained_for_longer(single: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The time would go into networks that have already lost, or the best be chosen after one epoch."""
-    scores = {1: iter([90.0, 80.0, 70.0, 95.0]), 3: iter([91.0, 92.0])}
+    scores = {1: iter([90.0, 80.0, 70.0, 95.0]), 4: iter([91.0, 92.0])}
     seen: list[tuple[str, int]] = []
 
     def score(self: ShortTrainings, candidate: Candidate, epochs: int) -> dict[str, float]:
         seen.append((candidate.spec, epochs))
-        return {"top1": next(scores[epochs]), "expected_macs_ratio": 0.5, "full_top1": 50.0}
+        return {"top1": next(scores[epochs]), "expected_macs_ratio": 0.5}
 
     monkeypatch.setattr(ShortTrainings, "score", score)
+    monkeypatch.setattr(ShortTrainings, "level", lambda _, score: int(score["top1"]))
     result = found(single, tmp_path / "found", epochs=9, trials=20)
-    assert [epochs for _, epochs in seen] == [1, 3, 1, 1, 1, 3]
+    assert [epochs for _, epochs in seen] == [1, 4, 1, 1, 1, 4]
     assert result.search is not None
-    assert [(row["epochs"], row["top1"]) for row in result.search] == [(3, 92.0), (3, 91.0), (1, 80.0), (1, 70.0)]
+    assert [(row["epochs"], row["top1"]) for row in result.search] == [(4, 92.0), (4, 91.0), (1, 80.0), (1, 70.0)]
     assert result.search[0]["spec"] == seen[-1][0]
+
+
+def test_by_chance_no_trial_is_shut_out(single: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where no gate has a use for any of them after an epoch, those would go on that were lucky by two images."""
+    alone, seen, told = record_of(single)["result"]["top1"], list[int](), Told()
+    luck = itertools.cycle([0.0, 0.2, 0.0, 0.1])
+
+    def score(self: ShortTrainings, candidate: Candidate, epochs: int) -> dict[str, float]:
+        seen.append(epochs)
+        return {"top1": alone + next(luck), "expected_macs_ratio": 0.5}
+
+    monkeypatch.setattr(ShortTrainings, "score", score)
+    kdcompress.add_res_student(run=single, out=tmp_path / "found", **{**COMMON, **SEARCH, "epochs": 9}, reporter=told)
+    assert seen == 3 * [1, 4]
+    assert any("by more than chance. More --epochs" in note for note in told.notes)
 
 
 def test_many_processes_are_refused(single: Path) -> None:

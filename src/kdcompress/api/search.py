@@ -30,9 +30,10 @@ def check_alone(place: Place) -> None:
 def search(residual: Residual, job: Job) -> TrainResult:
     """Find a res-student and train it in full.
 
-    Trials are trained for a 27th, a 9th and a third of ``--epochs`` (no less than one), each time anew, since a
-    learning rate that falls to zero cannot go on. Of each length the best third so far goes on to the next one. A
-    killed search goes on where it was, and draws the candidates that it would have drawn.
+    Trials are trained for an 18th, a sixth and half of ``--epochs`` (no less than one), each time anew, since a
+    learning rate that falls to zero cannot go on. Of each length the best third so far goes on to the next one, told
+    apart by whole standard errors above the members so far: by chance nobody is shut out. A killed search goes on
+    where it was, and draws the candidates that it would have drawn.
 
     Raises:
         UserError: No candidate is cheap enough, several processes, or a search that began otherwise.

@@ -22,10 +22,10 @@ from kdcompress.models.candidates import Candidate
 from kdcompress.models.loading import load_network
 from kdcompress.models.residual_cascade import ResidualCascade
 from kdcompress.options import AddResStudentOptions, SearchOptions
-from kdcompress.ranking import gated
+from kdcompress.ranking import gated, level
 from kdcompress.runs import WEIGHTS, RunFolder
 
-SCORES = ("top1", "expected_macs_ratio", "full_top1")
+SCORES = ("top1", "expected_macs_ratio")
 RUN_BY = 3  # the expected MACs are those of one image in three running the dearest candidate
 
 
@@ -48,7 +48,7 @@ class ShortTrainings:
     path: Path
 
     def score(self, candidate: Candidate, epochs: int) -> dict[str, float]:
-        """Train a candidate for so long, and let the best gate run the sum with it; and no gate, ``full_top1``."""
+        """Train a candidate for so long, and let the best gate run the sum with it."""
         folder = self._folder(candidate, epochs)
         if not RunFolder(folder).is_finished:
             options = self._options(candidate, epochs, folder)
@@ -60,13 +60,15 @@ class ShortTrainings:
         own, labels = collect(member, self._batches, self._place)
         before, teacher = self._before, self.residual.teacher.entry["macs"]
         after = cascade.after(len(before.logits), before.logits[-1], own)
-        most = sum(before.macs) + self.budget / RUN_BY
-        found = gated(torch.cat([before.logits, after[None]]), labels, [*before.macs, candidate.macs], most)
-        return {
-            "top1": round(found.top1, 4),
-            "expected_macs_ratio": round(found.expected_macs / teacher, 6),
-            "full_top1": round(100 * float((after.argmax(-1) == labels).float().mean()), 4),
-        }
+        logits, macs = torch.cat([before.logits, after[None]]), [*before.macs, candidate.macs]
+        found = gated(logits, labels, macs, self._most)
+        return {"top1": round(found.top1, 4), "expected_macs_ratio": round(found.expected_macs / teacher, 6)}
+
+    def level(self, score: dict[str, float]) -> int:
+        """By how many standard errors a score is above what the best gate makes of the members so far."""
+        before = self._before
+        alone = gated(before.logits, before.labels, before.macs, self._most)
+        return level(score["top1"], alone.top1, len(before.labels))
 
     def drop(self, candidate: Candidate, epochs: int) -> None:
         """Remove the weights of one that is scored."""
@@ -91,6 +93,11 @@ class ShortTrainings:
 
     def _folder(self, candidate: Candidate, epochs: int) -> Path:
         return self.path / f"{re.sub(r'[^a-zA-Z0-9_.=-]+', '-', candidate.spec)}-{epochs}"
+
+    @property
+    def _most(self) -> float:
+        """MACs of an image on average."""
+        return sum(self._before.macs) + self.budget / RUN_BY
 
     @functools.cached_property
     def _quiet(self) -> Reporter:

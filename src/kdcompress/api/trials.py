@@ -21,14 +21,14 @@ from kdcompress.errors import Diverged, UserError, first_line, usage_error
 from kdcompress.models.candidates import Candidate, affordable, cheapest, draw, parameters, series_for
 from kdcompress.option_set import shown
 from kdcompress.options import FREE_OPTIONS, AddResStudentOptions
-from kdcompress.ranking import value, with_front
+from kdcompress.ranking import with_front
 from kdcompress.runs import RECORD, RunFolder, claim, file_hash
 
 if TYPE_CHECKING:
     import optuna
 
 FACTOR = 3  # of those that were trained so long, the best of so many go on, for so many times as long
-RUNGS = (27, 9, 3)  # parts of a full training
+RUNGS = (18, 6, 2)  # parts of a full training
 TRIALS = 20
 FOLDER, JOURNAL = "search", "journal.log"
 
@@ -125,6 +125,11 @@ class Trials:
             raise UserError(
                 "No candidate could be trained: " + self._done()[0].user_attrs["problem"], "Try a lower --lr."
             )
+        if not self.short.level(best):
+            self.job.reporter.note(
+                f"Notice: after {best['epochs']} epoch(s) no candidate betters the members so far by more than chance. "
+                "More --epochs would tell them apart."
+            )
         self.study.set_user_attr("winner", best["spec"])
         self.job.reporter.note(f"Search: {best['spec']} is the best; it is trained in full")
         return best["spec"]
@@ -177,7 +182,7 @@ class Trials:
                     scores[str(epochs)] = self.short.score(candidate, epochs)
                     trial.set_user_attr("scores", scores)
                     self.short.drop(candidate, epochs)
-                trial.report(value(scores[str(epochs)]), FACTOR**rung)
+                trial.report(self.short.level(scores[str(epochs)]), FACTOR**rung)
                 if epochs < self.rungs[-1] and trial.should_prune():
                     state = pruned
                     break
@@ -186,7 +191,7 @@ class Trials:
             self.job.reporter.note(f"Notice: {candidate.spec} cannot be trained: {first_line(error)}")
             state = optuna.trial.TrialState.FAIL
         trial.set_user_attr("seconds", time.perf_counter() - began)
-        self.study.tell(trial, None if state else value(scores[str(epochs)]), state=state)
+        self.study.tell(trial, None if state else scores[str(epochs)]["top1"], state=state)
         self._tell(candidate, scores, wanted)
 
     def _tell(self, candidate: Candidate, scores: dict[str, Any], wanted: int) -> None:
