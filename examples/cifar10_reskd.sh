@@ -3,12 +3,12 @@
 #
 #   examples/cifar10_reskd.sh DATA TEACHER.safetensors [OUT]
 #
-# EPOCHS are those of each member; the last two of one cascade are trained five times as long, too, and the last one of
-# a pair eight times. JOBS trainings run side by side: two on two cores. A run that was cut off goes on when the script
-# is started again.
+# EPOCHS are those of each member; the last two of one cascade are trained five times as long, too, and the res-students
+# of two pairs four and eight times. JOBS trainings run side by side: two on two cores. A run that was cut off goes on
+# when the script is started again.
 set -eu
 here=$(dirname "$0")
 epochs=${EPOCHS:-30}
 python "$here/reskd_study.py" "${3:-runs/reskd}" --data "$1" --teacher "$2" --arch resnet56_cifar,shortcut=A \
-    --epochs "$epochs" --long-epochs "$((5 * epochs))" --pair-epochs "$((8 * epochs))" \
+    --epochs "$epochs" --long-epochs "$((5 * epochs))" --pair-epochs "$((4 * epochs))" "$((8 * epochs))" \
     --jobs "${JOBS:-1}" --table "$here/README.md"

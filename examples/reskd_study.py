@@ -10,8 +10,9 @@ each that lets the cascade cost as much. The first of them is trained by labels 
 cascade is polished behind the gates of the single students' cost, and each single student learns for as many epochs as
 all members of the polished cascade together. The oracle stops each image at the first member that is right: no gate can
 do better. How near longer schedules come to the teacher, with the first seed: ``--long-epochs`` trains the last two
-res-students once more, for so many; ``--pair-epochs`` trains a pair, the last res-student on the first single student
-that learned for longer. ``--so-far`` trains nothing, and makes table and figure of what is done.
+res-students once more, for so many; ``--pair-epochs`` trains pairs, a single student that learned for longer and one
+res-student for so many, gated for budgets of half as much again to three times of what their student costs.
+``--so-far`` trains nothing, and makes table and figure of what is done.
 """
 
 from __future__ import annotations
@@ -47,6 +48,22 @@ class Row(NamedTuple):
     seeds: int
 
 
+class Pair(NamedTuple):
+    """A student that learned for longer, and one res-student.
+
+    Attributes:
+        name: Of its run, without the seed.
+        epochs: Of the res-student.
+        budgets: Of its gates.
+    """
+
+    name: str
+    student: str
+    res_student: str
+    epochs: int
+    budgets: list[float]
+
+
 def main() -> None:
     parser = arguments(__doc__, epochs=30)
     parser.add_argument("--teacher", required=True)
@@ -59,7 +76,11 @@ def main() -> None:
     parser.add_argument("--budgets", type=float, nargs="+", default=budgets, help="shares of the teacher's MACs")
     parser.add_argument("--polish-epochs", type=int, help="of all members together (default: a fifth of --epochs)")
     parser.add_argument("--long-epochs", type=int, help="of the last two res-students of the first seed, once more")
-    parser.add_argument("--pair-epochs", type=int, help="of the last res-student, on the first of --singles")
+    pairs_of = [f"resnet{one}_cifar,shortcut=A+resnet{other}_cifar,shortcut=A" for one, other in ((8, 20), (14, 32))]
+    parser.add_argument("--pairs", nargs="+", default=pairs_of, help="STUDENT+RES_STUDENT")
+    parser.add_argument(
+        "--pair-epochs", type=int, nargs="+", default=[], help="of each pair's res-student; else no pairs"
+    )
     parser.add_argument("--size", default="3x32x32", help="of the images")
     parser.add_argument("--so-far", action="store_true", help="train nothing: the table of what is done")
     parser.add_argument("--plot", type=Path, help="figure of accuracy over MACs")
@@ -71,8 +92,10 @@ def main() -> None:
         arch = ["--arch", given.arch] if given.arch else []
         study.keep("teacher", study.call("eval", given.teacher, *arch, "--data", given.data))
     whole = study.result("teacher")["macs"]
-    counted = {spec: kdcompress.profile_flops(model=spec, input_size=given.size).macs for spec in given.singles}
-    beside = {spec: round(macs / whole, 4) for spec, macs in counted.items()}  # budgets of the gates to compare
+    both = [pair.split("+") for pair, _ in zip(given.pairs, given.pair_epochs, strict=False)]
+    lengthened = dict.fromkeys([*given.singles, *(student for student, _ in both)])
+    counted = {spec: kdcompress.profile_flops(model=spec, input_size=given.size).macs for spec in lengthened}
+    beside = {spec: round(counted[spec] / whole, 4) for spec in given.singles}  # budgets of the gates to compare
     half = str(max(1, given.epochs // 2))
     views = ["--target-views", half]  # each is seen twice; what the teacher says of them is asked once for a seed
     teacher += views
@@ -81,7 +104,7 @@ def main() -> None:
     if not given.so_far:
         study.run({f"loss-{loss}": [*command, "--epochs", half] for loss, command in tried.items()}, score=False)
     best = max(tried, key=lambda loss: study.training(f"loss-{loss}")["top1"])
-    summed = max(tried.keys() - SCALE_FREE, key=lambda loss: study.training(f"loss-{loss}")["top1"])
+    summed = max(sorted(tried.keys() - SCALE_FREE), key=lambda loss: study.training(f"loss-{loss}")["top1"])
 
     members = [given.student, *given.res_students]
     names = ["s0"]
@@ -94,6 +117,11 @@ def main() -> None:
     trainings: dict[str, list[str]] = {}
     gates: dict[str, list[str]] = {}
     shares = sorted({*given.budgets, *beside.values()})
+    pairs = []
+    for (student, res_student), epochs in zip(both, given.pair_epochs, strict=False):
+        own = counted[student] / whole
+        budgets = [share for share in shares if 1.5 * own <= share <= 3 * own]
+        pairs.append(Pair(f"pair{len(pairs) + 1}", student, res_student, epochs, budgets))
     for seed in range(given.seeds):
         chain = {f"s0-{seed}": _distill(teacher, given.student, "reskd", seed, summed)}
         for (before, name), arch in zip(itertools.pairwise(names), given.res_students, strict=True):
@@ -109,10 +137,9 @@ def main() -> None:
             gated = _gated(full, budget)
             learn = ["polish", study.path(gated), "--epochs", str(polishing), "--logit-loss", summed]
             gates[f"{gated}-polished"] = learn
-    long_first, dear = f"{_single(first, best)}-long-0", [each for each in shares if each > beside[first]]
     long_singles = {
         f"{_single(spec, best)}-long-0": [*_distill(teacher, spec, "kd", 0, best), "--epochs", str(together)]
-        for spec in given.singles
+        for spec in lengthened
     }
     long_chain: dict[str, list[str]] = {}
     if given.long_epochs:
@@ -122,10 +149,10 @@ def main() -> None:
             long_chain[f"{name}-long-0"] = _grow(study.path(f"{before}-0"), arch, epochs, summed, 0)
             before = f"{name}-long"
         long_chain |= _gates(study, f"{before}-0", shares)
-    if given.pair_epochs:
-        epochs = ["--epochs", str(given.pair_epochs)]
-        long_chain["pair-0"] = _grow(study.path(long_first), given.res_students[-1], epochs, summed, 0)
-        long_chain |= _gates(study, "pair-0", dear)
+    for pair in pairs:
+        student, epochs = f"{_single(pair.student, best)}-long-0", ["--epochs", str(pair.epochs)]
+        long_chain[f"{pair.name}-0"] = _grow(study.path(student), pair.res_student, epochs, summed, 0)
+        long_chain |= _gates(study, f"{pair.name}-0", pair.budgets)
     if not given.so_far:
         study.run({**trainings, **gates, **_alternating(long_singles, long_chain)})
         for full in (f"{names[-1]}-{seed}" for seed in range(given.seeds)):
@@ -158,7 +185,7 @@ def main() -> None:
     for name, (spec, loss) in sorted(singles.items()):
         title = f"`{spec}`, {'labels' if loss == 'ce' else f'KD ({loss})'}"
         rows.append(Row(title, found(name), {}, given.epochs, given.seeds))
-    long = {spec: found(f"{_single(spec, best)}-long") for spec in given.singles}
+    long = {spec: found(f"{_single(spec, best)}-long") for spec in lengthened}
     rows += [Row(f"`{spec}`, KD ({best}), first seed", results, {}, together, 1) for spec, results in long.items()]
     longer, spent = f"{last}-long", given.epochs * (len(members) - 2) + 2 * (given.long_epochs or 0)
     since = f"the last two for {given.long_epochs} epochs, first seed"
@@ -167,14 +194,14 @@ def main() -> None:
         single = long[equal[budget]] if budget in equal else {}
         title = f"{how.format(budget, '')}, {since}"
         rows.append(Row(title, found(longer, f"gated-{budget}"), single, spent, 1))
-    both = f"`{first}` + `{given.res_students[-1]}`"
-    since = f"{together} and {given.pair_epochs} epochs, first seed"
-    spent = together + (given.pair_epochs or 0)
-    rows.append(Row(f"all run: {both}, {since}", found("pair"), {}, spent, 1))
-    for budget in dear:
-        single = long[equal[budget]] if budget in equal else {}
-        title = f"{how.format(budget, '')}, {both}, {since}"
-        rows.append(Row(title, found("pair", f"gated-{budget}"), single, spent, 1))
+    for pair in pairs:
+        since = f"`{pair.student}` + `{pair.res_student}`, {together} and {pair.epochs} epochs, first seed"
+        spent = together + pair.epochs
+        rows.append(Row(f"all run: {since}", found(pair.name), {}, spent, 1))
+        for budget in pair.budgets:
+            single = long[equal[budget]] if budget in equal else {}
+            title = f"{how.format(budget, '')}, {since}"
+            rows.append(Row(title, found(pair.name, f"gated-{budget}"), single, spent, 1))
     rows.append(Row("oracle gate", found(last, "oracle"), {}, len(members) * given.epochs, given.seeds))
     lines = [
         "| | top-1 | above the single of these MACs | MACs, M | of the teacher | epochs |",
@@ -195,9 +222,14 @@ def main() -> None:
             "all members run": [found(name) for name in names],
             "gated": [found(last, f"gated-{budget}") for budget in shares],
             "gated, the last two members longer": [found(longer, f"gated-{budget}") for budget in shares],
-            "gated pair, longer": [*(found("pair", f"gated-{budget}") for budget in dear), found("pair")],
+            **{
+                f"gated {_brief(pair.student)} + {_brief(pair.res_student)}, longer": [
+                    found(pair.name, f"gated-{budget}") for budget in pair.budgets
+                ]
+                for pair in pairs
+            },
             f"single student, {best}": [found(_single(equal[budget], best)) for budget in sorted(equal)],
-            "single student, longer": [long[equal[budget]] for budget in sorted(equal)],
+            "single student, longer": sorted(filter(None, long.values()), key=_macs),
             "oracle gate": [found(last, "oracle")],
             "teacher": [rows[0].results],
         }
@@ -206,6 +238,11 @@ def main() -> None:
 
 def _single(spec: str, loss: str) -> str:
     return f"single-{spec}-{loss}"
+
+
+def _brief(spec: str) -> str:
+    """The network's name without its arguments."""
+    return spec.split(",")[0].removesuffix("_cifar")
 
 
 def _gated(run: str, budget: float) -> str:
@@ -239,7 +276,7 @@ def _plot(curves: dict[str, list[Results]], whole: int, file: Path) -> None:
 
     figure = Figure(figsize=(7, 4.5), layout="constrained")
     axes = figure.add_subplot()
-    for (name, curve), marker in zip(curves.items(), "so*XDPv^", strict=True):
+    for (name, curve), marker in zip(curves.items(), itertools.cycle("so*XDPv^")):
         points = [(_macs(found) / whole, [result["top1"] for result in found.values()]) for found in curve if found]
         if points:
             x, y = [macs for macs, _ in points], [statistics.mean(values) for _, values in points]

@@ -152,7 +152,7 @@ FOUND = {
     [
         ("rkd_study", "rkd-table", 20),
         ("views_study", "views", 2),
-        ("reskd_study", "reskd-table", 30),
+        ("reskd_study", "reskd-table", 33),
         ("search_study", "search-table", 3),
         ("lwkd_study", "lwkd-table", 7),
     ],
@@ -175,12 +175,12 @@ def test_tables_are_made_of_what_was_found(
     monkeypatch.setattr(kdcompress, "profile_flops", lambda model, **_: SimpleNamespace(macs=sum(map(ord, model))))
     if script == "reskd_study":
         monkeypatch.setattr(module, "_oracle", lambda _: {"top1": 80.0, "macs": 12.0})
-        costs = {"resnet14_cifar,shortcut=A": 3, "resnet20_cifar,shortcut=A": 5}  # of 20
+        costs = {f"resnet{depth}_cifar,shortcut=A": depth // 4 for depth in (8, 14, 20)}  # of 20
         monkeypatch.setattr(kdcompress, "profile_flops", lambda model, **_: SimpleNamespace(macs=costs[model]))
     table = tmp_path / "README.md"
     table.write_text(f"<!-- {mark}: begin -->\nold\n<!-- {mark}: end -->")
     arguments = [str(tmp_path / "out"), "--data", "photos", "--teacher", "a.safetensors", "--table", str(table)]
-    arguments += ["--long-epochs", "40", "--pair-epochs", "41"] if script == "reskd_study" else []
+    arguments += ["--long-epochs", "40", "--pair-epochs", "41", "42"] if script == "reskd_study" else []
     monkeypatch.setattr(sys, "argv", [script, *arguments])
     module.main()
     found = [line for line in table.read_text().splitlines() if line.startswith("|")]
