@@ -196,6 +196,19 @@ def _thin(points: Tensor, most: int) -> Tensor:
     return points[torch.linspace(0, len(points) - 1, max(2, most), dtype=torch.float64).round().long()]
 
 
+def _along(points: Tensor, cost: Tensor, chosen: int) -> Tensor:
+    """At most 50 points, the ends and the ``chosen`` one among them, evenly by right answers and cost alike.
+
+    Where the last right answers cost most, points that are even by right answers alone would leave a gap.
+    """
+    if len(points) <= _CURVE_POINTS:
+        return points
+    way = torch.stack([points, cost]).double()
+    way = ((way - way[:, :1]) / (way[:, -1:] - way[:, :1])).sum(0)
+    found = torch.searchsorted(way, torch.linspace(0, 2, _CURVE_POINTS - 1, dtype=torch.float64))
+    return torch.cat([points[found.clamp(max=len(points) - 1)], torch.tensor([chosen])]).unique()
+
+
 def _most(limit: float, scale: int, samples: int) -> int:
     """The largest count with ``count * scale / samples <= limit`` in floats: 3 of 1000 are 0.3 %, which no float is."""
     count = math.floor(Fraction(limit) * samples / scale)
@@ -222,7 +235,8 @@ def search(
             ones, the cheapest.
 
     Returns:
-        The chosen gate, and the trade-off: Pareto-optimal gates, both MACs and top-1 strictly ascending, at most 50.
+        The chosen gate, and the trade-off with it: Pareto-optimal gates, both MACs and top-1 strictly ascending, at
+        most 50.
 
     Raises:
         UserError: Neither or both limits are given, ``max_drop`` is outside [0, 100], or ``max_macs`` is less than
@@ -253,8 +267,9 @@ def search(
 
     front = _explored(stages, measure, choose)
     points = front.points()
-    chosen = int(points[choose(points, front.cost[points])])
-    curve = [outcome(stages, measure, front.thresholds(p)) for p in _thin(points, _CURVE_POINTS).tolist()]
+    cost = front.cost[points]
+    chosen = int(points[choose(points, cost)])
+    curve = [outcome(stages, measure, front.thresholds(p)) for p in _along(points, cost, chosen).tolist()]
     return outcome(stages, measure, front.thresholds(chosen)), curve
 
 
