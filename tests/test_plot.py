@@ -61,6 +61,9 @@ def test_the_points_are_those_of_the_result(tmp_path: Path, monkeypatch: pytest.
     assert drawn["first member, first two, …"] == [(27, 88.0), (30, 92.0)]
     plot(dataclasses.replace(SCORES, stage_top1=None, gated_top1=None), str(tmp_path / "one.svg"))
     assert drawn["all members"] == [(30, 91.0)]
+    single = {"members": None, "stage_top1": None, "gated_top1": None, "architecture": "resnet20"}
+    plot(dataclasses.replace(SCORES, **single), str(tmp_path / "single.svg"))
+    assert drawn["resnet20"] == [(30, 91.0)]
 
 
 @pytest.mark.parametrize(

@@ -45,7 +45,8 @@ class Promise:
         gates: Tested, the failing one included.
         broken, mended: Of ``images``, right with every member and wrong with the gate, and the other way round.
         p_value: Of the gate; None where none passed and every member runs.
-        enough: Calibration images with which the gate that failed would pass, if it erred as often on them.
+        enough_for_next: Calibration images with which the cheaper gate that failed would pass, if it erred as often on
+            them; None where it would not, or none failed.
     """
 
     measure: str
@@ -57,7 +58,7 @@ class Promise:
     broken: int
     mended: int
     p_value: float | None
-    enough: int | None = None
+    enough_for_next: int | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """All but the gate itself, as plain JSON values."""
@@ -93,7 +94,7 @@ def promise(
     if samples < needed:
         raise UserError(
             f"{samples} calibration images can promise nothing: a drop of {max_drop:g} points at level "
-            f"{confidence_level:g} needs {needed} or more.",
+            f"{confidence_level:g} needs {needed}, even of a gate that never errs.",
             f"Train the cascade with as many held out (--holdout), "
             f"{_larger_drop(samples, confidence_level)}or leave out --confidence-level.",
         )
@@ -117,7 +118,7 @@ def promise(
         p_value = drop_p_value(broken, mended, len(second), max_drop, error)
         if p_value > error:
             enough = _enough(broken, mended, len(second), max_drop, error)
-            return replace(found, gates=gates, enough=enough and 2 * enough)
+            return replace(found, gates=gates, enough_for_next=enough and 2 * enough)
         found = replace(found, thresholds=gate.thresholds, gates=gates, broken=broken, mended=mended, p_value=p_value)
     return found
 

@@ -50,7 +50,8 @@ def plot(result: GateResult | EvalResult, file: str) -> None:
         stages = [(result.macs, result.full_top1)]
     else:
         stages = list(zip(_stage_macs(result), result.stage_top1 or [result.top1], strict=True))
-    axes.plot(*_scaled(stages), "s", label="all members" if len(stages) == 1 else "first member, first two, …")
+    together = "all members" if result.members else result.architecture
+    axes.plot(*_scaled(stages), "s", label=together if len(stages) == 1 else "first member, first two, …")
     if result.gated_top1 is not None:
         axes.plot(*_scaled([(result.expected_macs, result.gated_top1)]), "*", markersize=14, label="gated")
     axes.set(xlabel="MACs of an image, millions", ylabel=f"top-1 on the {result.split} split, %", title=result.data)

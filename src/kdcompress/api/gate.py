@@ -153,9 +153,9 @@ def _why(promised: Promise, images: int) -> str:
     """Why no gate is promised."""
     if not promised.gates:
         return "no gate that skips something loses so little"
-    if promised.enough is None:
+    if promised.enough_for_next is None:
         return f"{images} images are too few to promise a gate, nor would more images like these do"
-    more = f"about {promised.enough} would do, if the first gate tested errs as often on them"
+    more = f"about {promised.enough_for_next} would do, if the first gate tested errs as often on them"
     return f"{images} images are too few to promise a gate; {more}"
 
 

@@ -49,7 +49,7 @@ REASONS = {
     "target": "the target is met",
     "macs": "another res-student would cost more than --target-macs",
     "energy": "the last res-student lowered the energy too little, and is left out",
-    "count": "there are as many as were asked for",
+    "count": f"--grow adds no more than {MOST} res-students",
 }
 
 

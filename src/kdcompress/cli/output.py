@@ -54,11 +54,12 @@ def _rows(title: str, rows: list[dict[str, Any]]) -> Any:
     from rich.table import Table
 
     table = Table(title=title, title_justify="left")
-    for key in rows[0]:
-        side: Any = "left" if isinstance(rows[0][key], str) else "right"
+    keys = dict.fromkeys(key for row in rows for key in row)
+    for key in keys:
+        side: Any = "left" if any(isinstance(row.get(key), str) for row in rows) else "right"
         table.add_column(key, justify=side, overflow="fold")  # a spec cut short could not be copied
     for row in rows:
-        table.add_row(*(_shown(key, value) for key, value in row.items()))
+        table.add_row(*(_shown(key, row.get(key)) for key in keys))
     return table
 
 
