@@ -1,5 +1,6 @@
 #!/bin/sh
-# ResKD on CIFAR-10 with a given ResNet-56 teacher, three seeds, and the table in examples/README.md.
+# ResKD on CIFAR-10 with a given ResNet-56 teacher, three seeds, and table and figure in examples/README.md
+# (pip install 'kdcompress[plot]').
 #
 #   examples/cifar10_reskd.sh DATA TEACHER.safetensors [OUT]
 #
@@ -11,4 +12,4 @@ here=$(dirname "$0")
 epochs=${EPOCHS:-30}
 python "$here/reskd_study.py" "${3:-runs/reskd}" --data "$1" --teacher "$2" --arch resnet56_cifar,shortcut=A \
     --epochs "$epochs" --long-epochs "$((5 * epochs))" --pair-epochs "$((4 * epochs))" "$((8 * epochs))" \
-    --jobs "${JOBS:-1}" --table "$here/README.md"
+    --jobs "${JOBS:-1}" --table "$here/README.md" --plot "$here/results/reskd.svg"

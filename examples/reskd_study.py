@@ -97,10 +97,10 @@ def main() -> None:
     counted = {spec: kdcompress.profile_flops(model=spec, input_size=given.size).macs for spec in lengthened}
     beside = {spec: round(counted[spec] / whole, 4) for spec in given.singles}  # budgets of the gates to compare
     half = str(max(1, given.epochs // 2))
-    views = ["--target-views", half]  # each is seen twice; what the teacher says of them is asked once for a seed
-    teacher += views
+    views = ["--target-views", half]  # each is seen twice; long trainings have more of them, by default
+    seen_twice = [*teacher, *views]
     first = given.singles[0]
-    tried = {loss: _distill(teacher, first, "kd", 0, loss) for loss in LOGIT_LOSSES}
+    tried = {loss: _distill(seen_twice, first, "kd", 0, loss) for loss in LOGIT_LOSSES}
     if not given.so_far:
         study.run({f"loss-{loss}": [*command, "--epochs", half] for loss, command in tried.items()}, score=False)
     best = max(tried, key=lambda loss: study.training(f"loss-{loss}")["top1"])
@@ -123,11 +123,11 @@ def main() -> None:
         budgets = [share for share in shares if 1.5 * own <= share <= 3 * own]
         pairs.append(Pair(f"pair{len(pairs) + 1}", student, res_student, epochs, budgets))
     for seed in range(given.seeds):
-        chain = {f"s0-{seed}": _distill(teacher, given.student, "reskd", seed, summed)}
+        chain = {f"s0-{seed}": _distill(seen_twice, given.student, "reskd", seed, summed)}
         for (before, name), arch in zip(itertools.pairwise(names), given.res_students, strict=True):
             chain[f"{name}-{seed}"] = _grow(study.path(f"{before}-{seed}"), arch, views, summed, seed)
         others = {
-            f"{name}-{seed}": _distill(teacher, spec, "ce" if loss == "ce" else "kd", seed, loss)
+            f"{name}-{seed}": _distill(seen_twice, spec, "ce" if loss == "ce" else "kd", seed, loss)
             for name, (spec, loss) in singles.items()
         }
         full = f"{names[-1]}-{seed}"
@@ -150,8 +150,9 @@ def main() -> None:
             before = f"{name}-long"
         long_chain |= _gates(study, f"{before}-0", shares)
     for pair in pairs:
-        student, epochs = f"{_single(pair.student, best)}-long-0", ["--epochs", str(pair.epochs)]
-        long_chain[f"{pair.name}-0"] = _grow(study.path(student), pair.res_student, epochs, summed, 0)
+        student = f"{_single(pair.student, best)}-long-0"
+        shown = ["--epochs", str(pair.epochs), "--target-views", str(max(8, pair.epochs // 3))]
+        long_chain[f"{pair.name}-0"] = _grow(study.path(student), pair.res_student, shown, summed, 0)
         long_chain |= _gates(study, f"{pair.name}-0", pair.budgets)
     if not given.so_far:
         study.run({**trainings, **gates, **_alternating(long_singles, long_chain)})
