@@ -25,10 +25,11 @@ def interrupt(number: int, frame: FrameType | None) -> None:
 def forget_workers() -> None:
     """Let no loss of a worker process be an error: a signal to the whole process group reaches them, too.
 
-    So ``timeout`` and batch systems send it. PyTorch would raise wherever the main process happens to be.
+    So ``timeout`` and batch systems send it. PyTorch would raise wherever the main process happens to be. In place of
+    its handler there must be another: Python complains on stderr of a signal that has come and has none any more.
     """
     if hasattr(signal, "SIGCHLD"):
-        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        signal.signal(signal.SIGCHLD, lambda number, frame: None)
 
 
 class Interrupted(KeyboardInterrupt):
