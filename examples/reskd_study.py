@@ -8,8 +8,8 @@ epochs); for the cascade, of those that leave no scale open, for it sums logits.
 teacher's weights, where layers fit: S0, its res-students, gates at several budgets, and single students with a gate for
 each that lets the cascade cost as much. The first of them is trained by labels and by KD, too. With the first seed, the
 cascade is polished behind the gates of the single students' cost, and each single student learns for as many epochs as
-all members of the polished cascade together. The oracle stops each image at the first member that is right: no gate can
-do better. How near longer schedules come to the teacher, with the first seed: ``--long-epochs`` trains the last two
+all members of the polished cascade together. The oracle stops each image at the first member that is right: no gate of
+the same members can do better. How near longer schedules come to the teacher, with the first seed: ``--long-epochs`` trains the last two
 res-students once more, for so many; ``--pair-epochs`` trains pairs, a single student that learned for longer and one
 res-student for so many, gated for budgets of half as much again to three times of what their student costs.
 ``--so-far`` trains nothing, and makes table and figure of what is done.
@@ -155,10 +155,10 @@ def main() -> None:
         long_chain[f"{pair.name}-0"] = _grow(study.path(student), pair.res_student, shown, summed, 0)
         long_chain |= _gates(study, f"{pair.name}-0", pair.budgets)
     if not given.so_far:
-        study.run({**trainings, **gates, **_alternating(long_singles, long_chain)})
-        for full in (f"{names[-1]}-{seed}" for seed in range(given.seeds)):
-            if f"{full}-oracle" not in study.results():
-                study.keep(f"{full}-oracle", _oracle(study.path(full)))
+        runs = {**trainings, **gates, **_alternating(long_singles, long_chain)}
+        study.run(runs)
+        for full in (*(f"{names[-1]}-{seed}" for seed in range(given.seeds)), *(f"{pair.name}-0" for pair in pairs)):
+            study.measure(f"{full}-oracle", full, runs, _oracle)
 
     done = study.results()
 
@@ -203,6 +203,7 @@ def main() -> None:
             single = long[equal[budget]] if budget in equal else {}
             title = f"{how.format(budget, '')}, {since}"
             rows.append(Row(title, found(pair.name, f"gated-{budget}"), single, spent, 1))
+        rows.append(Row(f"oracle gate, {since}", found(pair.name, "oracle"), {}, spent, 1))
     rows.append(Row("oracle gate", found(last, "oracle"), {}, len(members) * given.epochs, given.seeds))
     lines = [
         "| | top-1 | above the single of these MACs | MACs, M | of the teacher | epochs |",
@@ -219,6 +220,7 @@ def main() -> None:
     ]
     show(lines, given, "reskd-table")
     if given.plot:
+        oracles = [found(run, "oracle") for run in (last, *(pair.name for pair in pairs))]
         curves = {
             "all members run": [found(name) for name in names],
             "gated": [found(last, f"gated-{budget}") for budget in shares],
@@ -231,7 +233,7 @@ def main() -> None:
             },
             f"single student, {best}": [found(_single(equal[budget], best)) for budget in sorted(equal)],
             "single student, longer": sorted(filter(None, long.values()), key=_macs),
-            "oracle gate": [found(last, "oracle")],
+            "oracle gates": sorted(filter(None, oracles), key=_macs),
             "teacher": [rows[0].results],
         }
         _plot(curves, whole, given.plot)

@@ -11,7 +11,8 @@ import statistics
 import subprocess
 import sys
 import threading
-from collections.abc import Iterable, Mapping, Sequence, Sized
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence, Sized
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -46,6 +47,7 @@ class Study:
     jobs: int = 1
     settings: Mapping[str, Any] = field(default_factory=dict)
     _lock: threading.Lock = field(default_factory=threading.Lock)
+    _making: defaultdict[str, threading.Lock] = field(default_factory=lambda: defaultdict(threading.Lock))
 
     def __post_init__(self) -> None:
         for folder in (self.out, self.kept.parent):
@@ -72,24 +74,12 @@ class Study:
             score: False where something is to be chosen: the test split is no place for that.
         """
         stopped = threading.Event()
-        locks = {name: threading.Lock() for name in runs}
-        bases = {self.path(name): name for name in runs}
-
-        def make(name: str) -> None:
-            with locks[name]:  # whoever stands on a run in hand waits for it
-                if self.folder(name).is_finished:
-                    return
-                for argument in runs[name]:
-                    if argument in bases:
-                        make(bases[argument])
-                if not stopped.is_set():
-                    self._make(name, runs[name])
 
         def once(name: str) -> None:
             try:
                 if stopped.is_set() or ("eval" if score else "training") in self._kept(name, runs[name]):
                     return
-                make(name)
+                self._ensure(name, runs, stopped)
                 if not stopped.is_set():
                     found = self.call("eval", self.path(name)) if score else None
                     self.keep(name, found, runs[name])
@@ -104,6 +94,14 @@ class Study:
                     future.result()
             finally:
                 stopped.set()
+
+    def measure(
+        self, name: str, of: str, runs: Mapping[str, Sequence[str]], measured: Callable[[str], dict[str, Any]]
+    ) -> None:
+        """Keep under a name what a function finds out about one of the runs, given its path."""
+        if name not in self.results():
+            self._ensure(of, runs, threading.Event())
+            self.keep(name, measured(self.path(of)))
 
     def path(self, name: str) -> str:
         """Of a run, as its own command and those after it are told."""
@@ -165,6 +163,18 @@ class Study:
         own = f"{self.out}{os.sep}"
         places = [each.startswith(own) or Path(each).is_absolute() or Path(each).exists() for each in arguments]
         return [Path(each).name if place else each for each, place in zip(arguments, places, strict=True)]
+
+    def _ensure(self, name: str, runs: Mapping[str, Sequence[str]], stopped: threading.Event) -> None:
+        """That the folder of a run is there, and of those it stands on; whoever needs a run in hand waits for it."""
+        with self._making[name]:
+            if self.folder(name).is_finished:
+                return
+            bases = {self.path(each): each for each in runs}
+            for argument in runs[name]:
+                if argument in bases:
+                    self._ensure(bases[argument], runs, stopped)
+            if not stopped.is_set():
+                self._make(name, runs[name])
 
     def _make(self, name: str, arguments: Sequence[str]) -> None:
         command, *own = arguments  # its own options last: of two that are the same, the later one counts
