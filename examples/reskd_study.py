@@ -9,10 +9,10 @@ teacher's weights, where layers fit: S0, its res-students, gates at several budg
 each that lets the cascade cost as much. The first of them is trained by labels and by KD, too. With the first seed, the
 cascade is polished behind the gates of the single students' cost, and each single student learns for as many epochs as
 all members of the polished cascade together. The oracle stops each image at the first member that is right: no gate of
-the same members can do better. How near longer schedules come to the teacher, with the first seed: ``--long-epochs`` trains the last two
-res-students once more, for so many; ``--pair-epochs`` trains pairs, a single student that learned for longer and one
-res-student for so many, gated for budgets of half as much again to three times of what their student costs.
-``--so-far`` trains nothing, and makes table and figure of what is done.
+the same members can do better. How near longer schedules come to the teacher, with the first seed: ``--long-epochs``
+trains the last two res-students once more, for so many; ``--pair-epochs`` trains pairs, a single student that learned
+for longer and one res-student for so many, gated for budgets of half as much again to three times of what their student
+costs. ``--so-far`` trains nothing, and makes table and figure of what is done.
 """
 
 from __future__ import annotations
