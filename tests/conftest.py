@@ -6,6 +6,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 
+from kdcompress import trust
 from kdcompress.engine.precision import Process
 
 
@@ -26,3 +27,9 @@ def _alone(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 def _process_of_others(monkeypatch: pytest.MonkeyPatch) -> None:
     """A command that runs in this process must not leave the next test the belief that it is alone in it."""
     monkeypatch.setattr(Process, "is_ours", False)
+
+
+@pytest.fixture(autouse=True)
+def _nothing_typed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Code that one test names must not be trusted in the next."""
+    monkeypatch.setattr(trust, "_typed", set())

@@ -19,12 +19,12 @@ if TYPE_CHECKING:
         distill,
         evaluate,
         gate_calibrate,
+        load,
         manage_cache,
         polish,
         profile_flops,
         train_teacher,
     )
-    from kdcompress.models.loading import load_network as load
 
 __all__ = [
     "UserError",
@@ -44,8 +44,6 @@ timm_hook.install()
 
 
 def __getattr__(name: str) -> Any:
-    if name == "load":
-        return importlib.import_module("kdcompress.models.loading").load_network
     if name in __all__:
         return getattr(importlib.import_module("kdcompress.api"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -197,16 +197,20 @@ def _thin(points: Tensor, most: int) -> Tensor:
 
 
 def _along(points: Tensor, cost: Tensor, chosen: int) -> Tensor:
-    """At most 50 points, the ends and the ``chosen`` one among them, evenly by right answers and cost alike.
+    """50 points, the ends and the ``chosen`` one among them, evenly by right answers and cost alike; or all, if fewer.
 
     Where the last right answers cost most, points that are even by right answers alone would leave a gap.
     """
     if len(points) <= _CURVE_POINTS:
         return points
-    way = torch.stack([points, cost]).double()
+    others = points != chosen
+    way = torch.stack([points[others], cost[others]]).double()
     way = ((way - way[:, :1]) / (way[:, -1:] - way[:, :1])).sum(0)
-    found = torch.searchsorted(way, torch.linspace(0, 2, _CURVE_POINTS - 1, dtype=torch.float64))
-    return torch.cat([points[found.clamp(max=len(points) - 1)], torch.tensor([chosen])]).unique()
+    order = torch.arange(_CURVE_POINTS - 1)
+    found = torch.searchsorted(way, torch.linspace(0, 2, len(order), dtype=torch.float64))
+    found = (found - order).cummax(0).values + order  # where several marks meet the same point, the next ones
+    found = found.minimum(len(way) - len(order) + order)
+    return torch.cat([points[others][found], torch.tensor([chosen])]).sort().values
 
 
 def _most(limit: float, scale: int, samples: int) -> int:

@@ -17,6 +17,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+from kdcompress import trust
 from kdcompress.errors import usage_error
 
 T = TypeVar("T", bound="Options")
@@ -65,7 +66,10 @@ class Options:
         config: Mapping[str, Any] | None = None,
         environment: Mapping[str, str] | None = None,
     ) -> T:
-        """Merge the sources of options; ``None`` in ``given`` means not given."""
+        """Merge the sources of options; ``None`` in ``given`` means not given.
+
+        Code (``py:…``) that is named by the caller or the environment may be run; by the config file, it may not.
+        """
         names = [field.name for field in dataclasses.fields(cls)]
         values: dict[str, Any] = {}
         for key, value in (config or {}).items():
@@ -76,11 +80,13 @@ class Options:
         for name in names:
             if text := (environment or {}).get(variable(name)):
                 values[name] = text.split() if typing.get_origin(field_type(cls, name)) is tuple else text
+                trust.typed(values[name])
         for name, value in given.items():
             if name not in names:
                 raise _unknown(name, names, "")
             if value is not None and value != ():
                 values[name] = value
+                trust.typed(value)
         return cls(**values)
 
     def to_dict(self) -> dict[str, Any]:

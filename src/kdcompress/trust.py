@@ -1,36 +1,52 @@
-"""Code that a file names is not run: ``py:module:function`` counts where the user typed it, not where it was found."""
+"""The one gate to code that a name brings in: ``py:module:function`` is imported where the user typed that name.
+
+Files, pipes and journals name code, too, and whoever wrote them is not who runs the command. So a name is refused here
+unless this process was given it as a flag, an environment variable or a keyword, or the user trusts all of them.
+"""
 
 from __future__ import annotations
 
+import importlib
 import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
-from kdcompress.errors import UserError
+from kdcompress.errors import UserError, usage_error
 
+PREFIX = "py:"
 VARIABLE = "KDCOMPRESS_TRUST_CODE"
 _typed: set[str] = set()
 
 
-def typed(spec: str) -> None:
-    """The user named this code in this process."""
-    _typed.add(spec)
+def typed(text: Any) -> None:
+    """What the user gave in this process; remembers the code that it names, as a data set or in a model spec."""
+    if isinstance(text, (tuple, list)):
+        for part in text:
+            typed(part)
+    elif isinstance(text, str) and text.split(",")[0].strip().startswith(PREFIX):
+        _typed.update((text, text.split(",")[0].strip()))
 
 
-def check_trusted(found: Any, where: str) -> None:
-    """Look for ``py:`` references in what a file (or a pipe) says, however deep.
+def import_callable(spec: str) -> Callable[..., Any]:
+    """The function behind ``py:package.module:function``; the working directory is on the path.
 
     Raises:
-        UserError: One that the user neither typed nor allowed.
+        UserError: The user did not type this very name, it cannot be imported, or it is not callable.
     """
-    if isinstance(found, dict):
-        found = list(found.values())
-    if isinstance(found, (list, tuple)):
-        for part in found:
-            check_trusted(part, where)
-    elif isinstance(found, str) and found.startswith("py:") and not _allowed(found):
+    if spec not in _typed and os.environ.get(VARIABLE, "").lower() not in ("1", "true", "yes", "on"):
         remedy = "If you trust that code, add --trust-code (in Python: KDCOMPRESS_TRUST_CODE=1 in the environment)."
-        raise UserError(f"{where} names code that would be run: {found}.", remedy)
-
-
-def _allowed(spec: str) -> bool:
-    return spec.split(",")[0] in _typed or os.environ.get(VARIABLE, "").lower() in ("1", "true", "yes", "on")
+        raise UserError(f"A file or a pipe names code that would be run: {spec}", remedy)
+    module_name, _, name = spec.removeprefix(PREFIX).partition(":")
+    here = str(Path.cwd())
+    if here not in sys.path:
+        sys.path.insert(0, here)
+    try:
+        function = getattr(importlib.import_module(module_name), name)
+    except (ImportError, AttributeError, ValueError, TypeError) as error:
+        remedy = "Write py:package.module:function; the module must be importable from here."
+        raise usage_error(f"{spec!r} cannot be imported: {error}", remedy) from error
+    if not callable(function):
+        raise usage_error(f"{spec!r} is not callable.", "Name a function.")
+    return function

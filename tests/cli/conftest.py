@@ -26,7 +26,6 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
             monkeypatch.delenv(key)
     for key, value in {**SETTINGS, trust.VARIABLE: ""}.items():
         monkeypatch.setenv(key, value)
-    monkeypatch.setattr(trust, "_typed", set())
     folder = tmp_path / "here"
     folder.mkdir()
     monkeypatch.chdir(folder)

@@ -44,7 +44,7 @@ def test_a_run_that_names_code(cli: Cli, here: Path, runs: Path, mark: Path) -> 
     shutil.copytree(runs / "teacher", here / "run")
     changed(here / "run" / "config.json", architecture=EVIL, model_args={})
     for command in (["eval"], ["profile-flops"], ["distill"], ["gate-calibrate", "--max-drop", 1]):
-        cli(command[0], here / "run", *command[1:]).error(EVIL, "--trust-code", status=1)
+        cli(command[0], here / "run", *command[1:]).error(EVIL, "names code", "--trust-code", status=1)
     assert not mark.exists()
     assert cli("eval", here / "run", "--trust-code").result["n"] == 360
     assert mark.exists()
@@ -65,6 +65,37 @@ def test_a_pipe_that_names_code(cli: Cli, mark: Path) -> None:
     """Else whoever writes to the pipe runs code at its end."""
     cli("profile-flops", "-", stdin=json.dumps({"run": EVIL})).error(EVIL, status=1)
     assert not mark.exists()
+
+
+NAMES = [
+    "py:evil:make", " py:evil:make", "\tpy:evil:make", "py:evil:make ", "py: evil:make", "py:evil :make",
+    "PY:evil:make",
+    "Py:evil:make", "py:evil:make,width=0.25", " py:evil:make,width=0.25", "\u00a0py:evil:make", "\u2003py:evil:make",
+    "\uff50\uff59:evil:make", "py\uff1aevil:make", "py:\uff45vil:make", "\ufeffpy:evil:make", "py\u200b:evil:make",
+    "p\u0443:evil:make", "py:evil:make\u0000", "py:py:evil:make", "local-dir:py:evil:make", "hf-hub:py:evil:make",
+    "residual_cascade,members=py:evil:make", "py:./evil:make", "py:os:system", " py:subprocess:getoutput,cmd=touch ran",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_pipe_that_disguises_code(cli: Cli, here: Path, mark: Path, name: str) -> None:
+    """Else a blank before the name is the way past the check."""
+    for command in (["eval"], ["profile-flops"], ["distill"], ["add-res-student", "--arch", TINY], ["polish"]):
+        before = sorted(here.rglob("*"))
+        assert cli(command[0], "-", *command[1:], stdin=json.dumps({"run": name})).status in (1, 2)
+        assert cli(command[0], "-", *command[1:], stdin=f"{name}\n").status in (1, 2)
+        assert sorted(here.rglob("*")) == before
+    assert not mark.exists()
+
+
+def test_a_config_file_that_names_code(cli: Cli, here: Path, mark: Path) -> None:
+    """Else a colleague's study.yaml takes over the machine of who tries it."""
+    (here / "study.yaml").write_text(f"model: {EVIL}\nepochs: 1\n")
+    cli("train-teacher", "--config", "study.yaml").error(EVIL, "--trust-code", status=1)
+    (here / "open.yaml").write_text(f"model: {EVIL}\nepochs: 1\ntrust_code: true\n")
+    cli("train-teacher", "--config", "open.yaml").error("open.yaml", "--trust-code", status=2)
+    assert not mark.exists()
+    assert cli("train-teacher", "--config", "study.yaml", "--trust-code").status == 0
 
 
 def test_what_the_user_types_is_run(cli: Cli, mark: Path) -> None:

@@ -17,8 +17,9 @@ import torch
 import torchvision
 from PIL import Image
 
+from kdcompress import trust
 from kdcompress.data.preprocess import read_image
-from kdcompress.data.sources import FileImages, import_callable, load_source
+from kdcompress.data.sources import FileImages, load_source
 from kdcompress.errors import UserError
 
 from .images import MakeFolder, random_image
@@ -338,7 +339,8 @@ def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Module:
         name = f"user_{abs(hash(body))}"
         Path(f"{name}.py").write_text(f"{start}\n{body}\n")
         importlib.invalidate_caches()
-        return f"py:{name}:make"
+        trust.typed(spec := f"py:{name}:make")
+        return spec
 
     return write
 
@@ -456,8 +458,9 @@ def test_a_bad_image_does_not_keep_python_data_from_opening(module: Module, make
 @pytest.mark.parametrize("spec", ["py:", "py:json", "py:json:", "py:no_such_module:f", "py::f"])
 def test_a_python_spec_that_leads_nowhere(spec: str) -> None:
     """A traceback instead of how to write it."""
+    trust.typed(spec)
     with pytest.raises(UserError) as caught:
-        import_callable(spec)
+        trust.import_callable(spec)
     assert spec in caught.value.problem
     assert "py:package.module:function" in caught.value.remedy
 

@@ -10,6 +10,7 @@ import timm
 import torch
 from torch import nn
 
+from kdcompress import trust
 from kdcompress.errors import UserError
 from kdcompress.models.build import ModelSpec, build, config_of, default_config, zero_classifier
 
@@ -134,6 +135,7 @@ def test_img_size_in_a_spec_decides_the_input() -> None:
 
 def test_a_network_of_the_users_own(module: str) -> None:
     """py: is the only way in for architectures that timm does not know."""
+    trust.typed(f"py:{module}:linear")
     model, args = build(ModelSpec.parse(f"py:{module}:linear,side=4"), num_classes=5, in_chans=1, size=(4, 4))
     assert model(torch.zeros(2, 1, 4, 4)).shape == (2, 5)
     assert args == {"in_chans": 1, "side": 4}
@@ -146,6 +148,7 @@ def test_a_network_of_the_users_own(module: str) -> None:
 )
 def test_a_callable_that_does_not_do_is_explained(module: str, tail: str, words: str) -> None:
     """The user's own slip must be told from ours."""
+    trust.typed(f"py:{module}:{tail}")
     assert words in problem_of(f"py:{module}:{tail}").problem
 
 

@@ -18,6 +18,7 @@ from safetensors.torch import save_file
 from timm.models import save_for_hf
 from torch import Tensor, nn
 
+from kdcompress import trust
 from kdcompress.errors import UserError
 from kdcompress.gating import Gate
 from kdcompress.models.assemble import as_cascade, joined, new_member, new_network
@@ -367,6 +368,7 @@ def test_a_network_of_the_users_own(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     code += "return nn.Sequential(nn.Flatten(), nn.Linear(in_chans * 64, num_classes))\n"
     (tmp_path / "loading_of_mine.py").write_text(code)
     monkeypatch.syspath_prepend(tmp_path)
+    trust.typed("py:loading_of_mine:net")
     network = load_network("py:loading_of_mine:net,num_classes=5,input_size=8x8")
     assert network.num_classes == 5
     assert network.model(images()).shape == (6, 5)

@@ -4,6 +4,7 @@ from kdcompress.api.cache import manage_cache
 from kdcompress.api.describe import describe_data
 from kdcompress.api.evaluate import evaluate
 from kdcompress.api.gate import gate_calibrate
+from kdcompress.api.load import load
 from kdcompress.api.polish import polish
 from kdcompress.api.profile import profile_flops
 from kdcompress.api.reskd import add_res_student
@@ -15,6 +16,7 @@ __all__ = [
     "distill",
     "evaluate",
     "gate_calibrate",
+    "load",
     "manage_cache",
     "polish",
     "profile_flops",

@@ -134,7 +134,7 @@ def grow(options: DistillOptions, reporter: Reporter | None, distill: Distill) -
     if options.search:
         check_alone(place)
     for spec in map(ModelSpec.parse, options.arch):
-        if not spec.name.startswith("py:"):
+        if not spec.is_code:
             default_config(spec.name)  # before S0 is trained for nothing
     if (done := finished(options, "distill", TrainResult, told)) is not None:
         return done

@@ -30,7 +30,7 @@ def fresh(
     spec = ModelSpec.parse(text)
     if like is not None:
         spec = dataclasses.replace(spec, preprocessing={"mean": like.mean, "std": like.std, **spec.preprocessing})
-    config = {} if spec.name.startswith("py:") else default_config(spec.name)
+    config = {} if spec.is_code else default_config(spec.name)
     own = spec.preprocessing.get("input_size") or config.get("input_size", (3, 224, 224))
     fixed = "input_size" in spec.preprocessing or bool(config.get("fixed_input_size"))
     size = choose_size(source, options, tuple(own[1:]), fixed)

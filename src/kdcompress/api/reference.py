@@ -20,7 +20,6 @@ from kdcompress.models.loading import Network, load_network
 from kdcompress.models.staged import Staged
 from kdcompress.models.transplant import LEAST, transplant
 from kdcompress.options import DataOptions
-from kdcompress.trust import check_trusted
 
 D = TypeVar("D", bound=DataOptions)
 
@@ -31,9 +30,7 @@ def resolve(reference: str) -> str:
     """The reference itself, or what standard input says where it is ``-``."""
     if reference != "-":
         return reference
-    found = from_main(_from_stdin)
-    check_trusted(found, "Standard input")
-    return found
+    return from_main(_from_stdin)
 
 
 def piped(options: D) -> D:
@@ -55,7 +52,6 @@ def inherit(options: D, record: dict[str, Any]) -> D:
     }
     if past.get("skip_bad_images"):
         own["skip_bad_images"] = True
-    check_trusted(own.get("data"), "The run")
     same_data = options.data is None or absolute(options.data) == past.get("data")
     if same_data and "holdout" in past and options.holdout not in (None, past["holdout"]):
         raise usage_error(

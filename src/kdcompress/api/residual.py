@@ -31,7 +31,6 @@ from kdcompress.models.residual_cascade import ResidualCascade
 from kdcompress.models.staged import Staged
 from kdcompress.models.student_assistant import StudentAssistant
 from kdcompress.results import TrainResult
-from kdcompress.trust import check_trusted
 
 
 @dataclass
@@ -153,7 +152,6 @@ def _teacher_of(base: Network, job: Job) -> Teacher:
     if base.record.get("method") == "lwkd":
         problem = f"{base.reference} learned from a lightweight teacher, which knows nothing of its images."
         raise UserError(problem, "Give a teacher of these data: --teacher REF.")
-    check_trusted([known["reference"], known.get("arch")], f"The run {base.reference}")
     teacher = load_teacher(known["reference"], known.get("arch"), job.reporter)
     if teacher.entry["fingerprint"] != known["fingerprint"]:
         job.reporter.note(f"Notice: the teacher {known['reference']} has changed since this run was distilled.")

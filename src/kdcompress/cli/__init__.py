@@ -149,6 +149,8 @@ def _command(name: str) -> Callable[..., None]:
         path = sets.ShellOptions.resolve(own, environment=os.environ).config
         config = _read_config(path, name)
         of_shell = {key: config.pop(key) for key in list(config) if _name(key) in own}
+        if of_shell.get("trust_code"):
+            raise usage_error(f"--config {path} asks to trust code.", "Type --trust-code if you do.")
         shell = sets.ShellOptions.resolve(own, of_shell, os.environ)
         options = option_set.resolve(values, config, os.environ)
         if shell.trust_code:

@@ -8,11 +8,9 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import importlib
 import os
-import sys
 from array import array
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, overload
@@ -23,7 +21,7 @@ from PIL import Image
 
 from kdcompress.data import synth_digits
 from kdcompress.errors import UserError, first_line, usage_error
-from kdcompress.trust import typed
+from kdcompress.trust import PREFIX, import_callable
 
 IMAGE_MODES = {1: "L", 3: "RGB"}
 MAX_MEMORY_BYTES = 512 * 2**20
@@ -200,7 +198,7 @@ def load_source(spec: str, *, data_dir: str | None = None, download: bool = Fals
         source = _digits()
     elif spec.split(":")[0] == synth_digits.NAME:
         source = _synth_digits(spec)
-    elif spec.startswith("py:"):
+    elif spec.startswith(PREFIX):
         source = _from_callable(spec)
     elif spec.split("/")[0].lower() in ("torch", "hfds", "hfids", "wds", "tfds") and not Path(spec).exists():
         source = _from_timm(spec, data_dir, download)
@@ -215,27 +213,6 @@ def load_source(spec: str, *, data_dir: str | None = None, download: bool = Fals
     if source.num_classes < 2:
         raise UserError(f"The data {spec} have only one class.", "A classifier needs two classes or more.")
     return source
-
-
-def import_callable(spec: str) -> Callable[..., Any]:
-    """The function behind ``py:package.module:function``; the working directory is on the path.
-
-    Raises:
-        UserError: It cannot be imported, or is not callable.
-    """
-    typed(spec)
-    module_name, _, name = spec.removeprefix("py:").partition(":")
-    here = str(Path.cwd())
-    if here not in sys.path:
-        sys.path.insert(0, here)
-    try:
-        function = getattr(importlib.import_module(module_name), name)
-    except (ImportError, AttributeError, ValueError) as error:
-        remedy = "Write py:package.module:function; the module must be importable from here."
-        raise usage_error(f"{spec!r} cannot be imported: {error}", remedy) from error
-    if not callable(function):
-        raise usage_error(f"{spec!r} is not callable.", "Name a function.")
-    return function
 
 
 def _digits() -> DataSource:

@@ -30,7 +30,7 @@ def new_network(
     config.update(mean=prep.mean, std=prep.std)
     config.pop("label_names", None)
     # a tag names pretrained weights, which the trained network no longer has
-    architecture = spec.name if spec.name.startswith("py:") else spec.name.split(".")[0]
+    architecture = spec.name if spec.is_code else spec.name.split(".")[0]
     return Network(model, architecture, args, spec.name)
 
 

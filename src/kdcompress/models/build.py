@@ -12,8 +12,8 @@ from timm.layers import to_2tuple
 from torch import nn
 
 from kdcompress.data.preprocess import parse_size
-from kdcompress.data.sources import import_callable
 from kdcompress.errors import UserError, first_line, usage_error
+from kdcompress.trust import PREFIX, import_callable
 
 PREPROCESSING = ("mean", "std", "input_size", "interpolation", "crop_pct")
 
@@ -33,6 +33,11 @@ class ModelSpec:
     def __str__(self) -> str:
         """The architecture and its arguments as a user writes them."""
         return ",".join([self.name, *(f"{key}={_text(value)}" for key, value in self.args.items())])
+
+    @property
+    def is_code(self) -> bool:
+        """Whether it names a function, ``py:module:function``, in place of an architecture."""
+        return self.name.startswith(PREFIX)
 
     @classmethod
     def parse(cls, text: str) -> ModelSpec:
@@ -82,7 +87,7 @@ def build(
     """
     wanted = {"num_classes": num_classes, "in_chans": in_chans}
     args = {**{key: value for key, value in wanted.items() if value is not None}, **spec.args}
-    if spec.name.startswith("py:"):
+    if spec.is_code:
         model = _from_callable(spec.name, args)
     else:
         defaults = default_config(spec.name)

@@ -24,7 +24,6 @@ from kdcompress.errors import UserError, first_line, usage_error
 from kdcompress.models.build import ModelSpec, build, config_of, default_config
 from kdcompress.models.staged import Staged
 from kdcompress.runs import CONFIG, RECORD, WEIGHTS, RunFolder, open_run
-from kdcompress.trust import check_trusted
 
 CHECKPOINT_SUFFIXES = (".safetensors", ".pt", ".pth", ".th", ".bin", ".tar", ".ckpt")
 
@@ -129,7 +128,6 @@ def _from_folder(path: Path) -> Network:
     architecture, args = config.get("architecture"), dict(config.get("model_args") or {})
     if not isinstance(architecture, str):
         raise UserError(f"{run.path / CONFIG} names no architecture.", "The folder is damaged; use another run.")
-    check_trusted([architecture, args], f"The run {run.path}")
     classes = config.get("num_classes") or config.get("pretrained_cfg", {}).get("num_classes")
     model = build(ModelSpec(architecture, args), num_classes=classes)[0]
     model.pretrained_cfg = {**config.get("pretrained_cfg", {}), "num_classes": classes}  # type: ignore[assignment]
@@ -183,7 +181,7 @@ def _by_timm(reference: str) -> Network:
 
 def _from_spec(reference: str, weights: bool, shape: dict[str, Any]) -> Network:
     spec = ModelSpec.parse(reference)
-    if weights and not spec.name.startswith("py:"):
+    if weights and not spec.is_code:
         config = default_config(spec.name)
         if not any(config.get(key) for key in ("url", "hf_hub_id", "file")):
             remedy = f"Train it: kdcompress train-teacher --model {reference}"

@@ -46,7 +46,7 @@ def narrow(spec: ModelSpec, width: float, **shape: Any) -> nn.Module:
 
 def _width_arguments(spec: ModelSpec, width: float) -> dict[str, Any] | None:
     """What the constructor takes to be so wide; None if it takes nothing."""
-    if spec.name.startswith("py:"):
+    if spec.is_code:
         return None
     with torch.device("meta"):
         model: Any = timm.create_model(spec.name, **spec.args)

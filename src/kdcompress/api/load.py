@@ -1,0 +1,28 @@
+"""``kdcompress.load``: any trained network, from Python."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from kdcompress import trust
+from kdcompress.models.loading import Network, load_network
+
+
+def load(reference: str, arch: str | None = None, **shape: Any) -> Network:
+    """Load a network by any reference that the commands take.
+
+    Args:
+        reference: A run folder, ``local-dir:PATH``, ``hf-hub:ORG/NAME``, a checkpoint file, or a model spec.
+        arch: Model spec of a checkpoint file.
+        shape: ``weights``, ``num_classes``, ``in_chans``, ``size``: as for
+            :func:`~kdcompress.models.loading.load_network`.
+
+    Raises:
+        UserError: Nothing there, a checkpoint that does not fit, is truncated or holds code, unknown architecture.
+
+    Example:
+        >>> kdcompress.load("runs/gated").model(torch.zeros(1, 1, 8, 8)).shape
+        torch.Size([1, 10])
+    """
+    trust.typed((reference, arch))
+    return load_network(reference, arch, **shape)
