@@ -22,6 +22,8 @@ from kdcompress.errors import usage_error
 
 T = TypeVar("T", bound="Options")
 
+MOST_NAME, MOST_TEXT = 255, 4096  # what a file system takes as a name, and as a path
+
 
 def option(
     default: Any,
@@ -34,6 +36,7 @@ def option(
     below: float = math.inf,
     panel: str | None = None,
     argument: bool = False,
+    file: bool = False,
 ) -> Any:
     """A dataclass field with what the command line and the checks need to know about it.
 
@@ -41,9 +44,10 @@ def option(
         low, high: Closed bounds. ``above`` and ``below`` are the open ones.
         panel: Heading under which ``--help`` lists it.
         argument: Positional on the command line.
+        file: Names a file or folder that the command makes or reads.
     """
     bounds = {"low": low, "high": high, "above": above, "below": below}
-    metadata = {"help": help, "choices": choices, "panel": panel, "argument": argument, **bounds}
+    metadata = {"help": help, "choices": choices, "panel": panel, "argument": argument, "file": file, **bounds}
     return dataclasses.field(default=default, metadata=metadata)
 
 
@@ -152,9 +156,11 @@ def _checked_one(field: dataclasses.Field[Any], kind: type, value: Any) -> Any:
     except (TypeError, ValueError, OverflowError):
         words = {int: ("a whole number", "3"), float: ("a number", "0.5"), bool: ("true or false", "true")}
         word, example = words.get(kind, ("text", "TEXT"))
-        raise usage_error(f"{name} takes {word}, not {value!r}.", f"Write it like {name} {example}.") from None
-    if isinstance(value, str) and not value.strip():
-        raise usage_error(f"{name} is empty.", f"Give a value, or leave {name} out.")
+        raise usage_error(
+            f"{name} takes {word}, not {str(value)[:60]!r}.", f"Write it like {name} {example}."
+        ) from None
+    if isinstance(value, str):
+        _check_text(name, value, meta["file"])
     if meta["choices"] and value not in meta["choices"]:
         near = difflib.get_close_matches(str(value), meta["choices"], n=1)
         hint = f"Did you mean {near[0]}? " if near else ""
@@ -164,6 +170,17 @@ def _checked_one(field: dataclasses.Field[Any], kind: type, value: Any) -> Any:
         if not good or not math.isfinite(value):
             raise usage_error(f"{name} {value} is out of range.", f"It takes {_range(meta)}.")
     return value
+
+
+def _check_text(name: str, value: str, is_file: bool) -> None:
+    if not value.strip():
+        raise usage_error(f"{name} is empty.", f"Give a value, or leave {name} out.")
+    if "\0" in value:
+        raise usage_error(f"{name} {value!r} holds a NUL character.", "Leave it out.")
+    longest = max(len(os.fsencode(part)) for part in value.split(os.sep)) if is_file else 0
+    if len(value) > MOST_TEXT or longest > MOST_NAME:
+        limit = f"{MOST_NAME} bytes a name and {MOST_TEXT}" if is_file else f"{MOST_TEXT} characters"
+        raise usage_error(f"{name} {value[:60]!r}… is too long.", f"Give at most {limit} in all.")
 
 
 def _converted(kind: type, value: Any) -> Any:
@@ -192,5 +209,5 @@ def _range(meta: Mapping[str, Any]) -> str:
     parts = []
     for key, words in (("low", "at least"), ("above", "more than"), ("high", "at most"), ("below", "less than")):
         if math.isfinite(meta[key]):
-            parts.append(f"{words} {meta[key]:g}")
+            parts.append(f"{words} {meta[key]:.12g}")
     return "a number, " + " and ".join(parts) if parts else "a finite number"

@@ -35,6 +35,7 @@ from kdcompress.option_set import shown
 from kdcompress.options import FREE_OPTIONS, DataOptions, OutputOptions, TargetOptions, TrainingOptions
 from kdcompress.results import R, TrainResult
 from kdcompress.runs import RECORD, RunFolder, check_claim, claim, file_hash
+from kdcompress.schema import Malformed
 
 WORTH_COMPILING = 1000  # steps
 ORIGINS = ("run", "teacher", "data")
@@ -269,7 +270,11 @@ def finished(options: OutputOptions, command: str, kind: type[R], reporter: Repo
         remedy = "Give the same options to take its result, or choose another folder."
         raise usage_error(f"The run {run.path} is finished, but was made with {detail}.", remedy)
     reporter.note(f"{run.path} is finished already.")
-    return kind.from_dict({**record["result"], "run": str(run.path)})
+    try:
+        return kind.from_dict({**record.get("result", {}), "run": str(run.path)})
+    except Malformed as error:
+        problem = f"{run.path / RECORD} holds no result of {command}: {error}."
+        raise UserError(problem, "The folder is damaged; choose another.") from error
 
 
 def versions() -> dict[str, str]:

@@ -63,26 +63,36 @@ def light_teacher(classes: int, options: DistillOptions, train: Train, place: Pl
     with contextlib.ExitStack() as stack:
         work = Path(from_main(lambda: str(_work_folder(kept, place, stack, reporter))))
         if work != kept:
-            try:
+
+            def make(folder: Path) -> None:
                 train(
                     TrainTeacherOptions(
                         **RECIPE,
                         data=_data(classes),
                         epochs=epochs,
                         stop_top1=options.teacher_top1,
-                        out=str(work),
+                        out=str(folder),
                         resume=True,
                         device=options.device,
                         precision=options.precision,
                         workers=options.workers,
                     )
                 )
+
+            try:
+                make(work)
             except Interrupted as interrupted:
                 remedy = "Run the same command again: the lightweight teacher goes on where it stopped."
                 raise Interrupted(interrupted.path, remedy) from interrupted
+            except UserError as error:
+                # of several processes one alone knows that its disk is full
+                if place.world > 1 or work.parent != kept.parent or (problem := _of_the_disk(error)) is None:
+                    raise
+                shutil.rmtree(work, ignore_errors=True)
+                work = _not_kept(kept, problem, reporter)
+                make(work)
             if work.parent == kept.parent:
-                from_main(lambda: str(work.rename(kept)))
-                work = kept
+                work = Path(from_main(lambda: str(_moved(work, kept))))
     found = load_network(str(work))
     reached = found.record["result"]["top1"]
     if reached < options.teacher_top1:
@@ -181,10 +191,30 @@ def _work_folder(kept: Path, place: Place, stack: contextlib.ExitStack, reporter
             return kept
         shutil.rmtree(kept, ignore_errors=True)  # damaged
     except OSError as error:
-        reporter.note(f"Warning: the lightweight teacher cannot be kept in {kept.parent}: {error.strerror or error}.")
-        _temporary.append(tempfile.TemporaryDirectory(prefix="kdcompress-"))
-        return Path(_temporary[-1].name) / kept.name
+        return _not_kept(kept, error, reporter)
     return kept.parent / f".{kept.name}-{place.precision}-{place.world}"
+
+
+def _not_kept(kept: Path, problem: OSError, reporter: Reporter) -> Path:
+    """A folder to train in that goes when the process does."""
+    reporter.note(f"Warning: the lightweight teacher cannot be kept in {kept.parent}: {problem.strerror or problem}.")
+    _temporary.append(tempfile.TemporaryDirectory(prefix="kdcompress-", ignore_cleanup_errors=True))
+    return Path(_temporary[-1].name) / kept.name
+
+
+def _of_the_disk(error: BaseException | None) -> OSError | None:
+    """The error of the disk behind one of ours."""
+    while error is not None and not isinstance(error, OSError):
+        error = error.__cause__ or error.__context__
+    return error
+
+
+def _moved(work: Path, kept: Path) -> Path:
+    """Where the finished teacher is; it serves this command from wherever that is."""
+    try:
+        return work.rename(kept)
+    except OSError:
+        return work
 
 
 def _memory() -> int:
