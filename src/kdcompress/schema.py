@@ -172,7 +172,7 @@ def check(value: Any, kind: type[T]) -> T:
         # "Expected `str`, got `int` - at `$.label_names[0]`"
         what, _, where = str(error).partition(" - at ")
         key = where.strip("`").removeprefix("$").removeprefix(".")
-        what = what.replace("`", "").replace("Expected", "expected")
+        what = what.replace("`", "").replace("Expected", "expected").replace("Object missing", "missing")
         raise Malformed(f"{key}: {what}" if key else what) from error
 
 

@@ -269,12 +269,13 @@ def finished(options: OutputOptions, command: str, kind: type[R], reporter: Repo
         detail = ", ".join(shown(key, then.get(key)) for key in changed[:3])
         remedy = "Give the same options to take its result, or choose another folder."
         raise usage_error(f"The run {run.path} is finished, but was made with {detail}.", remedy)
-    reporter.note(f"{run.path} is finished already.")
     try:
-        return kind.from_dict({**record.get("result", {}), "run": str(run.path)})
+        result = kind.from_dict({**record.get("result", {}), "run": str(run.path)})
     except Malformed as error:
         problem = f"{run.path / RECORD} holds no result of {command}: {error}."
         raise UserError(problem, "The folder is damaged; choose another.") from error
+    reporter.note(f"{run.path} is finished already.")
+    return result
 
 
 def versions() -> dict[str, str]:

@@ -286,14 +286,20 @@ def _read_config(path: str | None, command: str) -> dict[str, Any]:
         raise usage_error(f"--config {path} cannot be read: {what}", "Give a YAML or JSON file of options.") from error
     if not isinstance(content, dict):
         raise usage_error(f"--config {path} holds no options.", "Write lines like 'epochs: 30'.")
-    section = content.get(command) or {}
-    if not isinstance(section, dict):
-        raise usage_error(f"--config {path}: {command} holds no options.", "Write lines like '  epochs: 30' below it.")
     # one file serves a whole pipeline: at its top may be what only other commands know
     fields = _option_names()
     others = set().union(*fields.values()) - fields[command]
-    common = {key: value for key, value in content.items() if key not in COMMANDS and _name(key) not in others}
-    return {**common, **section}
+    # data is a command and an option: its section holds options, the option is text
+    sections = {key for key, value in content.items() if key in COMMANDS and (key != "data" or _is_section(value))}
+    section = content[command] if command in sections else {}
+    if not _is_section(section):
+        raise usage_error(f"--config {path}: {command} holds no options.", "Write lines like '  epochs: 30' below it.")
+    common = {key: value for key, value in content.items() if key not in sections and _name(key) not in others}
+    return {**common, **(section or {})}
+
+
+def _is_section(value: Any) -> bool:
+    return value is None or isinstance(value, dict)
 
 
 def _name(key: Any) -> str:
