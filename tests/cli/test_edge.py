@@ -18,7 +18,9 @@ from safetensors.torch import load_file, save_file
 import kdcompress.api
 from cli.conftest import Cli
 from cli.shell import TINY, photos
+from kdcompress.errors import UserError
 from kdcompress.options import MOST_EPOCHS
+from kdcompress.runs import RunFolder
 
 ONCE = ("--model", TINY, "--epochs", "1")
 
@@ -198,7 +200,10 @@ def test_python_data_that_are_none(
     """Else a wrong network is trained without a word, 64 GB are asked for, or --lr gets the blame for NaN."""
     (here / "edge_data.py").write_text(f"{MODULE}    {body}\n")
     monkeypatch.delitem(sys.modules, "edge_data", raising=False)
-    cli("data", "py:edge_data:make").error(words, status=1)
+    done = cli("data", "py:edge_data:make")
+    assert (done.status, done.out) == (1, "")
+    assert len(done.err.splitlines()) == 2, done.err
+    assert words in done.err
 
 
 def test_a_module_that_cannot_be_imported(cli: Cli, here: Path) -> None:
@@ -382,6 +387,19 @@ def test_a_full_cache_costs_no_result(cli: Cli, here: Path, monkeypatch: pytest.
     assert "cannot be kept" in done.err
     assert "No space left" in done.err
     assert not list((here / "cache").rglob("*.safetensors"))
+
+
+def test_a_disk_that_turns_read_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else the message that names the file is lost for one of tidying up."""
+
+    def fail(*_: object, **__: object) -> None:
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr(os, "replace", fail)
+    monkeypatch.setattr(Path, "unlink", fail)
+    with pytest.raises(UserError, match="could not be written: Read-only") as caught:
+        RunFolder(tmp_path).write_json("run.json", {})
+    assert "--out" in caught.value.remedy
 
 
 def test_a_checkpoint_that_is_none(cli: Cli, here: Path, runs: Path) -> None:

@@ -207,7 +207,7 @@ def _from_stdin() -> str:
         except ValueError as error:
             problem = f"Standard input is not valid JSON: {first_line(error)}"
             if isinstance(error, schema.Malformed):
-                problem = f"The JSON on standard input is no result: {error}"
+                problem = f"The JSON on standard input names no run that can be used: {error}."
             raise usage_error(problem, "Pipe in the output of a command.") from error
         if not run:
             raise usage_error(

@@ -346,7 +346,7 @@ def _from_callable(spec: str) -> DataSource:
         raise
     except Exception as error:  # code of the user's own may fail in any way
         problem = f"{spec} gives no data: {type(error).__name__}: {first_line(error)}"
-        remedy = "It is called without arguments, and returns (train, test), data sets of (image, label)."
+        remedy = "It returns (train, test), data sets of (image, label). KDCOMPRESS_DEBUG=1 shows where it failed."
         raise UserError(problem, remedy) from error
 
 
