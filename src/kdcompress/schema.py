@@ -55,16 +55,23 @@ class Config(TypedDict, total=False):
 
 
 class RunOptions(TypedDict, total=False):
-    """What the next command takes over from the options of a run."""
+    """What later commands look at of the options of a run."""
 
+    run: Place | None
+    teacher: Place | None
     data: Place | None
     data_dir: Place | None
     holdout: Annotated[float, Meta(gt=0, lt=1)] | None
     skip_bad_images: bool | None
 
 
-class Teacher(TypedDict, total=False):
+class Reference(TypedDict):
+    """By which a network is found again."""
+
     reference: Place
+
+
+class Teacher(Reference, total=False):
     arch: Text | None
     fingerprint: Name | None
     macs: Annotated[int, Meta(ge=1, le=2**62)]

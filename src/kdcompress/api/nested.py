@@ -32,5 +32,6 @@ def nested(options: OutputOptions, command: str, stem: str, first: str, place: P
         raise Interrupted(run.path) from interrupt
     except UserError:
         if begins and not (run.path / first).exists():
-            run.discard()
+            with contextlib.suppress(OSError):  # of a disk that has turned read-only
+                run.discard()
         raise
