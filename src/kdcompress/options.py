@@ -314,7 +314,7 @@ class LightTeacherOptions(Options):
         None,
         "images of each class whose soft targets are kept (default: up to 128, in 512 MiB)",
         low=1,
-        high=MOST_IMAGES,
+        high=10**9,
         panel=LIGHT,
     )
     adversarial_weight: float = option(

@@ -134,7 +134,12 @@ def _from_folder(path: Path) -> Network:
     pretrained = config.get("pretrained_cfg") or {}
     classes = config.get("num_classes") or pretrained.get("num_classes")
     model = build(ModelSpec(architecture, args), num_classes=classes)[0]
-    model.pretrained_cfg = {**pretrained, "num_classes": classes}  # type: ignore[assignment]
+    built = config_of(model)
+    config_size = pretrained.get("input_size") or built["input_size"]
+    if config_size[0] != built["input_size"][0]:
+        problem = f"{run.path / CONFIG} has an input_size of {config_size[0]} channels, the network takes"
+        raise UserError(f"{problem} {built['input_size'][0]}.", "The folder is damaged; use another run.")
+    model.pretrained_cfg = {**pretrained, "input_size": config_size, "num_classes": classes}  # type: ignore[assignment]
     _check_gate(model, run.path / CONFIG)
     _fill(model, read_weights(run.path / WEIGHTS), run.path / WEIGHTS)
     names = config.get("label_names") or pretrained.get("label_names")
