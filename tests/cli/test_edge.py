@@ -38,9 +38,11 @@ def change(file: Path, path: str, value: Any) -> None:
     for parent in parents:
         place = place[parent]
     place[key] = value
-    for own in ("digest", "digests"):  # as whoever altered it on purpose would do
-        content.pop(own, None)
     file.write_text(json.dumps(content))
+    # as whoever altered it on purpose would do
+    record = json.loads((file.parent / "run.json").read_text())
+    rest = {key: part for key, part in record.items() if key not in ("digest", "digests")}
+    (file.parent / "run.json").write_text(json.dumps(rest))
 
 
 # --- standard input -----------------------------------------------------------------------------------------------
@@ -360,6 +362,16 @@ def test_errors_of_nobody_are_one_line(error: Exception, words: str, cli: Cli, m
     monkeypatch.setenv("KDCOMPRESS_DEBUG", "1")
     with pytest.raises(type(error)):
         cli("data", "digits")
+
+
+def test_a_broken_pipe_within_is_told(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else a worker that the system has killed ends a training without a word."""
+
+    def fail(*_: object, **__: object) -> None:
+        raise BrokenPipeError(errno.EPIPE, "Broken pipe")
+
+    monkeypatch.setattr(kdcompress.api, "describe_data", fail)
+    cli("data", "digits").error("has ended", "--workers", status=1)
 
 
 # --- disks --------------------------------------------------------------------------------------------------------

@@ -175,6 +175,10 @@ def _command(name: str) -> Callable[..., None]:
         except KeyboardInterrupt as interrupt:
             # told here: Typer makes an Abort of it that knows nothing of the run
             raise _interrupted(interrupt) from interrupt
+        except BrokenPipeError as error:
+            # Typer would leave without a word
+            remedy = "A process that reads images may have been killed, for want of memory: try fewer --workers."
+            raise UserError("A process that this one talks to has ended.", remedy) from error
         if int(os.environ.get("RANK", "0")) == 0:
             try:
                 print_result(result, shell.json)
