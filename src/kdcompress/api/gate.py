@@ -6,11 +6,12 @@ import dataclasses
 import time
 from typing import Any
 
+from kdcompress.api.claimed import claimed
 from kdcompress.api.gated import Calibration
 from kdcompress.api.job import finished
 from kdcompress.api.reference import SEEN, check_classes, check_unchanged, inherit, open_data, resize_input, resolve
 from kdcompress.data import Data
-from kdcompress.engine.distributed import Place, from_main, start
+from kdcompress.engine.distributed import Place, start
 from kdcompress.engine.progress import Reporter, Silent
 from kdcompress.errors import UserError, usage_error
 from kdcompress.gate_search import best_measure, search
@@ -20,7 +21,6 @@ from kdcompress.models.loading import load_network
 from kdcompress.options import GateCalibrateOptions
 from kdcompress.plot import check_plot, plot
 from kdcompress.results import GateResult
-from kdcompress.runs import RECORD, claim
 
 LEAST_DROP = 0.001  # points that can be promised: no split has so many images
 
@@ -96,19 +96,19 @@ def gate_calibrate(
         if all(limit is None for limit in promised.thresholds):
             told.note(f"Notice: every member runs: {_why(promised, len(found.labels))}.")
     stem = f"gated-{network.path.name if network.path else network.architecture}"
-    run = from_main(lambda: claim(options.out, stem, resume=options.resume))
-    if place.is_main:
-        run.write_json(RECORD, {"command": "gate-calibrate", "status": "unfinished"})
-    result = found.gated(
-        run,
-        "gate-calibrate",
-        options,
-        (measure, chosen),
-        began=began,
-        parent=network,
-        curve=curve,
-        promise=promised.to_dict() if promised else None,
-    )
+    with claimed(options, stem) as run:
+        if place.is_main:
+            run.write_record({"command": "gate-calibrate", "status": "unfinished"}, digests={})
+        result = found.gated(
+            run,
+            "gate-calibrate",
+            options,
+            (measure, chosen),
+            began=began,
+            parent=network,
+            curve=curve,
+            promise=promised.to_dict() if promised else None,
+        )
     return _drawn(result, options, place)
 
 

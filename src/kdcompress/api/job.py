@@ -17,6 +17,7 @@ import timm
 import torch
 from torch import nn
 
+from kdcompress.api.claimed import claimed
 from kdcompress.api.cost import facts, member_profiles, note_missed
 from kdcompress.api.reference import SEEN, Teacher, absolute, piped
 from kdcompress.api.targets import check_precision, told
@@ -34,7 +35,7 @@ from kdcompress.models.loading import Network, model_config, save_network
 from kdcompress.option_set import shown
 from kdcompress.options import FREE_OPTIONS, DataOptions, OutputOptions, TargetOptions, TrainingOptions
 from kdcompress.results import R, TrainResult
-from kdcompress.runs import RECORD, RunFolder, check_claim, claim, file_hash
+from kdcompress.runs import RunFolder, check_claim, file_hash
 
 WORTH_COMPILING = 1000  # steps
 ORIGINS = ("run", "teacher", "data")
@@ -111,67 +112,67 @@ class Job:
         batches = data.training(plan.batch_size, options.seed + view_shift, options.augment)
         calibration = data.evaluation("calibration", forward_batch(place))
         stem = f"{self.command}-{self.method}-{network.architecture}-{Path(source.spec).name}"
-        run = from_main(lambda: claim(options.out, stem, resume=options.resume))
-        provenance = self._provenance(data, teacher, parent)
-        provenance[SEEN] = any(each.record.get(SEEN, False) for each in (network, parent) if each is not None)
-        if run.has_checkpoint:
-            _check_origin(run, provenance)
-        elif place.is_main:
-            run.write_json(RECORD, {**provenance, "status": "unfinished"})
-        rows: list[dict[str, Any]] = []
-        note = functools.cache(self.reporter.note)  # phases and splits have the same to tell
-        for number in range(phase_of(run), len(phases)):
-            task = phases[number].task()
-            check_precision(task, batches, place, self.reporter)
-            train_batches, eval_batches = told(
-                task, batches, calibration, data, options, plans[number].epochs, place, note
+        with claimed(options, stem) as run:
+            provenance = self._provenance(data, teacher, parent)
+            provenance[SEEN] = any(each.record.get(SEEN, False) for each in (network, parent) if each is not None)
+            if run.has_checkpoint:
+                _check_origin(run, provenance)
+            elif place.is_main:
+                run.write_record({**provenance, "status": "unfinished"}, digests={})
+            rows: list[dict[str, Any]] = []
+            note = functools.cache(self.reporter.note)  # phases and splits have the same to tell
+            for number in range(phase_of(run), len(phases)):
+                task = phases[number].task()
+                check_precision(task, batches, place, self.reporter)
+                train_batches, eval_batches = told(
+                    task, batches, calibration, data, options, plans[number].epochs, place, note
+                )
+                parts = self._to_compile(task, plans[number].epochs * len(batches))
+                title = f"{self.command} {network.architecture} {phases[number].name}".rstrip()
+                with compiled(parts):
+                    rows = fit(
+                        task, train_batches, eval_batches, options, plans[number], place, run, self.reporter,
+                        title=title, num_classes=source.num_classes, phase=number, history=rows,
+                    )  # fmt: skip
+            chosen = options.chosen_views if isinstance(options, TargetOptions) else None
+            task.eval()
+            final = task.get_eval_model()
+            scores = evaluate(final, eval_batches, place)
+            if energies is not None and teacher is not None:
+                energies = [*energies, self.energy(final, teacher.frozen, data)]
+            made = assemble(dataclasses.replace(network, model=network.model.cpu().eval()))
+            profiles = member_profiles(made)
+            note_missed(profiles, made.architecture, self.reporter)
+            result = TrainResult(
+                command=self.command,
+                run=str(run.path),
+                seconds=round(time.perf_counter() - self.began, 3),
+                method=self.method,
+                data=source.spec,
+                epochs=options.epochs,
+                seed=options.seed,
+                device=str(place.device),
+                precision=place.precision,
+                split="calibration",
+                n=scores.n,
+                top1=round(scores.top1, 4),
+                top5=None if scores.top5 is None else round(scores.top5, 4),
+                loss=round(scores.loss, 6),
+                images_per_second=rows[-1]["images_per_second"],
+                energies=energies,
+                target_views=train_batches.views or chosen or None,  # the last phase may ask nobody
+                calibration_seen=provenance[SEEN],
+                **more,
+                **facts(made, teacher.entry if teacher else None, profiles),
             )
-            parts = self._to_compile(task, plans[number].epochs * len(batches))
-            title = f"{self.command} {network.architecture} {phases[number].name}".rstrip()
-            with compiled(parts):
-                rows = fit(
-                    task, train_batches, eval_batches, options, plans[number], place, run, self.reporter,
-                    title=title, num_classes=source.num_classes, phase=number, history=rows,
-                )  # fmt: skip
-        chosen = options.chosen_views if isinstance(options, TargetOptions) else None
-        task.eval()
-        final = task.get_eval_model()
-        scores = evaluate(final, eval_batches, place)
-        if energies is not None and teacher is not None:
-            energies = [*energies, self.energy(final, teacher.frozen, data)]
-        made = assemble(dataclasses.replace(network, model=network.model.cpu().eval()))
-        profiles = member_profiles(made)
-        note_missed(profiles, made.architecture, self.reporter)
-        result = TrainResult(
-            command=self.command,
-            run=str(run.path),
-            seconds=round(time.perf_counter() - self.began, 3),
-            method=self.method,
-            data=source.spec,
-            epochs=options.epochs,
-            seed=options.seed,
-            device=str(place.device),
-            precision=place.precision,
-            split="calibration",
-            n=scores.n,
-            top1=round(scores.top1, 4),
-            top5=None if scores.top5 is None else round(scores.top5, 4),
-            loss=round(scores.loss, 6),
-            images_per_second=rows[-1]["images_per_second"],
-            energies=energies,
-            target_views=train_batches.views or chosen or None,  # the last phase may ask nobody
-            calibration_seen=provenance[SEEN],
-            **more,
-            **facts(made, teacher.entry if teacher else None, profiles),
-        )
 
-        def save() -> None:
-            config = model_config(made.model, made.architecture, made.model_args, source.class_names)
-            save_network(run, made.model, config)
-            run.finish({**provenance, "result": result.to_dict()})
+            def save() -> None:
+                config = model_config(made.model, made.architecture, made.model_args, source.class_names)
+                save_network(run, made.model, config)
+                run.finish({**provenance, "result": result.to_dict()})
 
-        from_main(save)  # whoever has the result may load the run
-        return result
+            from_main(save)  # whoever has the result may load the run
+            return result
 
     def _to_compile(self, task: StudentTask, steps: int) -> list[nn.Module]:
         """The student and the frozen networks of a task, if it is to be compiled."""

@@ -5,11 +5,12 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 
-from kdcompress.engine.distributed import Place, from_main
+from kdcompress.api.claimed import claimed
+from kdcompress.engine.distributed import Place
 from kdcompress.engine.interrupt import Interrupted
 from kdcompress.errors import UserError
 from kdcompress.options import OutputOptions
-from kdcompress.runs import RECORD, RunFolder, claim
+from kdcompress.runs import RECORD, RunFolder
 
 
 @contextlib.contextmanager
@@ -22,15 +23,15 @@ def nested(options: OutputOptions, command: str, stem: str, first: str, place: P
         stem: As for :func:`~kdcompress.runs.claim`.
         first: Folder of the first training.
     """
-    run = from_main(lambda: claim(options.out, stem, resume=options.resume))
-    begins = place.is_main and not (run.path / RECORD).exists()
-    if begins:
-        run.write_json(RECORD, {"command": command, "status": "unfinished"})
-    try:
-        yield run
-    except KeyboardInterrupt as interrupt:
-        raise Interrupted(run.path) from interrupt
-    except UserError:
-        if begins and not (run.path / first).exists():
-            run.discard()
-        raise
+    with claimed(options, stem) as run:
+        begins = place.is_main and not (run.path / RECORD).exists()
+        if begins:
+            run.write_record({"command": command, "status": "unfinished"})
+        try:
+            yield run
+        except KeyboardInterrupt as interrupt:
+            raise Interrupted(run.path) from interrupt
+        except UserError:
+            if begins and not (run.path / first).exists():
+                run.discard()
+            raise
