@@ -73,8 +73,9 @@ class ShortTrainings:
     def drop(self, candidate: Candidate, epochs: int) -> None:
         """Remove the weights of one that is scored."""
         run = RunFolder(self._folder(candidate, epochs))
-        (run.path / WEIGHTS).unlink(missing_ok=True)
-        run.accept()
+        if (run.path / WEIGHTS).is_file():
+            (run.path / WEIGHTS).unlink()
+            run.accept()
 
     def _options(self, candidate: Candidate, epochs: int, folder: Path) -> AddResStudentOptions:
         """Options of a training for so many epochs; its schedule is that of the full one, made shorter."""
