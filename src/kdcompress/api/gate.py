@@ -11,6 +11,7 @@ from kdcompress.api.gated import Calibration
 from kdcompress.api.job import finished
 from kdcompress.api.reference import SEEN, check_classes, check_unchanged, inherit, open_data, resize_input, resolve
 from kdcompress.data import Data
+from kdcompress.engine.cores import take_free_cores
 from kdcompress.engine.distributed import Place, start
 from kdcompress.engine.progress import Reporter, Silent
 from kdcompress.errors import UserError, usage_error
@@ -55,6 +56,7 @@ def gate_calibrate(
     place = start(options.device, "fp32" if options.precision == "auto" else options.precision)
     options, began = dataclasses.replace(options, run=resolve(options.run)), time.perf_counter()
     told = (reporter if place.is_main else None) or Silent()
+    take_free_cores(place, told)
     if (done := finished(options, "gate-calibrate", GateResult, told)) is not None:
         return _drawn(done, options, place)
     network = load_network(options.run)
@@ -96,7 +98,7 @@ def gate_calibrate(
         if all(limit is None for limit in promised.thresholds):
             told.note(f"Notice: every member runs: {_why(promised, len(found.labels))}.")
     stem = f"gated-{network.path.name if network.path else network.architecture}"
-    with claimed(options, stem) as run:
+    with claimed(options, stem, place, told) as run:
         if place.is_main:
             run.write_record({"command": "gate-calibrate", "status": "unfinished"}, digests={})
         result = found.gated(

@@ -23,6 +23,7 @@ from kdcompress.api.reference import SEEN, Teacher, absolute, piped
 from kdcompress.api.targets import check_precision, told
 from kdcompress.data import Data
 from kdcompress.engine.compiling import check_compiler, compiled
+from kdcompress.engine.cores import take_free_cores
 from kdcompress.engine.distributed import Place, from_main, start
 from kdcompress.engine.evaluate import collect, evaluate
 from kdcompress.engine.fit import Plan, fit, phase_of
@@ -71,7 +72,9 @@ class Job:
     def begin(cls, command: str, method: str, options: TrainingOptions, reporter: Reporter | None) -> Job:
         place = start(options.device, options.precision)
         options, began = piped(options), time.perf_counter()  # waiting for the command before is not our time
-        return cls(command, method, options, (reporter if place.is_main else None) or Silent(), place, began)
+        told = (reporter if place.is_main else None) or Silent()
+        take_free_cores(place, told)
+        return cls(command, method, options, told, place, began)
 
     def finished(self) -> TrainResult | None:
         """As :func:`finished`."""
@@ -112,7 +115,7 @@ class Job:
         batches = data.training(plan.batch_size, options.seed + view_shift, options.augment)
         calibration = data.evaluation("calibration", forward_batch(place))
         stem = f"{self.command}-{self.method}-{network.architecture}-{Path(source.spec).name}"
-        with claimed(options, stem) as run:
+        with claimed(options, stem, place, self.reporter) as run:
             provenance = self._provenance(data, teacher, parent)
             provenance[SEEN] = any(each.record.get(SEEN, False) for each in (network, parent) if each is not None)
             if run.has_checkpoint:
@@ -202,6 +205,7 @@ class Job:
             "parent_fingerprint": file_hash(parent.path) if parent is not None else None,
             "seed": self.options.seed,
             "hardware": self.place.describe(),
+            "threads": torch.get_num_threads(),
             "versions": versions(),
         }
 

@@ -5,16 +5,21 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 
+import torch
+
 from kdcompress.api.claimed import claimed
 from kdcompress.engine.distributed import Place
 from kdcompress.engine.interrupt import Interrupted
+from kdcompress.engine.progress import Reporter
 from kdcompress.errors import UserError
 from kdcompress.options import OutputOptions
 from kdcompress.runs import RECORD, RunFolder
 
 
 @contextlib.contextmanager
-def nested(options: OutputOptions, command: str, stem: str, first: str, place: Place) -> Iterator[RunFolder]:
+def nested(
+    options: OutputOptions, command: str, stem: str, first: str, place: Place, reporter: Reporter
+) -> Iterator[RunFolder]:
     """Claim the folder of the whole, for as long as its trainings take.
 
     A stop names the whole as what can be resumed, and what is refused before the first training began leaves nothing.
@@ -23,10 +28,10 @@ def nested(options: OutputOptions, command: str, stem: str, first: str, place: P
         stem: As for :func:`~kdcompress.runs.claim`.
         first: Folder of the first training.
     """
-    with claimed(options, stem) as run:
+    with claimed(options, stem, place, reporter) as run:
         begins = place.is_main and not (run.path / RECORD).exists()
         if begins:
-            run.write_record({"command": command, "status": "unfinished"})
+            run.write_record({"command": command, "status": "unfinished", "threads": torch.get_num_threads()})
         try:
             yield run
         except KeyboardInterrupt as interrupt:

@@ -15,7 +15,7 @@ from typing import Any
 import typer
 
 from kdcompress import options as sets
-from kdcompress import trust
+from kdcompress import threads, trust
 from kdcompress.cli.output import print_error, print_result
 from kdcompress.engine.interrupt import Asked, interrupt
 from kdcompress.errors import UserError, usage_error
@@ -166,6 +166,7 @@ def _command(name: str) -> Callable[..., int]:
             os.environ[trust.VARIABLE] = "1"
         if not shell.verbose:
             warnings.simplefilter("ignore")
+        threads.spin_less(os.environ)
         # imported here: torch comes with it
         from kdcompress import api
         from kdcompress.engine.precision import Process
