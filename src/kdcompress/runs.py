@@ -33,6 +33,9 @@ WEIGHTS, CONFIG, RECORD, METRICS, CHECKPOINT = (
 )
 
 
+RUNS = "runs"  # in the working directory: folders that the user has not chosen
+
+
 @contextlib.contextmanager
 def atomic_file(path: Path) -> Iterator[IO[bytes]]:
     """Write to a temporary name, flush to the disk, then rename.
@@ -147,7 +150,7 @@ def claim(out: str | None, stem: str, *, resume: bool) -> RunFolder:
     stem = re.sub(r"[^\w.=-]+", "-", stem).strip("-")
     number = 1
     while True:
-        path = Path("runs").absolute() / (stem if number == 1 else f"{stem}-{number}")
+        path = Path(RUNS).absolute() / (stem if number == 1 else f"{stem}-{number}")
         number += 1
         run = RunFolder(path)
         if not path.exists():

@@ -22,10 +22,13 @@ from kdcompress.api.reference import SEEN, Teacher, absolute, piped
 from kdcompress.api.targets import check_precision, told
 from kdcompress.data import Data
 from kdcompress.engine.compiling import check_compiler, compiled
-from kdcompress.engine.distributed import Place, from_main, start
+from kdcompress.engine.distributed import Place, from_main, remember, start
 from kdcompress.engine.evaluate import collect, evaluate
 from kdcompress.engine.fit import Plan, fit, phase_of
 from kdcompress.engine.progress import Reporter, Silent
+from kdcompress.engine.restart import job_key, resuming
+from kdcompress.engine.shared_run import claim_together
+from kdcompress.engine.sync_bn import is_wanted, layers, synchronized
 from kdcompress.engine.targets import forward_batch
 from kdcompress.errors import UserError, usage_error
 from kdcompress.methods.base import Frozen, StudentTask
@@ -34,7 +37,7 @@ from kdcompress.models.loading import Network, model_config, save_network
 from kdcompress.option_set import shown
 from kdcompress.options import FREE_OPTIONS, DataOptions, OutputOptions, TargetOptions, TrainingOptions
 from kdcompress.results import R, TrainResult
-from kdcompress.runs import RECORD, RunFolder, check_claim, claim, file_hash
+from kdcompress.runs import RECORD, RunFolder, check_claim, file_hash
 
 WORTH_COMPILING = 1000  # steps
 ORIGINS = ("run", "teacher", "data")
@@ -68,9 +71,11 @@ class Job:
 
     @classmethod
     def begin(cls, command: str, method: str, options: TrainingOptions, reporter: Reporter | None) -> Job:
-        place = start(options.device, options.precision)
-        options, began = piped(options), time.perf_counter()  # waiting for the command before is not our time
-        return cls(command, method, options, (reporter if place.is_main else None) or Silent(), place, began)
+        place = start(options.device, options.precision, options.patience)
+        told = (reporter if place.is_main else None) or Silent()
+        options = resuming(piped(options), command, told.note)
+        began = time.perf_counter()  # waiting for the command before is not our time
+        return cls(command, method, options, told, place, began)
 
     def finished(self) -> TrainResult | None:
         """As :func:`finished`."""
@@ -111,24 +116,35 @@ class Job:
         batches = data.training(plan.batch_size, options.seed + view_shift, options.augment)
         calibration = data.evaluation("calibration", forward_batch(place))
         stem = f"{self.command}-{self.method}-{network.architecture}-{Path(source.spec).name}"
-        run = from_main(lambda: claim(options.out, stem, resume=options.resume))
+        run = claim_together(options.out, stem, place, resume=options.resume)
         provenance = self._provenance(data, teacher, parent)
         provenance[SEEN] = any(each.record.get(SEEN, False) for each in (network, parent) if each is not None)
-        if run.has_checkpoint:
-            _check_origin(run, provenance)
-        elif place.is_main:
-            run.write_json(RECORD, {**provenance, "status": "unfinished"})
+        synced = is_wanted(options.sync_bn, plan.batch_size, place)
+        provenance["sync_bn"] = synced
+
+        def begin() -> int:
+            if run.has_checkpoint:
+                _check_origin(run, provenance)
+            else:
+                run.write_json(RECORD, {**provenance, "status": "unfinished"})
+            return phase_of(run)
+
+        first = from_main(begin)
         rows: list[dict[str, Any]] = []
         note = functools.cache(self.reporter.note)  # phases and splits have the same to tell
-        for number in range(phase_of(run), len(phases)):
+        for number in range(first, len(phases)):
             task = phases[number].task()
             check_precision(task, batches, place, self.reporter)
             train_batches, eval_batches = told(
                 task, batches, calibration, data, options, plans[number].epochs, place, note
             )
-            parts = self._to_compile(task, plans[number].epochs * len(batches))
+            parts, student = self._to_compile(task, plans[number].epochs * len(batches))
             title = f"{self.command} {network.architecture} {phases[number].name}".rstrip()
-            with compiled(parts):
+            with contextlib.ExitStack() as modes:
+                if synced and layers(student):
+                    note(f"BatchNorm sees the images of all {place.world} processes (--sync-bn {options.sync_bn})")
+                    modes.enter_context(synchronized(student, place.device))
+                modes.enter_context(compiled(parts))
                 rows = fit(
                     task, train_batches, eval_batches, options, plans[number], place, run, self.reporter,
                     title=title, num_classes=source.num_classes, phase=number, history=rows,
@@ -171,17 +187,18 @@ class Job:
             run.finish({**provenance, "result": result.to_dict()})
 
         from_main(save)  # whoever has the result may load the run
+        remember(None)
         return result
 
-    def _to_compile(self, task: StudentTask, steps: int) -> list[nn.Module]:
-        """The student and the frozen networks of a task, if it is to be compiled."""
-        if not self.options.compile:
-            return []
-        if steps < WORTH_COMPILING:
-            self.reporter.note(f"Notice: --compile may take longer than it saves: there are {steps} steps.")
+    def _to_compile(self, task: StudentTask, steps: int) -> tuple[list[nn.Module], nn.Module]:
+        """The student and the frozen networks of a task, if it is to be compiled; and the student."""
         student = task.get_trainable_module()
         assert student is not None
-        return [student, *(module.model for module in task.modules() if isinstance(module, Frozen))]
+        if not self.options.compile:
+            return [], student
+        if steps < WORTH_COMPILING:
+            self.reporter.note(f"Notice: --compile may take longer than it saves: there are {steps} steps.")
+        return [student, *(module.model for module in task.modules() if isinstance(module, Frozen))], student
 
     def energy(self, network: nn.Module, teacher: nn.Module, data: Data) -> float:
         """Energy of the residual that ``network`` leaves, on the whole calibration split."""
@@ -202,6 +219,7 @@ class Job:
             "seed": self.options.seed,
             "hardware": self.place.describe(),
             "versions": versions(),
+            **job_key(),
         }
 
 
@@ -244,8 +262,17 @@ def finished(options: OutputOptions, command: str, kind: type[R], reporter: Repo
     """
     if not options.out:
         return None
-    out = options.out
-    from_main(lambda: check_claim(out, resume=options.resume))
+    found = from_main(lambda: _finished(options, command))
+    if found is None:
+        return None
+    reporter.note(f"{found['run']} is finished already.")
+    return kind.from_dict(found)
+
+
+def _finished(options: OutputOptions, command: str) -> dict[str, Any] | None:
+    """The result, as the disk of the main process has it: no other looks for itself."""
+    assert options.out is not None
+    check_claim(options.out, resume=options.resume)
     if not options.resume:
         return None
     run = RunFolder(Path(options.out).absolute())
@@ -268,8 +295,7 @@ def finished(options: OutputOptions, command: str, kind: type[R], reporter: Repo
         detail = ", ".join(shown(key, then.get(key)) for key in changed[:3])
         remedy = "Give the same options to take its result, or choose another folder."
         raise usage_error(f"The run {run.path} is finished, but was made with {detail}.", remedy)
-    reporter.note(f"{run.path} is finished already.")
-    return kind.from_dict({**record["result"], "run": str(run.path)})
+    return {**record["result"], "run": str(run.path)}
 
 
 def versions() -> dict[str, str]:

@@ -7,9 +7,11 @@ from collections.abc import Iterator
 
 from kdcompress.engine.distributed import Place, from_main
 from kdcompress.engine.interrupt import Interrupted
+from kdcompress.engine.restart import job_key
+from kdcompress.engine.shared_run import claim_together
 from kdcompress.errors import UserError
 from kdcompress.options import OutputOptions
-from kdcompress.runs import RECORD, RunFolder, claim
+from kdcompress.runs import RECORD, RunFolder
 
 
 @contextlib.contextmanager
@@ -22,15 +24,20 @@ def nested(options: OutputOptions, command: str, stem: str, first: str, place: P
         stem: As for :func:`~kdcompress.runs.claim`.
         first: Folder of the first training.
     """
-    run = from_main(lambda: claim(options.out, stem, resume=options.resume))
-    begins = place.is_main and not (run.path / RECORD).exists()
-    if begins:
-        run.write_json(RECORD, {"command": command, "status": "unfinished"})
+    run = claim_together(options.out, stem, place, resume=options.resume)
+
+    def begin() -> bool:
+        begins = not (run.path / RECORD).exists()
+        if begins:
+            run.write_json(RECORD, {"command": command, "status": "unfinished", **job_key()})
+        return begins
+
+    begins = from_main(begin)
     try:
         yield run
     except KeyboardInterrupt as interrupt:
         raise Interrupted(run.path) from interrupt
     except UserError:
-        if begins and not (run.path / first).exists():
+        if place.is_main and begins and not (run.path / first).exists():
             run.discard()
         raise

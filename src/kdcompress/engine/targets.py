@@ -232,6 +232,9 @@ class ToldBatches:
     def sizes(self) -> list[int]:
         return self.batches.sizes()
 
+    def digest(self) -> str:
+        return self.batches.digest()
+
     def prepare(self, epoch: int, stopped: Callable[[], bool]) -> bool:
         return self.targets.prepare(epoch % self.views, stopped)
 
