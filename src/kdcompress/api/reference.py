@@ -11,9 +11,8 @@ from typing import Any, TypeVar
 
 from kdcompress.api.cost import facts, member_profiles, note_missed, spec_of
 from kdcompress.data import Data, DataSource, InputAdapter, load_source, parse_size
-from kdcompress.engine.distributed import from_main
+from kdcompress.engine.distributed import from_main, restarted
 from kdcompress.engine.progress import Reporter
-from kdcompress.engine.restart import restarted
 from kdcompress.errors import UserError, usage_error
 from kdcompress.methods.base import Frozen
 from kdcompress.models.build import config_of

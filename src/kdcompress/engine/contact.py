@@ -83,13 +83,13 @@ class Contact:
         """For :meth:`awaited`; in parts, for the store takes only so much at once."""
         parts = [value[start : start + PART] for start in range(0, len(value), PART)] or [b""]
         for number, part in enumerate(parts[1:]):
-            self.ask(partial(_set, key=f"{key}/{number}", value=part))
+            self.ask(partial(_set, key=f"{key}/part/{number}", value=part))
         self.ask(partial(_set, key=key, value=len(parts).to_bytes(4, "big") + parts[0]))
 
     def _told(self, key: str) -> bytes:
         said = self.ask(lambda store: store.get(key))
         rest = range(int.from_bytes(said[:4], "big") - 1)
-        return said[4:] + b"".join(self.ask(partial(_get, key=f"{key}/{number}")) for number in rest)
+        return said[4:] + b"".join(self.ask(partial(_get, key=f"{key}/part/{number}")) for number in rest)
 
     def awaited(self, keys: dict[int, str]) -> list[bytes]:
         """What peers tell, by their rank; waits for as long as those that have not yet are alive.

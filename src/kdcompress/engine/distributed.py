@@ -20,6 +20,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from kdcompress.engine.allocation import keep_memory
+from kdcompress.engine.attempt import clean_store
 from kdcompress.engine.contact import Contact
 from kdcompress.engine.precision import cpu_precision, remembered
 from kdcompress.errors import UserError, first_line, usage_error
@@ -97,6 +98,7 @@ class _Peers:
 
     contact: Contact | None = None
     hidden = False
+    restarted = False
 
 
 def _join(device: str, seconds: float) -> None:
@@ -104,6 +106,7 @@ def _join(device: str, seconds: float) -> None:
     from timm.utils.distributed import world_info_from_env
 
     local, rank, world = world_info_from_env()
+    before = False
     if device == "cuda":
         torch.cuda.set_device(local)
     if dist.is_initialized():
@@ -115,6 +118,7 @@ def _join(device: str, seconds: float) -> None:
         limit = timedelta(seconds=seconds)
         try:
             store, rank, world = next(dist.rendezvous("env://", timeout=limit))
+            store, before = clean_store(store, rank, world, seconds)
             contact = Contact(dist.PrefixStore("kdcompress", store), rank, world, seconds)
             backend = "nccl" if device == "cuda" else "gloo"
             dist.init_process_group(backend, store=store, rank=rank, world_size=world, timeout=limit)
@@ -127,6 +131,12 @@ def _join(device: str, seconds: float) -> None:
     contact.know_hosts()
     _Peers.contact = contact
     atexit.register(_leave, contact)
+    _Peers.restarted = any(everyone(before or restarted()))
+
+
+def restarted() -> bool:
+    """Whether torchrun has started this job anew after one of its processes had failed (``--max-restarts``)."""
+    return _Peers.restarted or int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
 
 
 def from_main(make: Callable[[], T]) -> T:

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
-from kdcompress.engine.distributed import from_main
+from kdcompress.engine.distributed import from_main, restarted
 from kdcompress.errors import UserError
 from kdcompress.options import OutputOptions
 from kdcompress.runs import RECORD, RUNS, RunFolder
@@ -17,11 +17,6 @@ from kdcompress.runs import RECORD, RUNS, RunFolder
 Some = TypeVar("Some", bound=OutputOptions)
 
 JOB = "torchrun"  # in run.json: the launcher that began the run
-
-
-def restarted() -> bool:
-    """Whether torchrun has started this process anew."""
-    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
 
 
 def job_key() -> dict[str, str]:
