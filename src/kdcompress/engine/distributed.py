@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import atexit
 import contextlib
 import multiprocessing
 import os
@@ -12,6 +11,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
+from multiprocessing.util import Finalize
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -130,7 +130,8 @@ def _join(device: str, seconds: float) -> None:
             ) from error
     contact.know_hosts()
     _Peers.contact = contact
-    atexit.register(_leave, contact)
+    # as atexit, but also in processes that multiprocessing has started
+    Finalize(None, _leave, args=(contact,), exitpriority=10)
     _Peers.restarted = any(everyone(before or restarted()))
 
 
