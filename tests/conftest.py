@@ -10,6 +10,10 @@ from kdcompress import trust
 from kdcompress.engine.precision import Process
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--many", action="store_true", help="as many attacks as the table in docs/reliability.md counts")
+
+
 @pytest.fixture(autouse=True, scope="session")
 def _alone(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Tiny networks run faster on one thread, and what tests try out must not be remembered for the user."""

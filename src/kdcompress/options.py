@@ -518,6 +518,12 @@ class DescribeDataOptions(DataOptions):
 
 
 @dataclass(kw_only=True)
+class VerifyOptions(Options):
+    run: str = option("-", "a run folder; '-' reads it from standard input", argument=True)
+    accept: bool = option(False, "take the files as they are for what was written, after a change of your own")
+
+
+@dataclass(kw_only=True)
 class CacheCommandOptions(CacheOptions):
     clear: bool = option(False, "remove all that is kept")
 

@@ -24,6 +24,7 @@ from kdcompress.api.reskd import add_res_student
 from kdcompress.api.search import check_alone
 from kdcompress.api.trials import nothing_affordable
 from kdcompress.data import choose_channels
+from kdcompress.engine.cores import take_free_cores
 from kdcompress.engine.distributed import from_main, start
 from kdcompress.engine.progress import Reporter, Silent
 from kdcompress.engine.restart import resuming
@@ -133,6 +134,7 @@ def grow(options: DistillOptions, reporter: Reporter | None, distill: Distill) -
     place = start(options.device, options.precision, options.patience)
     told = (reporter if place.is_main else None) or Silent()
     options = resuming(options, "distill", told.note)
+    take_free_cores(place, told)
     if options.search:
         check_alone(place)
     for spec in map(ModelSpec.parse, options.arch):
@@ -151,7 +153,7 @@ def grow(options: DistillOptions, reporter: Reporter | None, distill: Distill) -
             )
     if options.max_macs is not None:
         _check_budget(options.max_macs, *costs())
-    with nested(options, "distill", f"distill-reskd-{options.student}-grown", "member-0", place) as run:
+    with nested(options, "distill", f"distill-reskd-{options.student}-grown", "member-0", place, told) as run:
         result, reason = _grown(options, reporter, distill, limits, run.path)
     if options.grow:
         told.note(f"The cascade has {len(result.members or ())} member(s): {REASONS[reason]}.")

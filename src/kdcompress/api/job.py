@@ -17,17 +17,18 @@ import timm
 import torch
 from torch import nn
 
+from kdcompress.api.claimed import claimed
 from kdcompress.api.cost import facts, member_profiles, note_missed
 from kdcompress.api.reference import SEEN, Teacher, absolute, piped
 from kdcompress.api.targets import check_precision, told
 from kdcompress.data import Data
 from kdcompress.engine.compiling import check_compiler, compiled
-from kdcompress.engine.distributed import Place, from_main, remember, start
+from kdcompress.engine.cores import take_free_cores
+from kdcompress.engine.distributed import Place, from_main, start
 from kdcompress.engine.evaluate import collect, evaluate
 from kdcompress.engine.fit import Plan, fit, phase_of
 from kdcompress.engine.progress import Reporter, Silent
 from kdcompress.engine.restart import job_key, resuming
-from kdcompress.engine.shared_run import claim_together
 from kdcompress.engine.sync_bn import is_wanted, layers, synchronized
 from kdcompress.engine.targets import forward_batch
 from kdcompress.errors import UserError, usage_error
@@ -37,7 +38,7 @@ from kdcompress.models.loading import Network, model_config, save_network
 from kdcompress.option_set import shown
 from kdcompress.options import FREE_OPTIONS, DataOptions, OutputOptions, TargetOptions, TrainingOptions
 from kdcompress.results import R, TrainResult
-from kdcompress.runs import RECORD, RunFolder, check_claim, file_hash
+from kdcompress.runs import RunFolder, check_claim, file_hash
 
 WORTH_COMPILING = 1000  # steps
 ORIGINS = ("run", "teacher", "data")
@@ -72,9 +73,10 @@ class Job:
     @classmethod
     def begin(cls, command: str, method: str, options: TrainingOptions, reporter: Reporter | None) -> Job:
         place = start(options.device, options.precision, options.patience)
+        options, began = piped(options), time.perf_counter()  # waiting for the command before is not our time
         told = (reporter if place.is_main else None) or Silent()
-        options = resuming(piped(options), command, told.note)
-        began = time.perf_counter()  # waiting for the command before is not our time
+        options = resuming(options, command, told.note)
+        take_free_cores(place, told)
         return cls(command, method, options, told, place, began)
 
     def finished(self) -> TrainResult | None:
@@ -116,79 +118,78 @@ class Job:
         batches = data.training(plan.batch_size, options.seed + view_shift, options.augment)
         calibration = data.evaluation("calibration", forward_batch(place))
         stem = f"{self.command}-{self.method}-{network.architecture}-{Path(source.spec).name}"
-        run = claim_together(options.out, stem, place, resume=options.resume)
-        provenance = self._provenance(data, teacher, parent)
-        provenance[SEEN] = any(each.record.get(SEEN, False) for each in (network, parent) if each is not None)
-        synced = is_wanted(options.sync_bn, plan.batch_size, place)
-        provenance["sync_bn"] = synced
+        with claimed(options, stem, place, self.reporter) as run:
+            provenance = self._provenance(data, teacher, parent)
+            provenance[SEEN] = any(each.record.get(SEEN, False) for each in (network, parent) if each is not None)
+            synced = is_wanted(options.sync_bn, plan.batch_size, place)
+            provenance["sync_bn"] = synced
 
-        def begin() -> int:
-            if run.has_checkpoint:
-                _check_origin(run, provenance)
-            else:
-                run.write_json(RECORD, {**provenance, "status": "unfinished"})
-            return phase_of(run)
+            def begin() -> int:
+                if run.has_checkpoint:
+                    _check_origin(run, provenance)
+                else:
+                    run.write_record({**provenance, "status": "unfinished"}, digests={})
+                return phase_of(run)
 
-        first = from_main(begin)
-        rows: list[dict[str, Any]] = []
-        note = functools.cache(self.reporter.note)  # phases and splits have the same to tell
-        for number in range(first, len(phases)):
-            task = phases[number].task()
-            check_precision(task, batches, place, self.reporter)
-            train_batches, eval_batches = told(
-                task, batches, calibration, data, options, plans[number].epochs, place, note
+            first = from_main(begin)
+            rows: list[dict[str, Any]] = []
+            note = functools.cache(self.reporter.note)  # phases and splits have the same to tell
+            for number in range(first, len(phases)):
+                task = phases[number].task()
+                check_precision(task, batches, place, self.reporter)
+                train_batches, eval_batches = told(
+                    task, batches, calibration, data, options, plans[number].epochs, place, note
+                )
+                parts, student = self._to_compile(task, plans[number].epochs * len(batches))
+                title = f"{self.command} {network.architecture} {phases[number].name}".rstrip()
+                with contextlib.ExitStack() as modes:
+                    if synced and layers(student):
+                        note(f"BatchNorm sees the images of all {place.world} processes (--sync-bn {options.sync_bn})")
+                        modes.enter_context(synchronized(student, place.device))
+                    modes.enter_context(compiled(parts))
+                    rows = fit(
+                        task, train_batches, eval_batches, options, plans[number], place, run, self.reporter,
+                        title=title, num_classes=source.num_classes, phase=number, history=rows,
+                    )  # fmt: skip
+            chosen = options.chosen_views if isinstance(options, TargetOptions) else None
+            task.eval()
+            final = task.get_eval_model()
+            scores = evaluate(final, eval_batches, place)
+            if energies is not None and teacher is not None:
+                energies = [*energies, self.energy(final, teacher.frozen, data)]
+            made = assemble(dataclasses.replace(network, model=network.model.cpu().eval()))
+            profiles = member_profiles(made)
+            note_missed(profiles, made.architecture, self.reporter)
+            result = TrainResult(
+                command=self.command,
+                run=str(run.path),
+                seconds=round(time.perf_counter() - self.began, 3),
+                method=self.method,
+                data=source.spec,
+                epochs=options.epochs,
+                seed=options.seed,
+                device=str(place.device),
+                precision=place.precision,
+                split="calibration",
+                n=scores.n,
+                top1=round(scores.top1, 4),
+                top5=None if scores.top5 is None else round(scores.top5, 4),
+                loss=round(scores.loss, 6),
+                images_per_second=rows[-1]["images_per_second"],
+                energies=energies,
+                target_views=train_batches.views or chosen or None,  # the last phase may ask nobody
+                calibration_seen=provenance[SEEN],
+                **more,
+                **facts(made, teacher.entry if teacher else None, profiles),
             )
-            parts, student = self._to_compile(task, plans[number].epochs * len(batches))
-            title = f"{self.command} {network.architecture} {phases[number].name}".rstrip()
-            with contextlib.ExitStack() as modes:
-                if synced and layers(student):
-                    note(f"BatchNorm sees the images of all {place.world} processes (--sync-bn {options.sync_bn})")
-                    modes.enter_context(synchronized(student, place.device))
-                modes.enter_context(compiled(parts))
-                rows = fit(
-                    task, train_batches, eval_batches, options, plans[number], place, run, self.reporter,
-                    title=title, num_classes=source.num_classes, phase=number, history=rows,
-                )  # fmt: skip
-        chosen = options.chosen_views if isinstance(options, TargetOptions) else None
-        task.eval()
-        final = task.get_eval_model()
-        scores = evaluate(final, eval_batches, place)
-        if energies is not None and teacher is not None:
-            energies = [*energies, self.energy(final, teacher.frozen, data)]
-        made = assemble(dataclasses.replace(network, model=network.model.cpu().eval()))
-        profiles = member_profiles(made)
-        note_missed(profiles, made.architecture, self.reporter)
-        result = TrainResult(
-            command=self.command,
-            run=str(run.path),
-            seconds=round(time.perf_counter() - self.began, 3),
-            method=self.method,
-            data=source.spec,
-            epochs=options.epochs,
-            seed=options.seed,
-            device=str(place.device),
-            precision=place.precision,
-            split="calibration",
-            n=scores.n,
-            top1=round(scores.top1, 4),
-            top5=None if scores.top5 is None else round(scores.top5, 4),
-            loss=round(scores.loss, 6),
-            images_per_second=rows[-1]["images_per_second"],
-            energies=energies,
-            target_views=train_batches.views or chosen or None,  # the last phase may ask nobody
-            calibration_seen=provenance[SEEN],
-            **more,
-            **facts(made, teacher.entry if teacher else None, profiles),
-        )
 
-        def save() -> None:
-            config = model_config(made.model, made.architecture, made.model_args, source.class_names)
-            save_network(run, made.model, config)
-            run.finish({**provenance, "result": result.to_dict()})
+            def save() -> None:
+                config = model_config(made.model, made.architecture, made.model_args, source.class_names)
+                save_network(run, made.model, config)
+                run.finish({**provenance, "result": result.to_dict()})
 
-        from_main(save)  # whoever has the result may load the run
-        remember(None)
-        return result
+            from_main(save)  # whoever has the result may load the run
+            return result
 
     def _to_compile(self, task: StudentTask, steps: int) -> tuple[list[nn.Module], nn.Module]:
         """The student and the frozen networks of a task, if it is to be compiled; and the student."""
@@ -218,6 +219,7 @@ class Job:
             "parent_fingerprint": file_hash(parent.path) if parent is not None else None,
             "seed": self.options.seed,
             "hardware": self.place.describe(),
+            "threads": torch.get_num_threads(),
             "versions": versions(),
             **job_key(),
         }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import hashlib
 import json
 import os
@@ -14,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from filelock import FileLock
 from torch import Tensor
 
 from kdcompress.api.job import Job
@@ -26,14 +26,16 @@ from kdcompress.engine.interrupt import Interrupted
 from kdcompress.engine.progress import Reporter
 from kdcompress.engine.targets import forward_batch
 from kdcompress.errors import UserError, usage_error
+from kdcompress.locks import Lock
 from kdcompress.methods.base import Frozen
 from kdcompress.models import lenet
 from kdcompress.models.loading import Network, load_network
 from kdcompress.options import DistillOptions, TrainTeacherOptions
 from kdcompress.results import TrainResult
-from kdcompress.runs import RECORD
+from kdcompress.runs import WEIGHTS, RunFolder
 
 RECIPE: dict[str, Any] = {"model": "lenet5", "opt": "adamw", "lr": 4e-3, "augment": "none"}
+FORMAT = 2  # of the runs that are kept: with digests
 MOST_EPOCHS, LEAST_EPOCHS, IMAGES = 20, 5, 600_000  # at most: it stops as soon as it is good enough
 USUAL_BANK, MAX_BANK = 512 * 2**20, 4 * 2**30  # bytes
 MOST_PER_CLASS, MOST_IMAGES = 128, 20_000
@@ -166,16 +168,16 @@ def _data(classes: int) -> str:
 
 def _recipe(epochs: int) -> str:
     """Eight letters that change with what the teacher is made by."""
-    digest = hashlib.sha256(json.dumps([RECIPE, epochs]).encode())
+    digest = hashlib.sha256(json.dumps([RECIPE, epochs, FORMAT]).encode())
     for module in (synth_digits, lenet):
         digest.update(Path(str(module.__file__)).read_bytes())
     return digest.hexdigest()[:8]
 
 
 def _loaded(folder: Path) -> Network | None:
-    """A finished run, or None where there is none that can be read."""
+    """A finished run, or None where there is none that is whole."""
     with contextlib.suppress(UserError):
-        if (folder / RECORD).is_file():
+        if WEIGHTS in RunFolder(folder).digests():
             return load_network(str(folder))
     return None
 
@@ -184,10 +186,14 @@ def _work_folder(kept: Path, place: Place, stack: contextlib.ExitStack, reporter
     """Where to train, locked until the stack closes; ``kept`` itself if it was made while the lock was awaited."""
     try:
         kept.parent.mkdir(parents=True, exist_ok=True)
-        stack.enter_context(FileLock(kept.parent / f".{kept.name}.lock"))
+        tell = functools.cache(reporter.note)
+        waiting = functools.partial(tell, "Another run trains this lightweight teacher; waiting for it.")
+        stack.enter_context(Lock(kept.parent / f".{kept.name}.lock").awaited(waiting))
         if _loaded(kept) is not None:
             return kept
-        shutil.rmtree(kept, ignore_errors=True)  # damaged
+        if kept.exists():
+            reporter.note(f"Warning: the lightweight teacher {kept} was altered, or is damaged; it is made anew.")
+            shutil.rmtree(kept, ignore_errors=True)
     except OSError as error:
         reporter.note(f"Warning: the lightweight teacher cannot be kept in {kept.parent}: {error.strerror or error}.")
         _temporary.append(tempfile.TemporaryDirectory(prefix="kdcompress-"))

@@ -51,7 +51,7 @@ def told(
     for network in task.frozen().values():
         network.to(place.device)
     folder = cache_dir(options.cache_dir) / TARGETS
-    store = ArrayStore(folder, options.cache_size * GIB)
+    store = ArrayStore(folder, options.cache_size * GIB, note)
     shared = data.source.fingerprint, store, place, note
 
     def targets(networks: Networks, split: TrainBatches | EvalBatches) -> Targets:

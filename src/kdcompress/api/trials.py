@@ -65,7 +65,7 @@ class Trials:
         if "options" in run.record() and not folder.exists():
             raise usage_error(f"The run {run.path} was not begun by a search.", "Choose another folder.")
         if not (run.path / RECORD).exists():
-            run.write_json(RECORD, {"command": job.command, "status": "unfinished"})
+            run.write_record({"command": job.command, "status": "unfinished"})
         folder.mkdir(exist_ok=True)
         options = dataclasses.replace(job.options, out=str(run.path), resume=True)
         rungs = sorted({max(1, options.epochs // parts) for parts in RUNGS})

@@ -15,7 +15,7 @@ from typing import Any
 import typer
 
 from kdcompress import options as sets
-from kdcompress import trust
+from kdcompress import threads, trust
 from kdcompress.cli.output import print_error, print_result
 from kdcompress.engine.interrupt import Asked, interrupt
 from kdcompress.errors import UserError, usage_error
@@ -84,6 +84,13 @@ Example: kdcompress cache
 Example: kdcompress cache --clear
 """
 
+VERIFY_HELP = """Whether a run is whole: its files are what was written. Exits with 1 where they are not.
+
+Example: kdcompress verify runs/gated
+
+Example: kdcompress verify runs/gated --accept
+"""
+
 # command -> (function of kdcompress.api, its options in kdcompress.options, help)
 COMMANDS: dict[str, tuple[str, str, str]] = {
     "train-teacher": ("train_teacher", "TrainTeacherOptions", TEACHER_HELP),
@@ -94,6 +101,7 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "profile-flops": ("profile_flops", "ProfileFlopsOptions", PROFILE_HELP),
     "eval": ("evaluate", "EvalOptions", EVAL_HELP),
     "data": ("describe_data", "DescribeDataOptions", DATA_HELP),
+    "verify": ("verify", "VerifyOptions", VERIFY_HELP),
     "cache": ("manage_cache", "CacheCommandOptions", CACHE_HELP),
 }
 # in the list of commands, where a line has no room for more
@@ -106,6 +114,7 @@ IN_SHORT = {
     "profile-flops": "Parameters, MACs and FLOPs of any network.",
     "eval": "Accuracy, cost and speed on the test split.",
     "data": "What a data set is, with a contact sheet.",
+    "verify": "Whether a run is whole.",
     "cache": "What is kept for later runs.",
 }
 
@@ -138,12 +147,12 @@ def _main(version: bool = typer.Option(False, "--version", help="Show the versio
         print(f"kdcompress {installed('kdcompress')}")
 
 
-def _command(name: str) -> Callable[..., None]:
+def _command(name: str) -> Callable[..., int]:
     from kdcompress.cli.params import with_options
 
     function_name, option_set = COMMANDS[name][0], getattr(sets, COMMANDS[name][1])
 
-    def call(values: dict[str, Any]) -> None:
+    def call(values: dict[str, Any]) -> int:
         _check_environment()
         own = {field: values.pop(field) for field in sets.ShellOptions.__dataclass_fields__}
         path = sets.ShellOptions.resolve(own, environment=os.environ).config
@@ -157,6 +166,7 @@ def _command(name: str) -> Callable[..., None]:
             os.environ[trust.VARIABLE] = "1"
         if not shell.verbose:
             warnings.simplefilter("ignore")
+        threads.spin_less(os.environ)
         # imported here: torch comes with it
         from kdcompress import api
         from kdcompress.engine.precision import Process
@@ -171,6 +181,7 @@ def _command(name: str) -> Callable[..., None]:
             raise _interrupted(interrupt) from interrupt
         if int(os.environ.get("RANK", "0")) == 0:
             print_result(result, shell.json)
+        return int(result.exit_status)
 
     return with_options(call, option_set, sets.ShellOptions)
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from kdcompress.results import Result
 
-WIDE = ("curve", "by_module", "members", "entries", "search")
+WIDE = ("curve", "by_module", "members", "entries", "search", "files")
 
 
 def print_result(result: Result, as_json: bool | None) -> None:

@@ -17,18 +17,18 @@ NOT = "not_"
 METAVARS = {int: "INTEGER", float: "NUMBER", str: "TEXT"}
 
 
-def with_options(function: Callable[[dict[str, Any]], None], *option_sets: type[Options]) -> Callable[..., None]:
+def with_options(function: Callable[[dict[str, Any]], int], *option_sets: type[Options]) -> Callable[..., int]:
     """A function that Typer can read, whose parameters are the fields of the option sets.
 
     Values reach ``function`` as the text that the user typed, None where nothing was: the option sets convert and
     check them, with the same messages as for the environment, the config file and Python.
     """
 
-    def command(**values: Any) -> None:
+    def command(**values: Any) -> int:
         for name in [name for name in values if name.startswith(NOT)]:
             if values.pop(name):
                 values[name.removeprefix(NOT)] = False
-        function(values)
+        return function(values)
 
     arguments: list[inspect.Parameter] = []
     options: list[inspect.Parameter] = []

@@ -22,7 +22,7 @@ from torch import Tensor
 from kdcompress.engine.allocation import keep_memory
 from kdcompress.engine.attempt import clean_store
 from kdcompress.engine.contact import Contact
-from kdcompress.engine.precision import cpu_precision, remembered
+from kdcompress.engine.precision import Process, cpu_precision, remembered
 from kdcompress.errors import UserError, first_line, usage_error
 
 T = TypeVar("T")
@@ -128,6 +128,7 @@ def _join(device: str, seconds: float) -> None:
                 "Start all of them with the same MASTER_ADDR and MASTER_PORT (torchrun: --rdzv-endpoint), or give a "
                 "longer --dist-timeout.",
             ) from error
+    Process.has_chosen_threads = True  # the launcher's number of threads a process stands
     contact.know_hosts()
     _Peers.contact = contact
     # as atexit, but also in processes that multiprocessing has started
@@ -205,11 +206,17 @@ def host(rank: int) -> str:
     return _Peers.contact.hosts[rank] if _Peers.contact is not None else "localhost"
 
 
-def remember(run: Path | None) -> None:
+def remember(run: Path) -> None:
     """Which run a lost contact should say can be resumed; of one within another, the outer."""
     contact = _Peers.contact
-    if contact is not None and (run is None or contact.run is None or contact.run not in run.parents):
+    if contact is not None and (contact.run is None or contact.run not in run.parents):
         contact.run = run
+
+
+def forget(run: Path) -> None:
+    """It is finished."""
+    if _Peers.contact is not None and _Peers.contact.run == run:
+        _Peers.contact.run = None
 
 
 @contextlib.contextmanager

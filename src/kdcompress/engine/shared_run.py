@@ -8,34 +8,32 @@ import secrets
 import time
 from pathlib import Path
 
-from kdcompress.engine.distributed import Place, everyone, from_main, host, remember
+from kdcompress.engine.distributed import Place, everyone, from_main, host
 from kdcompress.errors import UserError
-from kdcompress.runs import RECORD, RunFolder, claim
+from kdcompress.runs import RECORD, RunFolder
 
 LOOK_SECONDS = 10.0  # a network file system may show a new folder late
 
 
-def claim_together(out: str | None, stem: str, place: Place, *, resume: bool) -> RunFolder:
-    """As :func:`~kdcompress.runs.claim`, for all processes.
+def check_shared(run: RunFolder, place: Place) -> None:
+    """Make sure that all processes see the folder that the main one has claimed.
 
     Raises:
-        UserError: As there; a host does not see the folder. One that was made for it is taken back.
+        UserError: A host does not. A folder that was made for the run is taken back.
     """
-
     if place.world == 1:
-        return claim(out, stem, resume=resume)
+        return
 
-    def made() -> tuple[RunFolder, bool, Path]:
-        run = claim(out, stem, resume=resume)
-        is_new = not (run.path / RECORD).exists()
+    def mark() -> tuple[Path, bool]:
         sign = run.path / f".shared.{secrets.token_hex(8)}.tmp"
+        is_new = not (run.path / RECORD).exists()
         try:
             sign.touch()
         except OSError as error:
             raise UserError(f"{run.path} cannot be written: {error.strerror}.", "Choose another --out.") from error
-        return run, is_new, sign
+        return sign, is_new
 
-    run, is_new, sign = from_main(made)
+    sign, is_new = from_main(mark)
     blind = [rank for rank, sees in enumerate(everyone(_seen(sign))) if not sees]
 
     def take_back() -> None:
@@ -49,8 +47,6 @@ def claim_together(out: str | None, stem: str, place: Place, *, resume: bool) ->
             f"{run.path} is not the same folder on {host(blind[0])} (process {blind[0]}) as on {host(0)}.",
             "Give --out on a file system that all hosts share.",
         )
-    remember(run.path)
-    return run
 
 
 def _seen(sign: Path) -> bool:
