@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from kdcompress.engine.cores import take_as_before
 from kdcompress.engine.distributed import Place, forget, from_main, remember
 from kdcompress.engine.progress import Reporter
-from kdcompress.engine.shared_run import check_shared
+from kdcompress.engine.shared_folder import check_shared
 from kdcompress.options import OutputOptions
 from kdcompress.runs import RunFolder, claim, release
 

@@ -1,4 +1,4 @@
-"""The run folder of several processes: the main one takes it, and all others must see it, too."""
+"""Folders of several processes, on one host or many: which of them see the same one."""
 
 from __future__ import annotations
 
@@ -47,6 +47,24 @@ def check_shared(run: RunFolder, place: Place) -> None:
             f"{run.path} is not the same folder on {host(blind[0])} (process {blind[0]}) as on {host(0)}.",
             "Give --out on a file system that all hosts share.",
         )
+
+
+def first_to_see(folder: Path, place: Place) -> int:
+    """The first of the processes for which this folder is the same one; this process itself where it cannot write."""
+    if place.world == 1:
+        return place.rank
+    sign = folder / f".kdcompress.{secrets.token_hex(8)}.tmp"
+    with contextlib.suppress(OSError):
+        folder.mkdir(parents=True, exist_ok=True)
+        sign.touch()
+    signs = everyone(sign.name)
+    seen: list[str] = []
+    with contextlib.suppress(OSError):
+        seen = os.listdir(folder)
+    everyone(None)
+    with contextlib.suppress(OSError):
+        sign.unlink(missing_ok=True)
+    return next((rank for rank, name in enumerate(signs) if name in seen), place.rank)
 
 
 def _seen(sign: Path) -> bool:
