@@ -46,6 +46,19 @@ sys.exit(run(sys.argv[1:]))
 """
 
 
+OTHER_IMAGES = """
+import os
+import torch
+from torch.utils.data import TensorDataset
+
+def make():
+    count = 40 - 4 * int(os.environ["RANK"])
+    images = torch.randint(0, 255, (count, 1, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    split = TensorDataset(images, torch.arange(count) % 2)
+    return split, split
+"""
+
+
 @pytest.fixture
 def hosts(here: Path) -> Iterator[list[Host]]:
     try:
@@ -71,6 +84,7 @@ def test_hosts_with_caches_of_their_own(hosts: list[Host], here: Path, runs: Pat
     assert len(list((here / "private").iterdir())) == 0, "the hosts were no hosts"
 
 
+@pytest.mark.attack("hosts that share no folder")
 def test_hosts_without_a_shared_folder(hosts: list[Host], here: Path, runs: Path) -> None:
     """Else each trains for itself, or they wait for each other for ever once one of them resumes."""
     command = f"train-teacher --model {TINY} --epochs 1 --out private/run"
@@ -83,6 +97,18 @@ def test_hosts_without_a_shared_folder(hosts: list[Host], here: Path, runs: Path
     assert done.out == ""
 
 
+@pytest.mark.attack("hosts with other images")
+def test_hosts_with_other_images(here: Path) -> None:
+    """Else they train on something else each, or wait for a step that one of them does not have."""
+    (here / "other.py").write_text(OTHER_IMAGES)
+    done = Job(f"train-teacher --model {TINY} --epochs 1 --data py:other:make".split(), here).finished()
+    assert done.status == 1
+    assert "Error: The processes do not have the same: the fit split is 35 images" in done.err
+    assert "Traceback" not in done.err
+    assert not list((here / "runs").rglob("*.pt"))
+
+
+@pytest.mark.attack("a cut link between two hosts")
 def test_a_cut_link_ends_both_hosts(hosts: list[Host], here: Path) -> None:
     """Else both stand still for a quarter of an hour, and PyTorch's own words say nothing of what to do."""
     job = Job(["train-teacher", *LONG.split()], here, hosts=hosts)
@@ -99,6 +125,7 @@ def test_a_cut_link_ends_both_hosts(hosts: list[Host], here: Path) -> None:
     assert (here / "run" / "checkpoint.pt").is_file()
 
 
+@pytest.mark.attack("one of several processes killed or stopped")
 @pytest.mark.parametrize(("victim", "number"), [(0, signal.SIGSTOP), (1, signal.SIGSTOP), (1, signal.SIGKILL)])
 def test_a_lost_process_ends_the_other(here: Path, victim: int, number: int) -> None:
     """Else a process waits for a dead or stopped one until somebody looks."""

@@ -147,6 +147,7 @@ def test_batch_norm_of_two_processes(here: Path) -> None:
     assert done.out.count("ok") == 2
 
 
+@pytest.mark.attack("a killed process under --max-restarts")
 @pytest.mark.skipif(sys.platform != "linux", reason="looks for a process in /proc")
 def test_a_killed_process_is_started_anew(here: Path) -> None:
     """Else --max-restarts hangs on the addresses of the dead, or begins a second run, or ends elsewhere."""
@@ -176,7 +177,8 @@ def _is_rank(process: Path, rank: str, cwd: Path) -> bool:
 def test_pipeline_of_two_processes(here: Path, cli: Cli, runs: Path) -> None:
     """Else only the first link of the pipeline can use the hardware."""
     (here / "link.json").write_text(json.dumps({"run": str(runs / "single")}))
-    line = f"{TORCHRUN} add-res-student - --arch {TINY} --epochs 1 --sync-bn off <link.json | tee added.json | {TORCHRUN} eval -"
+    first = f"{TORCHRUN} add-res-student - --arch {TINY} --epochs 1 --sync-bn off"
+    line = f"{first} <link.json | tee added.json | {TORCHRUN} eval -"
     result = shell(f"set -o pipefail; {line}", here).result
     added = json.loads((here / "added.json").read_text())
     assert len(added["members"]) == len(added["energies"]) == 2
@@ -267,8 +269,8 @@ def test_targets_of_two_processes(here: Path, runs: Path) -> None:
 def test_lwkd_of_two_processes(here: Path) -> None:
     """Else each process maps the classes its own way, trains a discriminator of its own, or makes its own teacher."""
     (here / "watched.py").write_text(WATCHED_LWKD)
-    settings = f"--method lwkd --class-map similar --student {TINY} --epochs 2 --cache-dir {here}/cache --sync-bn off --out run"
-    done = job(f"distill {settings}", here, "watched.py")
+    settings = f"--class-map similar --student {TINY} --epochs 2 --cache-dir cache --sync-bn off --out run"
+    done = job(f"distill --method lwkd {settings}", here, "watched.py")
     assert done.result["method"] == "lwkd"
     said = [json.loads((here / f"said-{rank}.json").read_text()) for rank in (0, 1)]
     assert sorted(said[0]["classes"]) == list(range(10))

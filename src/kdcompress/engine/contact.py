@@ -24,6 +24,7 @@ from kdcompress.errors import UserError
 T = TypeVar("T")
 
 BEAT_SECONDS = 2.0
+FEW = 32  # processes; more of them look for each other less often, lest the store has nothing else to do
 PART = 4 * 2**20  # bytes
 POLL = 0.001, 0.05  # seconds between two looks for what another process tells: the first, and the longest
 PARTING_SECONDS = 10.0  # how long the process that holds the store stays for those that still read from it
@@ -86,13 +87,25 @@ class Contact:
             self.ask(partial(_set, key=f"{key}/part/{number}", value=part))
         self.ask(partial(_set, key=key, value=len(parts).to_bytes(4, "big") + parts[0]))
 
-    def _told(self, key: str) -> bytes:
-        said = self.ask(lambda store: store.get(key))
+    def gather(self, value: bytes) -> list[bytes]:
+        """What each process tells, by rank."""
+        self.number += 1
+        keys = {rank: f"told/{self.number}/{rank}" for rank in range(self.world)}
+        all_told = f"told/{self.number}/all"
+        self.tell(keys[self.rank], value)
+        if self.ask(lambda store: store.add(f"told/{self.number}/count", 1)) == self.world:
+            self.tell(all_told, b"")
+        return self.awaited(keys, all_told)
+
+    def _whole(self, key: str, said: bytes) -> bytes:
         rest = range(int.from_bytes(said[:4], "big") - 1)
         return said[4:] + b"".join(self.ask(partial(_get, key=f"{key}/part/{number}")) for number in rest)
 
-    def awaited(self, keys: dict[int, str]) -> list[bytes]:
+    def awaited(self, keys: dict[int, str], ready: str) -> list[bytes]:
         """What peers tell, by their rank; waits for as long as those that have not yet are alive.
+
+        Args:
+            ready: The key that is there when all are.
 
         Raises:
             Lost: One of them has left, or gives no sign of life.
@@ -102,13 +115,14 @@ class Contact:
         since: dict[int, tuple[bytes, float]] = {}
         self.waiting = True
         try:
-            while not self.ask(lambda store: store.check(names)):
-                if time.monotonic() - looked > self.every:
+            while not self.ask(partial(_has, key=ready)):
+                if time.monotonic() - looked > self.every * max(1, self.world / FEW):
                     self._check_alive(keys, since)
                     looked = time.monotonic()
                 time.sleep(pause)
                 pause = min(1.5 * pause, POLL[1])
-            return [self._told(name) for name in names]
+            first = self.ask(lambda store: store.multi_get(names))
+            return [self._whole(name, bytes(said)) for name, said in zip(names, first, strict=True)]
         finally:
             self.waiting = False
 

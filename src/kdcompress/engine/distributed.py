@@ -112,7 +112,7 @@ def _join(device: str, seconds: float) -> None:
     if dist.is_initialized():
         store, rank, world = dist.distributed_c10d._get_default_store(), dist.get_rank(), dist.get_world_size()
         contact = Contact(dist.PrefixStore("kdcompress", store), rank, world, seconds)
-        everyone_of(contact, b"")
+        contact.gather(b"")
     else:
         os.environ.update(LOCAL_RANK=str(local), RANK=str(rank), WORLD_SIZE=str(world))
         limit = timedelta(seconds=seconds)
@@ -152,7 +152,7 @@ def from_main(make: Callable[[], T]) -> T:
     contact.number += 1
     key = f"told/{contact.number}"
     if contact.rank != 0:
-        value, problem = pickle.loads(contact.awaited({0: key})[0])
+        value, problem = pickle.loads(contact.awaited({0: key}, key)[0])
         if problem is not None:
             raise UserError(problem[0], problem[1], exit_code=problem[2])
         return value
@@ -170,14 +170,7 @@ def everyone(value: T) -> list[T]:
     contact = _Peers.contact
     if contact is None or contact.world == 1:
         return [value]
-    return [pickle.loads(said) for said in everyone_of(contact, pickle.dumps(value))]
-
-
-def everyone_of(contact: Contact, value: bytes) -> list[bytes]:
-    contact.number += 1
-    keys = {rank: f"told/{contact.number}/{rank}" for rank in range(contact.world)}
-    contact.tell(keys[contact.rank], value)
-    return contact.awaited(keys)
+    return [pickle.loads(said) for said in contact.gather(pickle.dumps(value))]
 
 
 def meet() -> None:
@@ -195,9 +188,8 @@ def agreed(facts: Mapping[str, Any]) -> None:
     for rank, theirs in enumerate(said):
         for key, value in said[0].items():
             if theirs.get(key) != value:
-                problem = (
-                    f"{key} differ between the processes: {theirs.get(key)} on {host(rank)}, {value} on {host(0)}."
-                )
+                where = f"{theirs.get(key)} in process {rank} on {host(rank)}, {value} in process 0 on {host(0)}"
+                problem = f"The processes do not have the same: {key} is {where}."
                 raise UserError(problem, "Give all processes the same options, and all hosts the same images.")
 
 

@@ -114,7 +114,7 @@ def fit(
     resumed = from_main(lambda: run.has_checkpoint and phase_of(run) == phase)
     if resumed:
         trainer.load()
-    trainer.check_alike()
+    agreed({"the state": (trainer.epoch, trainer.step, trainer.update)})
     writer = _tensorboard(run) if options.tensorboard and place.is_main else None
     done = len(trainer.history)
     reporter.start(title, options.epochs, len(batches), done)
@@ -207,7 +207,7 @@ class Trainer:
         self.seconds = 0.0
         self.bad_step = torch.full((), -1, device=place.device)
         if place.world > 1:
-            meet()
+            self._check_alike()
             with in_contact():
                 task.prepare_distributed(device_ids=[place.device.index] if place.device.type == "cuda" else None)
 
@@ -417,14 +417,13 @@ class Trainer:
         self.seconds, self.history = state["seconds"], state["history"]
         self.sums = {key: value.to(self.place.device) for key, value in state["sums"].items()}
 
-    def check_alike(self) -> None:
-        """Make sure that all processes train the same way on the same images, from the same state.
+    def _check_alike(self) -> None:
+        """Make sure that all processes train the same way on the same images.
 
         Raises:
             UserError: They do not, which would let them wait for each other, or train on something else each.
         """
-        where = {"epoch": self.epoch, "step": self.step, "update": self.update}
-        agreed({**self._fixed_options(), "batches": self.batches.sizes(), "images": self.batches.digest(), **where})
+        agreed({"the fit split": self.batches.digest(), "classes": self.num_classes, **self._fixed_options()})
 
     def _fixed_options(self) -> dict[str, Any]:
         """What must not change under a run that goes on: all that decides its result."""
