@@ -103,9 +103,9 @@ def test_hosts_with_other_images(here: Path) -> None:
     (here / "other.py").write_text(OTHER_IMAGES)
     done = Job(f"train-teacher --model {TINY} --epochs 1 --data py:other:make".split(), here).finished()
     assert done.status == 1
-    assert "Error: The processes do not have the same: the fit split is 35 images" in done.err
+    assert "Error: The processes do not have the same: the fit split is 32 images" in done.err
     assert "Traceback" not in done.err
-    assert not list((here / "runs").rglob("*.pt"))
+    assert not (here / "runs").exists()
 
 
 @pytest.mark.attack("a cut link between two hosts")

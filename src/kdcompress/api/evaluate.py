@@ -66,7 +66,8 @@ def evaluate(options: EvalOptions | None = None, /, *, reporter: Reporter | None
     note = reporter.note if reporter is not None and place.is_main else None
     data = Data(source, network.prep, options, place.device, place.rank, place.world, note)
     batches = data.evaluation(options.split, options.batch_size)
-    agreed({f"the {options.split} split": batches.digest()})
+    if place.world > 1:
+        agreed({f"the {options.split} split": batches.digest()})
     if reporter is not None and place.is_main:
         reporter.note(f"Scoring {network.architecture} on the {options.split} split of {source.spec}.")
     profiles = member_profiles(network)

@@ -24,7 +24,7 @@ from kdcompress.api.targets import check_precision, told
 from kdcompress.data import Data
 from kdcompress.engine.compiling import check_compiler, compiled
 from kdcompress.engine.cores import take_free_cores
-from kdcompress.engine.distributed import Place, from_main, start
+from kdcompress.engine.distributed import Place, agreed, from_main, start
 from kdcompress.engine.evaluate import collect, evaluate
 from kdcompress.engine.fit import Plan, fit, phase_of
 from kdcompress.engine.progress import Reporter, Silent
@@ -118,10 +118,14 @@ class Job:
         batches = data.training(plan.batch_size, options.seed + view_shift, options.augment)
         calibration = data.evaluation("calibration", forward_batch(place))
         stem = f"{self.command}-{self.method}-{network.architecture}-{Path(source.spec).name}"
+        synced = is_wanted(options.sync_bn, plan.batch_size, place)
+        if place.world > 1:  # else processes would wait for each other, or train on something else each
+            same = {key: value for key, value in options.to_dict().items() if key not in FREE_OPTIONS}
+            splits = {"the fit split": batches.digest(), "the calibration split": calibration.digest()}
+            agreed({**splits, **same, **vars(plan), "precision": place.precision, "sync_bn": synced})
         with claimed(options, stem, place, self.reporter) as run:
             provenance = self._provenance(data, teacher, parent)
             provenance[SEEN] = any(each.record.get(SEEN, False) for each in (network, parent) if each is not None)
-            synced = is_wanted(options.sync_bn, plan.batch_size, place)
             provenance["sync_bn"] = synced
 
             def begin() -> int:

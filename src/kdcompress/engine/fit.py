@@ -207,7 +207,7 @@ class Trainer:
         self.seconds = 0.0
         self.bad_step = torch.full((), -1, device=place.device)
         if place.world > 1:
-            self._check_alike()
+            meet()
             with in_contact():
                 task.prepare_distributed(device_ids=[place.device.index] if place.device.type == "cuda" else None)
 
@@ -416,14 +416,6 @@ class Trainer:
         self.epoch, self.step, self.update = state["epoch"], state["step"], state["update"]
         self.seconds, self.history = state["seconds"], state["history"]
         self.sums = {key: value.to(self.place.device) for key, value in state["sums"].items()}
-
-    def _check_alike(self) -> None:
-        """Make sure that all processes train the same way on the same images.
-
-        Raises:
-            UserError: They do not, which would let them wait for each other, or train on something else each.
-        """
-        agreed({"the fit split": self.batches.digest(), "classes": self.num_classes, **self._fixed_options()})
 
     def _fixed_options(self) -> dict[str, Any]:
         """What must not change under a run that goes on: all that decides its result."""
