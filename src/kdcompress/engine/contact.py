@@ -24,6 +24,7 @@ from kdcompress.errors import UserError
 T = TypeVar("T")
 
 BEAT_SECONDS = 2.0
+WAITING = b" waiting"  # in a sign of life
 FEW = 32  # processes; more of them look for each other less often, lest the store has nothing else to do
 PART = 4 * 2**20  # bytes
 POLL = 0.001, 0.05  # seconds between two looks for what another process tells: the first, and the longest
@@ -37,8 +38,8 @@ class Lost(UserError):
 class Contact:
     """This process' line to its peers.
 
-    A process that is at work gives a sign of life every other second, whatever its step takes; one that waits for
-    others gives none, lest two that wait for each other do so for ever.
+    Each gives a sign of life every other second, whatever its step takes, which also says whether it is at work or waits
+    for others: nobody waits for one that waits, lest two do so for each other for ever.
 
     Args:
         store: Of the process group.
@@ -134,7 +135,7 @@ class Contact:
                 raise self._agreed(gone)
         now = time.monotonic()
         for rank, beat in zip(late, self._beats(late), strict=True):
-            if rank not in since or since[rank][0] != beat:
+            if rank not in since or (since[rank][0] != beat and not beat.endswith(WAITING)):
                 since[rank] = beat, now
         if silent := [rank for rank in late if now - since[rank][1] > self.seconds]:
             raise self._agreed(silent)
@@ -169,7 +170,7 @@ class Contact:
 
     def leave(self) -> None:
         """Say that this process ends; the one whose process may hold the store stays until all have."""
-        with contextlib.suppress(Lost):
+        with contextlib.suppress(Lost, KeyboardInterrupt):
             self.ask(lambda store: store.set(f"left/{self.rank}", "1"), 2 * self.every)
             names = [f"left/{rank}" for rank in range(self.world)]
             end = time.monotonic() + min(PARTING_SECONDS, self.seconds)
@@ -195,7 +196,7 @@ class Contact:
 
     def _saved(self) -> str:
         if self.run is None:
-            return "No training had begun; run the same command again."
+            return "No run was in work; run the same command again."
         return f"What was saved is in {self.run}: run the same command with --resume --out {self.run}"
 
     def _answer(self, store: dist.Store) -> None:
@@ -211,9 +212,8 @@ class Contact:
         count = 0
         with contextlib.suppress(Exception):  # who asks will notice
             while not self.left.wait(self.every):
-                if not self.waiting:
-                    count += 1
-                    store.set(f"beat/{self.rank}", str(count))
+                count += 1
+                store.set(f"beat/{self.rank}", f"{count}{WAITING.decode() if self.waiting else ''}")
 
 
 def _set(store: dist.Store, key: str, value: bytes) -> None:
