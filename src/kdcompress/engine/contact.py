@@ -38,8 +38,8 @@ class Lost(UserError):
 class Contact:
     """This process' line to its peers.
 
-    Each gives a sign of life every other second, whatever its step takes, which also says whether it is at work or waits
-    for others: nobody waits for one that waits, lest two do so for each other for ever.
+    Each gives a sign of life every other second, whatever its step takes. It also says whether the process is at work
+    or waits for others: nobody waits for one that waits, lest two do so for each other for ever.
 
     Args:
         store: Of the process group.
