@@ -18,6 +18,7 @@ import torch
 from torch import nn
 
 from kdcompress.api.cost import facts, member_profiles, note_missed
+from kdcompress.api.numerics import KEY, numerics_of
 from kdcompress.api.reference import SEEN, Teacher, absolute, piped
 from kdcompress.api.targets import check_precision, told
 from kdcompress.data import Data
@@ -25,6 +26,7 @@ from kdcompress.engine.compiling import check_compiler, compiled
 from kdcompress.engine.distributed import Place, from_main, start
 from kdcompress.engine.evaluate import collect, evaluate
 from kdcompress.engine.fit import Plan, fit, phase_of
+from kdcompress.engine.fp32_layers import in_fp32
 from kdcompress.engine.progress import Reporter, Silent
 from kdcompress.engine.targets import forward_batch
 from kdcompress.errors import UserError, usage_error
@@ -123,20 +125,27 @@ class Job:
         for number in range(phase_of(run), len(phases)):
             task = phases[number].task()
             check_precision(task, batches, place, self.reporter)
+            numerics = numerics_of(run, number, task, batches, place, note)
+            trained_in = dataclasses.replace(place, precision=numerics.precision)
             train_batches, eval_batches = told(
                 task, batches, calibration, data, options, plans[number].epochs, place, note
             )
             parts = self._to_compile(task, plans[number].epochs * len(batches))
             title = f"{self.command} {network.architecture} {phases[number].name}".rstrip()
-            with compiled(parts):
+            trained = task.get_trainable_module()
+            assert trained is not None  # without what processes wrap around it
+            with in_fp32(trained, numerics.fp32_layers), compiled(parts):
                 rows = fit(
-                    task, train_batches, eval_batches, options, plans[number], place, run, self.reporter,
+                    task, train_batches, eval_batches, options, plans[number], trained_in, run, self.reporter,
                     title=title, num_classes=source.num_classes, phase=number, history=rows,
+                    memory_format=numerics.memory_format,
                 )  # fmt: skip
         chosen = options.chosen_views if isinstance(options, TargetOptions) else None
         task.eval()
         final = task.get_eval_model()
-        scores = evaluate(final, eval_batches, place)
+        assert trained is not None
+        with in_fp32(trained, numerics.fp32_layers):
+            scores = evaluate(final, eval_batches, trained_in)
         if energies is not None and teacher is not None:
             energies = [*energies, self.energy(final, teacher.frozen, data)]
         made = assemble(dataclasses.replace(network, model=network.model.cpu().eval()))
@@ -151,7 +160,7 @@ class Job:
             epochs=options.epochs,
             seed=options.seed,
             device=str(place.device),
-            precision=place.precision,
+            precision=trained_in.precision,
             split="calibration",
             n=scores.n,
             top1=round(scores.top1, 4),
@@ -168,7 +177,7 @@ class Job:
         def save() -> None:
             config = model_config(made.model, made.architecture, made.model_args, source.class_names)
             save_network(run, made.model, config)
-            run.finish({**provenance, "result": result.to_dict()})
+            run.finish({**provenance, KEY: run.record().get(KEY, {}), "result": result.to_dict()})
 
         from_main(save)  # whoever has the result may load the run
         return result
