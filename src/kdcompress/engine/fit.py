@@ -331,10 +331,8 @@ class Trainer:
     def _check_finite(self) -> None:
         step = int(self.bad_step.item())
         if step >= 0:
-            ways = (
-                "--lr or --clip-grad 1" if self.place.precision == "fp32" else "--lr, --clip-grad 1 or --precision fp32"
-            )
-            remedy = f"Try a lower {ways}, with another --out"
+            slower = "" if self.place.precision == "fp32" else ", --precision fp32"
+            remedy = f"Try a lower --lr{slower} or --clip-grad 1, with another --out"
             done = len(self.history)
             kept = f"; the state after epoch {done} is in {self.run.path}." if done else "."
             raise Diverged(f"The loss is not finite at step {step + 1} of epoch {done + 1}.", remedy + kept)

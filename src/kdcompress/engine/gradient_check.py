@@ -26,7 +26,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from kdcompress.engine.allocation import unwritten_memory_shows
 from kdcompress.engine.distributed import Place, from_main
 from kdcompress.engine.fp32_layers import in_fp32
-from kdcompress.engine.layer_check import fault_of
+from kdcompress.engine.layer_check import UNCLEAR, fault_of
 
 ROUNDS = 4
 NAMED = 3
@@ -133,7 +133,7 @@ def _copy(task: TrainingTask) -> TrainingTask:
 
 
 def _watch(network: nn.Module, precision: str, place: Place) -> Faults:
-    """Let each smallest block be checked when it is met, and if it is at fault the layers in it; what will be found."""
+    """Let each smallest block be checked when it is met, and its layers if it is not right; what will be found."""
     # where there are several processes, BatchNorm may be theirs together: nobody can run it alone
     small = {
         name: module
@@ -168,9 +168,10 @@ def _is_small(module: nn.Module) -> bool:
 
 
 def _innermost(faults: Faults) -> Faults:
-    """Without blocks that are wrong because of a layer in them."""
-    blocks = {name.rpartition(".")[0] for name in faults if name}
-    return {name: fault for name, fault in faults.items() if name not in blocks}
+    """What is wrong, without blocks that are so because of a layer in them."""
+    wrong = {name: fault for name, fault in faults.items() if fault != UNCLEAR}
+    blocks = {name.rpartition(".")[0] for name in wrong if name}
+    return {name: fault for name, fault in wrong.items() if name not in blocks}
 
 
 def _names(layers: Sequence[str]) -> str:

@@ -47,6 +47,7 @@ class Way:
 
 
 EXACT = Way("fp32", contiguous=True)
+UNCLEAR = "unclear"
 KNOWN_CODE = ("torch.", "timm.", "kdcompress.")
 _found: dict[Hashable, str] = {}
 
@@ -55,6 +56,8 @@ def fault_of(
     layer: nn.Module, args: Sequence[Any], kwargs: dict[str, Any], precision: str, device: torch.device
 ) -> str:
     """What makes a layer's outputs or gradients wrong: ``precision``, ``layout``, or nothing.
+
+    ``UNCLEAR`` where they are far off, but as far by a jitter of the size of rounding: of a block its layers may tell.
 
     In a process, what looks the same to its kernels is tried once: of a deep network few layers are unlike, and of the
     next training none may be.
@@ -88,7 +91,7 @@ def _fault(layer: nn.Module, args: Sequence[Any], kwargs: dict[str, Any], precis
     # where an activation is clipped, or dropout draws, any rounding may do as much
     jitters = [Way("fp32", True, ROUNDING[precision], seed) for seed in range(1, JITTERS + 1)]
     if distance <= SENSITIVITY * max(_distance(_results(layer, call, way, device), exact) for way in jitters):
-        return ""
+        return UNCLEAR
     same_layout = exact if precision == "fp32" else _results(layer, call, Way("fp32"), device)
     if precision == "fp32" or _distance(same_layout, exact) > BOUND:
         return "layout"
