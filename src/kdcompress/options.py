@@ -53,7 +53,7 @@ class DataOptions(Options):
 
     data: str | None = option(
         None,
-        "digits, synth-digits:K, a folder with train/CLASS and test/CLASS, torch/cifar10, hfds/NAME, "
+        "digits, synth-digits:K, a folder with train/CLASS and test/CLASS, torch/cifar10, hfds/NAME, wds/NAME, "
         "py:module:function (default: the run's own, else digits)",
         panel=DATA,
     )
@@ -473,7 +473,7 @@ class EvalOptions(ModelOptions, DataOptions, DeviceOptions):
 @dataclass(kw_only=True)
 class DescribeDataOptions(DataOptions):
     data: str | None = option(
-        "digits", "digits, synth-digits:K, a folder, torch/NAME, hfds/NAME or py:module:function", argument=True
+        "digits", "digits, synth-digits:K, a folder, torch/NAME, hfds/NAME, wds/NAME or py:module:function", argument=True
     )
     preview: str | None = option(None, "file for a contact sheet, e.g. sheet.png")
     images: int = option(64, "pictures on the sheet", low=1, high=4096)

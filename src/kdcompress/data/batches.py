@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from kdcompress.data.augment import crop_indices, image_seed
 from kdcompress.data.preprocess import Preprocess, bad_image, read_image
-from kdcompress.data.sources import ArrayImages, FileImages, ImageList, TensorItems
+from kdcompress.data.sources import ArrayImages, ImageList, TensorItems
 from kdcompress.errors import UserError
 
 Batch = tuple[Tensor, Tensor]
@@ -178,7 +178,7 @@ class StreamImages:
 
     def content(self) -> memoryview:
         """What shows that the files have been written to; of other sources nothing, for reading all takes an epoch."""
-        return memoryview(self.images.written if isinstance(self.images, FileImages) else b"")
+        return memoryview(getattr(self.images, "written", b""))
 
     def loader(
         self, batches: Sequence[np.ndarray], transform: Callable[[Image.Image], Any], seed: int, view: int
