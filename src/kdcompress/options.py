@@ -43,6 +43,7 @@ FREE_OPTIONS = frozenset(
         "cache_size",
         "compile",
         "time_budget",
+        "search_storage",
     )
 )
 
@@ -409,6 +410,12 @@ class AddResStudentOptions(
 ):
     run: str = option("-", "a distilled student or a cascade; '-' reads it from standard input", argument=True)
     teacher: str | None = option(None, "the teacher, where it is not the one RUN was distilled from")
+    search_storage: str | None = option(
+        None,
+        "share the trials of --search among machines that start the same command: a file that all see, or a database's "
+        "URL (postgresql://…); those with --out train the best there, the others help",
+        panel=SEARCH,
+    )
 
 
 @dataclass(kw_only=True)
@@ -473,7 +480,9 @@ class EvalOptions(ModelOptions, DataOptions, DeviceOptions):
 @dataclass(kw_only=True)
 class DescribeDataOptions(DataOptions):
     data: str | None = option(
-        "digits", "digits, synth-digits:K, a folder, torch/NAME, hfds/NAME, wds/NAME or py:module:function", argument=True
+        "digits",
+        "digits, synth-digits:K, a folder, torch/NAME, hfds/NAME, wds/NAME or py:module:function",
+        argument=True,
     )
     preview: str | None = option(None, "file for a contact sheet, e.g. sheet.png")
     images: int = option(64, "pictures on the sheet", low=1, high=4096)
