@@ -275,7 +275,7 @@ class _Checked:
 def find_good(images: ImageList, indices: np.ndarray, channels: int, workers: int) -> np.ndarray:
     """Those of ``indices`` whose images can be read (a pass over all of them)."""
     found = _read_all(_Reader(images, indices, channels, _no_pixels), workers)
-    return np.array([indices[position] for position, _, problem in found if not problem], dtype=np.int64)
+    return np.fromiter((indices[position] for position, _, problem in found if not problem), dtype=np.int64)
 
 
 Images: TypeAlias = MemoryImages | MemoryTensors | StreamImages

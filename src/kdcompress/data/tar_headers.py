@@ -1,4 +1,4 @@
-"""The members of a tar file, by its headers alone: an order of magnitude faster than ``tarfile``, and strict.
+"""The members of a tar file, by its headers alone: several times as fast as ``tarfile``, and strict.
 
 ``tarfile`` takes a damaged header for the end of the archive, and says nothing; then a part of the images is lost.
 """
@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import os
 import re
+import zlib
 from collections.abc import Iterator
 from typing import BinaryIO, NamedTuple
 
 BLOCK = 512
 BUFFER = 8 * BLOCK  # what lies between two images (a header, a label, a header), but not much of an image
 LONG_NAME, EXTENDED, REGULAR = b"L", b"x", (b"0", b"\0", b"7")
+ADLER = 65521
 PAX = re.compile(rb"\d+ (path|size)=([^\n]*)\n")
 
 
@@ -62,8 +64,10 @@ def members(file: BinaryIO) -> Iterator[Member]:
 
 def name_in(header: bytes) -> bytes:
     """The name in a header; of a longer one, as much as has room."""
-    name, prefix = header[:100].split(b"\0")[0], header[345:500].split(b"\0")[0]
-    return prefix + b"/" + name if prefix and header[257:263] == b"ustar\0" else name
+    name = header[:100].partition(b"\0")[0]
+    if not header[345] or header[257:263] != b"ustar\0":
+        return name
+    return header[345:500].partition(b"\0")[0] + b"/" + name
 
 
 def _checked(header: bytes, position: int) -> tuple[int, bytes]:
@@ -74,6 +78,7 @@ def _checked(header: bytes, position: int) -> tuple[int, bytes]:
         size = int.from_bytes(header[125:136], "big") if long else int(header[124:136].strip(b" \0") or b"0", 8)
     except ValueError:
         raise Damaged(f"damaged at byte {position:,}") from None
-    if told != sum(header) - sum(header[148:156]) + 8 * ord(" "):
+    # Adler-32 begins with the sum of all bytes, and one; the field itself counts as blanks
+    if (told + sum(header[148:156]) - 8 * ord(" ") + 1) % ADLER != zlib.adler32(header) & 0xFFFF:
         raise Damaged(f"damaged at byte {position:,}")
     return size, header[156:157]
