@@ -1,7 +1,7 @@
 """A gated ResKD cascade against single students of the same MACs; resumes, and skips what is done::
 
-    python examples/reskd_study.py OUT --data cifar10/ --teacher resnet56-cifar10.safetensors \\
-        --arch resnet56_cifar,shortcut=A --epochs 30 --jobs 2 --table examples/README.md
+    python examples/studies/reskd_study.py OUT --data cifar10/ --teacher resnet56-cifar10.safetensors \\
+        --arch resnet56_cifar,shortcut=A --epochs 30 --jobs 2 --table examples/studies/README.md
 
 The logit loss is chosen first: the one whose single student is best on the calibration split (one seed, half of the
 epochs); for the cascade, of those that leave no scale open, for it sums logits. Then for each seed, all from the

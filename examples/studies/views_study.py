@@ -1,7 +1,7 @@
 """Does it matter that a student sees the same few views of the images again and again? Resumes, skips what is done::
 
-    python examples/views_study.py OUT --data cifar10/ --teacher resnet56-cifar10.safetensors \\
-        --arch resnet56_cifar,shortcut=A --table examples/README.md
+    python examples/studies/views_study.py OUT --data cifar10/ --teacher resnet56-cifar10.safetensors \\
+        --arch resnet56_cifar,shortcut=A --table examples/studies/README.md
 
 The same KD with views whose targets are computed once (``--target-views K``), and with new views each epoch, for which
 the teacher is asked at every step (0). The cache is the study's own, so that the first run with kept targets is the one
