@@ -130,7 +130,9 @@ def test_shell_scripts_name_real_options(script: Path) -> None:
             seen += 1
         elif words[:1] == ["python"]:
             told = subprocess.run(
-                [sys.executable, words[1].strip('"').replace("$here", str(EXAMPLES)), "--help"], capture_output=True, text=True
+                [sys.executable, words[1].strip('"').replace("$here", str(EXAMPLES)), "--help"],
+                capture_output=True,
+                text=True,
             ).stdout
             assert {word for word in words if word.startswith("--")} <= set(re.findall(r"--[a-z0-9-]+", told)), link
             seen += 1

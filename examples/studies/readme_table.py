@@ -35,7 +35,7 @@ def main(out: Path, readme: Path) -> None:
     versions, epochs = record["versions"], record["options"]["epochs"]
     lines = [
         BEGIN,
-        "| CIFAR-10 test | top-1 | MACs an image | of the teacher | speed-up kept¹ |",
+        "| CIFAR-10 test | top-1 | MACs per image | of the teacher | speed-up kept¹ |",
         "| --- | ---: | ---: | ---: | ---: |",
         *rows,
         "",
