@@ -45,7 +45,7 @@ def main(out: Path, readme: Path) -> None:
         f"(torch {versions['torch']}, {record['result']['precision']}), table by `examples/studies/readme_table.py`. "
         "The images are the JPEG version of CIFAR-10, so all accuracies are a little below the published ones.",
         "",
-        "¹ wall-clock speed-up of the gated cascade over the full one, divided by the speed-up that their MACs promise.",
+        "¹ wall-clock speed-up of the gated cascade over the full one, divided by the one that their MACs promise.",
         END,
     ]
     text = readme.read_text()

@@ -24,6 +24,11 @@ OURS = (
 )
 SPECS = ("model", "student", "arch", "teacher_arch")  # options that name a network
 FILE = "networks.txt"  # timm's version, then a name a line
+UNUSABLE = (
+    OSError,
+    RuntimeError,
+    UnicodeDecodeError,
+)  # a cache without a place, without permission, or with other text
 
 
 def typed() -> list[str]:
@@ -42,8 +47,9 @@ def completer(field: dataclasses.Field[Any]) -> Callable[[str], list[str]] | Non
 
 def networks() -> list[str]:
     """All that are known without timm."""
-    with contextlib.suppress(OSError, UnicodeDecodeError):
-        return _file().read_text(encoding="utf-8").splitlines()[1:]
+    with contextlib.suppress(*UNUSABLE):
+        if (file := _file()).is_file():  # a pipe of that name would keep us waiting
+            return file.read_text(encoding="utf-8").splitlines()[1:]
     return list(OURS)
 
 
@@ -51,7 +57,7 @@ def remember_networks() -> None:
     """Leave the names for :func:`networks` once timm is loaded; a cache that cannot be written costs nothing."""
     timm = sys.modules["timm"]
     head = f"timm {timm.__version__}"
-    with contextlib.suppress(OSError, UnicodeDecodeError):
+    with contextlib.suppress(*UNUSABLE):
         file = _file()
         if file.is_file() and file.read_text(encoding="utf-8").startswith(f"{head}\n"):
             return
