@@ -22,7 +22,7 @@ FOUND: dict[str, Any] = json.loads((ROOT / "examples" / "results" / "state.json"
 
 @pytest.fixture
 def script(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    monkeypatch.syspath_prepend(ROOT / "examples")
+    monkeypatch.syspath_prepend(ROOT / "examples" / "benchmarks")
     return importlib.import_module("bench_state")
 
 

@@ -40,7 +40,7 @@ def test_a_resume_beside_the_living(cli: Cli, here: Path, many: Callable[[int, i
     """Whoever resumes a run that another terminal still trains would destroy both."""
     times = many(0, 6)
     if not times:
-        pytest.skip("tests/test_runs.py does it in a process of its own; examples/attacks.py does this")
+        pytest.skip("tests/test_runs.py does it in a process of its own; examples/benchmarks/attacks.py does this")
     alone = cli(*TRAIN, "--out", here / "alone").result
     for number in range(times):
         out = here / f"run-{number}"

@@ -1,6 +1,6 @@
 """What a process holds for each image of a data set, measured at two sizes, and what that makes for ImageNet-22k::
 
-    python examples/bench_state.py --table docs/scale.md --results examples/results/state.json
+    python examples/benchmarks/bench_state.py --table docs/scale.md --results examples/results/state.json
 
 Data sets of ``--images`` images, one and the same JPEG under many names, are opened as a folder and as tar shards, and
 divided, by a process for each size; an epoch is put in order, and targets of ``--classes`` classes are mapped. Python
@@ -176,7 +176,7 @@ def table(found: dict[str, Any]) -> list[str]:
     return [
         *lines,
         "",
-        f"Made by `examples/bench_state.py`; paths of {path:.0f} characters, targets of {found['classes']:,} classes.",
+        f"Made by `examples/benchmarks/bench_state.py`; paths of {path:.0f} characters, targets of {found['classes']:,} classes.",
     ]
 
 

@@ -1,10 +1,10 @@
 """Try all attacks, and write the table of docs/reliability.md::
 
-    python examples/attacks.py            # some 40 minutes on two cores
-    python examples/attacks.py --table    # the page alone, from examples/results/
+    python examples/benchmarks/attacks.py            # some 40 minutes on two cores
+    python examples/benchmarks/attacks.py --table    # the page alone, from examples/results/
 
 An attack is a test that is marked so; tests that try one thing in many ways say how many (``many``). The page's other
-table is that of examples/bench_threads.py.
+table is that of examples/benchmarks/bench_threads.py.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 RESULTS, PAGE = ROOT / "examples" / "results", ROOT / "docs" / "reliability.md"
 
 
