@@ -176,7 +176,8 @@ def table(found: dict[str, Any]) -> list[str]:
     return [
         *lines,
         "",
-        f"Made by `examples/benchmarks/bench_state.py`; paths of {path:.0f} characters, targets of {found['classes']:,} classes.",
+        f"Made by `examples/benchmarks/bench_state.py`; paths of {path:.0f} characters, targets of "
+        f"{found['classes']:,} classes.",
     ]
 
 
