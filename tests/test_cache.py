@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import multiprocessing
 import os
+import re
+import signal
 import threading
 import time
 from pathlib import Path
@@ -14,7 +17,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from kdcompress import locks
 from kdcompress.cache import FORMAT, KEY, ArrayStore, clear, kept
+
+pytestmark = pytest.mark.attack("a cache that is damaged, full, locked or somebody else's")
 
 SHAPE = (5, 3)
 SIZE = 2 * 5 * 3
@@ -29,8 +35,16 @@ def fill(into: ArrayStore, key: dict[str, Any], number: int = 0, value: float = 
         array[:] = value
 
 
+def flip(path: Path, position: int) -> None:
+    """Alter one bit."""
+    content = bytearray(path.read_bytes())
+    content[position] ^= 1 << position % 8
+    path.write_bytes(content)
+
+
 def files(folder: Path) -> set[str]:
-    return {path.name for path in folder.rglob("*") if path.is_file() and not path.name.endswith(".lock")}
+    names = {path.name for path in folder.rglob("*") if path.is_file() and not path.name.endswith(".lock")}
+    return {re.sub(r"(view-\d{4})-[0-9a-f]{32}", r"\1", name) for name in names}
 
 
 def test_what_was_kept_is_found_again(tmp_path: Path) -> None:
@@ -66,6 +80,112 @@ def test_what_is_stale_or_damaged_is_not_served(tmp_path: Path, damage: str) -> 
         np.save(array, np.array([{}] * 5), allow_pickle=True)
     shape = (6, 3) if damage == "shape" else SHAPE
     assert store(tmp_path).open(key, 0, shape) is None
+
+
+def test_an_altered_array_is_told_and_made_anew(tmp_path: Path) -> None:
+    """A student would learn from logits that no teacher gave, and end with other weights."""
+    key, told = {"network": "a"}, []
+    fill(store(tmp_path), key)
+    (array,) = tmp_path.rglob("*.npy")
+    for position in range(array.stat().st_size):
+        flip(array, position)
+        assert store(tmp_path).open(key, 0, SHAPE) is None, f"byte {position}"
+        flip(array, position)
+    flip(array, 130)
+    watched = ArrayStore(tmp_path / "targets", 1e9, told.append)
+    assert watched.open(key, 0, SHAPE) is None
+    assert watched.open(key, 0, SHAPE) is None
+    assert [str(array) in text and "altered" in text for text in told] == [True]
+    fill(watched, key, value=2.0)
+    found = watched.open(key, 0, SHAPE)
+    assert found is not None
+    assert (found == 2.0).all()
+    assert files(tmp_path) == {FORMAT, KEY, "view-0000.npy"}
+
+
+def test_an_array_of_before_there_were_digests_is_made_anew(tmp_path: Path) -> None:
+    """Nobody could tell whether it was altered, and it would fill the disk beside the new one."""
+    fill(store(tmp_path), {"network": "a"})
+    (array,) = tmp_path.rglob("*.npy")
+    array.rename(array.with_name("view-0000.npy"))
+    assert store(tmp_path).open({"network": "a"}, 0, SHAPE) is None
+    fill(store(tmp_path), {"network": "a"})
+    assert len(list(tmp_path.rglob("*.npy"))) == 1
+
+
+@pytest.mark.parametrize("which", ["view", "key", "format", "lock"])
+def test_a_pipe_in_the_cache_keeps_nobody_waiting(tmp_path: Path, which: str) -> None:
+    """Every later run would hang without a word."""
+    fill(store(tmp_path), {"network": "a"})
+    (array,) = tmp_path.rglob("*.npy")
+    path = {
+        "view": array,
+        "key": array.parent / KEY,
+        "format": tmp_path / "targets" / FORMAT,
+        "lock": array.parent / ".view-0000.npy.lock",
+    }[which]
+    path.unlink(missing_ok=True)
+    os.mkfifo(path)
+    if which != "lock":
+        assert store(tmp_path).open({"network": "a"}, 0, SHAPE) is None
+    with contextlib.suppress(OSError), store(tmp_path).lock({"network": "a"}, 0):
+        fill(store(tmp_path), {"network": "a"})
+    assert len(kept(tmp_path)) == 1
+    clear(tmp_path)
+
+
+def test_a_link_in_the_cache_is_cleared_and_what_it_points_to_stays(tmp_path: Path) -> None:
+    """--clear would end in an error half-way, or remove what is not ours."""
+    fill(store(tmp_path), {"network": "a"})
+    (entry,) = store(tmp_path).entries()
+    entry.folder.rename(tmp_path / "elsewhere")
+    entry.folder.symlink_to(tmp_path / "elsewhere")
+    clear(tmp_path)
+    assert not entry.folder.is_symlink()
+    assert len(list((tmp_path / "elsewhere").glob("*.npy"))) == 1
+
+
+def _stopped(folder: Path) -> None:
+    with store(folder).lock({"network": "a"}, 0):
+        os.kill(os.getpid(), signal.SIGSTOP)
+
+
+def test_a_stopped_process_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ctrl-Z in one shell would keep every other run waiting for ever."""
+    monkeypatch.setattr(locks, "PATIENCE", 1.0)
+    process = multiprocessing.get_context("fork").Process(target=_stopped, args=(tmp_path,))
+    process.start()
+    while not list(tmp_path.rglob("*.lock")):
+        time.sleep(0.05)
+    with (
+        pytest.raises(OSError, match=f"process {process.pid} .*no sign of life"),
+        store(tmp_path).lock({"network": "a"}, 0),
+    ):
+        pass
+    os.kill(process.pid or 0, signal.SIGCONT)
+    process.join()
+    with store(tmp_path).lock({"network": "a"}, 0):
+        pass
+
+
+def test_who_works_long_is_not_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run that waits for a large view would compute it, too."""
+    monkeypatch.setattr(locks, "PATIENCE", 1.0)
+    monkeypatch.setattr(locks, "BEAT", 0.1)
+    order = []
+
+    def work() -> None:
+        with store(tmp_path).lock({"network": "a"}, 0):
+            time.sleep(2.5)
+            order.append("done")
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    time.sleep(0.2)
+    with store(tmp_path).lock({"network": "a"}, 0):
+        order.append("then")
+    thread.join()
+    assert order == ["done", "then"]
 
 
 def test_a_crash_leaves_no_half_array(tmp_path: Path) -> None:
@@ -177,7 +297,7 @@ def test_what_is_damaged_is_listed_cleared_and_made_anew(tmp_path: Path, damage:
     elif damage == "no key":
         (entry.folder / KEY).unlink()
     else:
-        (entry.folder / "view-0000.npy").unlink()
+        next(entry.folder.glob("view-0000-*.npy")).unlink()
     (listed,) = kept(tmp_path)
     assert (listed.kind, listed.folder) == ("targets", entry.folder)
     if damage != "format":  # nobody writes into what another version made

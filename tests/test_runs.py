@@ -10,7 +10,9 @@ import os
 import pickle
 import shutil
 import signal
+import socket
 import subprocess
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -19,8 +21,20 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from kdcompress import runs
 from kdcompress.errors import UserError
-from kdcompress.runs import CHECKPOINT, CONFIG, METRICS, RECORD, WEIGHTS, RunFolder, atomic_file, claim, open_run
+from kdcompress.runs import (
+    CHECKPOINT,
+    CONFIG,
+    METRICS,
+    RECORD,
+    WEIGHTS,
+    RunFolder,
+    atomic_file,
+    claim,
+    open_run,
+    release,
+)
 
 FORK = multiprocessing.get_context("fork")
 
@@ -100,7 +114,7 @@ def test_a_kill_in_the_middle_leaves_the_old_file_and_a_later_finish_cleans_up(t
     process.join()
     assert process.exitcode == -signal.SIGKILL
     assert run.read_checkpoint() == {"epoch": 3}
-    assert len(names(tmp_path)) == 2
+    assert len(names(tmp_path)) == 3
     run.finish({})
     assert names(tmp_path) == [RECORD]
 
@@ -237,6 +251,9 @@ def test_a_damaged_checkpoint_is_told_and_runs_no_code(
     else:
         whole = path.read_bytes()
         path.write_bytes({"truncated": whole[: len(whole) // 2], "nonsense": b"nonsense", "empty": b""}[damage])
+    with pytest.raises(UserError, match="altered, or cut off"):
+        run.read_checkpoint()
+    run.accept()
     with pytest.raises(UserError, match="cannot be read") as caught:
         run.read_checkpoint()
     assert str(path) in caught.value.problem
@@ -288,8 +305,12 @@ def test_an_out_that_exists(tmp_path: Path, kind: str, resume: bool) -> None:
         (out / "notes.txt").write_text("precious")
         if kind == "unfinished":
             RunFolder(out).write_json(RECORD, {"status": "unfinished"})
-    if resume and kind in ("unfinished", "finished"):
+    if resume and kind == "unfinished":
         assert claim(str(out), "stem", resume=True).path == out
+        return
+    if resume and kind == "finished":  # the command has looked before, and it was not
+        with pytest.raises(UserError, match="finished by another process"):
+            claim(str(out), "stem", resume=True)
         return
     with pytest.raises(UserError) as caught:
         claim(str(out), "stem", resume=resume)
@@ -324,11 +345,165 @@ def test_resume_without_out_finds_the_unfinished_run(tmp_path: Path, monkeypatch
     third = claim(None, "stem", resume=False)
     third.write_json(RECORD, {"status": "unfinished"})
     assert third.path.name == "stem-3"
+    release(third)
     assert claim(None, "stem", resume=True).path == third.path
     third.write_weights({"w": torch.ones(1)})
+    release(third)
     assert claim(None, "stem", resume=True).path == third.path, "killed between the weights and the record"
     third.finish({})
+    release(third)
     assert claim(None, "stem", resume=True).path.name == "stem-4"
+
+
+def test_a_run_that_is_being_written_is_nobody_elses(tmp_path: Path) -> None:
+    """Of two processes one would leave its record, and the other its weights."""
+    out = str(tmp_path / "run")
+    claimed, go_on = FORK.Event(), FORK.Event()
+
+    def hold() -> None:
+        claim(out, "stem", resume=False).write_record({"status": "unfinished"})
+        claimed.set()
+        go_on.wait()
+
+    process = FORK.Process(target=hold)
+    process.start()
+    claimed.wait()
+    for resume in (False, True):
+        with pytest.raises(UserError) as caught:
+            claim(out, "stem", resume=resume)
+    assert f"process {process.pid} on {socket.gethostname()}" in caught.value.problem
+    process.kill()
+    process.join()
+    run = claim(out, "stem", resume=True)
+    assert run.record() == {"status": "unfinished"}, "death releases it"
+    release(run)
+
+
+def test_a_folder_without_a_name_of_ones_own_is_passed_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """--resume would fail because of another run of the same kind that is at work."""
+    monkeypatch.chdir(tmp_path)
+    claimed, go_on = FORK.Event(), FORK.Event()
+
+    def hold() -> None:
+        claim(None, "stem", resume=False).write_record({"status": "unfinished"})
+        claimed.set()
+        go_on.wait()
+
+    process = FORK.Process(target=hold)
+    process.start()
+    claimed.wait()
+    assert claim(None, "stem", resume=True).path.name == "stem-2"
+    process.kill()
+    process.join()
+    assert claim(None, "stem", resume=True).path.name == "stem"
+
+
+def test_a_folder_is_claimed_as_often_as_it_is_released(tmp_path: Path) -> None:
+    """The winner of a search is trained in the run of the search."""
+    run = claim(str(tmp_path / "run"), "stem", resume=True)
+    run.write_record({"status": "unfinished"})
+    assert claim(str(run.path), "stem", resume=True) == run
+    release(run)
+    other = FORK.Process(target=lambda: sys.exit(not _refused(run.path)))
+    other.start()
+    other.join()
+    assert other.exitcode == 0
+    release(run)
+    other = FORK.Process(target=lambda: sys.exit(_refused(run.path)))
+    other.start()
+    other.join()
+    assert other.exitcode == 0
+
+
+def _refused(path: Path) -> bool:
+    runs._held.clear()  # of the process that this one was forked from
+    try:
+        claim(str(path), "stem", resume=True)
+    except UserError:
+        return True
+    return False
+
+
+# --- what was altered ---
+
+
+@pytest.mark.parametrize("name", [RECORD, CONFIG, WEIGHTS])
+def test_every_altered_byte_of_a_run_is_found(tmp_path: Path, name: str) -> None:
+    """A bit that flips on the disk would change what the network says, and nobody know."""
+    run = finished(tmp_path / "run", command="distill")
+    path = run.path / name
+    whole = path.read_bytes()
+    for position in range(len(whole)):
+        altered = bytearray(whole)
+        altered[position] ^= 1 << position % 8
+        path.write_bytes(bytes(altered))
+        try:
+            found = open_run(run.path)
+        except UserError:
+            continue
+        assert name == RECORD, f"byte {position}: {bytes(altered)!r}"
+        assert found.record() == {"command": "distill", "status": "finished"}, "another space, the same record"
+    path.write_bytes(whole)
+    open_run(run.path)
+
+
+def test_a_record_without_its_digests_is_altered(tmp_path: Path) -> None:
+    """One letter of the key, and nothing would be checked."""
+    run = finished(tmp_path / "run")
+    content = json.loads((run.path / RECORD).read_text())
+    for key in ("digest", "digests"):
+        (run.path / RECORD).write_text(json.dumps({name: value for name, value in content.items() if name != key}))
+        with pytest.raises(UserError, match="altered"):
+            open_run(run.path)
+
+
+def test_a_run_of_before_there_were_digests_opens(tmp_path: Path) -> None:
+    """All earlier work would be lost."""
+    run = finished(tmp_path / "run")
+    run.write_json(RECORD, {"command": "distill", "status": "finished"})
+    assert open_run(run.path).record()["command"] == "distill"
+    run.accept()
+    assert run.is_sealed
+
+
+def test_a_change_of_ones_own_is_accepted(tmp_path: Path) -> None:
+    """Whoever adds the names of the classes by hand could never load the run again."""
+    run = finished(tmp_path / "run")
+    run.write_json(CONFIG, {"architecture": "lenet5", "label_names": ["a", "b"]})
+    with pytest.raises(UserError, match=r"verify .* --accept"):
+        open_run(run.path)
+    run.accept()
+    assert open_run(run.path).config()["label_names"] == ["a", "b"]
+
+
+@pytest.mark.parametrize("moment", ["before the rename", "after it"])
+def test_a_kill_around_a_checkpoint_leaves_one_that_is_known(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: str
+) -> None:
+    """What kill -9 leaves would be taken for damaged, and the run be lost."""
+    run = RunFolder(tmp_path)
+    run.write_record({"status": "unfinished"})
+    run.write_checkpoint({"epoch": 1})
+
+    def killed(number: int) -> None:
+        def die(*paths: Path) -> None:
+            if moment == "after it":
+                replace(*paths)
+            if Path(paths[1]).name == CHECKPOINT:
+                os._exit(9)
+            if moment == "before the rename":
+                replace(*paths)
+
+        replace = os.replace
+        os.replace = die
+        run.write_checkpoint({"epoch": number})
+
+    for number in (2, 3):  # twice: the digest of what never came must not push out that of what is there
+        process = FORK.Process(target=killed, args=(number,))
+        process.start()
+        process.join()
+        assert process.exitcode == 9
+        assert run.read_checkpoint()["epoch"] == (1 if moment == "before the rename" else number)
 
 
 def test_two_processes_never_get_the_same_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

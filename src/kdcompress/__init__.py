@@ -24,6 +24,7 @@ if TYPE_CHECKING:
         polish,
         profile_flops,
         train_teacher,
+        verify,
     )
 
 __all__ = [
@@ -38,6 +39,7 @@ __all__ = [
     "polish",
     "profile_flops",
     "train_teacher",
+    "verify",
 ]
 
 timm_hook.install()

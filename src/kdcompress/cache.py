@@ -1,6 +1,7 @@
 """Where things that can be made anew are kept: lightweight teachers, and what frozen networks say about images.
 
-Arrays are whole or not there, whatever is killed when; a folder that cannot be used costs time, never a result.
+Arrays are whole or not there, whatever is killed when, and their digests are in their names; a folder that cannot be
+used, or a file in it that was altered, costs time, never a result.
 """
 
 from __future__ import annotations
@@ -13,14 +14,17 @@ import math
 import os
 import re
 import shutil
+import stat
 import threading
 from collections.abc import Callable, Collection, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from filelock import FileLock, Timeout
+
+from kdcompress.digests import digest_of
+from kdcompress.locks import Lock
 
 TARGETS, TEACHERS = "targets", "teachers"
 FORMAT, KEY = "format.json", "key.json"
@@ -28,7 +32,7 @@ VERSION = 1
 GIB = 2**30
 OURS = re.compile(r"[0-9a-f]{20}")  # folders of entries
 HEADER = 128  # bytes before an array in its file
-ASK_AGAIN = 0.5  # seconds; how long one waits for another process before asking whether to go on waiting
+MOST_TEXT = 2**20  # bytes of a file that says what an entry is
 
 
 def cache_dir(chosen: str | None = None) -> Path:
@@ -65,18 +69,24 @@ class ArrayStore:
     Args:
         folder: Made when something is written.
         limit: Bytes; what was not used for longest goes first.
+        note: Told of arrays that were altered.
     """
 
     folder: Path
     limit: float
+    note: Callable[[str], None] = lambda _: None
+    known: dict[Path, tuple[tuple[int, ...], bool]] = field(default_factory=dict, compare=False)
 
     def open(self, key: Mapping[str, Any], number: int, shape: tuple[int, int]) -> np.ndarray | None:
         """An array, mapped into memory read-only, or None where there is none that is whole and of this key."""
         place = self.place(key)
         try:
-            if not self._is_ours() or (place / KEY).read_text() != _text(key):
+            if not self._is_ours() or not _says(place / KEY, key):
                 return None
-            found = np.load(place / _name(number), mmap_mode="r", allow_pickle=False)
+            whole = next((path for path in _arrays(place, number) if self._is_whole(path)), None)
+            if whole is None:
+                return None
+            found = np.load(whole, mmap_mode="r", allow_pickle=False)
         except (OSError, ValueError, EOFError):
             return None
         if found.shape != shape or found.dtype != np.float16:
@@ -95,15 +105,10 @@ class ArrayStore:
             waiting: Called every now and then while another one holds it; what it raises ends the waiting.
 
         Raises:
-            OSError: The folder cannot be written.
+            OSError: The folder cannot be written, or whoever holds the lock has stopped.
         """
-        lock = FileLock(_lock_of(self._made(key) / _name(number)))
-        while not _taken(lock, ASK_AGAIN):
-            waiting()
-        try:
+        with Lock(self._made(key) / f".{_name(number)}.npy.lock").awaited(waiting):
             yield
-        finally:
-            lock.release()
 
     @contextlib.contextmanager
     def create(
@@ -120,9 +125,9 @@ class ArrayStore:
         """
         place = self._made(key)
         self._make_room(2 * shape[0] * shape[1] + HEADER, {place, *map(self.place, beside)})
-        for left in place.glob(f".{_name(number)}.*.tmp"):  # by a process that was killed
+        for left in place.glob(f".{_name(number)}.npy.*.tmp"):  # by a process that was killed
             left.unlink(missing_ok=True)
-        temporary = place / f".{_name(number)}.{os.getpid()}.tmp"
+        temporary = place / f".{_name(number)}.npy.{os.getpid()}.tmp"
         try:
             array = np.lib.format.open_memmap(temporary, "w+", np.float16, shape)
             if hasattr(os, "posix_fallocate"):
@@ -130,9 +135,14 @@ class ArrayStore:
                     os.posix_fallocate(file.fileno(), 0, file.seek(0, os.SEEK_END))
             yield array
             array.flush()
-            temporary.replace(place / _name(number))
+            made = place / f"{_name(number)}-{digest_of(temporary)}.npy"
+            temporary.replace(made)
+            for other in place.glob(f"{_name(number)}*.npy"):  # altered ones, or of a version without digests
+                if other != made:
+                    other.unlink(missing_ok=True)
         finally:
-            temporary.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                temporary.unlink(missing_ok=True)
 
     def entries(self) -> list[Entry]:
         """What is kept, what was used last first."""
@@ -151,7 +161,7 @@ class ArrayStore:
             OSError: Something cannot be removed.
         """
         for place in self._places():
-            shutil.rmtree(place)
+            _remove(place)
         (self.folder / FORMAT).unlink(missing_ok=True)
 
     def _places(self) -> list[Path]:
@@ -161,8 +171,21 @@ class ArrayStore:
     def place(self, key: Mapping[str, Any]) -> Path:
         return self.folder / hashlib.sha256(_text(key).encode()).hexdigest()[:20]
 
+    def _is_whole(self, path: Path) -> bool:
+        """Whether an array is what was written; found out once, and told once where it is not."""
+        state = path.stat()
+        if not stat.S_ISREG(state.st_mode):
+            return False
+        now = (state.st_mtime_ns, state.st_size, state.st_ino)
+        if self.known.get(path, ((), False))[0] != now:
+            whole = path.stem.endswith(f"-{digest_of(path)}")
+            self.known[path] = now, whole
+            if not whole:
+                self.note(f"Warning: {path} was altered since it was written; it is made anew.")
+        return self.known[path][1]
+
     def _is_ours(self) -> bool:
-        return bool(json.loads((self.folder / FORMAT).read_text()) == {"version": VERSION})
+        return bool(json.loads(_read(self.folder / FORMAT)) == {"version": VERSION})
 
     def _is_foreign(self) -> bool:
         try:
@@ -217,31 +240,44 @@ def clear(cache: Path) -> None:
     """
     ArrayStore(cache / TARGETS, math.inf).clear()
     for record in (cache / TEACHERS).glob("*/run.json"):
-        shutil.rmtree(record.parent)
+        _remove(record.parent)
+
+
+def _remove(place: Path) -> None:
+    if place.is_symlink():  # what it points to is not ours
+        place.unlink()
+    else:
+        shutil.rmtree(place)
 
 
 def _name(number: int) -> str:
-    return f"view-{number:04d}.npy"
+    return f"view-{number:04d}"
 
 
-def _lock_of(array: Path) -> Path:
-    return array.with_name(f".{array.name}.lock")
+def _arrays(place: Path, number: int) -> list[Path]:
+    return sorted(place.glob(f"{_name(number)}-*.npy"))
 
 
-def _taken(lock: FileLock, seconds: float) -> bool:
-    """Whether a lock was to be had within some time."""
-    try:
-        lock.acquire(timeout=seconds)
-    except Timeout:
-        return False
-    return True
+def _read(file: Path) -> str:
+    """A short text; never from what is no plain file, for a pipe would keep us waiting.
+
+    Raises:
+        OSError: It is none, or cannot be read.
+        ValueError: It is too long, or no text.
+    """
+    state = file.stat()
+    if not stat.S_ISREG(state.st_mode):
+        raise OSError(errno.EINVAL, f"{file.name} is not a plain file")
+    if state.st_size > MOST_TEXT:
+        raise ValueError(f"{file} is too long")
+    return file.read_text(encoding="utf-8")
 
 
 def _in_work(place: Path) -> bool:
     """Whether a process writes here, or is about to; what one that was killed has left is removed."""
     for held in place.glob(".view-*.lock"):
-        lock = FileLock(held)
-        if not _taken(lock, 0):
+        lock = Lock(held)
+        if not lock.taken():
             return True
         for temporary in place.glob(f"{held.name.removesuffix('.lock')}.*.tmp"):
             temporary.unlink(missing_ok=True)
@@ -251,20 +287,20 @@ def _in_work(place: Path) -> bool:
 
 def _key_in(place: Path) -> dict[str, Any]:
     with contextlib.suppress(OSError, ValueError):
-        key = json.loads((place / KEY).read_text())
+        key = json.loads(_read(place / KEY))
         return key if isinstance(key, dict) else {}
     return {}
 
 
 def _says(file: Path, content: Mapping[str, Any]) -> bool:
     try:
-        return file.read_text() == _text(content)
+        return _read(file) == _text(content)
     except (OSError, ValueError):
         return False
 
 
 def _size(folder: Path) -> int:
-    return sum(file.stat().st_size for file in folder.iterdir())
+    return sum(file.lstat().st_size for file in folder.iterdir())
 
 
 def _text(key: Mapping[str, Any]) -> str:

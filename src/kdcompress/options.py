@@ -22,7 +22,8 @@ LIGHT = "LW-KD: a lightweight teacher"
 DATA, TRAINING, RUN, SHELL = "Data", "Training", "Run", "Shell"
 CACHE = "Targets, computed once"
 SEARCH = "Architecture search (extra: search)"
-SECONDS = {"s": 1, "m": 60, "h": 3600}
+SECONDS = {"": 1, "s": 1, "m": 60, "h": 3600}
+LEAST_PATIENCE, MOST_PATIENCE = 5, 7 * 86400  # seconds
 MOST_EPOCHS, MOST_IMAGES, MOST_CLASSES = 1_000_000, 1_000_000, 1_000_000  # more is a slip of the pen
 
 # what may differ when a run goes on: where things are and how they are watched, not what comes out
@@ -44,8 +45,17 @@ FREE_OPTIONS = frozenset(
         "cache_size",
         "compile",
         "time_budget",
+        "dist_timeout",
+        "sync_bn",  # what is chosen is kept with the run
+        "search_storage",
     )
 )
+
+
+def in_seconds(text: str) -> float | None:
+    """A length of time, e.g. ``90``, ``90s``, ``30m`` or ``2h``; None where it is none."""
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([smh]?)", text.strip(), re.ASCII)
+    return None if found is None else float(found[1]) * SECONDS[found[2]]
 
 
 @dataclass(kw_only=True)
@@ -54,7 +64,7 @@ class DataOptions(Options):
 
     data: str | None = option(
         None,
-        "digits, synth-digits:K, a folder with train/CLASS and test/CLASS, torch/cifar10, hfds/NAME, "
+        "digits, synth-digits:K, a folder with train/CLASS and test/CLASS, torch/cifar10, hfds/NAME, wds/NAME, "
         "py:module:function (default: the run's own, else digits)",
         panel=DATA,
     )
@@ -90,6 +100,25 @@ class DeviceOptions(Options):
         choices=("auto", "fp32", "bf16", "fp16"),
         panel=RUN,
     )
+    dist_timeout: str = option(
+        "5m", "of several processes: how long to wait for one that gives no sign of life, e.g. 90s or 5m", panel=RUN
+    )
+
+    @property
+    def patience(self) -> float:
+        """Seconds of ``dist_timeout``.
+
+        Raises:
+            UserError: It is no length of time, or too short to be told from a busy moment.
+        """
+        seconds = in_seconds(self.dist_timeout)
+        if seconds is None:
+            problem = f"--dist-timeout {self.dist_timeout} is no length of time."
+            raise usage_error(problem, "Write seconds, minutes or hours: 90s, 5m or 1h.")
+        if not LEAST_PATIENCE <= seconds <= MOST_PATIENCE:
+            problem = f"--dist-timeout {self.dist_timeout} is out of range."
+            raise usage_error(problem, f"Give {LEAST_PATIENCE} seconds to {MOST_PATIENCE // 86400} days, e.g. 5m.")
+        return seconds
 
 
 @dataclass(kw_only=True)
@@ -156,6 +185,12 @@ class TrainingOptions(DataOptions, DeviceOptions, OutputOptions):
     )
     compile: bool = option(
         False, "translate the networks by torch.compile: a step is faster, the start takes a minute or two", panel=RUN
+    )
+    sync_bn: str = option(
+        "auto",
+        "of several processes: BatchNorm sees the images of all; auto: where one has fewer than 32 a step",
+        choices=("auto", "on", "off"),
+        panel=TRAINING,
     )
     seed: int = option(0, "of weights, order and augmentation", low=0, high=2**31 - 1, panel=TRAINING)
     tensorboard: bool = option(False, "also write TensorBoard events (extra: tensorboard)", panel=RUN)
@@ -391,11 +426,10 @@ class SearchOptions(Options):
         """
         if self.time_budget is None:
             return math.inf
-        found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([smh])", self.time_budget.strip(), re.ASCII)
-        if found is None:
+        seconds = in_seconds(self.time_budget)
+        if seconds is None or self.time_budget.strip()[-1] not in SECONDS:
             problem = f"--time-budget {self.time_budget} is no length of time."
             raise usage_error(problem, "Write seconds, minutes or hours: 90s, 30m or 2h.")
-        seconds = float(found[1]) * SECONDS[found[2]]
         if not 0 < seconds < math.inf:
             raise usage_error(f"--time-budget {self.time_budget} leaves no time to search.", "Give more, e.g. 30m.")
         return seconds
@@ -434,6 +468,12 @@ class AddResStudentOptions(
 ):
     run: str = option("-", "a distilled student or a cascade; '-' reads it from standard input", argument=True)
     teacher: str | None = option(None, "the teacher, where it is not the one RUN was distilled from")
+    search_storage: str | None = option(
+        None,
+        "share the trials of --search among machines that start the same command: a file that all see, or a database's "
+        "URL (postgresql://…); those with --out train the best there, the others help",
+        panel=SEARCH,
+    )
 
 
 @dataclass(kw_only=True)
@@ -502,7 +542,9 @@ class EvalOptions(ModelOptions, DataOptions, DeviceOptions):
 @dataclass(kw_only=True)
 class DescribeDataOptions(DataOptions):
     data: str | None = option(
-        "digits", "digits, synth-digits:K, a folder, torch/NAME, hfds/NAME or py:module:function", argument=True
+        "digits",
+        "digits, synth-digits:K, a folder, torch/NAME, hfds/NAME, wds/NAME or py:module:function",
+        argument=True,
     )
     preview: str | None = option(None, "file for a contact sheet, e.g. sheet.png", file=True)
     images: int = option(64, "pictures on the sheet", low=1, high=4096)
@@ -511,6 +553,12 @@ class DescribeDataOptions(DataOptions):
         "none", "as for training; auto is what training does", choices=("auto", "none", "crop", "crop-flip", "rrc-flip")
     )
     seed: int = option(0, "of the choice and the augmentation", low=0, high=2**31 - 1)
+
+
+@dataclass(kw_only=True)
+class VerifyOptions(Options):
+    run: str = option("-", "a run folder; '-' reads it from standard input", argument=True)
+    accept: bool = option(False, "take the files as they are for what was written, after a change of your own")
 
 
 @dataclass(kw_only=True)

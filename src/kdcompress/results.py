@@ -29,6 +29,11 @@ class Result:
 
     optional: ClassVar[frozenset[str]] = frozenset({"run"})
 
+    @property
+    def exit_status(self) -> int:
+        """Of the command line that prints it."""
+        return 0
+
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values; what does not apply is left out, and a number that is not finite is None."""
         found = dataclasses.asdict(self)
@@ -115,6 +120,19 @@ class TrainResult(NetworkFacts, Result):
     stopped_by: str | None = None
     search: list[dict[str, Any]] | None = None
     matched_stages: list[list[int]] | None = None
+
+
+@dataclass(kw_only=True)
+class SearchResult(Result):
+    """Of ``add-res-student --search-storage`` without ``--out``: of a process that has helped with the trials.
+
+    Attributes:
+        arch: The best architecture; it is trained where the same command is given ``--out``.
+        search: As that of :class:`TrainResult`.
+    """
+
+    arch: str
+    search: list[dict[str, Any]]
 
 
 @dataclass(kw_only=True)
@@ -206,6 +224,24 @@ class CacheResult(Result):
     bytes: int
     entries: list[dict[str, Any]]
     freed: int | None = None
+
+
+@dataclass(kw_only=True)
+class VerifyResult(Result):
+    """Of ``verify``.
+
+    Attributes:
+        whole: Whether all files are what was written.
+        files: Of the run and of runs within it: ``file``, and its ``state``: ``whole``, ``altered``, ``missing``, or
+            ``no digest`` where the run is of a version that kept none.
+    """
+
+    whole: bool
+    files: list[dict[str, Any]]
+
+    @property
+    def exit_status(self) -> int:
+        return 0 if self.whole else 1
 
 
 @dataclass(kw_only=True)

@@ -1,7 +1,8 @@
 """The run folder: a timm model folder with provenance, written so that no crash leaves a half file.
 
 ``config.json`` and ``model.safetensors`` are timm's ``local-dir`` layout, ``run.json`` is what was done and measured,
-``metrics.csv`` a row per epoch, ``checkpoint.pt`` the state of an unfinished run.
+``metrics.csv`` a row per epoch, ``checkpoint.pt`` the state of an unfinished run. ``run.json`` holds digests of the
+others, and of itself: what was altered is refused. ``.lock`` is held by whoever writes the run, as long as it lives.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import io
 import json
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -22,7 +23,9 @@ from typing import IO, Any
 import torch
 from safetensors.torch import save as safetensors_bytes
 
+from kdcompress.digests import digest_of, digest_of_json
 from kdcompress.errors import UserError, first_line, usage_error
+from kdcompress.locks import Lock
 from kdcompress.schema import MAX_BYTES, Malformed, read_config, read_record
 
 WEIGHTS, CONFIG, RECORD, METRICS, CHECKPOINT = (
@@ -32,11 +35,21 @@ WEIGHTS, CONFIG, RECORD, METRICS, CHECKPOINT = (
     "metrics.csv",
     "checkpoint.pt",
 )
+LOCK = ".lock"
+OWN, OTHERS = "digest", "digests"  # in run.json: of the rest of it, and of the other files by name
+
+_held: dict[Path, tuple[Lock, int]] = {}  # by this process, and how often it was claimed
+
+
+RUNS = "runs"  # in the working directory: folders that the user has not chosen
 
 
 @contextlib.contextmanager
-def atomic_file(path: Path) -> Iterator[IO[bytes]]:
+def atomic_file(path: Path, whole: Callable[[Path], None] = lambda _: None) -> Iterator[IO[bytes]]:
     """Write to a temporary name, flush to the disk, then rename.
+
+    Args:
+        whole: Called with the temporary file before it is renamed.
 
     Raises:
         UserError: The disk is full or the folder cannot be written; an older file of that name is still whole.
@@ -47,6 +60,7 @@ def atomic_file(path: Path) -> Iterator[IO[bytes]]:
             yield file
             file.flush()
             os.fsync(file.fileno())
+        whole(temporary)
         os.replace(temporary, path)
     except (OSError, RuntimeError) as error:
         # torch.save hides the OSError of the file below it behind a RuntimeError
@@ -75,12 +89,66 @@ class RunFolder:
         return (self.path / WEIGHTS).is_file() and self.record().get("status") == "finished"
 
     @property
+    def is_sealed(self) -> bool:
+        """Whether it keeps digests of its files; runs of before there were any do not."""
+        return OWN in _read_json(self.path / RECORD)
+
+    @property
     def has_checkpoint(self) -> bool:
         return (self.path / CHECKPOINT).is_file()
 
     def record(self) -> dict[str, Any]:
-        """The content of ``run.json``; empty if there is none (a model folder that others made)."""
-        return _read_json(self.path / RECORD) if (self.path / RECORD).is_file() else {}
+        """The content of ``run.json`` but for the digests; empty if there is none (a model folder that others made).
+
+        Raises:
+            UserError: It was altered, or cannot be read.
+        """
+        content = self._record()
+        return {key: value for key, value in content.items() if key not in (OWN, OTHERS)}
+
+    def digests(self) -> dict[str, list[str]]:
+        """What ``run.json`` says of the other files: the digests that each may have.
+
+        Of a checkpoint there are two, the former one's and that of the next, for a kill may come between.
+        """
+        return {name: [known] if isinstance(known, str) else known for name, known in self._record()[OTHERS].items()}
+
+    def check(self, *names: str) -> None:
+        """Refuse files that are not what the run wrote; what a run has no digest of, as old ones, passes.
+
+        Raises:
+            UserError: A file was altered since, or cannot be read.
+        """
+        for name, known in self.digests().items():
+            if name in names and _digest(self.path / name) not in known:
+                raise _altered(self.path / name)
+
+    def accept(self) -> None:
+        """Take the files as they are for what the run wrote.
+
+        Raises:
+            UserError: ``run.json`` cannot be read, or the folder cannot be written.
+        """
+        record = _read_json(self.path / RECORD)
+        self.write_record(
+            {key: value for key, value in record.items() if key not in (OWN, OTHERS)},
+            self._there(CONFIG, WEIGHTS, METRICS, CHECKPOINT),
+        )
+
+    def _there(self, *names: str) -> dict[str, str]:
+        """Digests of those files that there are."""
+        return {name: _digest(self.path / name) for name in names if (self.path / name).is_file()}
+
+    def _record(self) -> dict[str, Any]:
+        if not (self.path / RECORD).is_file():
+            return {OTHERS: {}}
+        content = _read_json(self.path / RECORD)
+        if OWN not in content and OTHERS not in content:  # an old one
+            return {**content, OTHERS: {}}
+        rest = {key: value for key, value in content.items() if key != OWN}
+        if content.get(OWN) != digest_of_json(rest) or not isinstance(content.get(OTHERS), dict):
+            raise _altered(self.path / RECORD)
+        return content
 
     def config(self) -> dict[str, Any]:
         return _read_json(self.path / CONFIG)
@@ -88,6 +156,16 @@ class RunFolder:
     def write_json(self, name: str, content: Mapping[str, Any]) -> None:
         with atomic_file(self.path / name) as file:
             file.write((json.dumps(content, indent=2, allow_nan=False) + "\n").encode())
+
+    def write_record(self, content: Mapping[str, Any], digests: Mapping[str, Any] | None = None) -> None:
+        """Write ``run.json``.
+
+        Args:
+            digests: Of the other files; None: those that it holds already.
+        """
+        known = self.digests() if digests is None else digests
+        sealed = json.loads(json.dumps({**content, OTHERS: known}, allow_nan=False))  # as it will be read
+        self.write_json(RECORD, {**sealed, OWN: digest_of_json(sealed)})
 
     def write_weights(self, state_dict: Mapping[str, torch.Tensor]) -> None:
         # a clone each: safetensors refuses tensors that share memory, and channels-last ones
@@ -108,10 +186,23 @@ class RunFolder:
             file.write(text.getvalue().encode())
 
     def write_checkpoint(self, state: Mapping[str, Any]) -> None:
-        with atomic_file(self.path / CHECKPOINT) as file:
+        """Replace the checkpoint; whenever a kill comes, ``run.json`` knows the one that is there."""
+
+        def announce(temporary: Path) -> None:
+            there = [digest_of(self.path / CHECKPOINT)] if self.has_checkpoint else []
+            digests = {**self.digests(), CHECKPOINT: [digest_of(temporary), *there]}
+            self.write_record(self.record(), digests)
+
+        with atomic_file(self.path / CHECKPOINT, announce) as file:
             torch.save(dict(state), file)
 
     def read_checkpoint(self) -> dict[str, Any]:
+        """The state of an unfinished run.
+
+        Raises:
+            UserError: It was altered, or cannot be read.
+        """
+        self.check(CHECKPOINT)
         try:
             return torch.load(self.path / CHECKPOINT, map_location="cpu", weights_only=True)
         except Exception as error:
@@ -120,43 +211,89 @@ class RunFolder:
 
     def discard(self) -> None:
         """Take back a run that never began: its record, and the folder if nothing else is in it."""
-        (self.path / RECORD).unlink(missing_ok=True)
+        for name in (RECORD, LOCK):
+            (self.path / name).unlink(missing_ok=True)
         with contextlib.suppress(OSError):
             self.path.rmdir()
 
     def finish(self, record: Mapping[str, Any]) -> None:
         """Mark the run as done; the last thing written, so that a finished run is a whole one."""
-        self.write_json(RECORD, {**record, "status": "finished"})
-        for left in (self.path / CHECKPOINT, *self.path.glob(".*.tmp")):  # a process killed while it wrote leaves one
+        self.write_record({**record, "status": "finished"}, self._there(CONFIG, WEIGHTS, METRICS))
+        # a process killed while it wrote leaves a temporary file; who comes for the lock finds a run that is done
+        for left in (self.path / CHECKPOINT, self.path / LOCK, *self.path.glob(".*.tmp")):
             left.unlink(missing_ok=True)
 
 
 def claim(out: str | None, stem: str, *, resume: bool) -> RunFolder:
-    """The folder of a run that is about to start, or to go on.
+    """The folder of a run that is about to start, or to go on; locked until it is released, or this process ends.
+
+    A process may claim a folder that it holds already; it releases it as often.
 
     Args:
         out: What the user asked for.
         stem: Name under ``runs/`` where the user asked for nothing; a number is added until it is free.
-        resume: Take an unfinished or finished run of that name instead of refusing it.
+        resume: Take an unfinished run of that name instead of refusing it.
 
     Raises:
-        UserError: ``out`` exists and ``resume`` is off, or it is not a run.
+        UserError: ``out`` exists and ``resume`` is off, it is not a run, or another process writes it, or has just
+            finished it.
     """
     if out is not None:
-        check_claim(out, resume=resume)
         path = Path(out).absolute()
-        return _made(path, exist_ok=path.exists()) if _is_free(path) else RunFolder(path)
+        check_claim(out, resume=resume)
+        if _is_free(path):
+            _made(path, exist_ok=path.exists())
+        if not _locked(path):
+            remedy = "Wait until it has ended, stop it, or choose another folder."
+            raise UserError(f"The run {path} is being written by {Lock(path / LOCK).holder()}.", remedy)
+        run = RunFolder(path)
+        try:  # another process may have been faster
+            check_claim(out, resume=resume)
+            if run.is_finished:
+                remedy = "Give the same command again to take its result, or choose another folder."
+                raise UserError(f"The run {path} was finished by another process just now.", remedy)
+        except UserError:
+            release(run)
+            raise
+        return run
     stem = re.sub(r"[^\w.=-]+", "-", stem).strip("-")
     number = 1
     while True:
-        path = Path("runs").absolute() / (stem if number == 1 else f"{stem}-{number}")
+        path = Path(RUNS).absolute() / (stem if number == 1 else f"{stem}-{number}")
         number += 1
         run = RunFolder(path)
         if not path.exists():
             with contextlib.suppress(FileExistsError):
-                return _made(path)
-        elif resume and (path / RECORD).is_file() and not run.is_finished:
-            return run
+                _made(path)
+                if _locked(path):
+                    return run
+        elif resume and path not in _held and (path / RECORD).is_file() and _locked(path):
+            if not run.is_finished:
+                return run
+            release(run)
+
+
+def release(run: RunFolder) -> None:
+    """Let others write a run; nothing where this process has not claimed it."""
+    lock, count = _held.pop(run.path, (None, 0))
+    if lock is not None and count > 1:
+        _held[run.path] = (lock, count - 1)
+    elif lock is not None:
+        lock.release()
+
+
+def _locked(path: Path) -> bool:
+    """Whether this process has the lock of a run folder, from now on or already."""
+    lock, count = _held.get(path, (None, 0))
+    try:
+        lock = lock or Lock(path / LOCK)
+        if not count and not lock.taken():
+            return False
+    except OSError as error:
+        remedy = "Choose another folder with --out."
+        raise UserError(f"{path} could not be locked: {error.strerror}.", remedy) from error
+    _held[path] = (lock, count + 1)
+    return True
 
 
 def file_hash(path: Path | None) -> str | None:
@@ -210,13 +347,14 @@ def open_run(path: str | Path) -> RunFolder:
         raise UserError(
             f"The folder {run.path} has no {CONFIG}.", f"For bare weights give {WEIGHTS} itself and --arch."
         )
+    run.check(CONFIG, WEIGHTS)
     return run
 
 
 def _is_free(path: Path) -> bool:
     """Not there, or empty but for what a run left that was killed before its first file was whole."""
     return not path.exists() or (
-        path.is_dir() and all(re.fullmatch(r"\..*\.tmp", entry.name) for entry in path.iterdir())
+        path.is_dir() and all(re.fullmatch(r"\.lock|\..*\.tmp", entry.name) for entry in path.iterdir())
     )
 
 
@@ -247,3 +385,17 @@ def _read_json(path: Path) -> dict[str, Any]:
         raise UserError(
             f"{path} cannot be read: {first_line(error)}", "The folder is damaged; use another run."
         ) from error
+
+
+def _digest(path: Path) -> str:
+    try:
+        return digest_of(path)
+    except OSError as error:
+        remedy = "The folder is damaged; use another run."
+        raise UserError(f"{path} cannot be read: {error.strerror}.", remedy) from error
+
+
+def _altered(path: Path) -> UserError:
+    what = "start again without --resume in another folder" if path.name == CHECKPOINT else "train anew"
+    remedy = f"Take it from a copy, or {what}. If the change is yours: kdcompress verify {path.parent} --accept"
+    return UserError(f"{path} is not what the run wrote: it was altered, or cut off.", remedy)

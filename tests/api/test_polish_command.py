@@ -23,7 +23,7 @@ from kdcompress.engine.interrupt import Interrupted
 from kdcompress.errors import UserError
 from kdcompress.methods.polish import PolishTask
 from kdcompress.models.loading import Network
-from kdcompress.runs import RECORD, WEIGHTS
+from kdcompress.runs import RECORD, WEIGHTS, RunFolder
 
 COMMON: dict[str, Any] = {"device": "cpu", "precision": "fp32"}
 
@@ -124,6 +124,7 @@ def test_thresholds_alone_are_no_reason_to_keep_weights(
     random = torch.Generator().manual_seed(0)
     noise = {name: 100 * torch.randn(value.shape, generator=random) for name, value in last.items()}
     save_file({**weights(spoilt), **noise}, spoilt / WEIGHTS, metadata={"format": "pt"})
+    RunFolder(Path(spoilt)).accept()
     by_hand = kdcompress.gate_calibrate(run=str(spoilt), threshold=(0.7,), out=str(tmp_path / "gated"), **COMMON)
 
     def learned_nothing(network: Network, teacher: Teacher, data: Data, job: Job) -> None:

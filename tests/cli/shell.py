@@ -17,6 +17,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from kdcompress.runs import RunFolder
+
 BIN = Path(sys.executable).parent
 TINY = "resnet8_cifar,width=0.25"
 ESCAPE = re.compile(r"\x1b|\r")
@@ -147,6 +149,12 @@ def photos(
                 pixels = (noise + number * 256 // len(classes)).astype(np.uint8)
                 Image.fromarray(pixels).save(folder / f"{index}.png")
     return root
+
+
+def accept(run: Path) -> Path:
+    """Let a run take its files for what it wrote, as after a change of the user's own."""
+    RunFolder(run).accept()
+    return run
 
 
 def cut_off(path: Path, share: float = 0.6) -> None:

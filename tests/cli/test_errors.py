@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from cli.conftest import Cli
-from cli.shell import TINY, cut_off, photos, shell, tree
+from cli.shell import TINY, accept, cut_off, photos, shell, tree
 
 ONCE = ("--epochs", "1")
 RESKD = ("distill", "RUNS/teacher", "--method", "reskd", "--arch", TINY)
@@ -357,6 +357,7 @@ def test_class_names_in_another_order(cli: Cli, here: Path, runs: Path) -> None:
     config = json.loads((teacher / "config.json").read_text())
     config["label_names"] = [*config["label_names"][1:], config["label_names"][0]]
     (teacher / "config.json").write_text(json.dumps(config))
+    accept(teacher)
     before = tree(here)
     cli("distill", teacher, "--student", TINY).error("order", "1, 2, 3", "0, 1, 2")
     cli("eval", teacher).error("order")
@@ -369,6 +370,7 @@ def test_other_class_names(cli: Cli, here: Path, runs: Path) -> None:
     config = json.loads((teacher / "config.json").read_text())
     config["label_names"] = ["zero", *config["label_names"][1:]]
     (teacher / "config.json").write_text(json.dumps(config))
+    accept(teacher)
     cli("distill", teacher, "--student", TINY).error("classes", "zero")
 
 
@@ -391,6 +393,7 @@ def test_run_whose_weights_do_not_fit(cli: Cli, here: Path, runs: Path) -> None:
     state = load_file(run / "model.safetensors")
     state["fc.weight"] = state["fc.weight"][:5].clone()
     save_file(state, run / "model.safetensors")
+    accept(run)
     cli("eval", run).error("fc.weight", "[5, 16]", "[10, 16]")
 
 
@@ -433,6 +436,7 @@ def test_pickled_code_in_a_resume_state_is_never_run(cli: Cli, here: Path, runs:
     """Else a run folder from a colleague takes over the machine of who resumes it."""
     run = unfinished(copied(runs, "teacher", here))
     torch.save({"version": 1, "options": Evil(here / "owned")}, run / "checkpoint.pt")
+    accept(run)
     before = tree(here / "teacher" / "checkpoint.pt", here)
     cli("train-teacher", "--model", TINY, *ONCE, "--out", run, "--resume").error("checkpoint.pt")
     assert not (here / "owned").exists()
@@ -444,6 +448,7 @@ def test_truncated_resume_state(cli: Cli, here: Path, runs: Path) -> None:
     run = unfinished(copied(runs, "teacher", here))
     torch.save({"version": 1}, run / "checkpoint.pt")
     cut_off(run / "checkpoint.pt")
+    accept(run)
     cli("train-teacher", "--model", TINY, *ONCE, "--out", run, "--resume").error("checkpoint.pt", "without --resume")
 
 
@@ -457,7 +462,7 @@ def unfinished(run: Path) -> Path:
     (run / "run.json").write_text(json.dumps({**record, "status": "unfinished"}))
     (run / "model.safetensors").unlink()
     (run / "config.json").unlink()
-    return run
+    return accept(run)
 
 
 @pytest.mark.parametrize("command", ["distill", "add-res-student", "gate-calibrate", "polish", "profile-flops", "eval"])
@@ -578,7 +583,7 @@ def test_disk_that_fills(small_disk: Path, cli: Cli, here: Path) -> None:
     assert re.match(r"Error: The disk is full: .*checkpoint", lines[0])
     assert "--resume" in lines[1]
     assert ballast.stat().st_size == 64 * 1024
-    assert sorted(path.name for path in run.iterdir()) == ["checkpoint.pt", "metrics.csv", "run.json"]
+    assert sorted(path.name for path in run.iterdir()) == [".lock", "checkpoint.pt", "metrics.csv", "run.json"]
     assert torch.load(run / "checkpoint.pt", weights_only=True)["epoch"] == 1
     subprocess.run(["mount", "-o", "remount,size=8m", str(small_disk)], check=True)
     resumed = cli(*arguments, "--resume").result
@@ -756,4 +761,5 @@ def test_weights_that_are_not_numbers(cli: Cli, here: Path, runs: Path) -> None:
     weights = load_file(run / "model.safetensors")
     weights["fc.weight"][0, 0] = float("nan")
     save_file(weights, run / "model.safetensors")
+    accept(run)
     cli("eval", run).error("fc.weight holds NaN", status=1)

@@ -15,7 +15,9 @@ import torch
 
 import kdcompress
 from cli.conftest import Cli
-from cli.shell import TINY, finished, photos, spawn, tree, wait_for
+from cli.shell import TINY, accept, finished, photos, spawn, tree, wait_for
+
+pytestmark = pytest.mark.attack("signals and kills in the middle of a run")
 
 EPOCHS = 6
 SETTINGS = ["--epochs", str(EPOCHS), "--seed", "11", "--mixup", "0.2", "--ema-decay", "0.99", "--warmup-epochs", "1"]
@@ -230,6 +232,7 @@ def test_several_res_students_resume_where_they_were(cli: Cli, here: Path, runs:
         record = json.loads((folder / "run.json").read_text())
         (folder / "run.json").write_text(json.dumps({**record, "status": "unfinished"}))
         (folder / "model.safetensors").unlink()
+        accept(folder)
     done = cli(*command, "--resume")
     assert done.result["loss"] == whole["loss"]
     assert done.err.count("epoch 1/1") == 1
@@ -269,6 +272,7 @@ def test_a_run_of_an_older_version_is_taken(cli: Cli, here: Path, runs: Path) ->
     record = json.loads((here / "single" / "run.json").read_text())
     assert record["options"].pop("logit_loss") == "kl"
     (here / "single" / "run.json").write_text(json.dumps(record))
+    accept(here / "single")
     options = record["options"]
     command = ["distill", options["teacher"], "--method", "reskd", "--student", options["student"], "--resume"]
     command += ["--epochs", options["epochs"], "--out", here / "single", "--device", "cpu"]

@@ -12,8 +12,10 @@ import pytest
 import timm
 
 from cli.conftest import Cli
-from cli.shell import TINY
+from cli.shell import TINY, accept
 from kdcompress.errors import UserError
+
+pytestmark = pytest.mark.attack("code that a file or a pipe names")
 
 EVIL = "py:evil:make"
 
@@ -37,6 +39,7 @@ def changed(path: Path, **values: Any) -> None:
     for key, value in values.items():
         content[key] = {**content[key], **value} if isinstance(value, dict) else value
     path.write_text(json.dumps(content))
+    accept(path.parent)
 
 
 def test_a_run_that_names_code(cli: Cli, here: Path, runs: Path, mark: Path) -> None:

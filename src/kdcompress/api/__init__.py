@@ -9,6 +9,7 @@ from kdcompress.api.polish import polish
 from kdcompress.api.profile import profile_flops
 from kdcompress.api.reskd import add_res_student
 from kdcompress.api.train import distill, train_teacher
+from kdcompress.api.verify import verify
 
 __all__ = [
     "add_res_student",
@@ -21,4 +22,5 @@ __all__ = [
     "polish",
     "profile_flops",
     "train_teacher",
+    "verify",
 ]

@@ -24,8 +24,10 @@ from kdcompress.api.reskd import add_res_student
 from kdcompress.api.search import check_alone
 from kdcompress.api.trials import nothing_affordable
 from kdcompress.data import choose_channels
+from kdcompress.engine.cores import take_free_cores
 from kdcompress.engine.distributed import from_main, start
 from kdcompress.engine.progress import Reporter, Silent
+from kdcompress.engine.restart import resuming
 from kdcompress.errors import usage_error
 from kdcompress.models.assemble import as_cascade, new_member
 from kdcompress.models.build import ModelSpec, default_config
@@ -129,8 +131,10 @@ def grow(options: DistillOptions, reporter: Reporter | None, distill: Distill) -
         UserError: As for ``distill``; S0 alone costs more than the target allows.
     """
     began = time.perf_counter()
-    place = start(options.device, options.precision)
+    place = start(options.device, options.precision, options.patience)
     told = (reporter if place.is_main else None) or Silent()
+    options = resuming(options, "distill", told.note)
+    take_free_cores(place, told)
     if options.search:
         check_alone(place)
     for spec in map(ModelSpec.parse, options.arch):
@@ -149,7 +153,7 @@ def grow(options: DistillOptions, reporter: Reporter | None, distill: Distill) -
             )
     if options.max_macs is not None:
         _check_budget(options.max_macs, *costs())
-    with nested(options, "distill", f"distill-reskd-{options.student}-grown", "member-0", place) as run:
+    with nested(options, "distill", f"distill-reskd-{options.student}-grown", "member-0", place, told) as run:
         result, reason = _grown(options, reporter, distill, limits, run.path)
     if options.grow:
         told.note(f"The cascade has {len(result.members or ())} member(s): {REASONS[reason]}.")
@@ -180,6 +184,7 @@ def _grown(
         step = _step(options, arch, limits.macs - result.macs, result)
         step = replace(step, run=str(result.run), out=str(folder / f"member-{number}"), resume=True)
         longer = add_res_student(step, reporter=reporter)
+        assert isinstance(longer, TrainResult)
         if limits.met_by(longer):  # whatever its energy says
             return longer, "target"
         assert longer.energies is not None
@@ -197,7 +202,8 @@ def _step(options: DistillOptions, arch: str | None, left: float, result: TrainR
         left: MACs that the next member may have.
         result: Of the cascade so far.
     """
-    names = {field.name for field in fields(AddResStudentOptions)} - {"run", "teacher", "teacher_arch"}
+    own = {"run", "teacher", "teacher_arch", "search_storage"}
+    names = {field.name for field in fields(AddResStudentOptions)} - own
     given = {name: getattr(options, name) for name in names}
     if arch is None:
         assert result.teacher_macs is not None

@@ -17,15 +17,21 @@ import timm
 import torch
 from torch import nn
 
+from kdcompress.api.claimed import claimed
 from kdcompress.api.cost import facts, member_profiles, note_missed
+from kdcompress.api.numerics import KEY, numerics_of
 from kdcompress.api.reference import SEEN, Teacher, absolute, piped
 from kdcompress.api.targets import check_precision, told
 from kdcompress.data import Data
 from kdcompress.engine.compiling import check_compiler, compiled
-from kdcompress.engine.distributed import Place, from_main, start
+from kdcompress.engine.cores import take_free_cores
+from kdcompress.engine.distributed import Place, agreed, from_main, start
 from kdcompress.engine.evaluate import collect, evaluate
 from kdcompress.engine.fit import Plan, fit, phase_of
+from kdcompress.engine.fp32_layers import in_fp32
 from kdcompress.engine.progress import Reporter, Silent
+from kdcompress.engine.restart import job_key, resuming
+from kdcompress.engine.sync_bn import is_wanted, layers, synchronized
 from kdcompress.engine.targets import forward_batch
 from kdcompress.errors import UserError, usage_error
 from kdcompress.methods.base import Frozen, StudentTask
@@ -34,7 +40,7 @@ from kdcompress.models.loading import Network, model_config, save_network
 from kdcompress.option_set import shown
 from kdcompress.options import FREE_OPTIONS, DataOptions, OutputOptions, TargetOptions, TrainingOptions
 from kdcompress.results import R, TrainResult
-from kdcompress.runs import RECORD, RunFolder, check_claim, claim, file_hash
+from kdcompress.runs import RECORD, RunFolder, check_claim, file_hash
 from kdcompress.schema import Malformed
 
 WORTH_COMPILING = 1000  # steps
@@ -69,9 +75,12 @@ class Job:
 
     @classmethod
     def begin(cls, command: str, method: str, options: TrainingOptions, reporter: Reporter | None) -> Job:
-        place = start(options.device, options.precision)
+        place = start(options.device, options.precision, options.patience)
         options, began = piped(options), time.perf_counter()  # waiting for the command before is not our time
-        return cls(command, method, options, (reporter if place.is_main else None) or Silent(), place, began)
+        told = (reporter if place.is_main else None) or Silent()
+        options = resuming(options, command, told.note)
+        take_free_cores(place, told)
+        return cls(command, method, options, told, place, began)
 
     def finished(self) -> TrainResult | None:
         """As :func:`finished`."""
@@ -112,77 +121,97 @@ class Job:
         batches = data.training(plan.batch_size, options.seed + view_shift, options.augment)
         calibration = data.evaluation("calibration", forward_batch(place))
         stem = f"{self.command}-{self.method}-{network.architecture}-{Path(source.spec).name}"
-        run = from_main(lambda: claim(options.out, stem, resume=options.resume))
-        provenance = self._provenance(data, teacher, parent)
-        provenance[SEEN] = any(each.record.get(SEEN, False) for each in (network, parent) if each is not None)
-        if run.has_checkpoint:
-            _check_origin(run, provenance)
-        elif place.is_main:
-            run.write_json(RECORD, {**provenance, "status": "unfinished"})
-        rows: list[dict[str, Any]] = []
-        note = functools.cache(self.reporter.note)  # phases and splits have the same to tell
-        for number in range(phase_of(run), len(phases)):
-            task = phases[number].task()
-            check_precision(task, batches, place, self.reporter)
-            train_batches, eval_batches = told(
-                task, batches, calibration, data, options, plans[number].epochs, place, note
+        synced = is_wanted(options.sync_bn, plan.batch_size, place)
+        if place.world > 1:  # else processes would wait for each other, or train on something else each
+            same = {key: value for key, value in options.to_dict().items() if key not in FREE_OPTIONS}
+            splits = {"the fit split": batches.digest(), "the calibration split": calibration.digest()}
+            agreed({**splits, **same, **vars(plan), "precision": place.precision, "sync_bn": synced})
+        with claimed(options, stem, place, self.reporter) as run:
+            provenance = self._provenance(data, teacher, parent)
+            provenance[SEEN] = any(each.record.get(SEEN, False) for each in (network, parent) if each is not None)
+            provenance["sync_bn"] = synced
+
+            def begin() -> int:
+                if run.has_checkpoint:
+                    _check_origin(run, provenance)
+                else:
+                    run.write_record({**provenance, "status": "unfinished"}, digests={})
+                return phase_of(run)
+
+            first = from_main(begin)
+            rows: list[dict[str, Any]] = []
+            note = functools.cache(self.reporter.note)  # phases and splits have the same to tell
+            for number in range(first, len(phases)):
+                task = phases[number].task()
+                check_precision(task, batches, place, self.reporter)
+                numerics = numerics_of(run, number, task, batches, place, note)
+                trained_in = dataclasses.replace(place, precision=numerics.precision)
+                train_batches, eval_batches = told(
+                    task, batches, calibration, data, options, plans[number].epochs, place, note
+                )
+                parts, student = self._to_compile(task, plans[number].epochs * len(batches))
+                title = f"{self.command} {network.architecture} {phases[number].name}".rstrip()
+                with contextlib.ExitStack() as modes:
+                    if synced and layers(student):
+                        note(f"BatchNorm sees the images of all {place.world} processes (--sync-bn {options.sync_bn})")
+                        modes.enter_context(synchronized(student, place.device))
+                    modes.enter_context(in_fp32(student, numerics.fp32_layers))
+                    modes.enter_context(compiled(parts))
+                    rows = fit(
+                        task, train_batches, eval_batches, options, plans[number], trained_in, run, self.reporter,
+                        title=title, num_classes=source.num_classes, phase=number, history=rows,
+                        memory_format=numerics.memory_format,
+                    )  # fmt: skip
+            chosen = options.chosen_views if isinstance(options, TargetOptions) else None
+            task.eval()
+            final = task.get_eval_model()
+            with in_fp32(student, numerics.fp32_layers):
+                scores = evaluate(final, eval_batches, trained_in)
+            if energies is not None and teacher is not None:
+                energies = [*energies, self.energy(final, teacher.frozen, data)]
+            made = assemble(dataclasses.replace(network, model=network.model.cpu().eval()))
+            profiles = member_profiles(made)
+            note_missed(profiles, made.architecture, self.reporter)
+            result = TrainResult(
+                command=self.command,
+                run=str(run.path),
+                seconds=round(time.perf_counter() - self.began, 3),
+                method=self.method,
+                data=source.spec,
+                epochs=options.epochs,
+                seed=options.seed,
+                device=str(place.device),
+                precision=trained_in.precision,
+                split="calibration",
+                n=scores.n,
+                top1=round(scores.top1, 4),
+                top5=None if scores.top5 is None else round(scores.top5, 4),
+                loss=round(scores.loss, 6),
+                images_per_second=rows[-1]["images_per_second"],
+                energies=energies,
+                target_views=train_batches.views or chosen or None,  # the last phase may ask nobody
+                calibration_seen=provenance[SEEN],
+                **more,
+                **facts(made, teacher.entry if teacher else None, profiles),
             )
-            parts = self._to_compile(task, plans[number].epochs * len(batches))
-            title = f"{self.command} {network.architecture} {phases[number].name}".rstrip()
-            with compiled(parts):
-                rows = fit(
-                    task, train_batches, eval_batches, options, plans[number], place, run, self.reporter,
-                    title=title, num_classes=source.num_classes, phase=number, history=rows,
-                )  # fmt: skip
-        chosen = options.chosen_views if isinstance(options, TargetOptions) else None
-        task.eval()
-        final = task.get_eval_model()
-        scores = evaluate(final, eval_batches, place)
-        if energies is not None and teacher is not None:
-            energies = [*energies, self.energy(final, teacher.frozen, data)]
-        made = assemble(dataclasses.replace(network, model=network.model.cpu().eval()))
-        profiles = member_profiles(made)
-        note_missed(profiles, made.architecture, self.reporter)
-        result = TrainResult(
-            command=self.command,
-            run=str(run.path),
-            seconds=round(time.perf_counter() - self.began, 3),
-            method=self.method,
-            data=source.spec,
-            epochs=options.epochs,
-            seed=options.seed,
-            device=str(place.device),
-            precision=place.precision,
-            split="calibration",
-            n=scores.n,
-            top1=round(scores.top1, 4),
-            top5=None if scores.top5 is None else round(scores.top5, 4),
-            loss=round(scores.loss, 6),
-            images_per_second=rows[-1]["images_per_second"],
-            energies=energies,
-            target_views=train_batches.views or chosen or None,  # the last phase may ask nobody
-            calibration_seen=provenance[SEEN],
-            **more,
-            **facts(made, teacher.entry if teacher else None, profiles),
-        )
 
-        def save() -> None:
-            config = model_config(made.model, made.architecture, made.model_args, source.class_names)
-            save_network(run, made.model, config)
-            run.finish({**provenance, "result": result.to_dict()})
+            def save() -> None:
+                config = model_config(made.model, made.architecture, made.model_args, source.class_names)
+                save_network(run, made.model, config)
+                run.finish({**provenance, KEY: run.record().get(KEY, {}), "result": result.to_dict()})
 
-        from_main(save)  # whoever has the result may load the run
-        return result
+            from_main(save)  # whoever has the result may load the run
+            return result
 
-    def _to_compile(self, task: StudentTask, steps: int) -> list[nn.Module]:
-        """The student and the frozen networks of a task, if it is to be compiled."""
-        if not self.options.compile:
-            return []
-        if steps < WORTH_COMPILING:
-            self.reporter.note(f"Notice: --compile may take longer than it saves: there are {steps} steps.")
+    def _to_compile(self, task: StudentTask, steps: int) -> tuple[list[nn.Module], nn.Module]:
+        """The student and the frozen networks of a task, if it is to be compiled; and the student."""
         student = task.get_trainable_module()
         assert student is not None
-        return [student, *(module.model for module in task.modules() if isinstance(module, Frozen))]
+        if not self.options.compile:
+            return [], student
+        if steps < WORTH_COMPILING:
+            self.reporter.note(f"Notice: --compile may take longer than it saves: there are {steps} steps.")
+        return [student, *(module.model for module in task.modules() if isinstance(module, Frozen))], student
 
     def energy(self, network: nn.Module, teacher: nn.Module, data: Data) -> float:
         """Energy of the residual that ``network`` leaves, on the whole calibration split."""
@@ -202,7 +231,9 @@ class Job:
             "parent_fingerprint": file_hash(parent.path) if parent is not None else None,
             "seed": self.options.seed,
             "hardware": self.place.describe(),
+            "threads": torch.get_num_threads(),
             "versions": versions(),
+            **job_key(),
         }
 
 
@@ -245,8 +276,17 @@ def finished(options: OutputOptions, command: str, kind: type[R], reporter: Repo
     """
     if not options.out:
         return None
-    out = options.out
-    from_main(lambda: check_claim(out, resume=options.resume))
+    found = from_main(lambda: _finished(options, command, kind))
+    if found is None:
+        return None
+    reporter.note(f"{found['run']} is finished already.")
+    return kind.from_dict(found)
+
+
+def _finished(options: OutputOptions, command: str, kind: type[R]) -> dict[str, Any] | None:
+    """The result, as the disk of the main process has it: no other looks for itself."""
+    assert options.out is not None
+    check_claim(options.out, resume=options.resume)
     if not options.resume:
         return None
     run = RunFolder(Path(options.out).absolute())
@@ -269,12 +309,12 @@ def finished(options: OutputOptions, command: str, kind: type[R], reporter: Repo
         detail = ", ".join(shown(key, then.get(key)) for key in changed[:3])
         remedy = "Give the same options to take its result, or choose another folder."
         raise usage_error(f"The run {run.path} is finished, but was made with {detail}.", remedy)
+    result = {**record.get("result", {}), "run": str(run.path)}
     try:
-        result = kind.from_dict({**record.get("result", {}), "run": str(run.path)})
+        kind.from_dict(result)
     except Malformed as error:
         problem = f"{run.path / RECORD} holds no result of {command}: {error}."
         raise UserError(problem, "The folder is damaged; choose another.") from error
-    reporter.note(f"{run.path} is finished already.")
     return result
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import hashlib
 import json
 import os
@@ -14,26 +15,27 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from filelock import FileLock
 from torch import Tensor
 
 from kdcompress.api.job import Job
 from kdcompress.cache import TEACHERS, cache_dir
 from kdcompress.data import Data, DataSource, load_source, synth_digits
 from kdcompress.data.splits import rank_in_class
-from kdcompress.engine.distributed import Place, from_main
+from kdcompress.engine.distributed import Place, alone, from_main
 from kdcompress.engine.interrupt import Interrupted
 from kdcompress.engine.progress import Reporter
 from kdcompress.engine.targets import forward_batch
 from kdcompress.errors import UserError, usage_error
+from kdcompress.locks import Lock
 from kdcompress.methods.base import Frozen
 from kdcompress.models import lenet
 from kdcompress.models.loading import Network, load_network
 from kdcompress.options import DistillOptions, TrainTeacherOptions
 from kdcompress.results import TrainResult
-from kdcompress.runs import RECORD
+from kdcompress.runs import WEIGHTS, RunFolder
 
 RECIPE: dict[str, Any] = {"model": "lenet5", "opt": "adamw", "lr": 4e-3, "augment": "none"}
+FORMAT = 2  # of the runs that are kept: with digests
 MOST_EPOCHS, LEAST_EPOCHS, IMAGES = 20, 5, 600_000  # at most: it stops as soon as it is good enough
 USUAL_BANK, MAX_BANK = 512 * 2**20, 4 * 2**30  # bytes
 MOST_PER_CLASS, MOST_IMAGES = 128, 20_000
@@ -58,17 +60,26 @@ def light_teacher(classes: int, options: DistillOptions, train: Train, place: Pl
     stop = f"{options.teacher_top1:g}-percent"
     name = f"lenet5-{classes}-classes-{stop}-{_recipe(epochs)}"
     kept = cache_dir(options.cache_dir) / TEACHERS / name
-    if from_main((kept / RECORD).is_file) and (found := _loaded(kept)) is not None:
-        return found
+
+    def made() -> Network:
+        with alone():
+            return _loaded(kept) or _trained(kept, _data(classes), epochs, options, train, place, reporter)
+
+    return from_main(made)  # the caches of other hosts are others, and a network so small gains nothing by them
+
+
+def _trained(
+    kept: Path, data: str, epochs: int, options: DistillOptions, train: Train, place: Place, reporter: Reporter
+) -> Network:
     with contextlib.ExitStack() as stack:
-        work = Path(from_main(lambda: str(_work_folder(kept, place, stack, reporter))))
+        work = _work_folder(kept, place, stack, reporter)
         if work != kept:
 
             def make(folder: Path) -> None:
                 train(
                     TrainTeacherOptions(
                         **RECIPE,
-                        data=_data(classes),
+                        data=data,
                         epochs=epochs,
                         stop_top1=options.teacher_top1,
                         out=str(folder),
@@ -85,14 +96,13 @@ def light_teacher(classes: int, options: DistillOptions, train: Train, place: Pl
                 remedy = "Run the same command again: the lightweight teacher goes on where it stopped."
                 raise Interrupted(interrupted.path, remedy) from interrupted
             except UserError as error:
-                # of several processes one alone knows that its disk is full
-                if place.world > 1 or work.parent != kept.parent or (problem := _of_the_disk(error)) is None:
+                if work.parent != kept.parent or (problem := _of_the_disk(error)) is None:
                     raise
                 shutil.rmtree(work, ignore_errors=True)
                 work = _not_kept(kept, problem, reporter)
                 make(work)
             if work.parent == kept.parent:
-                work = Path(from_main(lambda: str(_moved(work, kept))))
+                work = _moved(work, kept)
     found = load_network(str(work))
     reached = found.record["result"]["top1"]
     if reached < options.teacher_top1:
@@ -168,16 +178,16 @@ def _data(classes: int) -> str:
 
 def _recipe(epochs: int) -> str:
     """Eight letters that change with what the teacher is made by."""
-    digest = hashlib.sha256(json.dumps([RECIPE, epochs]).encode())
+    digest = hashlib.sha256(json.dumps([RECIPE, epochs, FORMAT]).encode())
     for module in (synth_digits, lenet):
         digest.update(Path(str(module.__file__)).read_bytes())
     return digest.hexdigest()[:8]
 
 
 def _loaded(folder: Path) -> Network | None:
-    """A finished run, or None where there is none that can be read."""
+    """A finished run, or None where there is none that is whole."""
     with contextlib.suppress(UserError):
-        if (folder / RECORD).is_file():
+        if WEIGHTS in RunFolder(folder).digests():
             return load_network(str(folder))
     return None
 
@@ -186,13 +196,17 @@ def _work_folder(kept: Path, place: Place, stack: contextlib.ExitStack, reporter
     """Where to train, locked until the stack closes; ``kept`` itself if it was made while the lock was awaited."""
     try:
         kept.parent.mkdir(parents=True, exist_ok=True)
-        stack.enter_context(FileLock(kept.parent / f".{kept.name}.lock"))
+        tell = functools.cache(reporter.note)
+        waiting = functools.partial(tell, "Another run trains this lightweight teacher; waiting for it.")
+        stack.enter_context(Lock(kept.parent / f".{kept.name}.lock").awaited(waiting))
         if _loaded(kept) is not None:
             return kept
-        shutil.rmtree(kept, ignore_errors=True)  # damaged
+        if kept.exists():
+            reporter.note(f"Warning: the lightweight teacher {kept} was altered, or is damaged; it is made anew.")
+            shutil.rmtree(kept, ignore_errors=True)
     except OSError as error:
         return _not_kept(kept, error, reporter)
-    return kept.parent / f".{kept.name}-{place.precision}-{place.world}"
+    return kept.parent / f".{kept.name}-{place.precision}-1"
 
 
 def _not_kept(kept: Path, problem: OSError, reporter: Reporter) -> Path:

@@ -68,7 +68,7 @@ def polish(options: PolishOptions | None = None, /, *, reporter: Reporter | None
     # the search for thresholds gains by itself; what counts is what the weights do
     former, curve = search(stages, gate.measure, max_macs=own.expected_macs)
 
-    with nested(options, "polish", f"polished-{Path(options.run).name}", TRAINED, place) as run:
+    with nested(options, "polish", f"polished-{Path(options.run).name}", TRAINED, place, job.reporter) as run:
         inner = dataclasses.replace(options, out=str(run.path / TRAINED), resume=True)
         training = dataclasses.replace(job, command="polish-training", options=inner)
         if training.finished() is None:

@@ -72,7 +72,10 @@ class ShortTrainings:
 
     def drop(self, candidate: Candidate, epochs: int) -> None:
         """Remove the weights of one that is scored."""
-        (self._folder(candidate, epochs) / WEIGHTS).unlink(missing_ok=True)
+        run = RunFolder(self._folder(candidate, epochs))
+        if (run.path / WEIGHTS).is_file():
+            (run.path / WEIGHTS).unlink()
+            run.accept()
 
     def _options(self, candidate: Candidate, epochs: int, folder: Path) -> AddResStudentOptions:
         """Options of a training for so many epochs; its schedule is that of the full one, made shorter."""
@@ -83,6 +86,7 @@ class ShortTrainings:
             options,
             **{name: value and share * value for name, value in lengths.items()},
             **vars(SearchOptions()),
+            search_storage=None,
             arch=(candidate.spec,),
             epochs=epochs,
             target_views=str(views),

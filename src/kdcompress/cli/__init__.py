@@ -15,7 +15,8 @@ from typing import Any
 import typer
 
 from kdcompress import options as sets
-from kdcompress import trust
+from kdcompress import threads, trust
+from kdcompress.cli import completion
 from kdcompress.cli.output import Unprinted, print_error, print_result
 from kdcompress.engine.interrupt import Asked, interrupt, stop_signals
 from kdcompress.errors import UserError, first_line, usage_error
@@ -45,6 +46,8 @@ ADD_HELP = """Freeze the members of RUN, and train one more on what they still m
 Example: kdcompress add-res-student runs/cascade --arch resnet8_cifar,width=0.5 --epochs 15
 
 Example: kdcompress add-res-student runs/cascade --search --max-macs 0.1 --time-budget 30m
+
+Example: kdcompress add-res-student runs/cascade --search --max-macs 0.1 --search-storage /shared/search.log
 """
 GATE_HELP = """Let a cascade stop early: choose the thresholds of all stages together, on the calibration split.
 
@@ -85,6 +88,13 @@ Example: kdcompress cache
 Example: kdcompress cache --clear
 """
 
+VERIFY_HELP = """Whether a run is whole: its files are what was written. Exits with 1 where they are not.
+
+Example: kdcompress verify runs/gated
+
+Example: kdcompress verify runs/gated --accept
+"""
+
 LAUNCHER = ("RANK", "LOCAL_RANK", "WORLD_SIZE")
 MAX_CONFIG = 2**20  # bytes
 
@@ -98,6 +108,7 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "profile-flops": ("profile_flops", "ProfileFlopsOptions", PROFILE_HELP),
     "eval": ("evaluate", "EvalOptions", EVAL_HELP),
     "data": ("describe_data", "DescribeDataOptions", DATA_HELP),
+    "verify": ("verify", "VerifyOptions", VERIFY_HELP),
     "cache": ("manage_cache", "CacheCommandOptions", CACHE_HELP),
 }
 # in the list of commands, where a line has no room for more
@@ -110,18 +121,19 @@ IN_SHORT = {
     "profile-flops": "Parameters, MACs and FLOPs of any network.",
     "eval": "Accuracy, cost and speed on the test split.",
     "data": "What a data set is, with a contact sheet.",
+    "verify": "Whether a run is whole.",
     "cache": "What is kept for later runs.",
 }
 
 
 def _app(arguments: list[str]) -> typer.Typer:
     """All commands by name, and the options of the one that is asked for: the rest would only cost time."""
+    arguments = arguments or completion.typed()
     app = typer.Typer(
         name="kdcompress",
         help="Compress a trained image classifier by knowledge distillation, and know exactly what the result costs.",
         epilog="Every command prints its result as one line of JSON into a pipe, and '-' reads it from one.",
         no_args_is_help=True,
-        add_completion=False,
         pretty_exceptions_enable=False,
         # plain help at the top: importing Rich would take it a third longer than it has
         rich_markup_mode="rich" if arguments[:1] and arguments[0] in COMMANDS else None,
@@ -142,12 +154,12 @@ def _main(version: bool = typer.Option(False, "--version", help="Show the versio
         print(f"kdcompress {installed('kdcompress')}")
 
 
-def _command(name: str) -> Callable[..., None]:
+def _command(name: str) -> Callable[..., int]:
     from kdcompress.cli.params import with_options
 
     function_name, option_set = COMMANDS[name][0], getattr(sets, COMMANDS[name][1])
 
-    def call(values: dict[str, Any]) -> None:
+    def call(values: dict[str, Any]) -> int:
         _check_environment()
         own = {field: values.pop(field) for field in sets.ShellOptions.__dataclass_fields__}
         path = sets.ShellOptions.resolve(own, environment=os.environ).config
@@ -161,11 +173,13 @@ def _command(name: str) -> Callable[..., None]:
             os.environ[trust.VARIABLE] = "1"
         if not shell.verbose:
             warnings.simplefilter("ignore")
+        threads.spin_less(os.environ)
         # imported here: torch comes with it
         from kdcompress import api
         from kdcompress.engine.precision import Process
         from kdcompress.engine.progress import Silent, Terminal
 
+        completion.remember_networks()
         Process.is_ours = True
         reporter = Silent() if shell.quiet else Terminal(shell.verbose)
         try:
@@ -184,6 +198,7 @@ def _command(name: str) -> Callable[..., None]:
                 print_result(result, shell.json)
             except Unprinted as error:
                 raise _not_printed(error, options, result.run) from error
+        return int(result.exit_status)
 
     return with_options(call, option_set, sets.ShellOptions)
 

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from kdcompress.results import Result
 
 LONGEST = 1000  # characters of a line on standard error
-WIDE = ("curve", "by_module", "members", "entries", "search")
+WIDE = ("curve", "by_module", "members", "entries", "search", "files")
 
 
 class Unprinted(Exception):

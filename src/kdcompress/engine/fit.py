@@ -19,10 +19,12 @@ from timm.utils import NativeScaler, dispatch_clip_grad, unwrap_model
 from torch import Tensor, nn
 
 from kdcompress.data import EvalBatches, TrainBatches
-from kdcompress.engine.distributed import Place, anyone, summed
+from kdcompress.engine.contact import Lost
+from kdcompress.engine.distributed import Place, agreed, anyone, from_main, in_contact, meet, summed
 from kdcompress.engine.evaluate import evaluate
 from kdcompress.engine.interrupt import Interrupted, StopSignal
 from kdcompress.engine.progress import Reporter
+from kdcompress.engine.sync_bn import is_wanted
 from kdcompress.engine.targets import ToldBatches, ToldEval, unpacked
 from kdcompress.errors import Diverged, UserError, first_line, usage_error
 from kdcompress.options import FREE_OPTIONS, TrainingOptions
@@ -91,6 +93,7 @@ def fit(
     num_classes: int,
     phase: int = 0,
     history: Sequence[dict[str, Any]] = (),
+    memory_format: torch.memory_format | None = None,
 ) -> list[dict[str, Any]]:
     """Train a task to its last epoch, from the start or from the run's checkpoint.
 
@@ -100,6 +103,7 @@ def fit(
     Args:
         phase: Which of a run's trainings this is; each has its own task, schedule and optimiser.
         history: Rows of the phases before.
+        memory_format: Of images and weights; None: that of :func:`memory_format_of`.
 
     Returns:
         The rows of ``metrics.csv``.
@@ -109,23 +113,28 @@ def fit(
         UserError: A checkpoint was made with other options.
         Interrupted: Ctrl-C or SIGTERM; the state is saved.
     """
-    trainer = Trainer(task, batches, options, plan, place, run, num_classes, phase, history)
-    resumed = run.has_checkpoint and phase_of(run) == phase
+    trainer = Trainer(task, batches, options, plan, place, run, num_classes, phase, history, memory_format)
+    resumed = from_main(lambda: run.has_checkpoint and phase_of(run) == phase)
     if resumed:
         trainer.load()
+    agreed({"the state": (trainer.epoch, trainer.step, trainer.update)})
     writer = _tensorboard(run) if options.tensorboard and place.is_main else None
     done = len(trainer.history)
     reporter.start(title, options.epochs, len(batches), done)
     try:
         with StopSignal() as stop:
-            if place.is_main and not resumed:
-                trainer.save()
+            if not resumed:
+                trainer.save_together()
             while trainer.epoch < plan.epochs and not trainer.is_good_enough():
                 try:
                     if not calibration.prepare(lambda: stop.requested):
                         trainer.interrupt()
                     row = trainer.run_epoch(stop, reporter)
                     scores = evaluate(trainer.eval_model(), calibration, place)
+                except Lost:
+                    if not stop.requested:
+                        raise
+                    trainer.interrupt()
                 except (RuntimeError, OSError, EOFError) as error:
                     if not stop.excuses(error):
                         raise
@@ -149,7 +158,7 @@ def fit(
 
 
 def phase_of(run: RunFolder) -> int:
-    """The phase that a run was cut off in, from 0."""
+    """The phase that a run was cut off in, from 0; read from this host's disk."""
     return int(_state(run).get("phase", 0)) if run.has_checkpoint else 0
 
 
@@ -181,13 +190,14 @@ class Trainer:
         num_classes: int,
         phase: int = 0,
         history: Sequence[dict[str, Any]] = (),
+        memory_format: torch.memory_format | None = None,
     ) -> None:
         self.task, self.batches, self.options, self.plan = task, batches, options, plan
         self.place, self.run = place, run
         task.to(place.device)
         module = task.get_trainable_module()
         assert module is not None
-        self.memory_format = memory_format_of(module, place.device)
+        self.memory_format = memory_format or memory_format_of(module, place.device)
         module.to(memory_format=self.memory_format)
         if options.ema_decay:
             task.setup_ema(decay=options.ema_decay, use_warmup=True)
@@ -218,7 +228,9 @@ class Trainer:
         self.seconds = 0.0
         self.bad_step = torch.full((), -1, device=place.device)
         if place.world > 1:
-            task.prepare_distributed(device_ids=[place.device.index] if place.device.type == "cuda" else None)
+            meet()
+            with in_contact():
+                task.prepare_distributed(device_ids=[place.device.index] if place.device.type == "cuda" else None)
 
     def eval_model(self) -> torch.nn.Module:
         self.task.eval()
@@ -229,9 +241,15 @@ class Trainer:
     def run_epoch(self, stop: StopSignal, reporter: Reporter) -> dict[str, Any]:
         """All steps of an epoch that are still to do."""
         self.task.train()
-        began, shown, unreported = time.perf_counter() - self.seconds, 0.0, 0
+        began = time.perf_counter() - self.seconds
         if not self.batches.prepare(len(self.history), lambda: stop.requested):
             self.interrupt()
+        meet()
+        with in_contact():
+            return self._run_epoch(stop, reporter, began)
+
+    def _run_epoch(self, stop: StopSignal, reporter: Reporter, began: float) -> dict[str, Any]:
+        shown, unreported = 0.0, 0
         sizes = self.batches.sizes()
         for input, target, told in map(unpacked, self.batches.epoch(len(self.history), self.step)):
             due = self._step(input, target, told, sizes[self.step])
@@ -264,9 +282,7 @@ class Trainer:
     def finish_epoch(self, row: dict[str, Any]) -> None:
         self.history.append(row)
         self.next_epoch()
-        if self.place.is_main:
-            self.run.write_metrics(self.history)
-            self.save()
+        self.save_together()
 
     def is_good_enough(self) -> bool:
         """Whether the accuracy has been reached at which the user wants to stop."""
@@ -346,7 +362,8 @@ class Trainer:
     def _check_finite(self) -> None:
         step = int(self.bad_step.item())
         if step >= 0:
-            remedy = "Try a lower --lr, --clip-grad 1 or --precision fp32, with another --out"
+            slower = "" if self.place.precision == "fp32" else ", --precision fp32"
+            remedy = f"Try a lower --lr{slower} or --clip-grad 1, with another --out"
             done = len(self.history)
             kept = f"; the state after epoch {done} is in {self.run.path}." if done else "."
             raise Diverged(f"The loss is not finite at step {step + 1} of epoch {done + 1}.", remedy + kept)
@@ -371,6 +388,16 @@ class Trainer:
             self._check_finite()
             self.save()
         raise Interrupted(self.run.path)
+
+    def save_together(self) -> None:
+        """Let the main process save the state, and the others wait, however slow its disk is."""
+
+        def write() -> None:
+            if self.history:
+                self.run.write_metrics(self.history)
+            self.save()
+
+        from_main(write)
 
     def save(self) -> None:
         task, ema = self.task, self.task.has_ema()
@@ -415,7 +442,9 @@ class Trainer:
     def _fixed_options(self) -> dict[str, Any]:
         """What must not change under a run that goes on: all that decides its result."""
         options = {key: value for key, value in self.options.to_dict().items() if key not in FREE_OPTIONS}
-        place = {"precision": self.place.precision, "world": self.place.world}
+        place: dict[str, Any] = {"precision": self.place.precision, "world": self.place.world}
+        if is_wanted(self.options.sync_bn, self.plan.batch_size, self.place):
+            place["sync_bn"] = "on"
         return {**options, **vars(self.plan), **place, "target_views": self.batches.views}
 
 

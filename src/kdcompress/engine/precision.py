@@ -48,9 +48,10 @@ print(best[False] / best[True])
 
 
 class Process:
-    """Whether this process is a command's own, in which no network has run before it."""
+    """Whether this process is a command's own, in which no network has run before it, and what was settled in it."""
 
     is_ours = False
+    has_chosen_threads = False
 
 
 @dataclass(frozen=True)

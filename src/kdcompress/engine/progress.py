@@ -25,6 +25,9 @@ class Reporter(Protocol):
 
     def note(self, text: str) -> None: ...
 
+    def detail(self, text: str) -> None:
+        """What only ``--verbose`` shows."""
+
 
 class Silent:
     """Says nothing: other ranks, ``--quiet``, and Python callers unless they ask."""
@@ -38,6 +41,8 @@ class Silent:
     def stop(self) -> None: ...
 
     def note(self, text: str) -> None: ...
+
+    def detail(self, text: str) -> None: ...
 
 
 class Terminal:
@@ -96,3 +101,7 @@ class Terminal:
     def note(self, text: str) -> None:
         self.console.print(text, markup=False)
         sys.stderr.flush()
+
+    def detail(self, text: str) -> None:
+        if self.verbose:
+            self.note(text)

@@ -1,0 +1,119 @@
+"""LW-KD against what it has to beat; resumes, and skips what is done::
+
+    python examples/studies/lwkd_study.py OUT --data cifar10/ --teacher resnet56-cifar10.safetensors \\
+        --arch resnet56_cifar,shortcut=A --epochs 6 --table examples/studies/README.md --mark lwkd-cifar10
+    python examples/studies/lwkd_study.py OUT2 --data digits --epochs 15 \\
+        --table examples/studies/README.md --mark lwkd-digits
+
+With ``--sweep`` its options are compared instead, with one seed and on the calibration split: what the defaults were
+chosen by. Without ``--teacher``, KD learns from a ``resnet32_cifar`` that is trained first. The table is made from the
+runs' JSON.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+
+from study import Study, arguments, mean_std, show, titled
+
+from kdcompress.options import DistillOptions
+
+LIGHT = ["--method", "lwkd"]
+ALPHA = 0.5  # that of LW-KD, where none is given
+VARIANTS: dict[str, list[str]] = {
+    "CE": ["--method", "ce"],
+    "label smoothing": ["--method", "label-smoothing"],
+    "Tf-KD": ["--method", "tf-kd"],
+    "KD": ["--method", "kd"],
+    "LW-KD without the adversarial part": [*LIGHT, "--adversarial-weight", "0"],
+    "LW-KD without KD": [*LIGHT, "--alpha", "0"],
+    "LW-KD": LIGHT,
+}
+
+
+SWEEP = {
+    "alpha": ("0.2", "0.5", "0.8"),
+    "teacher-top1": ("80", "90", "97", "99.5"),
+    "adversarial-weight": ("0", "0.03", "0.1", "0.3"),
+}
+
+
+def main() -> None:
+    parser = arguments(__doc__, epochs=6)
+    parser.add_argument("--teacher", help="of KD; trained first where it is not given")
+    parser.add_argument("--student", default="resnet8_cifar")
+    parser.add_argument("--sweep", action="store_true", help="compare options of LW-KD on the calibration split")
+    parser.add_argument("--so-far", action="store_true", help="train nothing: the table of what is done")
+    parser.add_argument("--mark", default="lwkd-table")
+    given = parser.parse_args()
+    study = Study.of(given)
+    if given.sweep:
+        _sweep(study, given)
+        return
+    heavy = given.teacher or study.path("teacher")
+    teacher = [heavy, *(["--teacher-arch", given.arch] if given.arch else [])]
+    runs = {} if given.teacher else {"teacher": ["train-teacher", "--model", "resnet32_cifar"]}
+    for seed, name in itertools.product(range(given.seeds), VARIANTS):  # a seed of everything before the next
+        first = teacher if name == "KD" else []
+        learn = ["distill", *first, "--student", given.student, *VARIANTS[name]]
+        runs[_folder(name, seed)] = [*learn, "--seed", str(seed)]
+    if not given.so_far:
+        study.run(runs)
+    done = study.results()
+    lines = [
+        "| student trained by | top-1 | calibration error | teacher, s | teacher and student, s |",
+        "| --- | ---: | ---: | ---: | ---: |",
+    ]
+    for name in VARIANTS:
+        folders = [folder for seed in range(given.seeds) if (folder := _folder(name, seed)) in done]
+        if not folders:
+            continue
+        results = [study.result(folder) for folder in folders]
+        fastest = min(min(study.training(folder)["epoch_seconds"]) for folder in folders)  # others use the machine, too
+        entry = study.training(folders[0]).get("teacher", {})
+        cost = entry.get("seconds", 0.0)
+        if name == "KD":
+            cost = sum(study.training("teacher")["epoch_seconds"]) if "teacher" in done else None
+        shown = ["not known", "–"] if cost is None else [f"{cost:.0f}", f"{cost + given.epochs * fastest:.0f}"]
+        top1, ece = (mean_std(result[key] for result in results) for key in ("top1", "ece"))
+        lines.append(f"| {titled(name, folders, given)} | {top1} | {ece} | {shown[0]} | {shown[1]} |")
+    hardware = study.training(_folder("CE", 0))["hardware"]
+    lines += [
+        "",
+        f"`{given.student}` on the test split, {given.epochs} epochs, last epoch, {given.seeds} seed(s), mean ± "
+        f"standard deviation; seconds from the fastest epoch, on {hardware}.",
+    ]
+    show(lines, given, given.mark)
+
+
+def _sweep(study: Study, given: argparse.Namespace) -> None:
+    """One option at a time, the others at their defaults; the default itself comes in every group, from one run."""
+    defaults = DistillOptions()
+    runs: dict[str, list[str]] = {}
+    names: dict[tuple[str, str], str] = {}
+    for option, values in SWEEP.items():
+        usual = getattr(defaults, option.replace("-", "_"))
+        for value in values:
+            same = float(value) == (ALPHA if usual is None else usual)
+            name = names[option, value] = "LW-KD" if same else f"LW-KD-{option}-{value}"
+            runs[name] = ["distill", "--student", given.student, *LIGHT, *([] if same else [f"--{option}", value])]
+    study.run(runs, score=False)
+    lines = ["| option | value | calibration top-1 | entropy of the bank |", "| --- | ---: | ---: | ---: |"]
+    for (option, value), name in names.items():
+        found = study.training(name)
+        top1, entropy = found["top1"], found["teacher"]["softened_entropy"]
+        lines.append(f"| `--{option}` | {value} | {top1:.2f} | {entropy:.2f} |")
+    lines += [
+        "",
+        f"`{given.student}`, {given.epochs} epochs, one seed; entropy in nats, softened as for the loss.",
+    ]
+    show(lines, given, given.mark)
+
+
+def _folder(name: str, seed: int) -> str:
+    return f"{name.replace(' ', '-')}-seed{seed}"
+
+
+if __name__ == "__main__":
+    main()
