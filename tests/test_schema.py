@@ -11,6 +11,8 @@ import pytest
 from kdcompress.results import ProfileResult, TrainResult
 from kdcompress.schema import MAX_DEPTH, Malformed, finite, is_finite, read_config, read_record
 
+pytestmark = pytest.mark.attack("JSON that is none, or whose values cannot be")
+
 CONFIG: dict[str, Any] = {
     "architecture": "resnet8_cifar",
     "num_classes": 3,

@@ -22,9 +22,10 @@ MAX_SIDE = 65_536  # pixels
 MIN_STD = 1e-6
 RGB = 3
 
+WITHOUT_NUL = r"^[^\0]*\Z"
 Text = Annotated[str, Meta(max_length=100_000)]
 Name = Annotated[str, Meta(min_length=1, max_length=1000)]
-Place = Annotated[str, Meta(max_length=4096, pattern=r"^[^\0]*\Z")]  # of a file or folder; a NUL is in none
+Place = Annotated[str, Meta(max_length=4096, pattern=WITHOUT_NUL)]  # of a file or folder; a NUL is in none
 Count = Annotated[int, Meta(ge=0, le=2**53)]
 Share = Annotated[float, Meta(ge=0, le=1)]
 Classes = Annotated[int, Meta(ge=0, le=MAX_CLASSES)]
@@ -179,7 +180,12 @@ def check(value: Any, kind: type[T]) -> T:
         # "Expected `str`, got `int` - at `$.label_names[0]`"
         what, _, where = str(error).partition(" - at ")
         key = where.strip("`").removeprefix("$").removeprefix(".")
-        what = what.replace("`", "").replace("Expected", "expected").replace("Object missing", "missing")
+        what = (
+            what.replace(f"matching regex {WITHOUT_NUL!r}", "without NUL characters")
+            .replace("`", "")
+            .replace("Expected", "expected")
+            .replace("Object missing", "missing")
+        )
         raise Malformed(f"{key}: {what}" if key else what) from error
 
 

@@ -25,6 +25,9 @@ from kdcompress.runs import RunFolder
 ONCE = ("--model", TINY, "--epochs", "1")
 
 
+pytestmark = pytest.mark.attack("input, data, paths and options that cannot be")
+
+
 def copied(runs: Path, name: str, here: Path) -> Path:
     """A run that the test may spoil."""
     return Path(shutil.copytree(runs / name, here / name))

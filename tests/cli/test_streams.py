@@ -17,6 +17,8 @@ from cli.shell import TINY, finished, shell, spawn, wait_for
 from kdcompress import streams
 from kdcompress.engine.interrupt import StopSignal
 
+pytestmark = pytest.mark.attack("streams that are closed or full, terminals that hang up")
+
 TRAIN = f"kdcompress train-teacher --model {TINY}"
 
 

@@ -11,6 +11,8 @@ import torch
 from kdcompress.data.labels import check_classes, check_inputs, whole_labels
 from kdcompress.errors import UserError
 
+pytestmark = pytest.mark.attack("labels and inputs that are none")
+
 
 @pytest.mark.parametrize(
     "labels",
