@@ -1,5 +1,5 @@
 #!/bin/sh
-# ResKD on CIFAR-10 with a given ResNet-56 teacher, three seeds, and table and figure in examples/README.md
+# ResKD on CIFAR-10 with a given ResNet-56 teacher, three seeds, and table and figure in examples/studies/README.md
 # (pip install 'kdcompress[plot]').
 #
 #   examples/cifar10_reskd.sh DATA TEACHER.safetensors [OUT]
@@ -10,6 +10,6 @@
 set -eu
 here=$(dirname "$0")
 epochs=${EPOCHS:-30}
-python "$here/reskd_study.py" "${3:-runs/reskd}" --data "$1" --teacher "$2" --arch resnet56_cifar,shortcut=A \
+python "$here/studies/reskd_study.py" "${3:-runs/reskd}" --data "$1" --teacher "$2" --arch resnet56_cifar,shortcut=A \
     --epochs "$epochs" --long-epochs "$((5 * epochs))" --pair-epochs "$((4 * epochs))" "$((8 * epochs))" \
-    --jobs "${JOBS:-1}" --table "$here/README.md" --plot "$here/results/reskd.svg"
+    --jobs "${JOBS:-1}" --table "$here/studies/README.md" --plot "$here/results/reskd.svg"

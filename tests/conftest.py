@@ -1,17 +1,43 @@
 """Shared by all tests: one thread each, and a cache of their own."""
 
+import json
 import os
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from kdcompress import trust
-from kdcompress.engine.precision import Process
+from kdcompress.engine.precision import Process, remembered
+
+ATTACKS = pytest.StashKey[dict[str, dict[str, int]]]()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--many", action="store_true", help="as many attacks as the table in docs/reliability.md counts")
+    parser.addoption("--attacks", metavar="FILE", help="JSON of how many attacks of each kind were tried, and held")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Generator[None, Any, Any]:
+    """Count attacks: those of a test that says how many it tries, else one."""
+    report = yield
+    mark = item.get_closest_marker("attack")
+    if mark is not None and (report.when == "call" or report.failed):
+        counts = item.config.stash.setdefault(ATTACKS, {}).setdefault(mark.args[0], {"tried": 0, "held": 0})
+        number = dict(item.user_properties).get("attacks", 1)
+        if not report.skipped:
+            counts["tried"] += number
+            counts["held"] += number if report.passed else 0
+    return report
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    if file := session.config.getoption("--attacks"):
+        counts = {kind: found for kind, found in session.config.stash.get(ATTACKS, {}).items() if found["tried"]}
+        Path(file).write_text(json.dumps(dict(sorted(counts.items())), indent=2) + "\n")
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -37,3 +63,10 @@ def _process_of_others(monkeypatch: pytest.MonkeyPatch) -> None:
 def _nothing_typed(monkeypatch: pytest.MonkeyPatch) -> None:
     """Code that one test names must not be trusted in the next."""
     monkeypatch.setattr(trust, "_typed", set())
+
+
+@pytest.fixture(scope="session")
+def bf16(_alone: None) -> None:
+    """Only where the processor has it; where oneDNN must be told to do without AMX, it is too late in this process."""
+    if remembered().runs != "native":
+        pytest.skip("bf16 does not run in this process")

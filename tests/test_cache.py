@@ -20,6 +20,8 @@ import pytest
 from kdcompress import locks
 from kdcompress.cache import FORMAT, KEY, ArrayStore, clear, kept
 
+pytestmark = pytest.mark.attack("a cache that is damaged, full, locked or somebody else's")
+
 SHAPE = (5, 3)
 SIZE = 2 * 5 * 3
 

@@ -12,6 +12,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 EXAMPLES = ROOT / "examples"
+STUDIES, BENCHMARKS = EXAMPLES / "studies", EXAMPLES / "benchmarks"
 
 
 def _environment() -> dict[str, str]:
@@ -42,7 +43,7 @@ def test_quickstart_keeps_its_promises(tmp_path: Path) -> None:
 
 def test_bench_training_measures_all_loops() -> None:
     """The script that shows what the loop costs no longer runs."""
-    script = [sys.executable, str(EXAMPLES / "bench_training.py")]
+    script = [sys.executable, str(BENCHMARKS / "bench_training.py")]
     small = ["resnet8_cifar:resnet8_cifar,width=0.25", "--batch-size", "16"]
     few = ["--steps", "3", "--rounds", "2", "--side", "16"]
     done = subprocess.run([*script, *small, *few], capture_output=True, text=True, env=_environment(), timeout=300)
@@ -56,7 +57,7 @@ def test_bench_training_measures_all_loops() -> None:
 
 def test_bench_inference_measures_the_gate() -> None:
     """The script that shows that the gate keeps its promise no longer runs."""
-    script = [sys.executable, str(EXAMPLES / "bench_inference.py")]
+    script = [sys.executable, str(BENCHMARKS / "bench_inference.py")]
     small = ["--teacher", "resnet20_cifar", "--images", "64", "--batch-sizes", "1", "32", "--rounds", "2"]
     done = subprocess.run([*script, *small], capture_output=True, text=True, env=_environment(), timeout=300)
     assert done.returncode == 0, done.stderr
@@ -68,11 +69,11 @@ def test_bench_inference_measures_the_gate() -> None:
 
 def test_readme_table_is_made_from_the_runs(tmp_path: Path) -> None:
     """The table in the README could drift from the JSON that it claims to show."""
-    sys.path.insert(0, str(EXAMPLES))
+    sys.path.insert(0, str(STUDIES))
     try:
         import readme_table
     finally:
-        sys.path.remove(str(EXAMPLES))
+        sys.path.remove(str(STUDIES))
     teacher = {"top1": 90.28, "macs": 100_000_000, "n": 10_000, "hardware": "a processor"}
     results = {
         "eval-teacher": teacher,
@@ -129,7 +130,9 @@ def test_shell_scripts_name_real_options(script: Path) -> None:
             seen += 1
         elif words[:1] == ["python"]:
             told = subprocess.run(
-                [sys.executable, EXAMPLES / Path(words[1].strip('"')).name, "--help"], capture_output=True, text=True
+                [sys.executable, words[1].strip('"').replace("$here", str(EXAMPLES)), "--help"],
+                capture_output=True,
+                text=True,
             ).stdout
             assert {word for word in words if word.startswith("--")} <= set(re.findall(r"--[a-z0-9-]+", told)), link
             seen += 1
@@ -165,7 +168,7 @@ def test_rkd_cost_counts_twice(tmp_path: Path) -> None:
     """The table that shows that separation is free could not be made again."""
     table = tmp_path / "README.md"
     table.write_text("before\n<!-- rkd-cost: begin -->\nold\n<!-- rkd-cost: end -->\nafter\n")
-    script = [sys.executable, str(EXAMPLES / "rkd_cost.py"), "resnet8_cifar,width=0.5", "--table", str(table)]
+    script = [sys.executable, str(STUDIES / "rkd_cost.py"), "resnet8_cifar,width=0.5", "--table", str(table)]
     done = subprocess.run(script, capture_output=True, text=True, env=_environment(), timeout=300)
     assert done.returncode == 0, done.stderr
     head, _, row, *_ = [line for line in table.read_text().splitlines() if line.startswith("|")]
@@ -178,7 +181,7 @@ def test_rkd_cost_counts_twice(tmp_path: Path) -> None:
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells the memory that processes share")
 def test_bench_memory_measures_two_sizes() -> None:
     """The script that shows that streaming needs no more memory for more images no longer runs."""
-    script = [sys.executable, str(EXAMPLES / "bench_memory.py"), "--images", "100", "1000"]
+    script = [sys.executable, str(BENCHMARKS / "bench_memory.py"), "--images", "100", "1000"]
     small = ["--steps", "2", "--side", "32"]
     done = subprocess.run([*script, *small], capture_output=True, text=True, env=_environment(), timeout=300)
     assert done.returncode == 0, done.stderr

@@ -1,4 +1,4 @@
-"""What the studies under examples/ share: nothing is done twice, nothing is mixed up, and no path is kept."""
+"""What the studies under examples/studies/ share: nothing is done twice, nothing is mixed up, and no path is kept."""
 
 import importlib
 import json
@@ -20,7 +20,7 @@ CALLABLE = {"eval", "train-teacher", "distill", "add-res-student", "gate-calibra
 @pytest.fixture
 def study(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     """The module, from its folder."""
-    monkeypatch.syspath_prepend(Path(__file__).parents[1] / "examples")
+    monkeypatch.syspath_prepend(Path(__file__).parents[1] / "examples" / "studies")
     import study
 
     return study

@@ -67,7 +67,8 @@ def test_commands_of_the_same_pipeline_are_no_others(tmp_path: Path) -> None:
     """The first command of a pipeline would leave a core to those that only wait for it."""
     if not threads.PROC.is_dir():
         pytest.skip("needs /proc")
-    look = "import sys, time; from kdcompress import threads; time.sleep(0.3); print(*threads._pipeline(), file=sys.stderr)"
+    look = "import sys, time; time.sleep(0.3); from kdcompress.threads import _pipeline; "
+    look += "print(*_pipeline(), file=sys.stderr)"
     script = f"{sys.executable} -c '{look}' | cat | cat"
     done = subprocess.run(["bash", "-c", script], capture_output=True, text=True, check=True)
     assert len(set(done.stderr.split())) == 2, done.stderr

@@ -3,7 +3,7 @@
 Threads of OpenMP wait for each other by spinning, 300 000 times by default: some 10 ms in which another process could
 work. Where several trainings have as many threads as there are cores, each waits for threads that do not run at all,
 and all of them together become slower than one. So a command takes the cores that are free when it begins, and its
-threads go to sleep sooner. Measured by ``examples/bench_threads.py``.
+threads go to sleep sooner. Measured by ``examples/benchmarks/bench_threads.py``.
 """
 
 from __future__ import annotations

@@ -16,7 +16,13 @@ from kdcompress.runs import RECORD, RunFolder
 @pytest.fixture
 def many(request: pytest.FixtureRequest) -> Callable[[int, int], int]:
     """``many(few, all)``: how many attacks a test tries, in the suite and for the table (``--many``)."""
-    return lambda few, every: every if request.config.getoption("--many") else few
+
+    def count(few: int, every: int) -> int:
+        number = every if request.config.getoption("--many") else few
+        request.node.user_properties.append(("attacks", number))
+        return number
+
+    return count
 
 
 @pytest.fixture

@@ -41,7 +41,7 @@ def test_kill_and_resume(
     """A crash would cost the run, or a resumed result could not be compared with any other."""
     kills = many(0, 8)
     if not kills:
-        pytest.skip("takes minutes; tests/cli/test_interrupt.py kills a few, examples/attacks.py all")
+        pytest.skip("takes minutes; tests/cli/test_interrupt.py kills a few, examples/benchmarks/attacks.py all")
     common = ["--epochs", 3, "--cache-dir", tmp_path / "cache"]
     taken = [runs / word if isinstance(word, str) and (runs / word).is_dir() else word for word in KINDS[kind]]
     command = [str(word) for word in (*taken, *common[: 2 if kind in NO_CACHE else 4])]

@@ -38,10 +38,11 @@ def test_started_at_the_same_moment(cli: Cli, here: Path, many: Callable[[int, i
 
 def test_a_resume_beside_the_living(cli: Cli, here: Path, many: Callable[[int, int], int]) -> None:
     """Whoever resumes a run that another terminal still trains would destroy both."""
-    if not many(0, 1):
-        pytest.skip("tests/test_runs.py does it in a process of its own; examples/attacks.py does this")
+    times = many(0, 6)
+    if not times:
+        pytest.skip("tests/test_runs.py does it in a process of its own; examples/benchmarks/attacks.py does this")
     alone = cli(*TRAIN, "--out", here / "alone").result
-    for number in range(6):
+    for number in range(times):
         out = here / f"run-{number}"
         process = spawn([*TRAIN, "--out", str(out)], here)
         while not (out / "checkpoint.pt").exists():

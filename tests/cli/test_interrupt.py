@@ -17,6 +17,8 @@ import kdcompress
 from cli.conftest import Cli
 from cli.shell import TINY, accept, finished, photos, spawn, tree, wait_for
 
+pytestmark = pytest.mark.attack("signals and kills in the middle of a run")
+
 EPOCHS = 6
 SETTINGS = ["--epochs", str(EPOCHS), "--seed", "11", "--mixup", "0.2", "--ema-decay", "0.99", "--warmup-epochs", "1"]
 TRAIN = ["train-teacher", "--model", "resnet8_cifar,width=0.5", *SETTINGS]

@@ -15,6 +15,8 @@ from cli.conftest import Cli
 from cli.shell import TINY, accept
 from kdcompress.errors import UserError
 
+pytestmark = pytest.mark.attack("code that a file or a pipe names")
+
 EVIL = "py:evil:make"
 
 

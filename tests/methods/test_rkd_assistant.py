@@ -1,4 +1,4 @@
-"""Residual KD with an assistant: the losses of METHODS.md, and that what should stay does stay."""
+"""Residual KD with an assistant: the losses are those of its docstrings, and that what should stay does stay."""
 
 from __future__ import annotations
 

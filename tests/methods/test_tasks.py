@@ -1,4 +1,4 @@
-"""Each method's task: its loss is the formula of METHODS.md, and what is frozen stays as it was."""
+"""Each method's task: its loss is the formula that the docstring gives, and what is frozen stays as it was."""
 
 from __future__ import annotations
 

@@ -16,6 +16,7 @@ import typer
 
 from kdcompress import options as sets
 from kdcompress import threads, trust
+from kdcompress.cli import completion
 from kdcompress.cli.output import print_error, print_result
 from kdcompress.engine.interrupt import Asked, interrupt
 from kdcompress.errors import UserError, usage_error
@@ -44,6 +45,8 @@ ADD_HELP = """Freeze the members of RUN, and train one more on what they still m
 Example: kdcompress add-res-student runs/cascade --arch resnet8_cifar,width=0.5 --epochs 15
 
 Example: kdcompress add-res-student runs/cascade --search --max-macs 0.1 --time-budget 30m
+
+Example: kdcompress add-res-student runs/cascade --search --max-macs 0.1 --search-storage /shared/search.log
 """
 GATE_HELP = """Let a cascade stop early: choose the thresholds of all stages together, on the calibration split.
 
@@ -121,12 +124,12 @@ IN_SHORT = {
 
 def _app(arguments: list[str]) -> typer.Typer:
     """All commands by name, and the options of the one that is asked for: the rest would only cost time."""
+    arguments = arguments or completion.typed()
     app = typer.Typer(
         name="kdcompress",
         help="Compress a trained image classifier by knowledge distillation, and know exactly what the result costs.",
         epilog="Every command prints its result as one line of JSON into a pipe, and '-' reads it from one.",
         no_args_is_help=True,
-        add_completion=False,
         pretty_exceptions_enable=False,
         # plain help at the top: importing Rich would take it a third longer than it has
         rich_markup_mode="rich" if arguments[:1] and arguments[0] in COMMANDS else None,
@@ -172,6 +175,7 @@ def _command(name: str) -> Callable[..., int]:
         from kdcompress.engine.precision import Process
         from kdcompress.engine.progress import Silent, Terminal
 
+        completion.remember_networks()
         Process.is_ours = True
         reporter = Silent() if shell.quiet else Terminal(shell.verbose)
         try:

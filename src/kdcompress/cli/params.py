@@ -10,6 +10,7 @@ from typing import Annotated, Any, Optional
 
 import typer
 
+from kdcompress.cli.completion import completer
 from kdcompress.option_set import Options, field_type, flag
 from kdcompress.options import ASSISTANT, CACHE, DATA, GROWING, LIGHT, RUN, SEARCH, SHELL, TRAINING
 
@@ -59,9 +60,10 @@ def _annotation(option_set: type[Options], field: dataclasses.Field[Any]) -> Any
         help_text += f": {', '.join(meta['choices'])}"
     if not meta["argument"] and field.default not in (None, ()) and field.default is not False:
         help_text += f" (default: {field.default})"
+    told: dict[str, Any] = {"help": help_text, "show_default": False, "autocompletion": completer(field)}
     if meta["argument"]:
-        return Annotated[Optional[str], typer.Argument(help=help_text, show_default=False, metavar=field.name.upper())]  # noqa: UP045
-    shared = {"help": help_text, "show_default": False, "rich_help_panel": meta["panel"] or "Options"}
+        return Annotated[Optional[str], typer.Argument(metavar=field.name.upper(), **told)]  # noqa: UP045
+    shared = {**told, "rich_help_panel": meta["panel"] or "Options"}
     if kind is bool:
         no = f"/--no-{field.name.replace('_', '-')}" if field.default is None else ""
         names = flag(field.name) + no

@@ -1,11 +1,11 @@
 """Residual KD with an assistant against what it stands on, at equal cost; resumes, and skips what is done::
 
-    python examples/rkd_study.py OUT --data cifar10/ --teacher resnet56-cifar10.safetensors \\
-        --arch resnet56_cifar,shortcut=A --epochs 4 --jobs 2 --table examples/README.md
+    python examples/studies/rkd_study.py OUT --data cifar10/ --teacher resnet56-cifar10.safetensors \\
+        --arch resnet56_cifar,shortcut=A --epochs 4 --jobs 2 --table examples/studies/README.md
 
 Run it again with more ``--epochs`` and another OUT on a better machine. What the teacher shows in each epoch is
 computed once for all runs and kept in the cache: for CIFAR-10 and a ResNet-56, 2.4 GiB an epoch. The tables of
-``examples/README.md`` are made from what is kept, without training, by ``--so-far --precision bf16 --results
+``examples/studies/README.md`` are made from what is kept, without training, by ``--so-far --precision bf16 --results
 examples/results/rkd.json`` and::
 
     … --students resnet8_cifar

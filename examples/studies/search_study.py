@@ -1,7 +1,7 @@
 """The res-student that a search finds beside those picked by hand, of equal MACs; resumes, and skips what is done::
 
-    python examples/search_study.py OUT --data cifar10/ --teacher resnet56-cifar10.safetensors \\
-        --arch resnet56_cifar,shortcut=A --epochs 9 --jobs 2 --table examples/README.md
+    python examples/studies/search_study.py OUT --data cifar10/ --teacher resnet56-cifar10.safetensors \\
+        --arch resnet56_cifar,shortcut=A --epochs 9 --jobs 2 --table examples/studies/README.md
 
 One search, on one student. Then its winner, and ResNets as wide as cost the same, are trained in full on the same
 student with each seed, and gated for what the search ranked them by: the sum at a third of ``--max-macs`` on top of the

@@ -1,6 +1,6 @@
 """Trainings on an idle machine and several at once: how many threads, and how long they spin.
 
-python examples/bench_threads.py [--at-once 4] [--rounds 3] [--out examples/results/threads.json]
+python examples/benchmarks/bench_threads.py [--at-once 4] [--rounds 3] [--out examples/results/threads.json]
 
 Each training is a command of its own. Settings take turns, so that a slow minute slows them all. Figures are images per
 second of one training, the median over its epochs (all but the first), and over rounds. The table goes to standard

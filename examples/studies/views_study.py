@@ -1,11 +1,11 @@
 """Does it matter that a student sees the same few views of the images again and again? Resumes, skips what is done::
 
-    python examples/views_study.py OUT --data cifar10/ --teacher resnet56-cifar10.safetensors \\
-        --arch resnet56_cifar,shortcut=A --table examples/README.md
+    python examples/studies/views_study.py OUT --data cifar10/ --teacher resnet56-cifar10.safetensors \\
+        --arch resnet56_cifar,shortcut=A --table examples/studies/README.md
 
 The same KD with views whose targets are computed once (``--target-views K``), and with new views each epoch, for which
 the teacher is asked at every step (0). The cache is the study's own, so that the first run with kept targets is the one
-that computes them. ``--front README.md`` also tells the front page what was saved and what it cost.
+that computes them. ``--front docs/caching-and-speed.md`` also writes there what was saved and what it cost.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ def main() -> None:
     parser.add_argument("--teacher", required=True)
     parser.add_argument("--student", default="resnet8_cifar")
     parser.add_argument("--views", type=int, nargs="+", default=[0, 8], help="0: new ones each epoch")
-    parser.add_argument("--front", type=Path, help="file with the marks of the front page's sentence")
+    parser.add_argument("--front", type=Path, help="file with the marks of the sentence that sums it up")
     given = parser.parse_args()
     study = Study.of(given)
     teacher = teacher_of(given)

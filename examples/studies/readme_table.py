@@ -1,6 +1,6 @@
 """Write the results table into README.md from the JSON that cifar10_pipeline.sh left::
 
-    python examples/readme_table.py OUT README.md
+    python examples/studies/readme_table.py OUT README.md
 
 Everything between the two ``cifar10-table`` marks is made anew; nothing there is typed by hand.
 """
@@ -35,17 +35,17 @@ def main(out: Path, readme: Path) -> None:
     versions, epochs = record["versions"], record["options"]["epochs"]
     lines = [
         BEGIN,
-        "| CIFAR-10 test | top-1 | MACs an image | of the teacher | speed-up kept¹ |",
+        "| CIFAR-10 test | top-1 | MACs per image | of the teacher | speed-up kept¹ |",
         "| --- | ---: | ---: | ---: | ---: |",
         *rows,
         "",
         f"{teacher['n']:,} test images; S0 {epochs} epochs, R1 {res_record['options']['epochs']}, "
         f"one seed, last epoch; made by `EPOCHS={epochs} sh examples/cifar10_pipeline.sh DATA TEACHER OUT` on "
         f"{teacher['hardware']} "
-        f"(torch {versions['torch']}, {record['result']['precision']}), table by `examples/readme_table.py`. "
+        f"(torch {versions['torch']}, {record['result']['precision']}), table by `examples/studies/readme_table.py`. "
         "The images are the JPEG version of CIFAR-10, so all accuracies are a little below the published ones.",
         "",
-        "¹ wall-clock speed-up of the gated cascade over the full one, as a share of what its MACs promise.",
+        "¹ wall-clock speed-up of the gated cascade over the full one, divided by the one that their MACs promise.",
         END,
     ]
     text = readme.read_text()

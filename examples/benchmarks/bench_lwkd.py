@@ -1,6 +1,6 @@
 """What LW-KD's step costs over a plain one of the same student, bank and discriminator included::
 
-    python examples/bench_lwkd.py --student resnet8_cifar --batch-size 128
+    python examples/benchmarks/bench_lwkd.py --student resnet8_cifar --batch-size 128
 
 Both steps in one process, turn by turn; prints one line of JSON. ``ratio`` is the median over rounds.
 """
@@ -10,12 +10,12 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from study import write_between
 
 from kdcompress.engine.distributed import start
 from kdcompress.methods.base import StudentTask
@@ -23,6 +23,9 @@ from kdcompress.methods.lwkd import LwKdTask, SoftTargetBank
 from kdcompress.methods.supervised import SupervisedTask
 from kdcompress.models.assemble import new_network
 from kdcompress.models.build import ModelSpec
+
+sys.path.append(str(Path(__file__).parents[1] / "studies"))
+from study import write_between
 
 
 def main() -> None:

@@ -1,8 +1,9 @@
 """LW-KD against what it has to beat; resumes, and skips what is done::
 
-    python examples/lwkd_study.py OUT --data cifar10/ --teacher resnet56-cifar10.safetensors \\
-        --arch resnet56_cifar,shortcut=A --epochs 6 --table examples/README.md --mark lwkd-cifar10
-    python examples/lwkd_study.py OUT2 --data digits --epochs 15 --table examples/README.md --mark lwkd-digits
+    python examples/studies/lwkd_study.py OUT --data cifar10/ --teacher resnet56-cifar10.safetensors \\
+        --arch resnet56_cifar,shortcut=A --epochs 6 --table examples/studies/README.md --mark lwkd-cifar10
+    python examples/studies/lwkd_study.py OUT2 --data digits --epochs 15 \\
+        --table examples/studies/README.md --mark lwkd-digits
 
 With ``--sweep`` its options are compared instead, with one seed and on the calibration split: what the defaults were
 chosen by. Without ``--teacher``, KD learns from a ``resnet32_cifar`` that is trained first. The table is made from the

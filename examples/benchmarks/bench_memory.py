@@ -1,6 +1,6 @@
 """How much memory a folder of images needs that is streamed, by its number of images::
 
-    python examples/bench_memory.py --images 20000 200000
+    python examples/benchmarks/bench_memory.py --images 20000 200000
 
 The folders hold one and the same JPEG under many names. Each size is opened, split and streamed for some batches by a
 process of its own with its workers; then targets of ``--classes`` classes are computed for as many batches, into a
@@ -21,6 +21,8 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
+
+sys.path.append(str(Path(__file__).parents[1] / "studies"))
 from study import write_between
 
 CLASSES, LINKS = 10, 50_000  # a file system gives a file so many names

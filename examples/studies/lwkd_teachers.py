@@ -1,6 +1,6 @@
 """What the lightweight teacher of LW-KD costs and has to tell, for several numbers of classes::
 
-    python examples/lwkd_teachers.py 10 100 1000 --table examples/README.md
+    python examples/studies/lwkd_teachers.py 10 100 1000 --table examples/studies/README.md
 
 Each is trained anew, in a cache of its own that is thrown away.
 """

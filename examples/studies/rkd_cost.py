@@ -1,6 +1,6 @@
 """What model separation makes of well-known networks, counted twice: by fvcore, as everywhere, and by torch itself::
 
-    python examples/rkd_cost.py --table examples/README.md
+    python examples/studies/rkd_cost.py --table examples/studies/README.md
 
 torch counts products alone, fvcore BatchNorm and pooling as well, so their shares differ a little.
 """

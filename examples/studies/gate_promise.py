@@ -1,6 +1,7 @@
 """How often a promised gate breaks its promise, and how often the plain rule would have::
 
-    python examples/gate_promise.py runs/s0-r1 --max-drop 0.5 1 --images 5000 20000 --table examples/README.md
+    python examples/studies/gate_promise.py runs/s0-r1 \\
+        --max-drop 0.5 1 --images 5000 20000 --table examples/studies/README.md
 
 The images that the cascade was not fitted on stand for all there are. Each of many calibrations draws some of them,
 with replacement, and what its gate really loses is counted on all.

@@ -1,7 +1,7 @@
 """A gated ResKD cascade against single students of the same MACs; resumes, and skips what is done::
 
-    python examples/reskd_study.py OUT --data cifar10/ --teacher resnet56-cifar10.safetensors \\
-        --arch resnet56_cifar,shortcut=A --epochs 30 --jobs 2 --table examples/README.md
+    python examples/studies/reskd_study.py OUT --data cifar10/ --teacher resnet56-cifar10.safetensors \\
+        --arch resnet56_cifar,shortcut=A --epochs 30 --jobs 2 --table examples/studies/README.md
 
 The logit loss is chosen first: the one whose single student is best on the calibration split (one seed, half of the
 epochs); for the cascade, of those that leave no scale open, for it sums logits. Then for each seed, all from the
@@ -275,6 +275,7 @@ def _row(row: Row, whole: int) -> str:
 
 def _plot(curves: dict[str, list[Results]], whole: int, file: Path) -> None:
     """Accuracy over MACs, with the deviation over seeds."""
+    from matplotlib import rc_context
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(7, 4.5), layout="constrained")
@@ -285,10 +286,11 @@ def _plot(curves: dict[str, list[Results]], whole: int, file: Path) -> None:
             x, y = [macs for macs, _ in points], [statistics.mean(values) for _, values in points]
             spread = [statistics.stdev(values) if len(values) > 1 else 0.0 for _, values in points]
             axes.errorbar([100 * macs for macs in x], y, spread, fmt=f"{marker}-", capsize=2, label=name)
-    axes.set(xlabel="MACs of an image on average, % of the teacher's", ylabel="top-1 on the test split, %")
+    axes.set(xlabel="expected MACs per image, % of the teacher's", ylabel="top-1 on the test split, %")
     axes.grid(alpha=0.3)
     axes.legend()
-    figure.savefig(file, dpi=150)
+    with rc_context({"svg.fonttype": "none"}):  # text stays text
+        figure.savefig(file, dpi=150)
 
 
 def _distill(teacher: list[str], student: str, method: str, seed: int, loss: str = "kl") -> list[str]:

@@ -1,6 +1,7 @@
 """Whether a gated cascade is as fast as its MACs promise, beside its teacher and its own full form::
 
-    python examples/bench_inference.py --teacher resnet56_cifar --members resnet8_cifar resnet20_cifar --stop 0.7
+    python examples/benchmarks/bench_inference.py --teacher resnet56_cifar \\
+        --members resnet8_cifar resnet20_cifar --stop 0.7
 
 The networks have random weights and see noise; thresholds are set so that of the images that reach a stage the share
 ``--stop`` stops there. All run in one process, turn by turn. Prints one line of JSON, for each batch size:
@@ -18,6 +19,7 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -25,7 +27,6 @@ from typing import Any
 
 import timm
 import torch
-from study import write_between
 from torch import Tensor, nn
 
 import kdcompress.models  # noqa: F401 - registers the networks
@@ -35,6 +36,9 @@ from kdcompress.flops import profile
 from kdcompress.gating import Gate
 from kdcompress.models.fold import fold_batchnorm
 from kdcompress.models.residual_cascade import ResidualCascade
+
+sys.path.append(str(Path(__file__).parents[1] / "studies"))
+from study import write_between
 
 ALLOWED = 1.15  # seconds over what the MACs promise
 

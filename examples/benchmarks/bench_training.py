@@ -1,7 +1,7 @@
 """What a step of distillation costs: bare, in our loop with a live teacher, and with targets computed once::
 
-    python examples/bench_training.py resnet56_cifar:resnet20_cifar resnet20_cifar:resnet8_cifar,width=0.5 \\
-        --precision fp32 bf16 --table examples/README.md
+    python examples/benchmarks/bench_training.py resnet56_cifar:resnet20_cifar resnet20_cifar:resnet8_cifar,width=0.5 \\
+        --precision fp32 bf16 --table examples/benchmarks/README.md
 
 All loops run in one process, turn by turn and each round in another order, so that a noisy machine is noisy for all of
 them. Prints a line of JSON for each pair of teacher and student: images per second, and as medians and quartiles over
@@ -21,6 +21,7 @@ import itertools
 import json
 import random
 import statistics
+import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -29,7 +30,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from study import write_between
 from torch import nn
 
 from kdcompress.cache import ArrayStore
@@ -49,6 +49,9 @@ from kdcompress.models.assemble import new_network
 from kdcompress.models.build import ModelSpec
 from kdcompress.options import TrainingOptions
 from kdcompress.runs import RunFolder
+
+sys.path.append(str(Path(__file__).parents[1] / "studies"))
+from study import write_between
 
 Turn = Callable[[], float]
 VIEWS = 2
