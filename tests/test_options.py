@@ -326,3 +326,19 @@ def test_replacing_an_option_checks_it_again() -> None:
     """What a run inherits from its parent would go by unchecked."""
     with pytest.raises(UserError, match="--holdout"):
         dataclasses.replace(DataOptions(), holdout=2)
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"), [("90", 90), ("90s", 90), ("5m", 300), ("1.5h", 5400), (None, 300), (7, 7)]
+)
+def test_how_long_processes_are_waited_for(text: object, seconds: float) -> None:
+    """Minutes would be read as seconds, and a host that is slow for a moment given up."""
+    assert EvalOptions(dist_timeout=text).patience == seconds  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("text", ["0", "4.9s", "-5m", "m", "soon", "1e9h", "8000h", "nan"])
+def test_times_that_nobody_can_be_waited_for(text: str) -> None:
+    """Every job would end at its first step, or hang for ever."""
+    with pytest.raises(UserError, match=f"--dist-timeout {text}") as caught:
+        _ = EvalOptions(dist_timeout=text).patience
+    assert caught.value.exit_code == 2

@@ -22,7 +22,8 @@ LIGHT = "LW-KD: a lightweight teacher"
 DATA, TRAINING, RUN, SHELL = "Data", "Training", "Run", "Shell"
 CACHE = "Targets, computed once"
 SEARCH = "Architecture search (extra: search)"
-SECONDS = {"s": 1, "m": 60, "h": 3600}
+SECONDS = {"": 1, "s": 1, "m": 60, "h": 3600}
+LEAST_PATIENCE, MOST_PATIENCE = 5, 7 * 86400  # seconds
 
 # what may differ when a run goes on: where things are and how they are watched, not what comes out
 FREE_OPTIONS = frozenset(
@@ -43,8 +44,16 @@ FREE_OPTIONS = frozenset(
         "cache_size",
         "compile",
         "time_budget",
+        "dist_timeout",
+        "sync_bn",  # what is chosen is kept with the run
     )
 )
+
+
+def in_seconds(text: str) -> float | None:
+    """A length of time, e.g. ``90``, ``90s``, ``30m`` or ``2h``; None where it is none."""
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([smh]?)", text.strip(), re.ASCII)
+    return None if found is None else float(found[1]) * SECONDS[found[2]]
 
 
 @dataclass(kw_only=True)
@@ -87,6 +96,25 @@ class DeviceOptions(Options):
         choices=("auto", "fp32", "bf16", "fp16"),
         panel=RUN,
     )
+    dist_timeout: str = option(
+        "5m", "of several processes: how long to wait for one that gives no sign of life, e.g. 90s or 5m", panel=RUN
+    )
+
+    @property
+    def patience(self) -> float:
+        """Seconds of ``dist_timeout``.
+
+        Raises:
+            UserError: It is no length of time, or too short to be told from a busy moment.
+        """
+        seconds = in_seconds(self.dist_timeout)
+        if seconds is None:
+            problem = f"--dist-timeout {self.dist_timeout} is no length of time."
+            raise usage_error(problem, "Write seconds, minutes or hours: 90s, 5m or 1h.")
+        if not LEAST_PATIENCE <= seconds <= MOST_PATIENCE:
+            problem = f"--dist-timeout {self.dist_timeout} is out of range."
+            raise usage_error(problem, f"Give {LEAST_PATIENCE} seconds to {MOST_PATIENCE // 86400} days, e.g. 5m.")
+        return seconds
 
 
 @dataclass(kw_only=True)
@@ -143,6 +171,12 @@ class TrainingOptions(DataOptions, DeviceOptions, OutputOptions):
     )
     compile: bool = option(
         False, "translate the networks by torch.compile: a step is faster, the start takes a minute or two", panel=RUN
+    )
+    sync_bn: str = option(
+        "auto",
+        "of several processes: BatchNorm sees the images of all; auto: where one has fewer than 32 a step",
+        choices=("auto", "on", "off"),
+        panel=TRAINING,
     )
     seed: int = option(0, "of weights, order and augmentation", low=0, high=2**31 - 1, panel=TRAINING)
     tensorboard: bool = option(False, "also write TensorBoard events (extra: tensorboard)", panel=RUN)
@@ -366,11 +400,10 @@ class SearchOptions(Options):
         """
         if self.time_budget is None:
             return math.inf
-        found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([smh])", self.time_budget.strip(), re.ASCII)
-        if found is None:
+        seconds = in_seconds(self.time_budget)
+        if seconds is None or self.time_budget.strip()[-1] not in SECONDS:
             problem = f"--time-budget {self.time_budget} is no length of time."
             raise usage_error(problem, "Write seconds, minutes or hours: 90s, 30m or 2h.")
-        seconds = float(found[1]) * SECONDS[found[2]]
         if not 0 < seconds < math.inf:
             raise usage_error(f"--time-budget {self.time_budget} leaves no time to search.", "Give more, e.g. 30m.")
         return seconds

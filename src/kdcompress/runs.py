@@ -40,6 +40,9 @@ OWN, OTHERS = "digest", "digests"  # in run.json: of the rest of it, and of the 
 _held: dict[Path, tuple[Lock, int]] = {}  # by this process, and how often it was claimed
 
 
+RUNS = "runs"  # in the working directory: folders that the user has not chosen
+
+
 @contextlib.contextmanager
 def atomic_file(path: Path, whole: Callable[[Path], None] = lambda _: None) -> Iterator[IO[bytes]]:
     """Write to a temporary name, flush to the disk, then rename.
@@ -254,7 +257,7 @@ def claim(out: str | None, stem: str, *, resume: bool) -> RunFolder:
     stem = re.sub(r"[^\w.=-]+", "-", stem).strip("-")
     number = 1
     while True:
-        path = Path("runs").absolute() / (stem if number == 1 else f"{stem}-{number}")
+        path = Path(RUNS).absolute() / (stem if number == 1 else f"{stem}-{number}")
         number += 1
         run = RunFolder(path)
         if not path.exists():

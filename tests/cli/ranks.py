@@ -1,15 +1,24 @@
-"""Processes of one job, started as ``torchrun`` starts them, but forked from one that has imported torch already."""
+"""Processes of one job, started as ``torchrun`` starts them, but forked from one that has imported torch already.
+
+On Linux, as root, they can be on two hosts: each with a network, a name and a private folder of its own.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import multiprocessing
 import os
 import runpy
+import secrets
+import shutil
 import signal
 import socket
+import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
@@ -19,15 +28,88 @@ from cli.shell import Done, environment
 
 RANKS = 2
 PRELOADED = ["torch._dynamo", "timm", "kdcompress.cli", "kdcompress.api"]
+CLONE_NEWNS, CLONE_NEWUTS, CLONE_NEWNET = 0x00020000, 0x04000000, 0x40000000
+MS_REC_PRIVATE = 0x4000 | 0x40000
+
+
+@dataclass(frozen=True)
+class Host:
+    """A network namespace with one end of a cable.
+
+    Attributes:
+        private: A folder that only this host sees the content of.
+    """
+
+    name: str
+    address: str
+    cable: str
+    private: Path
+
+    def enter(self) -> None:
+        """Let this process, which has one thread, be on the host."""
+        libc = ctypes.CDLL(None, use_errno=True)
+        with open(f"/run/netns/{self.name}") as network:
+            done = [libc.setns(network.fileno(), CLONE_NEWNET), libc.unshare(CLONE_NEWUTS | CLONE_NEWNS)]
+        socket.sethostname(self.name)
+        done.append(libc.mount(None, b"/", None, MS_REC_PRIVATE, None))
+        done.append(libc.mount(b"tmpfs", bytes(self.private), b"tmpfs", 0, None))
+        assert not any(done), os.strerror(ctypes.get_errno())
+
+
+@contextlib.contextmanager
+def two_hosts(private: Path) -> Iterator[list[Host]]:
+    """Two hosts with a cable between them.
+
+    Raises:
+        OSError, CalledProcessError: Not on this machine.
+    """
+    if sys.platform != "linux" or os.geteuid() or shutil.which("ip") is None:
+        raise OSError("no network namespaces")
+    private.mkdir()
+    number = secrets.token_hex(3)
+    hosts = [Host(f"kd-{end}-{number}", f"10.99.7.{end}", f"kd{end}{number}", private) for end in (1, 2)]
+    try:
+        for host in hosts:
+            _ip("netns", "add", host.name)
+        one, other = hosts
+        _ip("link", "add", one.cable, "netns", one.name, "type", "veth", "peer", other.cable, "netns", other.name)
+        for host in hosts:
+            _ip("-n", host.name, "addr", "add", f"{host.address}/24", "dev", host.cable)
+            for device in ("lo", host.cable):
+                _ip("-n", host.name, "link", "set", device, "up")
+        yield hosts
+    finally:
+        for host in hosts:
+            subprocess.run(["ip", "netns", "del", host.name], capture_output=True, check=False)
+
+
+def cut(host: Host) -> None:
+    """Pull the cable."""
+    _ip("-n", host.name, "link", "set", host.cable, "down")
+
+
+def _ip(*arguments: str) -> None:
+    subprocess.run(["ip", *arguments], check=True, capture_output=True)
 
 
 class Job:
     """``RANKS`` processes of ``python -m kdcompress ARGUMENTS`` in ``cwd``, or of a script of that name in it.
 
     What they write lies in ``job-NUMBER.out`` and ``.err`` beside ``cwd``; standard output is that of all of them.
+
+    Args:
+        hosts: Where they run; none: all on this machine.
+        more: Further environment.
     """
 
-    def __init__(self, arguments: Sequence[str], cwd: Path, program: str = "kdcompress") -> None:
+    def __init__(
+        self,
+        arguments: Sequence[str],
+        cwd: Path,
+        program: str = "kdcompress",
+        hosts: Sequence[Host] = (),
+        **more: str,
+    ) -> None:
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload(PRELOADED)
         with socket.socket() as free:
@@ -35,13 +117,17 @@ class Job:
             port = free.getsockname()[1]
         number = len(list(cwd.parent.glob("job-*.out")))
         self.out, self.err = (cwd.parent / f"job-{number}.{stream}" for stream in ("out", "err"))
-        shared = {"MASTER_ADDR": "localhost", "MASTER_PORT": str(port), "WORLD_SIZE": str(RANKS)}
+        address = hosts[0].address if hosts else "localhost"
+        shared = {"MASTER_ADDR": address, "MASTER_PORT": str(port), "WORLD_SIZE": str(RANKS), **more}
         self.processes: list[BaseProcess] = []
         for path in (self.out, self.err):
             path.touch()
         for rank in map(str, range(RANKS)):
-            own = environment(**shared, RANK=rank, LOCAL_RANK=rank)
-            told = (program, list(arguments), cwd, own, self.out, self.err)
+            host = hosts[int(rank)] if hosts else None
+            own = environment(**shared, RANK=rank, LOCAL_RANK="0" if hosts else rank)
+            if host is not None:
+                own["GLOO_SOCKET_IFNAME"] = host.cable
+            told = (program, list(arguments), cwd, own, self.out, self.err, host)
             self.processes.append(context.Process(target=_rank, args=told))
             self.processes[-1].start()
 
@@ -65,7 +151,8 @@ class Job:
             if process.is_alive():
                 process.kill()
                 process.join()  # only then it has an exit code: one that hung must not look like one that ended well
-        status = next((code for process in self.processes if (code := process.exitcode)), 0)
+        self.statuses = [process.exitcode for process in self.processes]
+        status = next((code for code in self.statuses if code), 0)
         return Done(status, self.out.read_text(), self.err.read_text())
 
 
@@ -74,7 +161,11 @@ def job(command: str, cwd: Path, program: str = "kdcompress") -> Done:
     return Job(command.split(), cwd, program).finished()
 
 
-def _rank(program: str, arguments: list[str], cwd: Path, own: dict[str, str], out: Path, err: Path) -> None:
+def _rank(
+    program: str, arguments: list[str], cwd: Path, own: dict[str, str], out: Path, err: Path, host: Host | None
+) -> None:
+    if host is not None:
+        host.enter()
     for number, path in ((0, Path(os.devnull)), (1, out), (2, err)):
         file = os.open(path, os.O_RDONLY if number == 0 else os.O_WRONLY | os.O_APPEND)
         os.dup2(file, number)

@@ -6,15 +6,16 @@ import contextlib
 from collections.abc import Iterator
 
 from kdcompress.engine.cores import take_as_before
-from kdcompress.engine.distributed import Place, from_main
+from kdcompress.engine.distributed import Place, forget, from_main, remember
 from kdcompress.engine.progress import Reporter
+from kdcompress.engine.shared_folder import check_shared
 from kdcompress.options import OutputOptions
 from kdcompress.runs import RunFolder, claim, release
 
 
 @contextlib.contextmanager
 def claimed(options: OutputOptions, stem: str, place: Place, reporter: Reporter) -> Iterator[RunFolder]:
-    """Claim it, and keep other processes from writing it meanwhile; the main process holds it for all.
+    """Claim it, and keep other processes from writing it meanwhile; the main process holds it for all, who must see it.
 
     A run that goes on does so with as many threads as it began with.
 
@@ -23,7 +24,10 @@ def claimed(options: OutputOptions, stem: str, place: Place, reporter: Reporter)
     """
     run = from_main(lambda: claim(options.out, stem, resume=options.resume))
     try:
+        check_shared(run, place)
+        remember(run.path)
         take_as_before(place, from_main(run.record).get("threads"), reporter)
         yield run
+        forget(run.path)
     finally:
         release(run)

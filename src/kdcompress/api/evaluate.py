@@ -19,7 +19,7 @@ from kdcompress.api.reference import (
 )
 from kdcompress.data import Data, EvalBatches, choose_channels
 from kdcompress.engine.cores import take_free_cores
-from kdcompress.engine.distributed import Place, start, summed
+from kdcompress.engine.distributed import Place, agreed, start, summed
 from kdcompress.engine.evaluate import Scores, collect, compare
 from kdcompress.engine.evaluate import evaluate as score
 from kdcompress.engine.progress import Reporter, Silent
@@ -51,7 +51,7 @@ def evaluate(options: EvalOptions | None = None, /, *, reporter: Reporter | None
     options = options or EvalOptions.resolve(given)
     if options.plot is not None:
         check_plot(options.plot)
-    place = start(options.device, "fp32" if options.precision == "auto" else options.precision)
+    place = start(options.device, "fp32" if options.precision == "auto" else options.precision, options.patience)
     reference, began = resolve(options.run), time.perf_counter()  # waiting for the command before is not our time
     take_free_cores(place, reporter or Silent())
     network = load_network(reference, options.arch)
@@ -66,6 +66,8 @@ def evaluate(options: EvalOptions | None = None, /, *, reporter: Reporter | None
     note = reporter.note if reporter is not None and place.is_main else None
     data = Data(source, network.prep, options, place.device, place.rank, place.world, note)
     batches = data.evaluation(options.split, options.batch_size)
+    if place.world > 1:
+        agreed({f"the {options.split} split": batches.digest()})
     if reporter is not None and place.is_main:
         reporter.note(f"Scoring {network.architecture} on the {options.split} split of {source.spec}.")
     profiles = member_profiles(network)

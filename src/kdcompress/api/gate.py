@@ -14,6 +14,7 @@ from kdcompress.data import Data
 from kdcompress.engine.cores import take_free_cores
 from kdcompress.engine.distributed import Place, start
 from kdcompress.engine.progress import Reporter, Silent
+from kdcompress.engine.restart import job_key, resuming
 from kdcompress.errors import UserError, usage_error
 from kdcompress.gate_search import best_measure, search
 from kdcompress.gating import MEASURES, Outcome, outcome
@@ -53,9 +54,10 @@ def gate_calibrate(
     if options.plot is not None:
         check_plot(options.plot)
     # thresholds compare certainties, so they are found in the arithmetic in which most users will run them
-    place = start(options.device, "fp32" if options.precision == "auto" else options.precision)
+    place = start(options.device, "fp32" if options.precision == "auto" else options.precision, options.patience)
     options, began = dataclasses.replace(options, run=resolve(options.run)), time.perf_counter()
     told = (reporter if place.is_main else None) or Silent()
+    options = resuming(options, "gate-calibrate", told.note)
     take_free_cores(place, told)
     if (done := finished(options, "gate-calibrate", GateResult, told)) is not None:
         return _drawn(done, options, place)
@@ -100,7 +102,7 @@ def gate_calibrate(
     stem = f"gated-{network.path.name if network.path else network.architecture}"
     with claimed(options, stem, place, told) as run:
         if place.is_main:
-            run.write_record({"command": "gate-calibrate", "status": "unfinished"}, digests={})
+            run.write_record({"command": "gate-calibrate", "status": "unfinished", **job_key()}, digests={})
         result = found.gated(
             run,
             "gate-calibrate",

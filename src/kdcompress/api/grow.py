@@ -27,6 +27,7 @@ from kdcompress.data import choose_channels
 from kdcompress.engine.cores import take_free_cores
 from kdcompress.engine.distributed import from_main, start
 from kdcompress.engine.progress import Reporter, Silent
+from kdcompress.engine.restart import resuming
 from kdcompress.errors import usage_error
 from kdcompress.models.assemble import as_cascade, new_member
 from kdcompress.models.build import ModelSpec, default_config
@@ -130,8 +131,9 @@ def grow(options: DistillOptions, reporter: Reporter | None, distill: Distill) -
         UserError: As for ``distill``; S0 alone costs more than the target allows.
     """
     began = time.perf_counter()
-    place = start(options.device, options.precision)
+    place = start(options.device, options.precision, options.patience)
     told = (reporter if place.is_main else None) or Silent()
+    options = resuming(options, "distill", told.note)
     take_free_cores(place, told)
     if options.search:
         check_alone(place)

@@ -24,10 +24,12 @@ from kdcompress.api.targets import check_precision, told
 from kdcompress.data import Data
 from kdcompress.engine.compiling import check_compiler, compiled
 from kdcompress.engine.cores import take_free_cores
-from kdcompress.engine.distributed import Place, from_main, start
+from kdcompress.engine.distributed import Place, agreed, from_main, start
 from kdcompress.engine.evaluate import collect, evaluate
 from kdcompress.engine.fit import Plan, fit, phase_of
 from kdcompress.engine.progress import Reporter, Silent
+from kdcompress.engine.restart import job_key, resuming
+from kdcompress.engine.sync_bn import is_wanted, layers, synchronized
 from kdcompress.engine.targets import forward_batch
 from kdcompress.errors import UserError, usage_error
 from kdcompress.methods.base import Frozen, StudentTask
@@ -70,9 +72,10 @@ class Job:
 
     @classmethod
     def begin(cls, command: str, method: str, options: TrainingOptions, reporter: Reporter | None) -> Job:
-        place = start(options.device, options.precision)
+        place = start(options.device, options.precision, options.patience)
         options, began = piped(options), time.perf_counter()  # waiting for the command before is not our time
         told = (reporter if place.is_main else None) or Silent()
+        options = resuming(options, command, told.note)
         take_free_cores(place, told)
         return cls(command, method, options, told, place, began)
 
@@ -115,24 +118,39 @@ class Job:
         batches = data.training(plan.batch_size, options.seed + view_shift, options.augment)
         calibration = data.evaluation("calibration", forward_batch(place))
         stem = f"{self.command}-{self.method}-{network.architecture}-{Path(source.spec).name}"
+        synced = is_wanted(options.sync_bn, plan.batch_size, place)
+        if place.world > 1:  # else processes would wait for each other, or train on something else each
+            same = {key: value for key, value in options.to_dict().items() if key not in FREE_OPTIONS}
+            splits = {"the fit split": batches.digest(), "the calibration split": calibration.digest()}
+            agreed({**splits, **same, **vars(plan), "precision": place.precision, "sync_bn": synced})
         with claimed(options, stem, place, self.reporter) as run:
             provenance = self._provenance(data, teacher, parent)
             provenance[SEEN] = any(each.record.get(SEEN, False) for each in (network, parent) if each is not None)
-            if run.has_checkpoint:
-                _check_origin(run, provenance)
-            elif place.is_main:
-                run.write_record({**provenance, "status": "unfinished"}, digests={})
+            provenance["sync_bn"] = synced
+
+            def begin() -> int:
+                if run.has_checkpoint:
+                    _check_origin(run, provenance)
+                else:
+                    run.write_record({**provenance, "status": "unfinished"}, digests={})
+                return phase_of(run)
+
+            first = from_main(begin)
             rows: list[dict[str, Any]] = []
             note = functools.cache(self.reporter.note)  # phases and splits have the same to tell
-            for number in range(phase_of(run), len(phases)):
+            for number in range(first, len(phases)):
                 task = phases[number].task()
                 check_precision(task, batches, place, self.reporter)
                 train_batches, eval_batches = told(
                     task, batches, calibration, data, options, plans[number].epochs, place, note
                 )
-                parts = self._to_compile(task, plans[number].epochs * len(batches))
+                parts, student = self._to_compile(task, plans[number].epochs * len(batches))
                 title = f"{self.command} {network.architecture} {phases[number].name}".rstrip()
-                with compiled(parts):
+                with contextlib.ExitStack() as modes:
+                    if synced and layers(student):
+                        note(f"BatchNorm sees the images of all {place.world} processes (--sync-bn {options.sync_bn})")
+                        modes.enter_context(synchronized(student, place.device))
+                    modes.enter_context(compiled(parts))
                     rows = fit(
                         task, train_batches, eval_batches, options, plans[number], place, run, self.reporter,
                         title=title, num_classes=source.num_classes, phase=number, history=rows,
@@ -177,15 +195,15 @@ class Job:
             from_main(save)  # whoever has the result may load the run
             return result
 
-    def _to_compile(self, task: StudentTask, steps: int) -> list[nn.Module]:
-        """The student and the frozen networks of a task, if it is to be compiled."""
-        if not self.options.compile:
-            return []
-        if steps < WORTH_COMPILING:
-            self.reporter.note(f"Notice: --compile may take longer than it saves: there are {steps} steps.")
+    def _to_compile(self, task: StudentTask, steps: int) -> tuple[list[nn.Module], nn.Module]:
+        """The student and the frozen networks of a task, if it is to be compiled; and the student."""
         student = task.get_trainable_module()
         assert student is not None
-        return [student, *(module.model for module in task.modules() if isinstance(module, Frozen))]
+        if not self.options.compile:
+            return [], student
+        if steps < WORTH_COMPILING:
+            self.reporter.note(f"Notice: --compile may take longer than it saves: there are {steps} steps.")
+        return [student, *(module.model for module in task.modules() if isinstance(module, Frozen))], student
 
     def energy(self, network: nn.Module, teacher: nn.Module, data: Data) -> float:
         """Energy of the residual that ``network`` leaves, on the whole calibration split."""
@@ -207,6 +225,7 @@ class Job:
             "hardware": self.place.describe(),
             "threads": torch.get_num_threads(),
             "versions": versions(),
+            **job_key(),
         }
 
 
@@ -249,8 +268,17 @@ def finished(options: OutputOptions, command: str, kind: type[R], reporter: Repo
     """
     if not options.out:
         return None
-    out = options.out
-    from_main(lambda: check_claim(out, resume=options.resume))
+    found = from_main(lambda: _finished(options, command))
+    if found is None:
+        return None
+    reporter.note(f"{found['run']} is finished already.")
+    return kind.from_dict(found)
+
+
+def _finished(options: OutputOptions, command: str) -> dict[str, Any] | None:
+    """The result, as the disk of the main process has it: no other looks for itself."""
+    assert options.out is not None
+    check_claim(options.out, resume=options.resume)
     if not options.resume:
         return None
     run = RunFolder(Path(options.out).absolute())
@@ -273,8 +301,7 @@ def finished(options: OutputOptions, command: str, kind: type[R], reporter: Repo
         detail = ", ".join(shown(key, then.get(key)) for key in changed[:3])
         remedy = "Give the same options to take its result, or choose another folder."
         raise usage_error(f"The run {run.path} is finished, but was made with {detail}.", remedy)
-    reporter.note(f"{run.path} is finished already.")
-    return kind.from_dict({**record["result"], "run": str(run.path)})
+    return {**record["result"], "run": str(run.path)}
 
 
 def versions() -> dict[str, str]:

@@ -21,7 +21,7 @@ from kdcompress.api.job import Job
 from kdcompress.cache import TEACHERS, cache_dir
 from kdcompress.data import Data, DataSource, load_source, synth_digits
 from kdcompress.data.splits import rank_in_class
-from kdcompress.engine.distributed import Place, from_main
+from kdcompress.engine.distributed import Place, alone, from_main
 from kdcompress.engine.interrupt import Interrupted
 from kdcompress.engine.progress import Reporter
 from kdcompress.engine.targets import forward_batch
@@ -32,7 +32,7 @@ from kdcompress.models import lenet
 from kdcompress.models.loading import Network, load_network
 from kdcompress.options import DistillOptions, TrainTeacherOptions
 from kdcompress.results import TrainResult
-from kdcompress.runs import RECORD, WEIGHTS, RunFolder
+from kdcompress.runs import WEIGHTS, RunFolder
 
 RECIPE: dict[str, Any] = {"model": "lenet5", "opt": "adamw", "lr": 4e-3, "augment": "none"}
 FORMAT = 2  # of the runs that are kept: with digests
@@ -60,16 +60,25 @@ def light_teacher(classes: int, options: DistillOptions, train: Train, place: Pl
     stop = f"{options.teacher_top1:g}-percent"
     name = f"lenet5-{classes}-classes-{stop}-{_recipe(epochs)}"
     kept = cache_dir(options.cache_dir) / TEACHERS / name
-    if from_main((kept / RECORD).is_file) and (found := _loaded(kept)) is not None:
-        return found
+
+    def made() -> Network:
+        with alone():
+            return _loaded(kept) or _trained(kept, _data(classes), epochs, options, train, place, reporter)
+
+    return from_main(made)  # the caches of other hosts are others, and a network so small gains nothing by them
+
+
+def _trained(
+    kept: Path, data: str, epochs: int, options: DistillOptions, train: Train, place: Place, reporter: Reporter
+) -> Network:
     with contextlib.ExitStack() as stack:
-        work = Path(from_main(lambda: str(_work_folder(kept, place, stack, reporter))))
+        work = _work_folder(kept, place, stack, reporter)
         if work != kept:
             try:
                 train(
                     TrainTeacherOptions(
                         **RECIPE,
-                        data=_data(classes),
+                        data=data,
                         epochs=epochs,
                         stop_top1=options.teacher_top1,
                         out=str(work),
@@ -83,8 +92,7 @@ def light_teacher(classes: int, options: DistillOptions, train: Train, place: Pl
                 remedy = "Run the same command again: the lightweight teacher goes on where it stopped."
                 raise Interrupted(interrupted.path, remedy) from interrupted
             if work.parent == kept.parent:
-                from_main(lambda: str(work.rename(kept)))
-                work = kept
+                work = work.rename(kept)
     found = load_network(str(work))
     reached = found.record["result"]["top1"]
     if reached < options.teacher_top1:
@@ -190,7 +198,7 @@ def _work_folder(kept: Path, place: Place, stack: contextlib.ExitStack, reporter
         reporter.note(f"Warning: the lightweight teacher cannot be kept in {kept.parent}: {error.strerror or error}.")
         _temporary.append(tempfile.TemporaryDirectory(prefix="kdcompress-"))
         return Path(_temporary[-1].name) / kept.name
-    return kept.parent / f".{kept.name}-{place.precision}-{place.world}"
+    return kept.parent / f".{kept.name}-{place.precision}-1"
 
 
 def _memory() -> int:

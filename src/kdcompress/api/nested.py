@@ -8,9 +8,10 @@ from collections.abc import Iterator
 import torch
 
 from kdcompress.api.claimed import claimed
-from kdcompress.engine.distributed import Place
+from kdcompress.engine.distributed import Place, from_main
 from kdcompress.engine.interrupt import Interrupted
 from kdcompress.engine.progress import Reporter
+from kdcompress.engine.restart import job_key
 from kdcompress.errors import UserError
 from kdcompress.options import OutputOptions
 from kdcompress.runs import RECORD, RunFolder
@@ -29,14 +30,20 @@ def nested(
         first: Folder of the first training.
     """
     with claimed(options, stem, place, reporter) as run:
-        begins = place.is_main and not (run.path / RECORD).exists()
-        if begins:
-            run.write_record({"command": command, "status": "unfinished", "threads": torch.get_num_threads()})
+
+        def begin() -> bool:
+            begins = not (run.path / RECORD).exists()
+            if begins:
+                threads = torch.get_num_threads()
+                run.write_record({"command": command, "status": "unfinished", "threads": threads, **job_key()})
+            return begins
+
+        begins = from_main(begin)
         try:
             yield run
         except KeyboardInterrupt as interrupt:
             raise Interrupted(run.path) from interrupt
         except UserError:
-            if begins and not (run.path / first).exists():
+            if place.is_main and begins and not (run.path / first).exists():
                 run.discard()
             raise

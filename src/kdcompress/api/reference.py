@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 from kdcompress.api.cost import facts, member_profiles, note_missed, spec_of
 from kdcompress.data import Data, DataSource, InputAdapter, load_source, parse_size
-from kdcompress.engine.distributed import from_main
+from kdcompress.engine.distributed import from_main, restarted
 from kdcompress.engine.progress import Reporter
 from kdcompress.errors import UserError, usage_error
 from kdcompress.methods.base import Frozen
@@ -182,6 +182,9 @@ def check_channels(network: Network, channels: int, role: str) -> None:
 
 
 def _from_stdin() -> str:
+    if restarted():
+        remedy = "Give the run folder itself in place of '-' where torchrun may restart processes (--max-restarts)."
+        raise UserError("Standard input has been read before torchrun restarted the job.", remedy)
     if sys.stdin is None or sys.stdin.isatty():
         raise usage_error("'-' reads a run from standard input, but nothing is piped in.", "Give a run folder instead.")
     lines = [line.strip() for line in sys.stdin.read().splitlines() if line.strip()]

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from kdcompress.api.cost import macs_of
 from kdcompress.cache import GIB, TARGETS, ArrayStore, cache_dir
 from kdcompress.data import Data, EvalBatches, StreamImages, TrainBatches
-from kdcompress.engine.distributed import Place
+from kdcompress.engine.distributed import Place, from_main
 from kdcompress.engine.progress import Reporter
 from kdcompress.engine.targets import Targets, ToldBatches, ToldEval, precision_agreement
 from kdcompress.errors import usage_error
@@ -45,7 +45,7 @@ def told(
     """Batches that bring what the frozen networks of a task say about them, where that is chosen or saves time."""
     if not isinstance(options, TargetOptions) or not task.frozen():
         return batches, calibration
-    views = choose_views(task, batches, options, epochs, data.source.num_classes, note)
+    views = from_main(lambda: choose_views(task, batches, options, epochs, data.source.num_classes, note))
     if not views:
         return batches, calibration
     for network in task.frozen().values():

@@ -82,7 +82,7 @@ def distill(options: DistillOptions | None = None, /, *, reporter: Reporter | No
     options = _teacher_arch_first(options or DistillOptions.resolve(given))
     check_distill(options)
     if options.teacher == "-":  # what comes may be a checkpoint
-        start(options.device, options.precision)
+        start(options.device, options.precision, options.patience)
         options = _teacher_arch_first(piped(options))
         check_distill(options)
     if options.res_students or options.grow:

@@ -6,6 +6,7 @@ an epoch can be entered at any step. With several processes each takes its share
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import random
 from collections.abc import Callable, Iterator, Sequence
@@ -21,6 +22,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from kdcompress.data.augment import crop_indices, image_seed
 from kdcompress.data.preprocess import Preprocess, bad_image, read_image
 from kdcompress.data.sources import ArrayImages, FileImages, ImageList, TensorItems
+from kdcompress.data.workers import with_parent
 from kdcompress.errors import UserError
 
 Batch = tuple[Tensor, Tensor]
@@ -158,7 +160,9 @@ class _Reader(Dataset[Any]):
 
 def _read_all(reader: _Reader, workers: int) -> Iterator[tuple[int, Any, str]]:
     # many at a time, and as arrays: handing over one tensor costs a worker more than reading a small image
-    return itertools.chain.from_iterable(DataLoader(reader, batch_size=64, collate_fn=list, num_workers=workers))
+    return itertools.chain.from_iterable(
+        DataLoader(reader, batch_size=64, collate_fn=list, num_workers=workers, worker_init_fn=with_parent())
+    )
 
 
 def _no_pixels(image: Image.Image) -> tuple[()]:
@@ -191,6 +195,7 @@ class StreamImages:
             batch_sampler=_Lists(batches),
             num_workers=self.workers,
             collate_fn=_collate,
+            worker_init_fn=with_parent(),
             pin_memory=self.device.type == "cuda",
         )
         prefetch = PrefetchLoader(
@@ -308,6 +313,10 @@ class TrainBatches:
         """Images of each batch over all processes."""
         return [len(part) for part in np.array_split(np.empty(len(self.images.ids)), len(self))]
 
+    def digest(self) -> str:
+        """Of which images these are, and their labels: the same for all processes of a training."""
+        return _digest(self.images)
+
     @property
     def views(self) -> int | None:
         """How many different views there are; None: every epoch has its own."""
@@ -333,6 +342,13 @@ class TrainBatches:
         return (self.images.training(part, seed, view, self.augment) for part in parts)
 
 
+def _digest(images: Images) -> str:
+    labels = images.images.labels[images.ids] if isinstance(images, StreamImages) else images.labels.cpu().numpy()
+    found = hashlib.blake2b(np.ascontiguousarray(images.ids, dtype="<i8").tobytes(), digest_size=8)
+    found.update(np.ascontiguousarray(labels, dtype="<i8").tobytes())
+    return f"{len(labels)} images ({found.hexdigest()})"
+
+
 @dataclass
 class EvalBatches:
     """A split in its own order, without augmentation; each process takes its share."""
@@ -341,6 +357,10 @@ class EvalBatches:
     batch_size: int
     rank: int = 0
     world: int = 1
+
+    def digest(self) -> str:
+        """As for :class:`TrainBatches`."""
+        return _digest(self.images)
 
     def prepare(self, stopped: Callable[[], bool]) -> bool:
         """Make ready what all passes need; False if it was stopped on the way. Here nothing is needed."""

@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
-import atexit
 import contextlib
-from collections.abc import Callable
+import multiprocessing
+import os
+import pickle
+import re
+import sys
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from datetime import timedelta
+from multiprocessing.util import Finalize
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
@@ -13,10 +20,18 @@ import torch.distributed as dist
 from torch import Tensor
 
 from kdcompress.engine.allocation import keep_memory
-from kdcompress.engine.precision import cpu_precision, remembered
-from kdcompress.errors import UserError, usage_error
+from kdcompress.engine.attempt import clean_store
+from kdcompress.engine.contact import Contact
+from kdcompress.engine.precision import Process, cpu_precision, remembered
+from kdcompress.errors import UserError, first_line, usage_error
 
 T = TypeVar("T")
+
+USUAL_TIMEOUT = 300.0
+# what gloo, NCCL and PyTorch say where a peer does not answer
+OF_PEERS = re.compile(
+    r"gloo|NCCL|c10d|TCPStore|pair closure|Connection (closed|reset|refused)|Broken pipe", re.IGNORECASE
+)
 
 
 @dataclass(frozen=True)
@@ -54,20 +69,22 @@ class Place:
         return f"{_processor()}, {torch.get_num_threads()} threads" if self.device.type == "cpu" else self.device.type
 
 
-def start(device: str = "auto", precision: str = "auto") -> Place:
+def start(device: str = "auto", precision: str = "auto", seconds: float = USUAL_TIMEOUT) -> Place:
     """Join the process group if there is one, and choose device and precision.
 
+    Args:
+        seconds: How long processes wait for one that gives no sign of life.
+
     Raises:
-        UserError: A device that is not there, or a precision that it does not have.
+        UserError: A device that is not there, or a precision that it does not have; not all processes have come.
     """
-    from timm.utils.distributed import init_distributed_device_so, is_distributed_env
+    from timm.utils.distributed import is_distributed_env
 
     name = _device(device)
     rank, world = 0, 1
-    if is_distributed_env() or dist.is_initialized():
-        if not dist.is_initialized():
-            init_distributed_device_so(device=name)
-            atexit.register(_leave)
+    if not _Peers.hidden and (is_distributed_env() or dist.is_initialized()):
+        if _Peers.contact is None:
+            _join(name, seconds)
         rank, world = dist.get_rank(), dist.get_world_size()
         name = f"cuda:{torch.cuda.current_device()}" if name == "cuda" else name
     where = torch.device(name)
@@ -76,27 +93,155 @@ def start(device: str = "auto", precision: str = "auto") -> Place:
     return Place(where, _precision(precision, where), rank, world)
 
 
-def from_main(make: Callable[[], T]) -> T:
-    """Let the main process do something once, and give its result (or its error) to all."""
-    if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
-        return make()
-    box: list[Any] = [None]
-    if dist.get_rank() == 0:
+class _Peers:
+    """The other processes of this job."""
+
+    contact: Contact | None = None
+    hidden = False
+    restarted = False
+
+
+def _join(device: str, seconds: float) -> None:
+    """The process group of torchrun, of Slurm, or whatever set the same variables; or one that the caller has made."""
+    from timm.utils.distributed import world_info_from_env
+
+    local, rank, world = world_info_from_env()
+    before = False
+    if device == "cuda":
+        torch.cuda.set_device(local)
+    if dist.is_initialized():
+        store, rank, world = dist.distributed_c10d._get_default_store(), dist.get_rank(), dist.get_world_size()
+        contact = Contact(dist.PrefixStore("kdcompress", store), rank, world, seconds)
+        contact.gather(b"")
+    else:
+        os.environ.update(LOCAL_RANK=str(local), RANK=str(rank), WORLD_SIZE=str(world))
+        limit = timedelta(seconds=seconds)
         try:
-            box = [(make(), None)]
-        except UserError as error:
-            box = [(None, (*error.args, error.exit_code))]
-    dist.broadcast_object_list(box, src=0)
-    value, problem = box[0]
-    if problem is not None:
-        raise UserError(problem[0], problem[1], exit_code=problem[2])
+            store, rank, world = next(dist.rendezvous("env://", timeout=limit))
+            store, before = clean_store(store, rank, world, seconds)
+            contact = Contact(dist.PrefixStore("kdcompress", store), rank, world, seconds)
+            backend = "nccl" if device == "cuda" else "gloo"
+            dist.init_process_group(backend, store=store, rank=rank, world_size=world, timeout=limit)
+        except (RuntimeError, ValueError) as error:
+            raise UserError(
+                f"The {world} processes of the job have not found each other in {seconds:g} s: {first_line(error)}",
+                "Start all of them with the same MASTER_ADDR and MASTER_PORT (torchrun: --rdzv-endpoint), or give a "
+                "longer --dist-timeout.",
+            ) from error
+    Process.has_chosen_threads = True  # the launcher's number of threads a process stands
+    contact.know_hosts()
+    _Peers.contact = contact
+    # as atexit, but also in processes that multiprocessing has started
+    Finalize(None, _leave, args=(contact,), exitpriority=10)
+    _Peers.restarted = any(everyone(before or restarted()))
+
+
+def restarted() -> bool:
+    """Whether torchrun has started this job anew after one of its processes had failed (``--max-restarts``)."""
+    return _Peers.restarted or int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
+
+
+def from_main(make: Callable[[], T]) -> T:
+    """Let the main process do something once, and give its result (or its error) to all.
+
+    The others wait for as long as it gives signs of life: it may take any time.
+    """
+    contact = _Peers.contact
+    if contact is None or contact.world == 1:
+        return make()
+    contact.number += 1
+    key = f"told/{contact.number}"
+    if contact.rank != 0:
+        value, problem = pickle.loads(contact.awaited({0: key}, key)[0])
+        if problem is not None:
+            raise UserError(problem[0], problem[1], exit_code=problem[2])
+        return value
+    try:
+        value = make()
+    except UserError as error:
+        contact.tell(key, pickle.dumps((None, (error.problem, error.remedy, error.exit_code))))
+        raise
+    contact.tell(key, pickle.dumps((value, None)))
     return value
 
 
+def everyone(value: T) -> list[T]:
+    """What each process has to say, by rank, to all. Each may come in its own time, as for :func:`from_main`."""
+    contact = _Peers.contact
+    if contact is None or contact.world == 1:
+        return [value]
+    return [pickle.loads(said) for said in contact.gather(pickle.dumps(value))]
+
+
+def meet() -> None:
+    """Wait for all processes: from here on they are in step, and ``--dist-timeout`` counts."""
+    everyone(None)
+
+
+def agreed(facts: Mapping[str, Any]) -> None:
+    """Make sure that all processes have the same of what decides their course.
+
+    Raises:
+        UserError: One has something else than the main process; names the first of ``facts`` that differs.
+    """
+    said = everyone(dict(facts))
+    for rank, theirs in enumerate(said):
+        for key, value in said[0].items():
+            if theirs.get(key) != value:
+                where = f"{theirs.get(key)} in process {rank} on {host(rank)}, {value} in process 0 on {host(0)}"
+                problem = f"The processes do not have the same: {key} is {where}."
+                raise UserError(problem, "Give all processes the same options, and all hosts the same images.")
+
+
+def host(rank: int) -> str:
+    """The machine of a process."""
+    return _Peers.contact.hosts[rank] if _Peers.contact is not None else "localhost"
+
+
+def remember(run: Path) -> None:
+    """Which run a lost contact should say can be resumed; of one within another, the outer."""
+    contact = _Peers.contact
+    if contact is not None and (contact.run is None or contact.run not in run.parents):
+        contact.run = run
+
+
+def forget(run: Path) -> None:
+    """It is finished."""
+    if _Peers.contact is not None and _Peers.contact.run == run:
+        _Peers.contact.run = None
+
+
+@contextlib.contextmanager
+def alone() -> Iterator[None]:
+    """Inside, this process works as if it were the only one, while the others wait in :func:`from_main`."""
+    contact, _Peers.contact, _Peers.hidden = _Peers.contact, None, True
+    try:
+        yield
+    finally:
+        _Peers.contact, _Peers.hidden = contact, False
+
+
+@contextlib.contextmanager
+def in_contact() -> Iterator[None]:
+    """Inside, a collective that fails says what happened to whom.
+
+    Raises:
+        Lost: In place of PyTorch's error.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if _Peers.contact is None or not OF_PEERS.search(str(error)):
+            raise
+        raise _Peers.contact.lost() from error
+
+
 def summed(values: Tensor) -> Tensor:
-    """Sum over all processes."""
-    if dist.is_available() and dist.is_initialized():
-        dist.all_reduce(values)
+    """Sum over all processes, each of which may come in its own time."""
+    if _Peers.contact is not None and _Peers.contact.world > 1:
+        meet()
+        with in_contact():
+            dist.all_reduce(values)
     return values
 
 
@@ -108,16 +253,30 @@ def gathered(rows: Tensor, total: int, place: Place) -> Tensor:
     padded = torch.zeros(longest, *rows.shape[1:], dtype=rows.dtype, device=rows.device)
     padded[: len(rows)] = rows
     found = [torch.empty_like(padded) for _ in range(place.world)]
-    dist.all_gather(found, padded)
+    with in_contact():
+        dist.all_gather(found, padded)
     return torch.stack(found, dim=1).flatten(0, 1)[:total]
 
 
 def anyone(flag: bool, place: Place) -> bool:
-    """Whether it holds for any process; all of them must ask."""
-    return bool(summed(torch.tensor(float(flag), device=place.device)).item())
+    """Whether it holds for any process; all of them must ask, in step."""
+    found = torch.tensor(float(flag), device=place.device)
+    if place.world > 1:
+        with in_contact():
+            dist.all_reduce(found)
+    return bool(found.item())
 
 
-def _leave() -> None:
+def _leave(contact: Contact) -> None:
+    """At the end of the process."""
+    if contact.is_lost:
+        # threads of PyTorch wait for the lost one still, and the end of the process would wait for them
+        for child in multiprocessing.active_children():
+            child.kill()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(1)
+    contact.leave()
     if dist.is_initialized():
         dist.destroy_process_group()
 
@@ -138,6 +297,10 @@ def _precision(name: str, device: torch.device) -> str:
         return cpu_precision(name, lambda: from_main(remembered))  # a trial of each might end otherwise
     if name != "auto":
         return name
+    return from_main(lambda: _fastest(device))
+
+
+def _fastest(device: torch.device) -> str:
     if device.type == "cuda":
         return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
     return "fp32"

@@ -19,10 +19,12 @@ from timm.utils import NativeScaler, dispatch_clip_grad, unwrap_model
 from torch import Tensor, nn
 
 from kdcompress.data import EvalBatches, TrainBatches
-from kdcompress.engine.distributed import Place, anyone, summed
+from kdcompress.engine.contact import Lost
+from kdcompress.engine.distributed import Place, agreed, anyone, from_main, in_contact, meet, summed
 from kdcompress.engine.evaluate import evaluate
 from kdcompress.engine.interrupt import Interrupted, StopSignal
 from kdcompress.engine.progress import Reporter
+from kdcompress.engine.sync_bn import is_wanted
 from kdcompress.engine.targets import ToldBatches, ToldEval, unpacked
 from kdcompress.errors import Diverged, UserError, first_line, usage_error
 from kdcompress.options import FREE_OPTIONS, TrainingOptions
@@ -109,22 +111,27 @@ def fit(
         Interrupted: Ctrl-C or SIGTERM; the state is saved.
     """
     trainer = Trainer(task, batches, options, plan, place, run, num_classes, phase, history)
-    resumed = run.has_checkpoint and phase_of(run) == phase
+    resumed = from_main(lambda: run.has_checkpoint and phase_of(run) == phase)
     if resumed:
         trainer.load()
+    agreed({"the state": (trainer.epoch, trainer.step, trainer.update)})
     writer = _tensorboard(run) if options.tensorboard and place.is_main else None
     done = len(trainer.history)
     reporter.start(title, options.epochs, len(batches), done)
     try:
         with StopSignal() as stop:
-            if place.is_main and not resumed:
-                trainer.save()
+            if not resumed:
+                trainer.save_together()
             while trainer.epoch < plan.epochs and not trainer.is_good_enough():
                 try:
                     if not calibration.prepare(lambda: stop.requested):
                         trainer.interrupt()
                     row = trainer.run_epoch(stop, reporter)
                     scores = evaluate(trainer.eval_model(), calibration, place)
+                except Lost:
+                    if not stop.requested:
+                        raise
+                    trainer.interrupt()
                 except (RuntimeError, OSError, EOFError) as error:
                     if not stop.excuses(error):
                         raise
@@ -145,7 +152,7 @@ def fit(
 
 
 def phase_of(run: RunFolder) -> int:
-    """The phase that a run was cut off in, from 0."""
+    """The phase that a run was cut off in, from 0; read from this host's disk."""
     return int(run.read_checkpoint().get("phase", 0)) if run.has_checkpoint else 0
 
 
@@ -200,7 +207,9 @@ class Trainer:
         self.seconds = 0.0
         self.bad_step = torch.full((), -1, device=place.device)
         if place.world > 1:
-            task.prepare_distributed(device_ids=[place.device.index] if place.device.type == "cuda" else None)
+            meet()
+            with in_contact():
+                task.prepare_distributed(device_ids=[place.device.index] if place.device.type == "cuda" else None)
 
     def eval_model(self) -> torch.nn.Module:
         self.task.eval()
@@ -211,9 +220,15 @@ class Trainer:
     def run_epoch(self, stop: StopSignal, reporter: Reporter) -> dict[str, Any]:
         """All steps of an epoch that are still to do."""
         self.task.train()
-        began, shown, unreported = time.perf_counter() - self.seconds, 0.0, 0
+        began = time.perf_counter() - self.seconds
         if not self.batches.prepare(len(self.history), lambda: stop.requested):
             self.interrupt()
+        meet()
+        with in_contact():
+            return self._run_epoch(stop, reporter, began)
+
+    def _run_epoch(self, stop: StopSignal, reporter: Reporter, began: float) -> dict[str, Any]:
+        shown, unreported = 0.0, 0
         sizes = self.batches.sizes()
         for input, target, told in map(unpacked, self.batches.epoch(len(self.history), self.step)):
             due = self._step(input, target, told, sizes[self.step])
@@ -246,9 +261,7 @@ class Trainer:
     def finish_epoch(self, row: dict[str, Any]) -> None:
         self.history.append(row)
         self.next_epoch()
-        if self.place.is_main:
-            self.run.write_metrics(self.history)
-            self.save()
+        self.save_together()
 
     def is_good_enough(self) -> bool:
         """Whether the accuracy has been reached at which the user wants to stop."""
@@ -354,6 +367,16 @@ class Trainer:
             self.save()
         raise Interrupted(self.run.path)
 
+    def save_together(self) -> None:
+        """Let the main process save the state, and the others wait, however slow its disk is."""
+
+        def write() -> None:
+            if self.history:
+                self.run.write_metrics(self.history)
+            self.save()
+
+        from_main(write)
+
     def save(self) -> None:
         task, ema = self.task, self.task.has_ema()
         self.run.write_checkpoint(
@@ -397,7 +420,9 @@ class Trainer:
     def _fixed_options(self) -> dict[str, Any]:
         """What must not change under a run that goes on: all that decides its result."""
         options = {key: value for key, value in self.options.to_dict().items() if key not in FREE_OPTIONS}
-        place = {"precision": self.place.precision, "world": self.place.world}
+        place: dict[str, Any] = {"precision": self.place.precision, "world": self.place.world}
+        if is_wanted(self.options.sync_bn, self.plan.batch_size, self.place):
+            place["sync_bn"] = "on"
         return {**options, **vars(self.plan), **place, "target_views": self.batches.views}
 
 

@@ -26,7 +26,8 @@ from torch import Tensor, nn
 
 from kdcompress.cache import ArrayStore
 from kdcompress.data import EvalBatches, TrainBatches
-from kdcompress.engine.distributed import Place, anyone, from_main, gathered, summed
+from kdcompress.engine.distributed import Place, anyone, everyone, from_main, gathered, host, summed
+from kdcompress.engine.shared_folder import first_to_see
 from kdcompress.errors import first_line
 
 FORWARD_BATCH, CPU_BATCH = 512, 128  # what does not fit its caches makes a processor slower, by half and more
@@ -88,6 +89,7 @@ class Targets:
         self.keys = {name: keys[name] for name in self.names}
         self.shapes = {name: (self.count, widths[name]) for name in self.names}
         self.writable = True
+        self.keeper = first_to_see(store.folder.parent, place)  # writes what this process reads
         self.view: int | None = None
         self.rows: dict[str, np.ndarray] = {}
 
@@ -96,16 +98,8 @@ class Targets:
         if view == self.view:
             return True
         self.view, self.rows = None, {}
-        if not self._keep(view, stopped):
+        if not (self._read_all(view) or self._make(view, stopped)):
             return False
-        self.rows = self._kept(view)
-        missing = [name for name in self.names if name not in self.rows]
-        if missing:
-            self._give_up("its files cannot be read by all processes")
-            made = {name: np.empty(self.shapes[name], np.float16) for name in missing}
-            if not self._compute(view, made, stopped):
-                return False
-            self.rows |= made
         self.view = view
         return True
 
@@ -119,75 +113,109 @@ class Targets:
             found[name] = chosen.to(self.place.device, non_blocking=True).float()
         return {name: found[same] for name, same in self.same.items()}
 
-    def _kept(self, view: int) -> dict[str, np.ndarray]:
-        """What the store holds of a view for every process."""
-        found = {}
+    def _read_all(self, view: int) -> bool:
+        """Take what the store holds of a view; whether every process has all of it now."""
         for name in self.names:
-            rows = self._read(name, view)
-            if not anyone(rows is None, self.place) and rows is not None:
-                found[name] = rows
-        return found
+            if name not in self.rows and (rows := self._read(name, view)) is not None:
+                self.rows[name] = rows
+        return all(everyone(len(self.rows) == len(self.names)))
 
     def _read(self, name: str, view: int) -> np.ndarray | None:
         return self.store.open(self.keys[name], view, self.shapes[name])
 
-    def _keep(self, view: int, stopped: Callable[[], bool]) -> bool:
-        """Let the store hold a view; False if it was stopped on the way."""
-        if not self.writable or len(self._kept(view)) == len(self.names):
-            return True
-        arrays: dict[str, np.ndarray | None] = {}
+    def _make(self, view: int, stopped: Callable[[], bool]) -> bool:
+        """Compute what a process lacks of a view; False if it was stopped on the way.
+
+        Each computes its share, once, and one process of each store writes all of it: hosts may share a store or not.
+        What no store takes stays in memory.
+        """
+        files: dict[str, np.ndarray] = {}
         problem, done = "", False
         try:
-            with contextlib.suppress(_Discard), contextlib.ExitStack() as files:
-                missing, problem = from_main(lambda: self._open(view, files, arrays, stopped))
-                if missing is not None and not problem:
-                    made = {name: arrays.get(name) for name in missing}
-                    done = not made or self._compute(view, made, stopped)
+            with contextlib.suppress(_Discard), contextlib.ExitStack() as stack:
+                problem = self._open(view, stack, files, stopped)
+                # who held a lock before may have written meanwhile
+                lacking = [name for name in self.names if name not in self.rows and self._read(name, view) is None]
+                said = everyone((lacking, list(files), problem))
+                arrays: dict[str, np.ndarray | None] = {}
+                for name in self.names:
+                    if any(name in theirs for theirs, _, _ in said):
+                        arrays[name] = files.get(name)
+                        if name in lacking and name not in files and name not in said[self.keeper][1]:
+                            arrays[name] = self.rows[name] = np.empty(self.shapes[name], np.float16)
+                done = not arrays or self._compute(view, arrays, stopped)
                 if not done:
                     raise _Discard
         except OSError as error:
             problem = error.strerror or first_line(error)
-        problem = from_main(functools.partial(str, problem))  # nobody reads before the main process has named the files
-        if problem:
-            self._give_up(problem)
-        return done or bool(problem)
+        problems = everyone(problem)  # nobody reads before all files have their names
+        if not done:
+            self.rows = {}
+            return False
+        for rank, problem in enumerate(problems):
+            self._give_up(problem, rank)
+        return self._read_all(view) or self._compute_missing(view, stopped)
 
     def _open(
-        self,
-        view: int,
-        files: contextlib.ExitStack,
-        arrays: dict[str, np.ndarray | None],
-        stopped: Callable[[], bool],
-    ) -> tuple[list[str] | None, str]:
-        """Lock what is missing and make files for it; which, or None if it was stopped, and why it cannot be done."""
+        self, view: int, stack: contextlib.ExitStack, files: dict[str, np.ndarray], stopped: Callable[[], bool]
+    ) -> str:
+        """Lock what the store lacks, and make files for it; what stands against it, if anything does.
 
+        The main process waits for other runs that compute the same; further ones do without what is locked.
+
+        Raises:
+            _Discard: The main process was asked to stop.
+        """
         tell = functools.cache(self.note)
 
         def waiting() -> None:
             tell("Another run computes these targets; waiting for it.")
-            if stopped():
+            if not self.place.is_main or stopped():
                 raise _Discard
 
-        try:
-            for name in self.names:
-                files.enter_context(self.store.lock(self.keys[name], view, waiting))
-            # who held the lock before may have written them
-            missing = [name for name in self.names if self._read(name, view) is None]
-            for name in missing:
-                made = self.store.create(self.keys[name], view, self.shapes[name], beside=self.keys.values())
-                arrays[name] = files.enter_context(made)
-        except _Discard:
-            return None, ""
-        except OSError as error:
-            return [], error.strerror or first_line(error)
-        return missing, ""
+        def take() -> tuple[str, bool]:
+            lacking = [name for name in self.names if self.writable and name not in self.rows]
+            try:
+                with contextlib.ExitStack() as all_or_none:
+                    for name in lacking:
+                        all_or_none.enter_context(self.store.lock(self.keys[name], view, waiting))
+                    for name in lacking:
+                        if self._read(name, view) is None:  # who held the lock before may have written it
+                            key, beside = self.keys[name], self.keys.values()
+                            made = self.store.create(key, view, self.shapes[name], beside=beside)
+                            files[name] = all_or_none.enter_context(made)
+                    stack.enter_context(all_or_none.pop_all())
+            except _Discard:
+                files.clear()
+                return "", True
+            except OSError as error:
+                files.clear()
+                return error.strerror or first_line(error), False
+            return "", False
 
-    def _give_up(self, problem: str) -> None:
-        if self.writable:
-            self.note(
-                f"Warning: targets cannot be kept in {self.store.folder}: {problem}. They are computed anew each epoch."
-            )
-            self.writable = False
+        problem, halted = from_main(take)
+        if halted:
+            raise _Discard
+        if self.place.is_main or self.keeper != self.place.rank:
+            return problem if self.place.is_main else ""
+        return take()[0]
+
+    def _give_up(self, problem: str, rank: int) -> None:
+        """Say it, once, and let the process of that rank keep nothing any more."""
+        if problem and self.writable:
+            where = self.store.folder if host(rank) == host(0) else f"{self.store.folder} on {host(rank)}"
+            self.note(f"Warning: targets cannot be kept in {where}: {problem}. They are computed anew each epoch.")
+            self.writable = rank != self.place.rank
+
+    def _compute_missing(self, view: int, stopped: Callable[[], bool]) -> bool:
+        """Compute what a store has taken and does not show to all."""
+        lacking = [name for name in self.names if name not in self.rows]
+        wanted = set().union(*everyone(lacking))
+        arrays: dict[str, np.ndarray | None] = {name: None for name in self.names if name in wanted}
+        for name in lacking:
+            arrays[name] = self.rows[name] = np.empty(self.shapes[name], np.float16)
+        self._give_up("its files cannot be read by all processes", self.place.rank)
+        return self._compute(view, arrays, stopped)
 
     def _compute(self, view: int, arrays: Mapping[str, np.ndarray | None], stopped: Callable[[], bool]) -> bool:
         """Ask the networks about a view; every process a share. False if it was stopped on the way."""
@@ -231,6 +259,9 @@ class ToldBatches:
 
     def sizes(self) -> list[int]:
         return self.batches.sizes()
+
+    def digest(self) -> str:
+        return self.batches.digest()
 
     def prepare(self, epoch: int, stopped: Callable[[], bool]) -> bool:
         return self.targets.prepare(epoch % self.views, stopped)

@@ -1,0 +1,34 @@
+"""Worker processes that read images end with the process that they read for, however that ends."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import functools
+import multiprocessing
+import os
+import signal
+import sys
+from collections.abc import Callable
+
+PR_SET_PDEATHSIG = 1  # linux/prctl.h
+
+
+def with_parent() -> Callable[[int], None]:
+    """``worker_init_fn`` of a DataLoader.
+
+    Linux kills the worker as soon as its parent is gone, however that was killed. Elsewhere it ends when it next looks
+    for its parent, as PyTorch's workers do: every five seconds, but never while an image is being read.
+    """
+    method = multiprocessing.get_start_method(allow_none=True) or multiprocessing.get_all_start_methods()[0]
+    # one that is forked by a server has that as its parent, which ends with ours
+    return functools.partial(_die_with, None if method == "forkserver" else os.getpid())
+
+
+def _die_with(parent: int | None, number: int) -> None:
+    if sys.platform != "linux":
+        return
+    with contextlib.suppress(OSError, AttributeError):  # a libc without it
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if parent is not None and os.getppid() != parent:  # it was gone before that
+        os._exit(1)
