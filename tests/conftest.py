@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from kdcompress import trust
-from kdcompress.engine.precision import Process
+from kdcompress.engine.precision import Process, remembered
 
 ATTACKS = pytest.StashKey[dict[str, dict[str, int]]]()
 
@@ -63,3 +63,10 @@ def _process_of_others(monkeypatch: pytest.MonkeyPatch) -> None:
 def _nothing_typed(monkeypatch: pytest.MonkeyPatch) -> None:
     """Code that one test names must not be trusted in the next."""
     monkeypatch.setattr(trust, "_typed", set())
+
+
+@pytest.fixture(scope="session")
+def bf16(_alone: None) -> None:
+    """Only where the processor has it; where oneDNN must be told to do without AMX, it is too late in this process."""
+    if remembered().runs != "native":
+        pytest.skip("bf16 does not run in this process")

@@ -46,6 +46,7 @@ FREE_OPTIONS = frozenset(
         "time_budget",
         "dist_timeout",
         "sync_bn",  # what is chosen is kept with the run
+        "search_storage",
     )
 )
 
@@ -62,7 +63,7 @@ class DataOptions(Options):
 
     data: str | None = option(
         None,
-        "digits, synth-digits:K, a folder with train/CLASS and test/CLASS, torch/cifar10, hfds/NAME, "
+        "digits, synth-digits:K, a folder with train/CLASS and test/CLASS, torch/cifar10, hfds/NAME, wds/NAME, "
         "py:module:function (default: the run's own, else digits)",
         panel=DATA,
     )
@@ -442,6 +443,12 @@ class AddResStudentOptions(
 ):
     run: str = option("-", "a distilled student or a cascade; '-' reads it from standard input", argument=True)
     teacher: str | None = option(None, "the teacher, where it is not the one RUN was distilled from")
+    search_storage: str | None = option(
+        None,
+        "share the trials of --search among machines that start the same command: a file that all see, or a database's "
+        "URL (postgresql://…); those with --out train the best there, the others help",
+        panel=SEARCH,
+    )
 
 
 @dataclass(kw_only=True)
@@ -506,7 +513,9 @@ class EvalOptions(ModelOptions, DataOptions, DeviceOptions):
 @dataclass(kw_only=True)
 class DescribeDataOptions(DataOptions):
     data: str | None = option(
-        "digits", "digits, synth-digits:K, a folder, torch/NAME, hfds/NAME or py:module:function", argument=True
+        "digits",
+        "digits, synth-digits:K, a folder, torch/NAME, hfds/NAME, wds/NAME or py:module:function",
+        argument=True,
     )
     preview: str | None = option(None, "file for a contact sheet, e.g. sheet.png")
     images: int = option(64, "pictures on the sheet", low=1, high=4096)

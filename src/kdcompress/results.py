@@ -108,6 +108,19 @@ class TrainResult(NetworkFacts, Result):
 
 
 @dataclass(kw_only=True)
+class SearchResult(Result):
+    """Of ``add-res-student --search-storage`` without ``--out``: of a process that has helped with the trials.
+
+    Attributes:
+        arch: The best architecture; it is trained where the same command is given ``--out``.
+        search: As that of :class:`TrainResult`.
+    """
+
+    arch: str
+    search: list[dict[str, Any]]
+
+
+@dataclass(kw_only=True)
 class GateFacts:
     """A gate and what it does on a split; ``None`` in ``thresholds``: nobody stops after that member."""
 

@@ -508,8 +508,9 @@ def test_a_loss_that_is_not_finite_names_its_step(tmp_path: Path) -> None:
 
 def test_a_loss_that_explodes_is_caught(tmp_path: Path) -> None:
     """The real way to NaN: a rate that is far too high."""
-    with pytest.raises(UserError, match="not finite at step"):
+    with pytest.raises(UserError, match="not finite at step") as caught:
         train(tmp_path, task_of("lenet5"), lr=1e6, warmup_epochs=0)
+    assert "--precision" not in caught.value.remedy, "it runs in fp32 already"
 
 
 def test_metrics_hold_a_row_per_epoch(tmp_path: Path) -> None:

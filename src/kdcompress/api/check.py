@@ -131,8 +131,8 @@ def check_search(options: AddResStudentOptions | DistillOptions) -> None:
         UserError: Options that do not go together, no time, or no Optuna.
     """
     if not options.search:
-        for name in vars(SearchOptions()):
-            if getattr(options, name) not in (None, False):
+        for name in (*vars(SearchOptions()), "search_storage"):
+            if getattr(options, name, None) not in (None, False):
                 raise meaningless(name, "no --search", "Leave it out, or add --search.")
         return
     if options.arch:

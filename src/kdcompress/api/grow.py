@@ -184,6 +184,7 @@ def _grown(
         step = _step(options, arch, limits.macs - result.macs, result)
         step = replace(step, run=str(result.run), out=str(folder / f"member-{number}"), resume=True)
         longer = add_res_student(step, reporter=reporter)
+        assert isinstance(longer, TrainResult)
         if limits.met_by(longer):  # whatever its energy says
             return longer, "target"
         assert longer.energies is not None
@@ -201,7 +202,8 @@ def _step(options: DistillOptions, arch: str | None, left: float, result: TrainR
         left: MACs that the next member may have.
         result: Of the cascade so far.
     """
-    names = {field.name for field in fields(AddResStudentOptions)} - {"run", "teacher", "teacher_arch"}
+    own = {"run", "teacher", "teacher_arch", "search_storage"}
+    names = {field.name for field in fields(AddResStudentOptions)} - own
     given = {name: getattr(options, name) for name in names}
     if arch is None:
         assert result.teacher_macs is not None

@@ -19,6 +19,7 @@ from torch import nn
 
 from kdcompress.api.claimed import claimed
 from kdcompress.api.cost import facts, member_profiles, note_missed
+from kdcompress.api.numerics import KEY, numerics_of
 from kdcompress.api.reference import SEEN, Teacher, absolute, piped
 from kdcompress.api.targets import check_precision, told
 from kdcompress.data import Data
@@ -27,6 +28,7 @@ from kdcompress.engine.cores import take_free_cores
 from kdcompress.engine.distributed import Place, agreed, from_main, start
 from kdcompress.engine.evaluate import collect, evaluate
 from kdcompress.engine.fit import Plan, fit, phase_of
+from kdcompress.engine.fp32_layers import in_fp32
 from kdcompress.engine.progress import Reporter, Silent
 from kdcompress.engine.restart import job_key, resuming
 from kdcompress.engine.sync_bn import is_wanted, layers, synchronized
@@ -141,6 +143,8 @@ class Job:
             for number in range(first, len(phases)):
                 task = phases[number].task()
                 check_precision(task, batches, place, self.reporter)
+                numerics = numerics_of(run, number, task, batches, place, note)
+                trained_in = dataclasses.replace(place, precision=numerics.precision)
                 train_batches, eval_batches = told(
                     task, batches, calibration, data, options, plans[number].epochs, place, note
                 )
@@ -150,15 +154,18 @@ class Job:
                     if synced and layers(student):
                         note(f"BatchNorm sees the images of all {place.world} processes (--sync-bn {options.sync_bn})")
                         modes.enter_context(synchronized(student, place.device))
+                    modes.enter_context(in_fp32(student, numerics.fp32_layers))
                     modes.enter_context(compiled(parts))
                     rows = fit(
-                        task, train_batches, eval_batches, options, plans[number], place, run, self.reporter,
+                        task, train_batches, eval_batches, options, plans[number], trained_in, run, self.reporter,
                         title=title, num_classes=source.num_classes, phase=number, history=rows,
+                        memory_format=numerics.memory_format,
                     )  # fmt: skip
             chosen = options.chosen_views if isinstance(options, TargetOptions) else None
             task.eval()
             final = task.get_eval_model()
-            scores = evaluate(final, eval_batches, place)
+            with in_fp32(student, numerics.fp32_layers):
+                scores = evaluate(final, eval_batches, trained_in)
             if energies is not None and teacher is not None:
                 energies = [*energies, self.energy(final, teacher.frozen, data)]
             made = assemble(dataclasses.replace(network, model=network.model.cpu().eval()))
@@ -173,7 +180,7 @@ class Job:
                 epochs=options.epochs,
                 seed=options.seed,
                 device=str(place.device),
-                precision=place.precision,
+                precision=trained_in.precision,
                 split="calibration",
                 n=scores.n,
                 top1=round(scores.top1, 4),
@@ -190,7 +197,7 @@ class Job:
             def save() -> None:
                 config = model_config(made.model, made.architecture, made.model_args, source.class_names)
                 save_network(run, made.model, config)
-                run.finish({**provenance, "result": result.to_dict()})
+                run.finish({**provenance, KEY: run.record().get(KEY, {}), "result": result.to_dict()})
 
             from_main(save)  # whoever has the result may load the run
             return result

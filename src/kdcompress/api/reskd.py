@@ -13,15 +13,16 @@ from kdcompress.api.targets import check_views
 from kdcompress.engine.progress import Reporter
 from kdcompress.errors import usage_error
 from kdcompress.options import AddResStudentOptions
-from kdcompress.results import TrainResult
+from kdcompress.results import SearchResult, TrainResult
 
 
 def add_res_student(
     options: AddResStudentOptions | None = None, /, *, reporter: Reporter | None = None, **given: Any
-) -> TrainResult:
+) -> TrainResult | SearchResult:
     """Freeze the members of a run and train one more on what they miss of the teacher.
 
-    Its architecture is ``arch``, or is found by a ``search`` for one that costs at most ``max_macs``.
+    Its architecture is ``arch``, or is found by a ``search`` for one that costs at most ``max_macs``. Processes that
+    name one ``search_storage`` share the trials; the result of one without ``out`` is the trials alone.
 
     Args:
         options: All options at once; else give them by name (the fields of :class:`AddResStudentOptions`).

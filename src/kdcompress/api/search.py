@@ -7,6 +7,7 @@ That res-students are found by architecture search is ResKD's (arXiv 2006.04719)
 from __future__ import annotations
 
 import dataclasses
+import time
 
 from kdcompress.api.job import Job
 from kdcompress.api.residual import Residual
@@ -14,7 +15,7 @@ from kdcompress.api.trials import Trials
 from kdcompress.engine.distributed import Place
 from kdcompress.engine.interrupt import Interrupted
 from kdcompress.errors import usage_error
-from kdcompress.results import TrainResult
+from kdcompress.results import SearchResult, TrainResult
 
 
 def check_alone(place: Place) -> None:
@@ -24,10 +25,11 @@ def check_alone(place: Place) -> None:
         UserError: There are.
     """
     if place.world > 1:
-        raise usage_error("--search runs in one process only.", "Start it without torchrun.")
+        remedy = "Start it without torchrun; add-res-student --search-storage lets machines share its trials."
+        raise usage_error("--search runs in one process only.", remedy)
 
 
-def search(residual: Residual, job: Job) -> TrainResult:
+def search(residual: Residual, job: Job) -> TrainResult | SearchResult:
     """Find a res-student and train it in full.
 
     Trials are trained for an 18th, a sixth and half of ``--epochs`` (no less than one), each time anew, since a
@@ -35,15 +37,26 @@ def search(residual: Residual, job: Job) -> TrainResult:
     apart by whole standard errors above the members so far: by chance nobody is shut out. A killed search goes on
     where it was, and draws the candidates that it would have drawn.
 
+    With ``--search-storage`` several processes share the trials, and all come to the same winner. Those that were given
+    ``--out`` train it there; for the others the trials are the result.
+
     Raises:
-        UserError: No candidate is cheap enough, several processes, or a search that began otherwise.
+        UserError: No candidate is cheap enough, several processes, a search that began otherwise, or a storage that is
+            damaged or cannot be reached.
         Interrupted: Ctrl-C or SIGTERM; the state is saved.
     """
     check_alone(job.place)
     trials = Trials.of(residual, job)
     try:
-        winner = trials.winner()
+        with trials.storage.reached():
+            winner, rows = trials.winner(), trials.rows()
+        if not trials.trains:
+            seconds = round(time.perf_counter() - job.began, 3)
+            return SearchResult(
+                command=job.command, run=str(trials.run.path), seconds=seconds, arch=winner, search=rows
+            )
         full = dataclasses.replace(job, options=trials.options)
-        return residual.train(full, winner, search=trials.rows())
+        return residual.train(full, winner, search=rows)
     except KeyboardInterrupt as interrupt:
-        raise Interrupted(trials.run.path) from interrupt
+        again = "" if trials.trains else "The trials are saved: run the same command with --resume"
+        raise Interrupted(trials.run.path, again) from interrupt

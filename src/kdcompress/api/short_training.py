@@ -86,6 +86,7 @@ class ShortTrainings:
             options,
             **{name: value and share * value for name, value in lengths.items()},
             **vars(SearchOptions()),
+            search_storage=None,
             arch=(candidate.spec,),
             epochs=epochs,
             target_views=str(views),

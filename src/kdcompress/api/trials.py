@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-import os
 import random
 import time
 from pathlib import Path
@@ -14,8 +13,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from kdcompress.api.cost import macs_of
+from kdcompress.api.crew import WORKER, Alone, Crew, name_of
 from kdcompress.api.job import ORIGINS, Job
 from kdcompress.api.residual import Residual
+from kdcompress.api.search_storage import FACTOR, SearchStorage
 from kdcompress.api.short_training import SCORES, ShortTrainings
 from kdcompress.errors import Diverged, UserError, first_line, usage_error
 from kdcompress.models.candidates import Candidate, affordable, cheapest, draw, parameters, series_for
@@ -27,7 +28,6 @@ from kdcompress.runs import RECORD, RunFolder, claim, file_hash
 if TYPE_CHECKING:
     import optuna
 
-FACTOR = 3  # of those that were trained so long, the best of so many go on, for so many times as long
 RUNGS = (18, 6, 2)  # parts of a full training
 TRIALS = 20
 FOLDER, JOURNAL = "search", "journal.log"
@@ -43,7 +43,8 @@ class Trials:
         rungs: Epochs, ascending.
         short: The trainings by which candidates are compared.
         space: What trials draw from.
-        study: Optuna's, kept in a journal.
+        storage: Of the study.
+        crew: Who else works on it.
     """
 
     residual: Residual
@@ -53,7 +54,9 @@ class Trials:
     rungs: list[int]
     short: ShortTrainings
     space: list[Candidate]
+    storage: SearchStorage
     study: optuna.Study
+    crew: Alone
 
     @classmethod
     def of(cls, residual: Residual, job: Job) -> Trials:
@@ -67,11 +70,17 @@ class Trials:
         if not (run.path / RECORD).exists():
             run.write_record({"command": job.command, "status": "unfinished"})
         folder.mkdir(exist_ok=True)
-        options = dataclasses.replace(job.options, out=str(run.path), resume=True)
+        storage = _storage(folder, job.options.search_storage)
+        # what is recorded, of the winner and of the trials, holds no password
+        shared = job.options.search_storage and storage.name
+        options = dataclasses.replace(job.options, out=str(run.path), resume=True, search_storage=shared)
         rungs = sorted({max(1, options.epochs // parts) for parts in RUNGS})
         short = ShortTrainings(residual, job, options, budget, rungs[-1], folder)
-        found = cls(residual, job, run, options, rungs, short, space, _study(folder))
-        found.check_origin()
+        study = storage.study()
+        crew = Crew(study, name_of(folder, storage.name), job.reporter.note) if shared else Alone(study)
+        found = cls(residual, job, run, options, rungs, short, space, storage, study, crew)
+        with storage.reached():
+            found.check_origin()
         return found
 
     def check_origin(self) -> None:
@@ -88,16 +97,22 @@ class Trials:
             "teacher": self.residual.teacher.entry["fingerprint"],
             "run": file_hash(self.residual.base.path),
         }
+        if self.options.search_storage:  # other versions may have other architectures to choose from
+            now["candidates"] = " ".join(candidate.spec for candidate in self.space)
         then = self.study.user_attrs.get("origin")
         if then is None:
             self.study.set_user_attr("origin", now)
             return
+        if not isinstance(then, dict):
+            raise self._damaged(f"the origin {then!r}")
         changed = self.options.differing(then, now)
         if changed:
-            remedy = "Resume with the same, or choose another folder."
-            name = changed[0]
+            shared, name = self.options.search_storage, changed[0]
+            remedy = f"Resume with the same, or choose another {'--search-storage' if shared else 'folder'}."
             detail = f"another {name}" if name in ORIGINS else shown(name, then.get(name))
-            raise usage_error(f"The search in {self.run.path} began with {detail}.", remedy)
+            if name == "candidates":
+                detail = "other architectures to choose from"
+            raise usage_error(f"The search in {shared or self.run.path} began with {detail}.", remedy)
 
     def winner(self) -> str:
         """Run the trials that are left, and choose.
@@ -106,20 +121,24 @@ class Trials:
             UserError: No trial could be trained.
         """
         if "winner" in self.study.user_attrs:  # its training may have begun
-            return self.study.user_attrs["winner"]
+            return self._known(self.study.user_attrs["winner"])
         wanted = min(self.options.trials or TRIALS, len(self.space))
         self.job.reporter.note(
             f"Search: {wanted} of {len(self.space)} architectures within --max-macs {self.options.max_macs:g} are "
             f"trained for up to {self.rungs[-1]} epoch(s)"
         )
         began, spent = time.perf_counter(), self._spent()
-        while len(done := self._done()) < wanted:
+        while len(done := self._done()) < wanted and not self.crew.closed:
             if done and spent + time.perf_counter() - began >= self.options.time_limit:
                 self.job.reporter.note(
                     f"Notice: --time-budget {self.options.time_budget} is spent after {len(done)} trial(s)."
                 )
                 break
-            self._run(self._next(), wanted)
+            if (trial := self._next(len(done), wanted)) is None:
+                self.crew.wait()
+            else:
+                self._run(trial, wanted)
+        self.crew.close()
         best = self.rows()[0]
         if best["top1"] is None:
             raise UserError(
@@ -131,7 +150,7 @@ class Trials:
                 "More --epochs would tell them apart."
             )
         self.study.set_user_attr("winner", best["spec"])
-        self.job.reporter.note(f"Search: {best['spec']} is the best; it is trained in full")
+        self.job.reporter.note(f"Search: {best['spec']} is the best{'; it is trained in full' if self.trains else ''}")
         return best["spec"]
 
     def rows(self) -> list[dict[str, Any]]:
@@ -140,43 +159,96 @@ class Trials:
         teacher = self.residual.teacher.entry["macs"]
         rows = []
         for trial in self._done():
-            spec, scores = trial.user_attrs["spec"], trial.user_attrs.get("scores", {})
+            spec, scores = self._known(trial.user_attrs["spec"]), self._scores(trial)
             epochs = max(map(int, scores), default=0)
             row = {"spec": spec, "macs_ratio": round(macs[spec] / teacher, 6), "epochs": epochs}
             rows.append({**row, **scores.get(str(epochs), dict.fromkeys(SCORES))})
         return with_front(rows)
 
+    @property
+    def trains(self) -> bool:
+        """Whether this process trains the winner: of several, those whose user has named a folder for it."""
+        return not self.options.search_storage or self.job.options.out is not None
+
     def _done(self) -> list[optuna.trial.FrozenTrial]:
-        return [trial for trial in self.study.trials if trial.state.is_finished() and "spec" in trial.user_attrs]
+        return [trial for trial in self.study.trials if self.crew.is_done(trial)]
 
     def _spent(self) -> float:
         """Seconds of earlier processes on this search, but for the trials that they left unfinished."""
-        return sum(trial.user_attrs.get("seconds", 0.0) for trial in self._done())
+        return sum(trial.user_attrs.get("seconds", 0.0) for trial in self._done() if self.crew.is_ours(trial))
 
-    def _next(self) -> optuna.Trial:
-        """The trial that was cut off, else a new one; a function of the seed and the trials so far."""
+    def _known(self, spec: Any) -> str:
+        """A spec that the storage names, which must be one of those that there are to choose from.
+
+        Raises:
+            UserError: It is none: whoever wrote it could else have any network built.
+        """
+        if spec not in [candidate.spec for candidate in self.space]:
+            raise self._damaged(f"the architecture {spec!r}, which is none of this search's")
+        return str(spec)
+
+    def _scores(self, trial: optuna.trial.FrozenTrial | optuna.Trial) -> dict[str, dict[str, float]]:
+        """Epochs -> what a candidate reached after so many.
+
+        Raises:
+            UserError: What the storage holds is something else.
+        """
+        scores = trial.user_attrs.get("scores", {})
+        for epochs, score in scores.items() if isinstance(scores, dict) else [("", scores)]:
+            numbers = score.values() if isinstance(score, dict) and score.keys() == set(SCORES) else [None]
+            good = all(isinstance(number, (int, float)) and math.isfinite(number) for number in numbers)
+            if not good or epochs not in map(str, self.rungs):
+                raise self._damaged(f"scores that are none: {scores!r:.80}")
+        return dict(scores)
+
+    def _damaged(self, what: str) -> UserError:
+        return UserError(f"{self.storage.name} names {what}.", "Search anew in another place.")
+
+    def _next(self, done: int, wanted: int) -> optuna.Trial | None:
+        """The trial that was cut off, else a new one; a function of the seed and the trials so far.
+
+        None: others are at work on all that is missing.
+        """
         import optuna
 
-        left = self.study.get_trials(deepcopy=False, states=(optuna.trial.TrialState.RUNNING,))
-        number = left[0].number if left else len(self.study.trials)
-        self.study.sampler = optuna.samplers.TPESampler(seed=_seed(self.options.seed, number))
-        return optuna.Trial(self.study, left[0]._trial_id) if left else self.study.ask()
+        if self.options.search_storage:  # two that began at the same moment may each have taken itself for the first
+            self.check_origin()
+        left = self.crew.left()
+        if left is None and self.crew.enough(done, wanted):
+            return None
+        left = left or self.crew.left()  # taken over just now
+        trial = optuna.Trial(self.study, left._trial_id) if left else self.crew.begin()
+        self.study.sampler = optuna.samplers.TPESampler(seed=_seed(self.options.seed, trial.number))
+        return trial
 
     def _run(self, trial: optuna.Trial, wanted: int) -> None:
+        from optuna.exceptions import UpdateFinishedTrialError
+
+        candidate = draw(trial, self.space)
+        try:
+            with self.crew.at_work(trial, candidate.spec) as others:
+                self._try(trial, candidate, others, wanted)
+        except UpdateFinishedTrialError:
+            self.job.reporter.note(
+                f"Notice: another process has taken over {candidate.spec}, taking this one for dead."
+            )
+
+    def _try(self, trial: optuna.Trial, candidate: Candidate, others: list[str], wanted: int) -> None:
         import optuna
 
         began, pruned = time.perf_counter(), optuna.trial.TrialState.PRUNED
-        candidate = draw(trial, self.space)
-        tried = {done.user_attrs["spec"] for done in self._done()}
-        if candidate.spec in tried:  # its score is known: another one takes its place
+        tried = {*(done.user_attrs["spec"] for done in self._done()), *others}
+        surplus = self.crew.closed or len(self._done()) + len(others) >= wanted
+        if surplus or candidate.spec in tried:  # its score is known: another one takes its place
             self.study.tell(trial, state=optuna.trial.TrialState.FAIL)
             untried = [other for other in self.space if other.spec not in tried]
-            chosen = random.Random(_seed(self.options.seed, trial.number)).choice(untried)
-            self.study.enqueue_trial(parameters(chosen, self.space))
+            if untried and not surplus:
+                chosen = random.Random(_seed(self.options.seed, trial.number)).choice(untried)
+                self.crew.propose(parameters(chosen, self.space))
             return
         trial.set_user_attr("spec", candidate.spec)
         try:
-            state, scores = None, dict(trial.user_attrs.get("scores", {}))
+            state, scores = None, self._scores(trial)
             for rung, epochs in enumerate(self.rungs):
                 if str(epochs) not in scores:
                     scores[str(epochs)] = self.short.score(candidate, epochs)
@@ -229,30 +301,15 @@ def nothing_affordable(spec: str, macs: int, max_macs: float, teacher: int) -> U
     return usage_error(problem, f"The cheapest, {spec}, needs --max-macs {ratio:g}.")
 
 
-def _study(folder: Path) -> optuna.Study:
-    """A new one, or that of the journal.
+def _storage(folder: Path, shared: str | None) -> SearchStorage:
+    """The one that the user names, or a journal in the folder of the search.
 
     Raises:
-        UserError: The journal is damaged.
+        UserError: As for :meth:`SearchStorage.of`, or the search in this folder began with another one.
     """
-    import optuna
-    from optuna.storages import JournalStorage
-    from optuna.storages.journal import JournalFileBackend
-
-    optuna.logging.set_verbosity(optuna.logging.ERROR)
-    path = folder / JOURNAL
-    if path.exists():  # a line that a kill cut off would spoil the next one
-        whole = path.read_bytes()
-        os.truncate(path, whole.rfind(b"\n") + 1)
-    try:
-        return optuna.create_study(
-            storage=JournalStorage(JournalFileBackend(str(path))),
-            study_name="res-student",
-            direction="maximize",
-            pruner=optuna.pruners.SuccessiveHalvingPruner(min_resource=1, reduction_factor=FACTOR),
-            load_if_exists=True,
-        )
-    except Exception as error:  # what reads it takes its lines for granted
-        raise UserError(
-            f"{path} cannot be read: {first_line(error)}", "Choose another folder to search anew."
-        ) from error
+    journal, name = folder / JOURNAL, folder / WORKER
+    storage = SearchStorage.of(shared if shared is not None else str(journal))
+    began = str(journal) if journal.exists() else name.read_text().split("\n")[1] if name.exists() else storage.name
+    if began != storage.name:
+        raise usage_error(f"The search in {folder.parent} keeps its trials in {began}.", "Name no other storage.")
+    return storage

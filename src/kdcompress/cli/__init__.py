@@ -45,6 +45,8 @@ ADD_HELP = """Freeze the members of RUN, and train one more on what they still m
 Example: kdcompress add-res-student runs/cascade --arch resnet8_cifar,width=0.5 --epochs 15
 
 Example: kdcompress add-res-student runs/cascade --search --max-macs 0.1 --time-budget 30m
+
+Example: kdcompress add-res-student runs/cascade --search --max-macs 0.1 --search-storage /shared/search.log
 """
 GATE_HELP = """Let a cascade stop early: choose the thresholds of all stages together, on the calibration split.
 

@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from kdcompress.data.augment import crop_indices, image_seed
 from kdcompress.data.preprocess import Preprocess, bad_image, read_image
-from kdcompress.data.sources import ArrayImages, FileImages, ImageList, TensorItems
+from kdcompress.data.sources import ArrayImages, ImageList, TensorItems
 from kdcompress.data.workers import with_parent
 from kdcompress.errors import UserError
 
@@ -182,7 +182,7 @@ class StreamImages:
 
     def content(self) -> memoryview:
         """What shows that the files have been written to; of other sources nothing, for reading all takes an epoch."""
-        return memoryview(self.images.written if isinstance(self.images, FileImages) else b"")
+        return memoryview(getattr(self.images, "written", b""))
 
     def loader(
         self, batches: Sequence[np.ndarray], transform: Callable[[Image.Image], Any], seed: int, view: int
@@ -280,7 +280,7 @@ class _Checked:
 def find_good(images: ImageList, indices: np.ndarray, channels: int, workers: int) -> np.ndarray:
     """Those of ``indices`` whose images can be read (a pass over all of them)."""
     found = _read_all(_Reader(images, indices, channels, _no_pixels), workers)
-    return np.array([indices[position] for position, _, problem in found if not problem], dtype=np.int64)
+    return np.fromiter((indices[position] for position, _, problem in found if not problem), dtype=np.int64)
 
 
 Images: TypeAlias = MemoryImages | MemoryTensors | StreamImages

@@ -201,13 +201,13 @@ def load_source(spec: str, *, data_dir: str | None = None, download: bool = Fals
     elif spec.startswith(PREFIX):
         source = _from_callable(spec)
     elif spec.split("/")[0].lower() in ("torch", "hfds", "hfids", "wds", "tfds") and not Path(spec).exists():
-        source = _from_timm(spec, data_dir, download)
+        source = _shards(spec, data_dir) if spec.lower().startswith("wds/") else _from_timm(spec, data_dir, download)
     elif Path(spec).is_dir():
         source = _folder(spec)
     else:
         remedy = (
-            "Give digits, synth-digits:K, a folder with train/CLASS/… and test/CLASS/…, torch/NAME, hfds/NAME or "
-            "py:module:function."
+            "Give digits, synth-digits:K, a folder with train/CLASS/… and test/CLASS/…, torch/NAME, hfds/NAME, "
+            "wds/NAME or py:module:function."
         )
         raise usage_error(f"There is no data {spec!r}.", remedy)
     if source.num_classes < 2:
@@ -319,11 +319,24 @@ def _list_images(split: Path, digest: _Lines) -> tuple[list[str], FileImages]:
     return classes, FileImages(paths, np.repeat(np.arange(len(classes)), counts), written.digest())
 
 
+def _shards(spec: str, data_dir: str | None) -> DataSource:
+    from kdcompress.data.tar_images import load_shards
+
+    return load_shards(spec, data_dir)
+
+
 def _from_timm(spec: str, data_dir: str | None, download: bool) -> DataSource:
-    from timm.data import create_dataset
+    from timm.data import ImageDataset, create_dataset
+
+    from kdcompress.data.timm_images import EachItsOwn
+
+    if spec.lower().startswith("hfids/"):
+        remedy = f"Give hfds/{spec[len('hfids/') :]}, the same data with an index."
+        raise usage_error(f"{spec} is a stream, which cannot be split into fit and calibration.", remedy)
 
     def split(name: str, fetch: bool) -> Any:
-        return create_dataset(spec, root=data_dir or "data", split=name, is_training=False, download=fetch)
+        made = create_dataset(spec, root=data_dir or "data", split=name, is_training=False, download=fetch)
+        return EachItsOwn(made.reader) if isinstance(made, ImageDataset) else made
 
     try:
         train, test = split("train", download), split("validation" if spec.startswith("torch/") else "test", download)
@@ -351,7 +364,7 @@ def _from_callable(spec: str) -> DataSource:
 
 def _from_map(spec: str, train: Any, test: Any, flip: bool) -> DataSource:
     if isinstance(train, torch.utils.data.IterableDataset) or not hasattr(train, "__getitem__"):
-        remedy = "Give data with an index: a folder, torch/NAME, hfds/NAME or py:module:function."
+        remedy = "Give data with an index: a folder, torch/NAME, hfds/NAME, wds/NAME or py:module:function."
         raise usage_error(f"{spec} is a stream, which cannot be split into fit and calibration.", remedy)
     train_list = _items(train)
     test_list = _items(test) if test is not None else None

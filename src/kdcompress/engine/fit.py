@@ -92,6 +92,7 @@ def fit(
     num_classes: int,
     phase: int = 0,
     history: Sequence[dict[str, Any]] = (),
+    memory_format: torch.memory_format | None = None,
 ) -> list[dict[str, Any]]:
     """Train a task to its last epoch, from the start or from the run's checkpoint.
 
@@ -101,6 +102,7 @@ def fit(
     Args:
         phase: Which of a run's trainings this is; each has its own task, schedule and optimiser.
         history: Rows of the phases before.
+        memory_format: Of images and weights; None: that of :func:`memory_format_of`.
 
     Returns:
         The rows of ``metrics.csv``.
@@ -110,7 +112,7 @@ def fit(
         UserError: A checkpoint was made with other options.
         Interrupted: Ctrl-C or SIGTERM; the state is saved.
     """
-    trainer = Trainer(task, batches, options, plan, place, run, num_classes, phase, history)
+    trainer = Trainer(task, batches, options, plan, place, run, num_classes, phase, history, memory_format)
     resumed = from_main(lambda: run.has_checkpoint and phase_of(run) == phase)
     if resumed:
         trainer.load()
@@ -170,13 +172,14 @@ class Trainer:
         num_classes: int,
         phase: int = 0,
         history: Sequence[dict[str, Any]] = (),
+        memory_format: torch.memory_format | None = None,
     ) -> None:
         self.task, self.batches, self.options, self.plan = task, batches, options, plan
         self.place, self.run = place, run
         task.to(place.device)
         module = task.get_trainable_module()
         assert module is not None
-        self.memory_format = memory_format_of(module, place.device)
+        self.memory_format = memory_format or memory_format_of(module, place.device)
         module.to(memory_format=self.memory_format)
         if options.ema_decay:
             task.setup_ema(decay=options.ema_decay, use_warmup=True)
@@ -341,7 +344,8 @@ class Trainer:
     def _check_finite(self) -> None:
         step = int(self.bad_step.item())
         if step >= 0:
-            remedy = "Try a lower --lr, --clip-grad 1 or --precision fp32, with another --out"
+            slower = "" if self.place.precision == "fp32" else ", --precision fp32"
+            remedy = f"Try a lower --lr{slower} or --clip-grad 1, with another --out"
             done = len(self.history)
             kept = f"; the state after epoch {done} is in {self.run.path}." if done else "."
             raise Diverged(f"The loss is not finite at step {step + 1} of epoch {done + 1}.", remedy + kept)

@@ -1,0 +1,43 @@
+"""What a training computes with: checked when it begins, and kept with the run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+
+from kdcompress.data import TrainBatches
+from kdcompress.engine.distributed import Place, from_main
+from kdcompress.engine.fit import memory_format_of, phase_of
+from kdcompress.engine.gradient_check import Numerics, checked
+from kdcompress.methods.base import StudentTask
+from kdcompress.runs import RunFolder
+
+KEY = "numerics"  # in run.json: by phase
+
+
+def numerics_of(
+    run: RunFolder, phase: int, task: StudentTask, batches: TrainBatches, place: Place, note: Callable[[str], None]
+) -> Numerics:
+    """That of a phase of a run: what it began with, or what a check finds now.
+
+    A training that goes on is never checked anew: only with the same numerics are its steps those of an unbroken one.
+    """
+    kept = from_main(lambda: run.record().get(KEY, {}).get(str(phase)))
+    if kept is not None:
+        return Numerics.from_dict(kept)
+    module = task.to(place.device).get_trainable_module()
+    assert module is not None
+    wanted = Numerics(place.precision, memory_format_of(module, place.device) is torch.channels_last)
+    began = from_main(lambda: run.has_checkpoint and phase_of(run) >= phase)  # by a version that did not check
+    found = wanted
+    if not began:
+        batch = next(iter(batches.load(batches.parts(0)[:1], batches.seed, 0)))
+        found = checked(wanted, task, batch, place, note)
+
+    def keep() -> None:
+        record = run.record()
+        run.write_record({**record, KEY: {**record.get(KEY, {}), str(phase): found.to_dict()}})
+
+    from_main(keep)
+    return found
