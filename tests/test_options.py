@@ -217,7 +217,7 @@ def test_the_range_is_told_in_full() -> None:
     assert caught.value.remedy == "It takes a number, more than 0 and less than 1."
     with pytest.raises(UserError) as caught:
         TrainTeacherOptions(epochs=0)
-    assert caught.value.remedy == "It takes a number, at least 1."
+    assert caught.value.remedy == "It takes a number, at least 1 and at most 1000000."
 
 
 @pytest.mark.parametrize(("option_set", "field"), NUMBERS)

@@ -6,6 +6,9 @@ import sys
 def main() -> None:
     """The command line."""
     try:
+        from kdcompress.streams import secure
+
+        secure()
         from kdcompress.cli import run
 
         status = run(sys.argv[1:])

@@ -22,6 +22,9 @@ from kdcompress.errors import usage_error
 
 T = TypeVar("T", bound="Options")
 
+LONGEST_QUOTE = 60  # characters of an error message that are the user's
+MOST_NAME, MOST_TEXT = 255, 4096  # what a file system takes as a name, and as a path
+
 
 def option(
     default: Any,
@@ -34,6 +37,7 @@ def option(
     below: float = math.inf,
     panel: str | None = None,
     argument: bool = False,
+    file: bool = False,
 ) -> Any:
     """A dataclass field with what the command line and the checks need to know about it.
 
@@ -41,9 +45,10 @@ def option(
         low, high: Closed bounds. ``above`` and ``below`` are the open ones.
         panel: Heading under which ``--help`` lists it.
         argument: Positional on the command line.
+        file: Names a file or folder that the command makes or reads.
     """
     bounds = {"low": low, "high": high, "above": above, "below": below}
-    metadata = {"help": help, "choices": choices, "panel": panel, "argument": argument, **bounds}
+    metadata = {"help": help, "choices": choices, "panel": panel, "argument": argument, "file": file, **bounds}
     return dataclasses.field(default=default, metadata=metadata)
 
 
@@ -152,21 +157,42 @@ def _checked_one(field: dataclasses.Field[Any], kind: type, value: Any) -> Any:
     except (TypeError, ValueError, OverflowError):
         words = {int: ("a whole number", "3"), float: ("a number", "0.5"), bool: ("true or false", "true")}
         word, example = words.get(kind, ("text", "TEXT"))
-        raise usage_error(f"{name} takes {word}, not {value!r}.", f"Write it like {name} {example}.") from None
-    if isinstance(value, str) and not value.strip():
-        raise usage_error(f"{name} is empty.", f"Give a value, or leave {name} out.")
+        raise usage_error(f"{name} takes {word}, not {_quoted(value)}.", f"Write it like {name} {example}.") from None
+    if isinstance(value, str):
+        _check_text(name, value, meta["file"])
     if meta["choices"] and value not in meta["choices"]:
         near = difflib.get_close_matches(str(value), meta["choices"], n=1)
         hint = f"Did you mean {near[0]}? " if near else ""
-        raise usage_error(f"{name} {value!r} is unknown.", f"{hint}Choose from: {', '.join(meta['choices'])}.")
+        raise usage_error(f"{name} {_quoted(value)} is unknown.", f"{hint}Choose from: {', '.join(meta['choices'])}.")
     if isinstance(value, (int, float)) and not isinstance(value, bool):
         good = meta["low"] <= value <= meta["high"] and meta["above"] < value < meta["below"]
         if not good or not math.isfinite(value):
-            raise usage_error(f"{name} {value} is out of range.", f"It takes {_range(meta)}.")
+            raise usage_error(f"{name} {_quoted(value)} is out of range.", f"It takes {_range(meta)}.")
     return value
 
 
+def _quoted(value: Any) -> str:
+    """What a user gave, short; a structure of a config file may be endless when it is written out."""
+    if isinstance(value, str):
+        return repr(value if len(value) <= LONGEST_QUOTE else f"{value[:LONGEST_QUOTE]}…")
+    plain = isinstance(value, float) or (isinstance(value, int) and value.bit_length() < 4 * LONGEST_QUOTE)
+    return repr(value) if plain else f"a {type(value).__name__}"
+
+
+def _check_text(name: str, value: str, is_file: bool) -> None:
+    if not value.strip():
+        raise usage_error(f"{name} is empty.", f"Give a value, or leave {name} out.")
+    if "\0" in value:
+        raise usage_error(f"{name} {_quoted(value)} holds a NUL character.", "Leave it out.")
+    longest = max(len(os.fsencode(part)) for part in value.split(os.sep)) if is_file else 0
+    if len(value) > MOST_TEXT or longest > MOST_NAME:
+        limit = f"{MOST_NAME} bytes a name and {MOST_TEXT}" if is_file else f"{MOST_TEXT} characters"
+        raise usage_error(f"{name} {_quoted(value)} is too long.", f"Give at most {limit} in all.")
+
+
 def _converted(kind: type, value: Any) -> Any:
+    if isinstance(value, (list, tuple, dict, set, bytes)):
+        raise TypeError
     if kind is bool:
         if isinstance(value, bool):
             return value
@@ -184,7 +210,7 @@ def _converted(kind: type, value: Any) -> Any:
             raise ValueError(value)
         return words[str(value).lower()]
     if isinstance(value, bool) or (kind is int and isinstance(value, float) and value != int(value)):
-        raise ValueError(value)
+        raise ValueError
     return os.fspath(value) if kind is str and isinstance(value, os.PathLike) else kind(value)
 
 
@@ -192,5 +218,5 @@ def _range(meta: Mapping[str, Any]) -> str:
     parts = []
     for key, words in (("low", "at least"), ("above", "more than"), ("high", "at most"), ("below", "less than")):
         if math.isfinite(meta[key]):
-            parts.append(f"{words} {meta[key]:g}")
+            parts.append(f"{words} {meta[key]:.12g}")
     return "a number, " + " and ".join(parts) if parts else "a finite number"

@@ -24,6 +24,7 @@ CACHE = "Targets, computed once"
 SEARCH = "Architecture search (extra: search)"
 SECONDS = {"": 1, "s": 1, "m": 60, "h": 3600}
 LEAST_PATIENCE, MOST_PATIENCE = 5, 7 * 86400  # seconds
+MOST_EPOCHS, MOST_IMAGES, MOST_CLASSES = 1_000_000, 1_000_000, 1_000_000  # more is a slip of the pen
 
 # what may differ when a run goes on: where things are and how they are watched, not what comes out
 FREE_OPTIONS = frozenset(
@@ -67,7 +68,7 @@ class DataOptions(Options):
         "py:module:function (default: the run's own, else digits)",
         panel=DATA,
     )
-    data_dir: str | None = option(None, "where timm's named data sets are stored", panel=DATA)
+    data_dir: str | None = option(None, "where timm's named data sets are stored", panel=DATA, file=True)
     download: bool = option(False, "download a torch/… data set that is not there yet", panel=DATA)
     holdout: float | None = option(
         None,
@@ -85,7 +86,9 @@ class DataOptions(Options):
     loading: str = option(
         "auto", "keep images in memory, or stream them", choices=("auto", "memory", "stream"), panel=DATA
     )
-    workers: int | None = option(None, "processes that read images (default: one a core, up to 8)", low=0, panel=DATA)
+    workers: int | None = option(
+        None, "processes that read images (default: one a core, up to 8)", low=0, high=1024, panel=DATA
+    )
 
 
 @dataclass(kw_only=True)
@@ -120,7 +123,7 @@ class DeviceOptions(Options):
 
 @dataclass(kw_only=True)
 class OutputOptions(Options):
-    out: str | None = option(None, "folder of the new run (default: a new one under runs/)", panel=RUN)
+    out: str | None = option(None, "folder of the new run (default: a new one under runs/)", panel=RUN, file=True)
     resume: bool = option(
         False, "continue the run in --out if it was cut off; a finished one is left as it is", panel=RUN
     )
@@ -130,9 +133,13 @@ class OutputOptions(Options):
 class TrainingOptions(DataOptions, DeviceOptions, OutputOptions):
     """How a network is trained; the same for every method."""
 
-    epochs: int = option(30, "passes over the fit split", low=1, panel=TRAINING)
+    epochs: int = option(30, "passes over the fit split", low=1, high=MOST_EPOCHS, panel=TRAINING)
     batch_size: int | None = option(
-        None, "images a step, over all devices (default: up to 128, at least 40 steps an epoch)", low=1, panel=TRAINING
+        None,
+        "images a step, over all devices (default: up to 128, at least 40 steps an epoch)",
+        low=1,
+        high=MOST_IMAGES,
+        panel=TRAINING,
     )
     lr: float | None = option(
         None,
@@ -145,19 +152,25 @@ class TrainingOptions(DataOptions, DeviceOptions, OutputOptions):
     opt: str = option("sgd", "optimiser: sgd, adamw or any other of timm's", panel=TRAINING)
     sched: str = option("cosine", "learning rate schedule", choices=("cosine", "step"), panel=TRAINING)
     warmup_epochs: float | None = option(
-        None, "of linear warm-up, fewer than --epochs (default: 5 % of them)", low=0, panel=TRAINING
+        None, "of linear warm-up, fewer than --epochs (default: 5 % of them)", low=0, high=MOST_EPOCHS, panel=TRAINING
     )
     decay_epochs: float | None = option(
-        None, "epochs between drops of the step schedule (default: a third)", above=0, panel=TRAINING
+        None,
+        "epochs between drops of the step schedule (default: a third)",
+        low=0.001,
+        high=MOST_EPOCHS,
+        panel=TRAINING,
     )
     decay_rate: float = option(0.1, "factor of each drop of the step schedule", above=0, high=1, panel=TRAINING)
     label_smoothing: float | None = option(
         None, "(default: 0.1 for --method label-smoothing, else 0)", low=0, below=1, panel=TRAINING
     )
-    mixup: float = option(0.0, "alpha of mixup, 0 for none", low=0, panel=TRAINING)
-    cutmix: float = option(0.0, "alpha of cutmix, 0 for none", low=0, panel=TRAINING)
+    mixup: float = option(0.0, "alpha of mixup, 0 for none", low=0, high=1000, panel=TRAINING)
+    cutmix: float = option(0.0, "alpha of cutmix, 0 for none", low=0, high=1000, panel=TRAINING)
     clip_grad: float | None = option(None, "largest norm of the gradient", above=0, panel=TRAINING)
-    grad_accum: int = option(1, "steps whose gradients are added up before an update", low=1, panel=TRAINING)
+    grad_accum: int = option(
+        1, "steps whose gradients are added up before an update", low=1, high=MOST_IMAGES, panel=TRAINING
+    )
     ema_decay: float | None = option(
         None, "keep (and save) a moving average of the weights, e.g. 0.999", above=0, below=1, panel=TRAINING
     )
@@ -204,7 +217,9 @@ class LogitOptions(Options):
         low=0,
         high=1,
     )
-    temperature: float | None = option(None, "softens the logits (default: 4; tf-kd 20; standardized-kl 2)", above=0)
+    temperature: float | None = option(
+        None, "softens the logits (default: 4; tf-kd 20; standardized-kl 2)", above=0, high=1e6
+    )
     logit_loss: str = option(
         "kl",
         "how far logits are from the teacher's: KL divergence, decoupled KD, DIST (correlations), squared error, KL of "
@@ -228,7 +243,7 @@ class StartOptions(Options):
 @dataclass(kw_only=True)
 class CacheOptions(Options):
     cache_dir: str | None = option(
-        None, "where targets and lightweight teachers are kept (default: ~/.cache/kdcompress)", panel=CACHE
+        None, "where targets and lightweight teachers are kept (default: ~/.cache/kdcompress)", panel=CACHE, file=True
     )
 
 
@@ -242,7 +257,7 @@ class TargetOptions(CacheOptions):
         "auto: 8, where that saves time",
         panel=CACHE,
     )
-    cache_size: float = option(20.0, "GiB of targets that are kept", low=0, panel=CACHE)
+    cache_size: float = option(20.0, "GiB of targets that are kept", low=0, high=2**40, panel=CACHE)
 
     @property
     def chosen_views(self) -> int | None:
@@ -255,6 +270,8 @@ class TargetOptions(CacheOptions):
             return None
         if not self.target_views.isascii() or not self.target_views.isdigit():
             raise usage_error(f"--target-views {self.target_views} is no number.", "Give auto, 0, or e.g. 8.")
+        if len(self.target_views) > 4:
+            raise usage_error(f"--target-views {self.target_views} is too many.", "Give at most 9999.")
         return int(self.target_views)
 
 
@@ -329,7 +346,11 @@ class LightTeacherOptions(Options):
         panel=LIGHT,
     )
     bank_size: int | None = option(
-        None, "images of each class whose soft targets are kept (default: up to 128, in 512 MiB)", low=1, panel=LIGHT
+        None,
+        "images of each class whose soft targets are kept (default: up to 128, in 512 MiB)",
+        low=1,
+        high=10**9,
+        panel=LIGHT,
     )
     adversarial_weight: float = option(
         0.1, "of the discriminator's verdict beside the other losses; 0 for none", low=0, panel=LIGHT
@@ -350,7 +371,9 @@ class LightTeacherOptions(Options):
 class GrowOptions(Options):
     """ResKD in one command."""
 
-    res_students: int = option(0, "how many res-students to add (with --arch or --search)", low=0, panel=GROWING)
+    res_students: int = option(
+        0, "how many res-students to add (with --arch or --search)", low=0, high=1000, panel=GROWING
+    )
     grow: bool = option(False, "add res-students (with --arch or --search) until there are enough", panel=GROWING)
     target_macs: float | None = option(
         None, "enough: what all members together may cost, as a share of the teacher's MACs", above=0, panel=GROWING
@@ -384,7 +407,9 @@ class SearchOptions(Options):
         high=1,
         panel=SEARCH,
     )
-    trials: int | None = option(None, "how many architectures are tried (default: 20)", low=1, panel=SEARCH)
+    trials: int | None = option(
+        None, "how many architectures are tried (default: 20)", low=1, high=100_000, panel=SEARCH
+    )
     time_budget: str | None = option(
         None,
         "no trial begins after so long, e.g. 90s, 30m or 2h, in the search for a res-student; then the best is trained "
@@ -470,15 +495,17 @@ class GateCalibrateOptions(DataOptions, DeviceOptions, OutputOptions):
         "what the gate looks at; auto: what serves the target best on the calibration split",
         choices=("auto", *MEASURES),
     )
-    batch_size: int = option(128, "images at a time", low=1)
-    plot: str | None = option(None, "file for a picture of accuracy and MACs: .png, .svg or .pdf (extra: plot)")
+    batch_size: int = option(128, "images at a time", low=1, high=MOST_IMAGES)
+    plot: str | None = option(
+        None, "file for a picture of accuracy and MACs: .png, .svg or .pdf (extra: plot)", file=True
+    )
 
 
 @dataclass(kw_only=True)
 class PolishOptions(LogitOptions, TeacherOptions, TargetOptions, TrainingOptions):
     run: str = option("-", "a gated cascade; '-' reads it from standard input", argument=True)
     teacher: str | None = option(None, "the teacher, where it is not the one RUN was distilled from")
-    epochs: int = option(5, "passes over the fit split", low=1, panel=TRAINING)
+    epochs: int = option(5, "passes over the fit split", low=1, high=MOST_EPOCHS, panel=TRAINING)
 
     @property
     def fine_tunes(self) -> bool:
@@ -499,15 +526,17 @@ class ProfileFlopsOptions(ModelOptions):
     )
     by_module: bool = option(False, "list every module")
     input_size: str | None = option(None, "side, HxW or CxHxW (default: the model's own)")
-    num_classes: int | None = option(None, "classes of a model spec (default: its own)", low=1)
+    num_classes: int | None = option(None, "classes of a model spec (default: its own)", low=1, high=MOST_CLASSES)
 
 
 @dataclass(kw_only=True)
 class EvalOptions(ModelOptions, DataOptions, DeviceOptions):
     run: str = option("-", "a run, '-', or any other trained network with --data", argument=True)
     split: str = option("test", "which split", choices=("test", "calibration"))
-    batch_size: int = option(128, "images at a time", low=1)
-    plot: str | None = option(None, "file for a picture of accuracy and MACs: .png, .svg or .pdf (extra: plot)")
+    batch_size: int = option(128, "images at a time", low=1, high=MOST_IMAGES)
+    plot: str | None = option(
+        None, "file for a picture of accuracy and MACs: .png, .svg or .pdf (extra: plot)", file=True
+    )
 
 
 @dataclass(kw_only=True)
@@ -517,7 +546,7 @@ class DescribeDataOptions(DataOptions):
         "digits, synth-digits:K, a folder, torch/NAME, hfds/NAME, wds/NAME or py:module:function",
         argument=True,
     )
-    preview: str | None = option(None, "file for a contact sheet, e.g. sheet.png")
+    preview: str | None = option(None, "file for a contact sheet, e.g. sheet.png", file=True)
     images: int = option(64, "pictures on the sheet", low=1, high=4096)
     split: str = option("fit", "which split", choices=("fit", "calibration", "test"))
     augment: str = option(
@@ -541,7 +570,9 @@ class CacheCommandOptions(CacheOptions):
 class ShellOptions(Options):
     """How the command line itself behaves."""
 
-    config: str | None = option(None, "YAML or JSON file of options; those of one command under its name", panel=SHELL)
+    config: str | None = option(
+        None, "YAML or JSON file of options; those of one command under its name", panel=SHELL, file=True
+    )
     json: bool | None = option(None, "result as one line of JSON (default: off a terminal)", panel=SHELL)
     quiet: bool = option(False, "no progress", panel=SHELL)
     trust_code: bool = option(False, "run py:module:function where a run folder names it", panel=SHELL)

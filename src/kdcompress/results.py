@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import math
+import typing
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, TypeVar
+
+from kdcompress import schema
 
 R = TypeVar("R", bound="Result")
 
@@ -31,14 +35,25 @@ class Result:
         return 0
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON values; what does not apply is left out."""
+        """Plain JSON values; what does not apply is left out, and a number that is not finite is None."""
         found = dataclasses.asdict(self)
-        return {key: value for key, value in found.items() if value is not None or key in self.optional}
+        return {key: schema.finite(value) for key, value in found.items() if value is not None or key in self.optional}
+
+    def not_finite(self) -> list[str]:
+        """Keys of numbers that are NaN or infinite, and so None in :meth:`to_dict`."""
+        return [key for key, value in dataclasses.asdict(self).items() if not schema.is_finite(value)]
 
     @classmethod
     def from_dict(cls: type[R], values: dict[str, Any]) -> R:
-        names = {item.name for item in dataclasses.fields(cls)}
-        return cls(**{key: value for key, value in values.items() if key in names})
+        """The result that :meth:`to_dict` wrote; keys of other versions are left out.
+
+        Raises:
+            Malformed: A value is missing, or is none of its kind.
+        """
+        hints = typing.get_type_hints(cls)
+        # a number that was not finite
+        lost = {key: math.nan for key, value in values.items() if value is None and hints.get(key) is float}
+        return schema.check({**values, **lost}, cls)
 
 
 @dataclass(kw_only=True)

@@ -26,6 +26,7 @@ from safetensors.torch import save as safetensors_bytes
 from kdcompress.digests import digest_of, digest_of_json
 from kdcompress.errors import UserError, first_line, usage_error
 from kdcompress.locks import Lock
+from kdcompress.schema import MAX_BYTES, Malformed, read_config, read_record
 
 WEIGHTS, CONFIG, RECORD, METRICS, CHECKPOINT = (
     "model.safetensors",
@@ -73,7 +74,8 @@ def atomic_file(path: Path, whole: Callable[[Path], None] = lambda _: None) -> I
             f"{path} could not be written: {cause.strerror}.", "Choose another folder with --out."
         ) from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # of a disk that has turned read-only; what went wrong is said above
+            temporary.unlink(missing_ok=True)
 
 
 @dataclass(frozen=True)
@@ -312,7 +314,13 @@ def check_claim(out: str, *, resume: bool) -> None:
         UserError: It exists and ``resume`` is off, or it is not a run.
     """
     path = Path(out).absolute()
-    if _is_free(path):
+    try:
+        free = _is_free(path)
+    except OSError as error:
+        raise usage_error(f"--out {out} cannot be used: {error.strerror}.", "Choose another folder.") from error
+    if free and path.is_symlink() and not path.exists():
+        raise usage_error(f"--out {out} is a link that leads nowhere.", "Remove it, or choose another folder.")
+    if free:
         return
     if not resume:
         raise usage_error(f"--out {out} exists already.", "Choose another folder, or add --resume to go on with it.")
@@ -366,15 +374,17 @@ def _made(path: Path, *, exist_ok: bool = False) -> RunFolder:
 
 
 def _read_json(path: Path) -> dict[str, Any]:
+    read = {CONFIG: read_config, RECORD: read_record}[path.name]
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        with open(path, "rb") as file:
+            content = file.read(MAX_BYTES + 1)
+        if len(content) > MAX_BYTES:
+            raise Malformed(f"it is larger than {MAX_BYTES / 2**20:g} MiB")
+        return read(content)
     except (OSError, ValueError) as error:
         raise UserError(
             f"{path} cannot be read: {first_line(error)}", "The folder is damaged; use another run."
         ) from error
-    if not isinstance(content, dict):
-        raise UserError(f"{path} holds no JSON object.", "The folder is damaged; use another run.")
-    return content
 
 
 def _digest(path: Path) -> str:

@@ -44,7 +44,7 @@ def import_callable(spec: str) -> Callable[..., Any]:
         sys.path.insert(0, here)
     try:
         function = getattr(importlib.import_module(module_name), name)
-    except (ImportError, AttributeError, ValueError, TypeError) as error:
+    except Exception as error:  # what a module does when it is imported may fail in any way
         remedy = "Write py:package.module:function; the module must be importable from here."
         raise usage_error(f"{spec!r} cannot be imported: {error}", remedy) from error
     if not callable(function):

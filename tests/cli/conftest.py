@@ -35,9 +35,9 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture
 def cli(here: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Iterator[Cli]:
     """``cli("eval", run, stdin=…)`` runs the command line in this process, in the folder ``here``."""
-    former = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    former = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)}
 
-    def call(*arguments: object, stdin: str = "") -> Done:
+    def call(*arguments: object, stdin: str | bytes = "") -> Done:
         monkeypatch.setattr(sys, "stdin", Stdin(stdin))
         capfd.readouterr()
         status = run([str(argument) for argument in arguments])

@@ -117,11 +117,11 @@ def finished(process: subprocess.Popen[str]) -> Done:
     return Done(process.returncode, out, err)
 
 
-class Stdin(io.StringIO):
-    """Standard input that is a pipe with ``text`` in it, for commands run in this process."""
+class Stdin(io.TextIOWrapper):
+    """Standard input that is a pipe with ``content`` in it, for commands run in this process."""
 
-    def isatty(self) -> bool:
-        return False
+    def __init__(self, content: str | bytes) -> None:
+        super().__init__(io.BytesIO(content.encode() if isinstance(content, str) else content), encoding="utf-8")
 
 
 def tree(*folders: Path) -> dict[str, str]:

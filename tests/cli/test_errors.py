@@ -717,8 +717,7 @@ def test_debug_shows_the_traceback_of_what_is_not_ours(cli: Cli, here: Path, mon
     assert "KDCOMPRESS_DEBUG=1" in plain.err
     monkeypatch.setenv("KDCOMPRESS_DEBUG", "1")
     assert "Traceback" in cli("eval", "no-such-run").err
-    with pytest.raises(ZeroDivisionError, match="odd data"):
-        cli("train-teacher", "--data", "py:odd:make")
+    assert "in make\n" in cli("train-teacher", "--data", "py:odd:make").err
 
 
 @pytest.mark.parametrize("command", [["gate-calibrate", "--max-drop", "1"], ["eval", "--split", "calibration"]])

@@ -39,7 +39,7 @@ def note_missed(profiles: list[Profile], name: str, reporter: Reporter) -> None:
 
 def expected(macs: float, teacher: dict[str, Any] | None) -> dict[str, Any]:
     """Expected MACs, and their ratio to the teacher's where that is known."""
-    ratio = round(macs / teacher["macs"], 6) if teacher else None
+    ratio = round(macs / teacher["macs"], 6) if teacher and "macs" in teacher else None
     return {"expected_macs": round(macs, 1), "expected_macs_ratio": ratio}
 
 

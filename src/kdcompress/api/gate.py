@@ -139,7 +139,7 @@ def _choose(found: Calibration, names: list[str], options: GateCalibrateOptions)
         limit = {"max_drop": options.max_drop}
         measure = best_measure(measured, **limit)
         return measure, *search(measured[measure], measure, **limit)
-    if teacher is None:
+    if teacher is None or "macs" not in teacher:
         raise UserError(
             "The MACs of the teacher are not on record, so --target-macs has no meaning.", "Use --max-drop."
         )

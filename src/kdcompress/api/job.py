@@ -40,7 +40,8 @@ from kdcompress.models.loading import Network, model_config, save_network
 from kdcompress.option_set import shown
 from kdcompress.options import FREE_OPTIONS, DataOptions, OutputOptions, TargetOptions, TrainingOptions
 from kdcompress.results import R, TrainResult
-from kdcompress.runs import RunFolder, check_claim, file_hash
+from kdcompress.runs import RECORD, RunFolder, check_claim, file_hash
+from kdcompress.schema import Malformed
 
 WORTH_COMPILING = 1000  # steps
 ORIGINS = ("run", "teacher", "data")
@@ -275,14 +276,14 @@ def finished(options: OutputOptions, command: str, kind: type[R], reporter: Repo
     """
     if not options.out:
         return None
-    found = from_main(lambda: _finished(options, command))
+    found = from_main(lambda: _finished(options, command, kind))
     if found is None:
         return None
     reporter.note(f"{found['run']} is finished already.")
     return kind.from_dict(found)
 
 
-def _finished(options: OutputOptions, command: str) -> dict[str, Any] | None:
+def _finished(options: OutputOptions, command: str, kind: type[R]) -> dict[str, Any] | None:
     """The result, as the disk of the main process has it: no other looks for itself."""
     assert options.out is not None
     check_claim(options.out, resume=options.resume)
@@ -308,7 +309,13 @@ def _finished(options: OutputOptions, command: str) -> dict[str, Any] | None:
         detail = ", ".join(shown(key, then.get(key)) for key in changed[:3])
         remedy = "Give the same options to take its result, or choose another folder."
         raise usage_error(f"The run {run.path} is finished, but was made with {detail}.", remedy)
-    return {**record["result"], "run": str(run.path)}
+    result = {**record.get("result", {}), "run": str(run.path)}
+    try:
+        kind.from_dict(result)
+    except Malformed as error:
+        problem = f"{run.path / RECORD} holds no result of {command}: {error}."
+        raise UserError(problem, "The folder is damaged; choose another.") from error
+    return result
 
 
 def versions() -> dict[str, str]:

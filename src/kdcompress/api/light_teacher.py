@@ -74,25 +74,35 @@ def _trained(
     with contextlib.ExitStack() as stack:
         work = _work_folder(kept, place, stack, reporter)
         if work != kept:
-            try:
+
+            def make(folder: Path) -> None:
                 train(
                     TrainTeacherOptions(
                         **RECIPE,
                         data=data,
                         epochs=epochs,
                         stop_top1=options.teacher_top1,
-                        out=str(work),
+                        out=str(folder),
                         resume=True,
                         device=options.device,
                         precision=options.precision,
                         workers=options.workers,
                     )
                 )
+
+            try:
+                make(work)
             except Interrupted as interrupted:
                 remedy = "Run the same command again: the lightweight teacher goes on where it stopped."
                 raise Interrupted(interrupted.path, remedy) from interrupted
+            except UserError as error:
+                if work.parent != kept.parent or (problem := _of_the_disk(error)) is None:
+                    raise
+                shutil.rmtree(work, ignore_errors=True)
+                work = _not_kept(kept, problem, reporter)
+                make(work)
             if work.parent == kept.parent:
-                work = work.rename(kept)
+                work = _moved(work, kept)
     found = load_network(str(work))
     reached = found.record["result"]["top1"]
     if reached < options.teacher_top1:
@@ -195,10 +205,30 @@ def _work_folder(kept: Path, place: Place, stack: contextlib.ExitStack, reporter
             reporter.note(f"Warning: the lightweight teacher {kept} was altered, or is damaged; it is made anew.")
             shutil.rmtree(kept, ignore_errors=True)
     except OSError as error:
-        reporter.note(f"Warning: the lightweight teacher cannot be kept in {kept.parent}: {error.strerror or error}.")
-        _temporary.append(tempfile.TemporaryDirectory(prefix="kdcompress-"))
-        return Path(_temporary[-1].name) / kept.name
+        return _not_kept(kept, error, reporter)
     return kept.parent / f".{kept.name}-{place.precision}-1"
+
+
+def _not_kept(kept: Path, problem: OSError, reporter: Reporter) -> Path:
+    """A folder to train in that goes when the process does."""
+    reporter.note(f"Warning: the lightweight teacher cannot be kept in {kept.parent}: {problem.strerror or problem}.")
+    _temporary.append(tempfile.TemporaryDirectory(prefix="kdcompress-", ignore_cleanup_errors=True))
+    return Path(_temporary[-1].name) / kept.name
+
+
+def _of_the_disk(error: BaseException | None) -> OSError | None:
+    """The error of the disk behind one of ours."""
+    while error is not None and not isinstance(error, OSError):
+        error = error.__cause__ or error.__context__
+    return error
+
+
+def _moved(work: Path, kept: Path) -> Path:
+    """Where the finished teacher is; it serves this command from wherever that is."""
+    try:
+        return work.rename(kept)
+    except OSError:
+        return work
 
 
 def _memory() -> int:

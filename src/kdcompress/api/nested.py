@@ -45,5 +45,6 @@ def nested(
             raise Interrupted(run.path) from interrupt
         except UserError:
             if place.is_main and begins and not (run.path / first).exists():
-                run.discard()
+                with contextlib.suppress(OSError):  # of a disk that has turned read-only
+                    run.discard()
             raise

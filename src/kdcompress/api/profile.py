@@ -11,6 +11,7 @@ from kdcompress.api.cost import expected, facts, member_profiles, note_missed
 from kdcompress.api.reference import resolve
 from kdcompress.data import parse_size
 from kdcompress.engine.progress import Reporter
+from kdcompress.errors import UserError
 from kdcompress.flops import Profile
 from kdcompress.gating import expected_macs
 from kdcompress.models.build import config_of
@@ -72,6 +73,9 @@ def _gated(network: Network, profiles: list[Profile], teacher: dict[str, Any] | 
     rates = network.record.get("result", {}).get("exit_rates")
     if not isinstance(network.model, Staged) or network.model.gate is None or not rates:
         return {}
+    if len(rates) != len(profiles):
+        problem = f"{network.reference} has {len(profiles)} stages, but {len(rates)} exit rates on record."
+        raise UserError(problem, "The folder is damaged; use another run.")
     macs = expected_macs(rates, [found.macs for found in profiles])
     return {"exit_rates": rates, **expected(macs, teacher)}
 

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 import sys
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
+from kdcompress import schema
 from kdcompress.api.cost import facts, member_profiles, note_missed, spec_of
 from kdcompress.data import Data, DataSource, InputAdapter, load_source, parse_size
 from kdcompress.engine.distributed import from_main, restarted
 from kdcompress.engine.progress import Reporter
-from kdcompress.errors import UserError, usage_error
+from kdcompress.errors import UserError, first_line, usage_error
 from kdcompress.methods.base import Frozen
 from kdcompress.models.build import config_of
 from kdcompress.models.loading import Network, load_network
@@ -23,6 +23,7 @@ from kdcompress.options import DataOptions
 
 D = TypeVar("D", bound=DataOptions)
 
+MAX_STDIN = 16 * 2**20  # bytes: a result is some kB, a log may come before it
 SEEN = "calibration_seen"  # in run.json, handed on from run to run
 
 
@@ -144,7 +145,7 @@ def may_know_calibration(network: Network, data: Data) -> bool:
     record = network.record
     if record.get(SEEN) or "data_fingerprint" not in record:
         return True
-    own = record["options"].get("holdout")
+    own = record.get("options", {}).get("holdout")
     return record["data_fingerprint"] == data.source.fingerprint and own != data.holdout
 
 
@@ -187,7 +188,17 @@ def _from_stdin() -> str:
         raise UserError("Standard input has been read before torchrun restarted the job.", remedy)
     if sys.stdin is None or sys.stdin.isatty():
         raise usage_error("'-' reads a run from standard input, but nothing is piped in.", "Give a run folder instead.")
-    lines = [line.strip() for line in sys.stdin.read().splitlines() if line.strip()]
+    remedy = "Pipe in the output of a kdcompress command, or the path of a run."
+    try:
+        content = getattr(sys.stdin, "buffer", sys.stdin).read(MAX_STDIN + 1)
+        text = content if isinstance(content, str) else content.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise usage_error("Standard input is no UTF-8 text.", remedy) from error
+    except (OSError, ValueError) as error:  # a folder, or one that was closed
+        raise usage_error(f"Standard input cannot be read: {first_line(error)}", remedy) from error
+    if len(content) > MAX_STDIN:
+        raise usage_error(f"Standard input holds more than {MAX_STDIN / 2**20:g} MiB, which no result does.", remedy)
+    lines = [line.strip() for line in text.removeprefix("\ufeff").splitlines() if line.strip()]
     if not lines:
         remedy = "The command before it printed nothing; look at its error above."
         raise usage_error("Standard input is empty.", remedy)
@@ -195,17 +206,17 @@ def _from_stdin() -> str:
     last = " ".join(lines) if lines[0] == "{" else lines[-1]
     if last.startswith("{"):
         try:
-            run = json.loads(last).get("run")
+            run = schema.read_object(last.encode(), schema.Piped).get("run")
         except ValueError as error:
-            raise usage_error(
-                f"Standard input is not valid JSON: {error}", "Pipe in the output of a command."
-            ) from error
-        if not isinstance(run, str):
+            problem = f"Standard input is not valid JSON: {first_line(error)}"
+            if isinstance(error, schema.Malformed):
+                problem = f"The JSON on standard input names no run that can be used: {error}."
+            raise usage_error(problem, "Pipe in the output of a command.") from error
+        if not run:
             raise usage_error(
                 "The JSON on standard input names no run.", "Pipe in the output of a command that made one."
             )
-        return run
+        return str(run)
     if not os.path.exists(last):  # unlike Path.exists, it takes any text
-        remedy = "Pipe in the output of a kdcompress command, or the path of a run."
         raise usage_error(f"Standard input holds neither JSON nor a path: {last[:60]!r}.", remedy)
     return last

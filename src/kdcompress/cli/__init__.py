@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import os
 import signal
@@ -9,7 +10,6 @@ import sys
 import traceback
 import warnings
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import typer
@@ -17,10 +17,11 @@ import typer
 from kdcompress import options as sets
 from kdcompress import threads, trust
 from kdcompress.cli import completion
-from kdcompress.cli.output import print_error, print_result
-from kdcompress.engine.interrupt import Asked, interrupt
-from kdcompress.errors import UserError, usage_error
-from kdcompress.option_set import variable
+from kdcompress.cli.output import Unprinted, print_error, print_result
+from kdcompress.engine.interrupt import Asked, interrupt, stop_signals
+from kdcompress.errors import UserError, first_line, usage_error
+from kdcompress.option_set import Options, variable
+from kdcompress.streams import forget_output
 
 TEACHER_HELP = """Train, or fine-tune, a network on labels.
 
@@ -93,6 +94,9 @@ Example: kdcompress verify runs/gated
 
 Example: kdcompress verify runs/gated --accept
 """
+
+LAUNCHER = ("RANK", "LOCAL_RANK", "WORLD_SIZE")
+MAX_CONFIG = 2**20  # bytes
 
 # command -> (function of kdcompress.api, its options in kdcompress.options, help)
 COMMANDS: dict[str, tuple[str, str, str]] = {
@@ -169,6 +173,8 @@ def _command(name: str) -> Callable[..., int]:
             os.environ[trust.VARIABLE] = "1"
         if not shell.verbose:
             warnings.simplefilter("ignore")
+            # a process that leaves is told in two lines, without the stack of PyTorch's C++
+            os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
         threads.spin_less(os.environ)
         # imported here: torch comes with it
         from kdcompress import api
@@ -179,12 +185,21 @@ def _command(name: str) -> Callable[..., int]:
         Process.is_ours = True
         reporter = Silent() if shell.quiet else Terminal(shell.verbose)
         try:
-            result = getattr(api, function_name)(options, reporter=reporter)
+            # what a library, or code of the user's own, prints is not the result
+            with contextlib.redirect_stdout(sys.stderr):
+                result = getattr(api, function_name)(options, reporter=reporter)
         except KeyboardInterrupt as interrupt:
             # told here: Typer makes an Abort of it that knows nothing of the run
             raise _interrupted(interrupt) from interrupt
+        except BrokenPipeError as error:
+            # Typer would leave without a word
+            remedy = "A process that reads images may have been killed, for want of memory: try fewer --workers."
+            raise UserError("A process that this one talks to has ended.", remedy) from error
         if int(os.environ.get("RANK", "0")) == 0:
-            print_result(result, shell.json)
+            try:
+                print_result(result, shell.json)
+            except Unprinted as error:
+                raise _not_printed(error, options, result.run) from error
         return int(result.exit_status)
 
     return with_options(call, option_set, sets.ShellOptions)
@@ -193,7 +208,7 @@ def _command(name: str) -> Callable[..., int]:
 def run(arguments: list[str]) -> int:
     """Run the command line and return its exit status."""
     Asked.once = False
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in stop_signals():
         signal.signal(number, interrupt)
     try:
         # standalone_mode off: what goes wrong comes here as an exception
@@ -206,8 +221,7 @@ def run(arguments: list[str]) -> int:
     except KeyboardInterrupt:
         status = 130
     except BrokenPipeError:
-        # the reader of our output has left; Python would complain once more when it flushes
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        forget_output()  # of help: its reader has read enough
         status = 1
     except Exception as error:
         if os.environ.get("KDCOMPRESS_DEBUG") == "1":
@@ -218,6 +232,14 @@ def run(arguments: list[str]) -> int:
 
 def _interrupted(interrupt: KeyboardInterrupt) -> UserError:
     return UserError("Interrupted.", getattr(interrupt, "remedy", ""), exit_code=130)
+
+
+def _not_printed(error: Unprinted, options: Options, run: str | None) -> UserError:
+    """Standard output was closed, full, or its reader has left: nothing is lost."""
+    forget_output()
+    if run is not None and isinstance(options, sets.OutputOptions):
+        return UserError(f"Standard output failed ({error}); the run is finished, and its result is in {run}/run.json.")
+    return UserError(f"Standard output failed ({error}), and with it the result.", "Run the same command again.")
 
 
 def _report(error: Exception, arguments: list[str]) -> int:
@@ -231,9 +253,18 @@ def _report(error: Exception, arguments: list[str]) -> int:
         return 2
     if type(error).__name__ == "Abort":
         return 130
-    first = next((line for line in str(error).splitlines() if line.strip()), "")
-    print_error(f"{type(error).__name__}: {first}", "KDCOMPRESS_DEBUG=1 shows where it happened.")
+    print_error(_nature(error), "KDCOMPRESS_DEBUG=1 shows where it happened.")
     return 1
+
+
+def _nature(error: Exception) -> str:
+    """One line on an error that nobody has foreseen."""
+    first = next((line for line in str(error).splitlines() if line.strip()), "")
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or "allocate memory" in first:
+        return f"Memory ran out: {first or 'no more could be had'}"
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    return f"Something unforeseen went wrong ({type(error).__name__}: {first})"
 
 
 def _option_names() -> dict[str, set[str]]:
@@ -241,7 +272,15 @@ def _option_names() -> dict[str, set[str]]:
 
 
 def _check_environment() -> None:
-    """A variable of ours that no command knows is a slip of the pen; said, for it may be another version's."""
+    """A variable of ours that no command knows is a slip of the pen; said, for it may be another version's.
+
+    Raises:
+        UserError: What a launcher of several processes sets is no number.
+    """
+    for name in LAUNCHER:
+        value = os.environ.get(name, "0")
+        if not (value.isascii() and value.isdigit() and len(value) < 10):
+            raise usage_error(f"The environment variable {name} is {value!r}, no number.", "Unset it, or use torchrun.")
     names = set().union(sets.ShellOptions.__dataclass_fields__, *_option_names().values())
     known = {"KDCOMPRESS_DEBUG", *map(variable, names)}
     for name in sorted(os.environ):
@@ -257,19 +296,31 @@ def _read_config(path: str | None, command: str) -> dict[str, Any]:
     import yaml
 
     try:
-        content = yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {}
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise usage_error(f"--config {path} cannot be read: {error}", "Give a YAML or JSON file of options.") from error
+        with open(path, "rb") as file:
+            text = file.read(MAX_CONFIG + 1).decode("utf-8")
+        if len(text) >= MAX_CONFIG:
+            raise ValueError("it is too large for options")
+        content = yaml.safe_load(text) or {}
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
+        # of YAML's errors the first line says the least
+        what = str(error) if isinstance(error, yaml.YAMLError) else first_line(error)
+        raise usage_error(f"--config {path} cannot be read: {what}", "Give a YAML or JSON file of options.") from error
     if not isinstance(content, dict):
         raise usage_error(f"--config {path} holds no options.", "Write lines like 'epochs: 30'.")
-    section = content.get(command) or {}
-    if not isinstance(section, dict):
-        raise usage_error(f"--config {path}: {command} holds no options.", "Write lines like '  epochs: 30' below it.")
     # one file serves a whole pipeline: at its top may be what only other commands know
     fields = _option_names()
     others = set().union(*fields.values()) - fields[command]
-    common = {key: value for key, value in content.items() if key not in COMMANDS and _name(key) not in others}
-    return {**common, **section}
+    # data is a command and an option: its section holds options, the option is text
+    sections = {key for key, value in content.items() if key in COMMANDS and (key != "data" or _is_section(value))}
+    section = content[command] if command in sections else {}
+    if not _is_section(section):
+        raise usage_error(f"--config {path}: {command} holds no options.", "Write lines like '  epochs: 30' below it.")
+    common = {key: value for key, value in content.items() if key not in sections and _name(key) not in others}
+    return {**common, **(section or {})}
+
+
+def _is_section(value: Any) -> bool:
+    return value is None or isinstance(value, dict)
 
 
 def _name(key: Any) -> str:

@@ -10,18 +10,30 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from kdcompress.results import Result
 
+LONGEST = 1000  # characters of a line on standard error
 WIDE = ("curve", "by_module", "members", "entries", "search", "files")
 
 
+class Unprinted(Exception):
+    """Standard output took no result; the message says why."""
+
+
 def print_result(result: Result, as_json: bool | None) -> None:
-    """One line of JSON off a terminal, a table on it."""
+    """One line of JSON off a terminal, a table on it.
+
+    Raises:
+        Unprinted: Standard output is closed or full, or its reader has left.
+    """
     values = result.to_dict()
+    for key in result.not_finite():
+        print(f"Notice: {key} is {getattr(result, key)}; in JSON it is null.", file=sys.stderr)
     if as_json is None:
         as_json = not sys.stdout.isatty()
-    if as_json:
-        print(json.dumps(values, allow_nan=False), flush=True)
-    else:
-        _print_table(values)
+    shown = json.dumps(values, allow_nan=False) if as_json else _table(values)
+    try:
+        print(shown, flush=True)
+    except (OSError, ValueError) as error:  # ValueError: of a file that was closed
+        raise Unprinted(getattr(error, "strerror", None) or str(error)) from error
 
 
 def print_error(problem: str, remedy: str = "") -> None:
@@ -33,7 +45,7 @@ def print_error(problem: str, remedy: str = "") -> None:
         print(_one_line(remedy), file=sys.stderr)
 
 
-def _print_table(values: dict[str, Any]) -> None:
+def _table(values: dict[str, Any]) -> str:
     from rich.console import Console
     from rich.table import Table
 
@@ -44,10 +56,12 @@ def _print_table(values: dict[str, Any]) -> None:
     for key, value in values.items():
         if key not in WIDE and key != "command" and value not in (None, {}):
             facts.add_row(key, _shown(key, value))
-    console.print(facts)
-    for key in WIDE:
-        if values.get(key):
-            console.print(_rows(key, values[key]))
+    with console.capture() as shown:
+        console.print(facts)
+        for key in WIDE:
+            if values.get(key):
+                console.print(_rows(key, values[key]))
+    return shown.get().removesuffix("\n")
 
 
 def _rows(title: str, rows: list[dict[str, Any]]) -> Any:
@@ -80,4 +94,8 @@ def _shown(key: str, value: Any) -> str:
 
 
 def _one_line(text: str) -> str:
-    return " ".join(text.split())
+    """Without what would steer a terminal, and not longer than a person reads."""
+    line = " ".join(text.split())
+    if len(line) > LONGEST:
+        line = f"{line[: LONGEST * 2 // 3]} … {line[-LONGEST // 4 :]}"
+    return "".join(part if part.isprintable() else ascii(part)[1:-1] for part in line)

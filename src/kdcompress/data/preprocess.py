@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from kdcompress.data.sources import IMAGE_MODES, UNREADABLE, ImageList
 from kdcompress.errors import UserError, usage_error
+from kdcompress.schema import MAX_SIDE
 
 
 @dataclass(frozen=True)
@@ -101,8 +102,10 @@ def parse_size(text: str | int, channels: int | None = None) -> tuple[int | None
     Raises:
         UserError: Not of that form.
     """
-    if not re.fullmatch(r"[1-9]\d*(x[1-9]\d*){0,2}", str(text)):
+    if not re.fullmatch(r"[1-9]\d*(x[1-9]\d*){0,2}", str(text), re.ASCII):
         raise usage_error(f"{text!r} is not an input size.", "Write a side (32), HxW (24x40) or CxHxW (1x28x28).")
+    if any(len(part) > 6 or int(part) > MAX_SIDE for part in str(text).split("x")):
+        raise usage_error(f"The input size {str(text)[:60]} is out of range.", f"A side has at most {MAX_SIDE} pixels.")
     parts = [int(part) for part in str(text).split("x")]
     if len(parts) == 1:
         return channels, parts[0], parts[0]

@@ -20,6 +20,7 @@ import torch
 from PIL import Image
 
 from kdcompress.data import synth_digits
+from kdcompress.data.labels import check_classes, check_inputs, whole_labels
 from kdcompress.errors import UserError, first_line, usage_error
 from kdcompress.trust import PREFIX, import_callable
 
@@ -200,9 +201,9 @@ def load_source(spec: str, *, data_dir: str | None = None, download: bool = Fals
         source = _synth_digits(spec)
     elif spec.startswith(PREFIX):
         source = _from_callable(spec)
-    elif spec.split("/")[0].lower() in ("torch", "hfds", "hfids", "wds", "tfds") and not Path(spec).exists():
+    elif spec.split("/")[0].lower() in ("torch", "hfds", "hfids", "wds", "tfds") and not os.path.exists(spec):
         source = _shards(spec, data_dir) if spec.lower().startswith("wds/") else _from_timm(spec, data_dir, download)
-    elif Path(spec).is_dir():
+    elif os.path.isdir(spec):  # unlike that of Path, it takes any text
         source = _folder(spec)
     else:
         remedy = (
@@ -284,7 +285,7 @@ class _Lines:
         self.hash, self.between = hashlib.sha256(), ""
 
     def add(self, line: str) -> None:
-        self.hash.update(f"{self.between}{line}".encode())
+        self.hash.update(os.fsencode(f"{self.between}{line}"))  # names of files need not be UTF-8
         self.between = "\n"
 
 
@@ -351,7 +352,18 @@ def _from_timm(spec: str, data_dir: str | None, download: bool) -> DataSource:
 
 
 def _from_callable(spec: str) -> DataSource:
-    made = import_callable(spec)()
+    function = import_callable(spec)
+    try:
+        return _called(spec, function())
+    except UserError:
+        raise
+    except Exception as error:  # code of the user's own may fail in any way
+        problem = f"{spec} gives no data: {type(error).__name__}: {first_line(error)}"
+        remedy = "It returns (train, test), data sets of (image, label). KDCOMPRESS_DEBUG=1 shows where it failed."
+        raise UserError(problem, remedy) from error
+
+
+def _called(spec: str, made: Any) -> DataSource:
     if isinstance(made, dict) and "train" in made:
         train, test = made["train"], made.get("test")
     elif isinstance(made, tuple) and len(made) == 2:
@@ -369,13 +381,9 @@ def _from_map(spec: str, train: Any, test: Any, flip: bool) -> DataSource:
     train_list = _items(train)
     test_list = _items(test) if test is not None else None
     classes = getattr(train, "classes", None)
-    count = len(classes) if classes is not None else int(train_list.labels.max(initial=-1)) + 1
-    if count == 0 or not len(train_list.labels):
+    if not len(train_list.labels) or (classes is not None and not len(classes)):
         raise UserError(f"The data {spec} have no images.", "A classifier needs two classes or more.")
-    for labels in (train_list.labels, *([] if test_list is None else [test_list.labels])):
-        if len(odd := labels[(labels < 0) | (labels >= count)]):
-            remedy = "Labels count from 0, and both splits have the same classes."
-            raise UserError(f"The data {spec} have {count} classes, but an image has the label {odd[0]}.", remedy)
+    count = check_classes(train_list.labels, None if test_list is None else test_list.labels, classes)
     print_of = hashlib.sha256(train_list.labels.tobytes())
     if isinstance(train_list, TensorItems):
         print_of.update(train_list.inputs.numpy().tobytes())
@@ -399,6 +407,7 @@ def _items(dataset: Any) -> MapImages | TensorItems:
     except RuntimeError as error:
         remedy = "Give all of them one shape, e.g. pad the texts."
         raise UserError(f"The inputs of the data differ in shape: {first_line(error)}", remedy) from error
+    check_inputs(inputs)
     if inputs.ndim > 4:
         raise UserError(f"An input has the shape {tuple(inputs.shape[1:])}.", "Give at most three dimensions.")
     return TensorItems(inputs.reshape(len(labels), *[1] * (4 - inputs.ndim), *inputs.shape[1:]), labels)
@@ -407,11 +416,11 @@ def _items(dataset: Any) -> MapImages | TensorItems:
 def _labels_of(dataset: Any) -> np.ndarray:
     for name in ("targets", "labels", "_labels"):
         if (labels := getattr(dataset, name, None)) is not None and np.shape(labels) == (len(dataset),):
-            return np.asarray(labels, dtype=np.int64)
+            return whole_labels(labels)
     reader = getattr(getattr(dataset, "reader", None), "dataset", None)
     if reader is not None and "label" in getattr(reader, "column_names", ()):
-        return np.asarray(reader["label"], dtype=np.int64)
-    return np.asarray([int(dataset[index][1]) for index in range(len(dataset))], dtype=np.int64)
+        return whole_labels(list(reader["label"]))
+    return whole_labels([dataset[index][1] for index in range(len(dataset))])
 
 
 def _look_at(images: ImageList, sample: int = 64) -> tuple[int, tuple[int, int] | None]:

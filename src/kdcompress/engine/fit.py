@@ -28,12 +28,13 @@ from kdcompress.engine.sync_bn import is_wanted
 from kdcompress.engine.targets import ToldBatches, ToldEval, unpacked
 from kdcompress.errors import Diverged, UserError, first_line, usage_error
 from kdcompress.options import FREE_OPTIONS, TrainingOptions
-from kdcompress.runs import RunFolder
+from kdcompress.runs import CHECKPOINT, RunFolder
 
 BASE_BATCH = 128
 MIN_STEPS = 40
 REPORT_SECONDS = 0.5
 AGREE_EVERY = 16
+STATE = frozenset(("options", "epoch", "step", "update", "seconds", "history", "sums", "state_dict", "optimizer"))
 VECTOR = 16  # float32 numbers in the widest vector register of a CPU
 
 
@@ -148,14 +149,31 @@ def fit(
     finally:
         reporter.stop()
         if writer is not None:
-            writer.close()
+            try:
+                writer.close()
+            except OSError as error:  # must not hide what went wrong before
+                reporter.note(f"Warning: TensorBoard's events are not whole: {error.strerror or error}.")
     trainer.take_average()
     return trainer.history
 
 
 def phase_of(run: RunFolder) -> int:
     """The phase that a run was cut off in, from 0; read from this host's disk."""
-    return int(run.read_checkpoint().get("phase", 0)) if run.has_checkpoint else 0
+    return int(_state(run).get("phase", 0)) if run.has_checkpoint else 0
+
+
+def _state(run: RunFolder) -> dict[str, Any]:
+    """The checkpoint of a run.
+
+    Raises:
+        UserError: It cannot be read, or is none of ours.
+    """
+    state = run.read_checkpoint()
+    missing = STATE - state.keys() if isinstance(state, dict) else STATE
+    if missing:
+        remedy = f"Remove {run.path} and start again without --resume."
+        raise UserError(f"{run.path / CHECKPOINT} is no state of a training: {sorted(missing)[0]} is missing.", remedy)
+    return state
 
 
 class Trainer:
@@ -403,7 +421,7 @@ class Trainer:
         )
 
     def load(self) -> None:
-        state = self.run.read_checkpoint()
+        state = _state(self.run)
         then, now = state["options"], self._fixed_options()
         changed = self.options.differing(then, now)
         if changed:

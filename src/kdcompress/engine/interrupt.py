@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM end a training at the next step's end, with its state saved."""
+"""Ctrl-C, SIGTERM and SIGHUP end a training at the next step's end, with its state saved."""
 
 from __future__ import annotations
 
@@ -13,6 +13,14 @@ class Asked:
     """Whether this process was asked to stop; a library swallows a KeyboardInterrupt that meets it on import."""
 
     once = False
+
+
+def stop_signals() -> list[int]:
+    """Those that ask a process to end; SIGHUP is none where it is ignored, as under ``nohup``."""
+    numbers: list[int] = [signal.SIGINT, signal.SIGTERM]
+    if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
+        numbers.append(signal.SIGHUP)
+    return numbers
 
 
 def interrupt(number: int, frame: FrameType | None) -> None:
@@ -47,7 +55,7 @@ class Interrupted(KeyboardInterrupt):
 
 
 class StopSignal:
-    """While active, the first SIGINT or SIGTERM sets ``requested``; a second one takes its usual course."""
+    """While active, the first of :func:`stop_signals` sets ``requested``; a second one takes its usual course."""
 
     def __init__(self) -> None:
         self.requested = False
@@ -56,7 +64,7 @@ class StopSignal:
     def __enter__(self) -> StopSignal:
         self.requested = Asked.once
         if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
+            for number in stop_signals():
                 self.former[number] = signal.signal(number, self._ask)
         return self
 

@@ -18,6 +18,7 @@ from dataclasses import asdict, dataclass
 
 import torch
 
+from kdcompress import schema
 from kdcompress.cache import cache_dir
 from kdcompress.errors import usage_error
 
@@ -99,8 +100,8 @@ def remembered() -> Bf16:
         :16
     ]
     file = cache_dir() / f"bf16-{key}.json"
-    with contextlib.suppress(OSError, ValueError, TypeError):
-        return Bf16(**json.loads(file.read_text()))
+    with contextlib.suppress(OSError, ValueError):
+        return schema.check(json.loads(file.read_text()), Bf16)
     found, sure = _try_out()
     if not sure:
         return found

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import difflib
+import math
 from dataclasses import dataclass, field
 from typing import Any, cast
 
@@ -13,6 +14,7 @@ from torch import nn
 
 from kdcompress.data.preprocess import parse_size
 from kdcompress.errors import UserError, first_line, usage_error
+from kdcompress.schema import MIN_STD
 from kdcompress.trust import PREFIX, import_callable
 
 PREPROCESSING = ("mean", "std", "input_size", "interpolation", "crop_pct")
@@ -186,8 +188,10 @@ def _from_callable(name: str, args: dict[str, Any]) -> nn.Module:
 def _numbers(part: str, value: str) -> tuple[float, ...]:
     found = _literal(value)
     numbers = found if isinstance(found, tuple) else (found,)
-    if not all(isinstance(number, (int, float)) for number in numbers):
-        raise usage_error(f"{part!r} in the model spec is not a number.", "Write one, or one per channel: 0.5/0.4/0.3.")
+    least = MIN_STD if part.strip().startswith("std") else -math.inf
+    if not all(isinstance(number, (int, float)) and math.isfinite(number) and number >= least for number in numbers):
+        remedy = "Write one, or one per channel: 0.5/0.4/0.3."
+        raise usage_error(f"{part!r} in the model spec is not a number, or out of range.", remedy)
     return numbers
 
 

@@ -10,6 +10,7 @@ import dataclasses
 import hashlib
 import importlib
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,6 +25,7 @@ from kdcompress.errors import UserError, first_line, usage_error
 from kdcompress.models.build import ModelSpec, build, config_of, default_config
 from kdcompress.models.staged import Staged
 from kdcompress.runs import CONFIG, RECORD, WEIGHTS, RunFolder, open_run
+from kdcompress.schema import Malformed, Pretrained, check
 
 CHECKPOINT_SUFFIXES = (".safetensors", ".pt", ".pth", ".th", ".bin", ".tar", ".ckpt")
 
@@ -105,12 +107,13 @@ def load_network(reference: str, arch: str | None = None, *, weights: bool = Tru
         UserError: Nothing there, a checkpoint that does not fit, is truncated or holds code, unknown architecture.
     """
     path = Path(reference.removeprefix("local-dir:"))
-    if arch is not None and not path.is_file():
-        what = "is a folder, which names its own" if path.is_dir() else "names it itself, or is no file"
+    is_folder, is_file = os.path.isdir(path), os.path.isfile(path)  # unlike those of Path, they take any text
+    if arch is not None and not is_file:
+        what = "is a folder, which names its own" if is_folder else "names it itself, or is no file"
         raise usage_error(f"The architecture {arch} was given, but {reference} {what}.", "Leave it out.")
-    if reference.startswith("local-dir:") or path.is_dir():
+    if reference.startswith("local-dir:") or is_folder:
         return _from_folder(path)
-    if path.is_file():
+    if is_file:
         return _from_checkpoint(path, arch)
     if reference.startswith("hf-hub:"):
         return _by_timm(reference)
@@ -128,11 +131,18 @@ def _from_folder(path: Path) -> Network:
     architecture, args = config.get("architecture"), dict(config.get("model_args") or {})
     if not isinstance(architecture, str):
         raise UserError(f"{run.path / CONFIG} names no architecture.", "The folder is damaged; use another run.")
-    classes = config.get("num_classes") or config.get("pretrained_cfg", {}).get("num_classes")
+    pretrained = config.get("pretrained_cfg") or {}
+    classes = config.get("num_classes") or pretrained.get("num_classes")
     model = build(ModelSpec(architecture, args), num_classes=classes)[0]
-    model.pretrained_cfg = {**config.get("pretrained_cfg", {}), "num_classes": classes}  # type: ignore[assignment]
+    built = config_of(model)
+    config_size = pretrained.get("input_size") or built["input_size"]
+    if config_size[0] != built["input_size"][0]:
+        problem = f"{run.path / CONFIG} has an input_size of {config_size[0]} channels, the network takes"
+        raise UserError(f"{problem} {built['input_size'][0]}.", "The folder is damaged; use another run.")
+    model.pretrained_cfg = {**pretrained, "input_size": config_size, "num_classes": classes}  # type: ignore[assignment]
+    _check_gate(model, run.path / CONFIG)
     _fill(model, read_weights(run.path / WEIGHTS), run.path / WEIGHTS)
-    names = config.get("label_names") or config.get("pretrained_cfg", {}).get("label_names")
+    names = config.get("label_names") or pretrained.get("label_names")
     return Network(
         model.eval(), architecture, args, str(run.path), None, tuple(names) if names else None, record, run.path
     )
@@ -174,6 +184,10 @@ def _by_timm(reference: str) -> Network:
             f"{reference} cannot be loaded: {first}", "Check the name, its files and the connection."
         ) from error
     config = config_of(model)
+    try:
+        check(config, Pretrained)
+    except Malformed as error:
+        raise UserError(f"{reference} has a config that cannot be used: {error}", "Mend its config.json.") from error
     names = config.get("label_names")
     architecture = config["architecture"]
     return Network(model.eval(), architecture, {}, reference, class_names=tuple(names) if names else None)
@@ -232,7 +246,7 @@ def _fill(model: nn.Module, state: Mapping[str, Tensor], source: Path) -> None:
     """Strict loading that names the first tensor that does not fit.
 
     Raises:
-        UserError: A tensor is missing, left over, of another shape, or holds NaN.
+        UserError: A tensor is missing, left over, of another shape, quantized, or holds NaN.
     """
     own = model.state_dict()
     for key, value in own.items():
@@ -245,10 +259,32 @@ def _fill(model: nn.Module, state: Mapping[str, Tensor], source: Path) -> None:
     extra = next((key for key in state if key not in own), None)
     if extra is not None:
         raise _misfit(source, f"its {extra} {list(state[extra].shape)} is not in the model")
-    for key in own:
-        if key in state and state[key].is_floating_point() and state[key].isnan().any():
+    for key in [key for key in own if key in state]:
+        there = state[key]
+        if own[key].is_floating_point() and (not there.is_floating_point() or there.dtype.itemsize < 2):
+            # load_state_dict would take the stored integers for the weights
+            what = f"{key} is {_type(there)} there and {_type(own[key])} in the model"
+            raise UserError(
+                f"{source} holds no weights that can be run: {what}.", "Give the weights before they were quantized."
+            )
+        if there.is_floating_point() and there.isnan().any():
             raise UserError(f"{source} is broken: {key} holds NaN.", "Take an earlier checkpoint, or train anew.")
     model.load_state_dict(state, strict=False)
+
+
+def _type(tensor: Tensor) -> str:
+    return str(tensor.dtype).removeprefix("torch.")
+
+
+def _check_gate(model: nn.Module, source: Path) -> None:
+    """Raises:
+    UserError: A gate that does not fit the stages.
+    """
+    if isinstance(model, Staged) and model.gate is not None:
+        thresholds, stages = len(model.gate.thresholds), len(model.stages())
+        if thresholds != stages - 1:
+            problem = f"{source} has a gate of {thresholds} thresholds for {stages} stages."
+            raise UserError(problem, "The folder is damaged; use another run, or run gate-calibrate anew.")
 
 
 def _misfit(source: Path, detail: str) -> UserError:

@@ -1,0 +1,226 @@
+"""JSON that comes from outside (run folders, pipes), checked once, where it enters: inside, its types are trusted.
+
+A schema names the keys that are read later, with the bounds of their values (ours). All other keys are kept as they
+are: folders that others made have many.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from typing import Annotated, Any, NoReturn, TypedDict, TypeVar
+
+import msgspec
+from msgspec import Meta
+
+T = TypeVar("T")
+
+MAX_BYTES = 64 * 2**20  # of a file: the names of a million classes are 20 MB
+MAX_DEPTH = 64
+MAX_CLASSES = 1_000_000
+MAX_SIDE = 65_536  # pixels
+MIN_STD = 1e-6
+RGB = 3
+
+WITHOUT_NUL = r"^[^\0]*\Z"
+Text = Annotated[str, Meta(max_length=100_000)]
+Name = Annotated[str, Meta(min_length=1, max_length=1000)]
+Place = Annotated[str, Meta(max_length=4096, pattern=WITHOUT_NUL)]  # of a file or folder; a NUL is in none
+Count = Annotated[int, Meta(ge=0, le=2**53)]
+Share = Annotated[float, Meta(ge=0, le=1)]
+Classes = Annotated[int, Meta(ge=0, le=MAX_CLASSES)]
+Side = Annotated[int, Meta(ge=1, le=MAX_SIDE)]
+PerChannel = Meta(min_length=1, max_length=64)
+
+
+class Pretrained(TypedDict, total=False):
+    """timm's ``pretrained_cfg``."""
+
+    num_classes: Classes | None
+    input_size: Annotated[tuple[Side, ...], Meta(min_length=3, max_length=3)] | None
+    mean: Annotated[tuple[Annotated[float, Meta(ge=-1e6, le=1e6)], ...], PerChannel] | None
+    std: Annotated[tuple[Annotated[float, Meta(ge=MIN_STD, le=1e6)], ...], PerChannel] | None
+    crop_pct: Annotated[float, Meta(gt=0, le=10)] | None
+    interpolation: Name | None
+    label_names: list[Text] | None
+
+
+class Config(TypedDict, total=False):
+    """``config.json`` of a timm model folder."""
+
+    architecture: Name | None
+    num_classes: Classes | None
+    model_args: dict[str, Any] | None
+    pretrained_cfg: Pretrained | None
+    label_names: list[Text] | None
+
+
+class RunOptions(TypedDict, total=False):
+    """What later commands look at of the options of a run."""
+
+    run: Place | None
+    teacher: Place | None
+    data: Place | None
+    data_dir: Place | None
+    holdout: Annotated[float, Meta(gt=0, lt=1)] | None
+    skip_bad_images: bool | None
+
+
+class Reference(TypedDict):
+    """By which a network is found again."""
+
+    reference: Place
+
+
+class Teacher(Reference, total=False):
+    arch: Text | None
+    fingerprint: Name | None
+    macs: Annotated[int, Meta(ge=1, le=2**62)]
+
+
+class RunResult(TypedDict, total=False):
+    """What the next command takes over from the result of a run; all of it is checked where it is printed again."""
+
+    run: Place | None
+    seconds: float | None
+    top1: float | None
+    exit_rates: list[Share] | None
+    energies: list[float | None] | None
+    promise: dict[str, Any] | None
+
+
+class Record(TypedDict, total=False):
+    """``run.json``."""
+
+    command: Name
+    method: Name | None
+    status: Name
+    options: RunOptions
+    data_fingerprint: Name | None
+    parent_fingerprint: Name | None
+    teacher: Teacher | None
+    parents: list[Place]
+    seed: int
+    calibration_seen: bool
+    result: RunResult
+    training: RunResult | None
+
+
+class Piped(TypedDict, total=False):
+    """A result on standard input."""
+
+    run: Place | None
+
+
+class Malformed(ValueError):
+    """Something from outside is not what it should be; the message says what, in one line."""
+
+
+def read_config(content: bytes) -> dict[str, Any]:
+    """``config.json``.
+
+    Raises:
+        Malformed: As :func:`read_object`, or numbers of classes or channels that contradict each other.
+    """
+    found = read_object(content, Config)
+    pretrained = found.get("pretrained_cfg") or {}
+    classes = found.get("num_classes") or pretrained.get("num_classes")
+    names = found.get("label_names") or pretrained.get("label_names")
+    if classes and names and len(names) != classes:
+        raise Malformed(f"label_names: {len(names)} of them for {classes} classes")
+    channels = (pretrained.get("input_size") or (RGB,))[0]
+    for key in ("mean", "std"):
+        values = pretrained.get(key)
+        if values and len(values) not in (1, RGB, channels):
+            raise Malformed(f"pretrained_cfg.{key}: {len(values)} numbers for {channels} channels")
+    return found
+
+
+def read_record(content: bytes) -> dict[str, Any]:
+    """``run.json``.
+
+    Raises:
+        Malformed: As :func:`read_object`.
+    """
+    return read_object(content, Record)
+
+
+def read_object(content: bytes, kind: Any) -> dict[str, Any]:
+    """A JSON object with all its keys, of which those that ``kind`` names have the types and bounds that it says.
+
+    Args:
+        content: UTF-8.
+        kind: A :class:`~typing.TypedDict`.
+
+    Raises:
+        Malformed: No JSON (NaN and infinity are none), no object, nested too deeply, or a value that does not fit.
+    """
+    try:
+        found = json.loads(content.decode("utf-8"), parse_constant=_refuse)
+    except UnicodeDecodeError as error:
+        raise Malformed("it is no UTF-8 text") from error
+    except RecursionError as error:
+        raise Malformed("it is nested too deeply") from error
+    if not isinstance(found, dict):
+        raise Malformed("it holds no JSON object")
+    _check_values(found)
+    check(found, kind)
+    return found
+
+
+def check(value: Any, kind: type[T]) -> T:
+    """``value`` as a ``kind``, without what that does not name.
+
+    Raises:
+        Malformed: A value that does not fit.
+    """
+    try:
+        return msgspec.convert(value, kind)
+    except msgspec.ValidationError as error:
+        # "Expected `str`, got `int` - at `$.label_names[0]`"
+        what, _, where = str(error).partition(" - at ")
+        key = where.strip("`").removeprefix("$").removeprefix(".")
+        what = (
+            what.replace(f"matching regex {WITHOUT_NUL!r}", "without NUL characters")
+            .replace("`", "")
+            .replace("Expected", "expected")
+            .replace("Object missing", "missing")
+        )
+        raise Malformed(f"{key}: {what}" if key else what) from error
+
+
+def finite(value: Any) -> Any:
+    """JSON has no NaN and no infinity: None in their place, at any depth."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {key: finite(part) for key, part in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [finite(part) for part in value]
+    return value
+
+
+def is_finite(value: Any) -> bool:
+    """Whether no number in it is NaN or infinite, at any depth."""
+    if isinstance(value, float):
+        return math.isfinite(value)
+    if isinstance(value, dict):
+        return all(map(is_finite, value.values()))
+    return not isinstance(value, (list, tuple)) or all(map(is_finite, value))
+
+
+def _refuse(constant: str) -> NoReturn:
+    raise Malformed(f"{constant} is no JSON")
+
+
+def _check_values(found: dict[str, Any]) -> None:
+    """Bounded depth, and no number that overflowed (``1e999``)."""
+    level: list[Any] = [found]
+    for _ in range(MAX_DEPTH):
+        inner = [part for each in level for part in (each.values() if isinstance(each, dict) else each)]
+        if any(isinstance(part, float) and not math.isfinite(part) for part in inner):
+            raise Malformed("a number in it is too large")
+        level = [part for part in inner if isinstance(part, (dict, list))]
+        if not level:
+            return
+    raise Malformed("it is nested too deeply")
