@@ -25,7 +25,6 @@ PAGES = sorted(
     [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), *(ROOT / "examples").rglob("*.md")],
     key=lambda page: page.relative_to(ROOT),
 )
-COMING = {"many-processes.md", "scale.md"}  # of docs/, in work; a link to them is right even before they are there
 BLOCK = re.compile(r"^( *)```(\w*)\n(.*?)^ *```", re.M | re.S)
 WITHOUT_A_COMMAND = {"COMMAND", "--help", "--version", "--install-completion", "--show-completion"}
 
@@ -121,8 +120,6 @@ def test_links_lead_somewhere(page: Path) -> None:
             continue
         path, _, anchor = target.partition("#")
         linked = (page.parent / path).resolve() if path else page
-        if not linked.exists() and linked.parent == ROOT / "docs" and linked.name in COMING:
-            continue
         assert linked.exists(), target
         assert linked.is_relative_to(ROOT), target
         if anchor:
