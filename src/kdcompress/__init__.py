@@ -13,19 +13,16 @@ from kdcompress import timm_hook
 from kdcompress.errors import UserError
 
 if TYPE_CHECKING:
-    from kdcompress.api import (
-        add_res_student,
-        describe_data,
-        distill,
-        evaluate,
-        gate_calibrate,
-        load,
-        manage_cache,
-        polish,
-        profile_flops,
-        train_teacher,
-        verify,
-    )
+    from kdcompress.api.cache import manage_cache
+    from kdcompress.api.describe import describe_data
+    from kdcompress.api.evaluate import evaluate
+    from kdcompress.api.gate import gate_calibrate
+    from kdcompress.api.load import load
+    from kdcompress.api.polish import polish
+    from kdcompress.api.profile import profile_flops
+    from kdcompress.api.reskd import add_res_student
+    from kdcompress.api.train import distill, train_teacher
+    from kdcompress.api.verify import verify
 
 __all__ = [
     "UserError",

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import dataclasses
 import time
+from pathlib import Path
 
+from kdcompress.api.claimed import claimed
 from kdcompress.api.job import Job
 from kdcompress.api.residual import Residual
-from kdcompress.api.trials import Trials
+from kdcompress.api.trials import Trials, affordable_for
 from kdcompress.engine.distributed import Place
 from kdcompress.engine.interrupt import Interrupted
 from kdcompress.errors import usage_error
@@ -46,7 +48,13 @@ def search(residual: Residual, job: Job) -> TrainResult | SearchResult:
         Interrupted: Ctrl-C or SIGTERM; the state is saved.
     """
     check_alone(job.place)
-    trials = Trials.of(residual, job)
+    space = affordable_for(residual, job)
+    stem = f"{job.command}-{job.method}-search-{Path(residual.data.source.spec).name}"
+    with claimed(job.options, stem, job.place, job.reporter) as run:
+        return _searched(Trials.of(residual, job, run, space), residual, job)
+
+
+def _searched(trials: Trials, residual: Residual, job: Job) -> TrainResult | SearchResult:
     try:
         with trials.storage.reached():
             winner, rows = trials.winner(), trials.rows()

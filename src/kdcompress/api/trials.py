@@ -23,7 +23,7 @@ from kdcompress.models.candidates import Candidate, affordable, cheapest, draw, 
 from kdcompress.option_set import shown
 from kdcompress.options import FREE_OPTIONS, AddResStudentOptions
 from kdcompress.ranking import with_front
-from kdcompress.runs import RECORD, RunFolder, claim, file_hash
+from kdcompress.runs import RECORD, RunFolder, file_hash
 
 if TYPE_CHECKING:
     import optuna
@@ -59,16 +59,23 @@ class Trials:
     crew: Alone
 
     @classmethod
-    def of(cls, residual: Residual, job: Job) -> Trials:
+    def of(cls, residual: Residual, job: Job, run: RunFolder, space: list[Candidate]) -> Trials:
+        """The trials that a run folder holds, or is to hold.
+
+        Args:
+            run: Claimed.
+            space: As :func:`affordable_for` finds it.
+
+        Raises:
+            UserError: The run was not begun by a search, or by another one; a storage that cannot be reached.
+        """
         budget = job.options.max_macs * residual.teacher.entry["macs"]
-        space = _space(residual, job, budget)
-        stem = f"{job.command}-{job.method}-search-{Path(residual.data.source.spec).name}"
-        run = claim(job.options.out, stem, resume=job.options.resume)
         folder = run.path / FOLDER
         if "options" in run.record() and not folder.exists():
             raise usage_error(f"The run {run.path} was not begun by a search.", "Choose another folder.")
         if not (run.path / RECORD).exists():
-            run.write_record({"command": job.command, "status": "unfinished"})
+            begun = {"command": job.command, "status": "unfinished", "threads": torch.get_num_threads()}
+            run.write_record(begun)
         folder.mkdir(exist_ok=True)
         storage = _storage(folder, job.options.search_storage)
         # what is recorded, of the winner and of the trials, holds no password
@@ -278,12 +285,13 @@ def _seed(seed: int, number: int) -> int:
     return (1_000_003 * seed + number) % 2**32
 
 
-def _space(residual: Residual, job: Job, budget: float) -> list[Candidate]:
+def affordable_for(residual: Residual, job: Job) -> list[Candidate]:
     """All candidates within the budget.
 
     Raises:
         UserError: There is none.
     """
+    budget = job.options.max_macs * residual.teacher.entry["macs"]
     teacher, size = residual.teacher.entry["macs"], residual.base.prep.size
     counted = functools.cache(lambda spec: macs_of(residual.member(spec, job.options.seed).model))
     series = series_for(size)
