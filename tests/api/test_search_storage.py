@@ -209,6 +209,19 @@ def test_time_is_up_for_all(single: Path, storage: str, ran: list[Any]) -> None:
     assert searched(single, storage, trials=6).search == result.search
 
 
+def test_nobody_waits_for_a_trial_that_will_not_run(tmp_path: Path) -> None:
+    """All others would wait two minutes for what one of them had only meant to try."""
+    study = SearchStorage.of(str(tmp_path / "shared.log")).study()
+    one, other = (crew.Crew(study, name, print) for name in ("one", "other"))
+    one.propose({"width": 0.5})
+    assert one.left() is not None
+    assert other.enough(0, 1)
+    one.close()
+    other.close()
+    assert other.closed
+    assert not [trial for trial in study.trials if one.is_done(trial)]
+
+
 # --- what is refused
 
 
@@ -226,10 +239,9 @@ def test_other_options_are_refused(single: Path, storage: str, tmp_path: Path, r
 
 def test_a_folder_keeps_to_its_storage(single: Path, tmp_path: Path, ran: list[Any]) -> None:
     """Resumed without it, a search would begin anew beside the others."""
-    searched(single, tmp_path / "shared.log", out="first")
-    (tmp_path / "first" / "run.json").write_text('{"command": "add-res-student", "status": "unfinished"}')
+    helped = searched(single, tmp_path / "shared.log")
     with pytest.raises(UserError, match=r"keeps its trials in .*shared\.log"):
-        kdcompress.add_res_student(run=single, search=True, max_macs=0.9, out="first", resume=True, **COMMON)
+        kdcompress.add_res_student(run=single, search=True, max_macs=0.9, out=helped.run, resume=True, **COMMON)
     kdcompress.add_res_student(run=single, search=True, max_macs=0.9, trials=1, out="alone", **COMMON)
     (tmp_path / "alone" / "run.json").write_text('{"command": "add-res-student", "status": "unfinished"}')
     with pytest.raises(UserError, match=r"keeps its trials in .*alone/search/journal\.log"):
@@ -381,3 +393,14 @@ def test_what_others_wrote_is_checked(
     with pytest.raises(UserError, match=words):
         searched(single, storage, trials=1, out="best")
     assert not Path("best/model.safetensors").exists()
+
+
+def test_the_journal_of_one_process_is_checked_too(single: Path, tmp_path: Path, ran: list[Any]) -> None:
+    """A run folder that somebody passed on could have code imported."""
+    given: dict[str, Any] = {**COMMON, "run": single, "search": True, "max_macs": 0.9, "trials": 1, "out": "best"}
+    kdcompress.add_res_student(**given)
+    (tmp_path / "best" / "run.json").write_text('{"command": "add-res-student", "status": "unfinished"}')
+    study = SearchStorage.of(str(tmp_path / "best" / FOLDER / JOURNAL)).study()
+    study.set_user_attr("winner", " py:os:getcwd")
+    with pytest.raises(UserError, match="names the architecture ' py:os:getcwd'"):
+        kdcompress.add_res_student(**given, resume=True)

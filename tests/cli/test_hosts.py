@@ -126,7 +126,7 @@ def test_a_cut_link_ends_both_hosts(hosts: list[Host], here: Path) -> None:
 
 
 @pytest.mark.attack("one of several processes killed or stopped")
-@pytest.mark.parametrize(("victim", "number"), [(0, signal.SIGSTOP), (1, signal.SIGSTOP), (1, signal.SIGKILL)])
+@pytest.mark.parametrize(("victim", "number"), [(0, signal.SIGSTOP), (1, signal.SIGKILL)])
 def test_a_lost_process_ends_the_other(here: Path, victim: int, number: int) -> None:
     """Else a process waits for a dead or stopped one until somebody looks."""
     job = Job(["train-teacher", *LONG.split()], here)

@@ -136,6 +136,23 @@ def test_what_is_wrong_between_layers_is_found() -> None:
     assert len(notes) == 1
 
 
+def test_a_block_is_not_blamed_for_its_layer() -> None:
+    """All of it would run in fp32. What a process remembers of the block holds no longer when its layer is mended."""
+
+    class Wrong(Unreliable):
+        wrong = "noise"
+
+    class Pair(nn.Sequential):
+        def forward(self, x: Tensor) -> Tensor:
+            return self[1](self[0](x))
+
+    Wrong.__module__ = Pair.__module__ = "timm.layers.of_this_test"
+    pair = Pair(nn.Linear(128, 8), Wrong(8, 8))
+    found, notes = check(around(nn.Sequential(nn.Flatten(), pair)))
+    assert found.fp32_layers == ("1.1.1",)
+    assert len(notes) == 1
+
+
 def test_what_no_layer_explains_runs_in_fp32() -> None:
     """The last resort: what a task computes by itself."""
 
@@ -252,3 +269,30 @@ def test_a_convolution_is_run_in_fp32_just_where_its_gradient_is_wrong(
         found = checked(wanted, task, (x, torch.arange(31) % 10), CPU, notes.append)
         assert found.fp32_layers == (() if right else ("1",)), (cin, cout, side)
         assert len(notes) == len(found.fp32_layers)
+
+
+@pytest.mark.parametrize("spec", ["test_resnet", "resnet18", "mobilenetv2_100"])
+@pytest.mark.usefixtures("bf16")
+def test_networks_on_small_images_get_the_gradients_of_fp32(spec: str) -> None:
+    """What ImageNet networks do with 8 x 8 digits, by default: the loss was infinite after some steps, or all noise."""
+    task = task_of(spec)
+    network = task.trainable_module.to(memory_format=torch.channels_last)
+    for scale in [each.weight for each in network.modules() if isinstance(each, nn.BatchNorm2d)]:
+        nn.init.ones_(scale)  # timm's last one of a block begins at 0, which hides what is before it
+    found, notes = check(task, Numerics("bf16", channels_last=True))
+    assert found.precision == "bf16"
+    assert len(notes) == bool(found.fp32_layers)
+    images, labels = batch()
+    images = images.contiguous(memory_format=torch.channels_last)
+
+    def norms(layers: tuple[str, ...], low: bool = True) -> dict[str, Tensor]:
+        network.zero_grad()
+        with unwritten_memory_shows(), in_fp32(network, layers), torch.autocast("cpu", torch.bfloat16, enabled=low):
+            loss = task(images, labels)["loss"]
+            loss.backward()
+        return {name: each.grad.norm() for name, each in network.named_parameters() if each.grad is not None}
+
+    exact, right, wrong = norms((), low=False), norms(found.fp32_layers), norms(())
+    for name, norm in right.items():
+        assert norm <= 10 * max(exact.values()), name
+    assert all(not bool(wrong[f"{layer}.weight"] <= 1e6 * max(exact.values())) for layer in found.fp32_layers)

@@ -45,8 +45,8 @@ class Alone:
     def begin(self) -> optuna.Trial:
         return self.study.ask()
 
-    def propose(self, parameters: Mapping[str, Any], scores: Mapping[str, Any] | None = None) -> None:
-        """Let the next trial of this run have these parameters."""
+    def propose(self, parameters: Mapping[str, Any], scores: Any = None) -> None:
+        """Let the next trial of this run have these parameters, and what it has scored already."""
         self.study.enqueue_trial(dict(parameters))
 
     @contextlib.contextmanager
@@ -107,9 +107,9 @@ class Crew(Alone):
 
         return optuna.Trial(self.study, self._new({}, {}))
 
-    def propose(self, parameters: Mapping[str, Any], scores: Mapping[str, Any] | None = None) -> None:
+    def propose(self, parameters: Mapping[str, Any], scores: Any = None) -> None:
         # at once this run's own: a trial that waits for whoever comes may be taken by two, where a database locks badly
-        self._new({"fixed_params": dict(parameters)}, {"scores": dict(scores)} if scores else {})
+        self._new({"fixed_params": dict(parameters)}, {"scores": scores} if scores else {})
 
     @contextlib.contextmanager
     def at_work(self, trial: optuna.Trial, spec: str) -> Iterator[list[str]]:
@@ -127,6 +127,8 @@ class Crew(Alone):
     def close(self) -> None:
         if not self.closed:
             self.study.set_user_attr(CLOSED, True)
+        if (left := self.left()) is not None:  # the others would wait for it
+            self._end(left)
         told = False
         while (found := self._others())[0]:
             if not told:
@@ -158,9 +160,9 @@ class Crew(Alone):
     def _before(self, trial: optuna.Trial) -> list[str]:
         """What living trials of a lower number have drawn; waits until each has."""
         while True:
-            before = [other.user_attrs.get(DRAWN, "") for other in self._others()[0] if other.number < trial.number]
+            before = [other.user_attrs.get(DRAWN) for other in self._others()[0] if other.number < trial.number]
             if all(before):
-                return before
+                return list(map(str, before))
             time.sleep(LOOK / 10)
 
     def _others(self) -> tuple[list[FrozenTrial], list[FrozenTrial]]:

@@ -142,7 +142,7 @@ class Trials:
         best = self.rows()[0]
         if best["top1"] is None:
             raise UserError(
-                "No candidate could be trained: " + self._done()[0].user_attrs["problem"], "Try a lower --lr."
+                "No candidate could be trained: " + str(self._done()[0].user_attrs.get("problem")), "Try a lower --lr."
             )
         if not self.short.level(best):
             self.job.reporter.note(
@@ -237,7 +237,7 @@ class Trials:
         import optuna
 
         began, pruned = time.perf_counter(), optuna.trial.TrialState.PRUNED
-        tried = {*(done.user_attrs["spec"] for done in self._done()), *others}
+        tried = {*(self._known(done.user_attrs["spec"]) for done in self._done()), *others}
         surplus = self.crew.closed or len(self._done()) + len(others) >= wanted
         if surplus or candidate.spec in tried:  # its score is known: another one takes its place
             self.study.tell(trial, state=optuna.trial.TrialState.FAIL)

@@ -173,6 +173,8 @@ def _command(name: str) -> Callable[..., int]:
             os.environ[trust.VARIABLE] = "1"
         if not shell.verbose:
             warnings.simplefilter("ignore")
+            # a process that leaves is told in two lines, without the stack of PyTorch's C++
+            os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
         threads.spin_less(os.environ)
         # imported here: torch comes with it
         from kdcompress import api

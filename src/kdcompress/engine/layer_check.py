@@ -66,11 +66,12 @@ def fault_of(
         layer: In training, under ``precision`` and with the layout that its parameters and inputs have.
         args, kwargs: Of its forward.
     """
-    if any(not type(each).__module__.startswith(KNOWN_CODE) for each in layer.modules()):
+    kinds = tuple(type(each) for each in layer.modules())
+    if any(not kind.__module__.startswith(KNOWN_CODE) for kind in kinds):
         return _fault(layer, args, kwargs, precision, device)  # its text may not tell what it does
     flat, spec = tree_flatten(((tuple(args), kwargs), list(layer.parameters())))
     seen = tuple(_look(value) for value in flat)
-    key = (type(layer), repr(layer), layer.training, precision, device, torch.get_num_threads(), spec, seen)
+    key = (kinds, repr(layer), layer.training, precision, device, torch.get_num_threads(), spec, seen)
     if key not in _found:
         _found[key] = _fault(layer, args, kwargs, precision, device)
     return _found[key]
