@@ -23,7 +23,7 @@ from kdcompress.models.candidates import Candidate, affordable, cheapest, draw, 
 from kdcompress.option_set import shown
 from kdcompress.options import FREE_OPTIONS, AddResStudentOptions
 from kdcompress.ranking import with_front
-from kdcompress.runs import RECORD, RunFolder, claim, file_hash
+from kdcompress.runs import RECORD, RunFolder, file_hash
 
 if TYPE_CHECKING:
     import optuna
@@ -59,11 +59,12 @@ class Trials:
     crew: Alone
 
     @classmethod
-    def of(cls, residual: Residual, job: Job) -> Trials:
-        budget = job.options.max_macs * residual.teacher.entry["macs"]
-        space = _space(residual, job, budget)
-        stem = f"{job.command}-{job.method}-search-{Path(residual.data.source.spec).name}"
-        run = claim(job.options.out, stem, resume=job.options.resume)
+    def of(cls, residual: Residual, job: Job, space: list[Candidate], run: RunFolder) -> Trials:
+        """Those that are in a folder, or none yet.
+
+        Raises:
+            UserError: The folder is another run's, or its search began otherwise; or as for :class:`SearchStorage`.
+        """
         folder = run.path / FOLDER
         if "options" in run.record() and not folder.exists():
             raise usage_error(f"The run {run.path} was not begun by a search.", "Choose another folder.")
@@ -75,6 +76,7 @@ class Trials:
         shared = job.options.search_storage and storage.name
         options = dataclasses.replace(job.options, out=str(run.path), resume=True, search_storage=shared)
         rungs = sorted({max(1, options.epochs // parts) for parts in RUNGS})
+        budget = job.options.max_macs * residual.teacher.entry["macs"]
         short = ShortTrainings(residual, job, options, budget, rungs[-1], folder)
         study = storage.study()
         crew = Crew(study, name_of(folder, storage.name), job.reporter.note) if shared else Alone(study)
@@ -278,7 +280,7 @@ def _seed(seed: int, number: int) -> int:
     return (1_000_003 * seed + number) % 2**32
 
 
-def _space(residual: Residual, job: Job, budget: float) -> list[Candidate]:
+def space_of(residual: Residual, job: Job) -> list[Candidate]:
     """All candidates within the budget.
 
     Raises:
@@ -287,7 +289,7 @@ def _space(residual: Residual, job: Job, budget: float) -> list[Candidate]:
     teacher, size = residual.teacher.entry["macs"], residual.base.prep.size
     counted = functools.cache(lambda spec: macs_of(residual.member(spec, job.options.seed).model))
     series = series_for(size)
-    found = affordable(series, counted, budget)
+    found = affordable(series, counted, job.options.max_macs * teacher)
     if not found:
         least = cheapest(series, counted)
         raise nothing_affordable(least, counted(least), job.options.max_macs, teacher)
