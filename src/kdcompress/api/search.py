@@ -13,7 +13,7 @@ from pathlib import Path
 from kdcompress.api.claimed import claimed
 from kdcompress.api.job import Job
 from kdcompress.api.residual import Residual
-from kdcompress.api.trials import Trials, affordable_for
+from kdcompress.api.trials import Trials, space_of
 from kdcompress.engine.distributed import Place
 from kdcompress.engine.interrupt import Interrupted
 from kdcompress.errors import usage_error
@@ -48,23 +48,17 @@ def search(residual: Residual, job: Job) -> TrainResult | SearchResult:
         Interrupted: Ctrl-C or SIGTERM; the state is saved.
     """
     check_alone(job.place)
-    space = affordable_for(residual, job)
+    space = space_of(residual, job)
     stem = f"{job.command}-{job.method}-search-{Path(residual.data.source.spec).name}"
     with claimed(job.options, stem, job.place, job.reporter) as run:
-        return _searched(Trials.of(residual, job, run, space), residual, job)
-
-
-def _searched(trials: Trials, residual: Residual, job: Job) -> TrainResult | SearchResult:
-    try:
-        with trials.storage.reached():
-            winner, rows = trials.winner(), trials.rows()
-        if not trials.trains:
-            seconds = round(time.perf_counter() - job.began, 3)
-            return SearchResult(
-                command=job.command, run=str(trials.run.path), seconds=seconds, arch=winner, search=rows
-            )
-        full = dataclasses.replace(job, options=trials.options)
-        return residual.train(full, winner, search=rows)
-    except KeyboardInterrupt as interrupt:
-        again = "" if trials.trains else "The trials are saved: run the same command with --resume"
-        raise Interrupted(trials.run.path, again) from interrupt
+        trials = Trials.of(residual, job, space, run)
+        try:
+            with trials.storage.reached():
+                winner, rows = trials.winner(), trials.rows()
+            if trials.trains:
+                return residual.train(dataclasses.replace(job, options=trials.options), winner, search=rows)
+        except KeyboardInterrupt as interrupt:
+            again = "" if trials.trains else "The trials are saved: run the same command with --resume"
+            raise Interrupted(run.path, again) from interrupt
+    seconds = round(time.perf_counter() - job.began, 3)
+    return SearchResult(command=job.command, run=str(run.path), seconds=seconds, arch=winner, search=rows)

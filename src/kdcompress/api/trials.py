@@ -59,17 +59,12 @@ class Trials:
     crew: Alone
 
     @classmethod
-    def of(cls, residual: Residual, job: Job, run: RunFolder, space: list[Candidate]) -> Trials:
-        """The trials that a run folder holds, or is to hold.
-
-        Args:
-            run: Claimed.
-            space: As :func:`affordable_for` finds it.
+    def of(cls, residual: Residual, job: Job, space: list[Candidate], run: RunFolder) -> Trials:
+        """Those that are in a folder, or none yet.
 
         Raises:
-            UserError: The run was not begun by a search, or by another one; a storage that cannot be reached.
+            UserError: The folder is another run's, or its search began otherwise; or as for :class:`SearchStorage`.
         """
-        budget = job.options.max_macs * residual.teacher.entry["macs"]
         folder = run.path / FOLDER
         if "options" in run.record() and not folder.exists():
             raise usage_error(f"The run {run.path} was not begun by a search.", "Choose another folder.")
@@ -82,6 +77,7 @@ class Trials:
         shared = job.options.search_storage and storage.name
         options = dataclasses.replace(job.options, out=str(run.path), resume=True, search_storage=shared)
         rungs = sorted({max(1, options.epochs // parts) for parts in RUNGS})
+        budget = job.options.max_macs * residual.teacher.entry["macs"]
         short = ShortTrainings(residual, job, options, budget, rungs[-1], folder)
         study = storage.study()
         crew = Crew(study, name_of(folder, storage.name), job.reporter.note) if shared else Alone(study)
@@ -285,17 +281,16 @@ def _seed(seed: int, number: int) -> int:
     return (1_000_003 * seed + number) % 2**32
 
 
-def affordable_for(residual: Residual, job: Job) -> list[Candidate]:
+def space_of(residual: Residual, job: Job) -> list[Candidate]:
     """All candidates within the budget.
 
     Raises:
         UserError: There is none.
     """
-    budget = job.options.max_macs * residual.teacher.entry["macs"]
     teacher, size = residual.teacher.entry["macs"], residual.base.prep.size
     counted = functools.cache(lambda spec: macs_of(residual.member(spec, job.options.seed).model))
     series = series_for(size)
-    found = affordable(series, counted, budget)
+    found = affordable(series, counted, job.options.max_macs * teacher)
     if not found:
         least = cheapest(series, counted)
         raise nothing_affordable(least, counted(least), job.options.max_macs, teacher)
