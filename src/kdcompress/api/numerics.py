@@ -7,9 +7,10 @@ from collections.abc import Callable
 import torch
 
 from kdcompress.data import TrainBatches
-from kdcompress.engine.distributed import Place, from_main
+from kdcompress.engine.distributed import Place, anyone, from_main
 from kdcompress.engine.fit import memory_format_of, phase_of
 from kdcompress.engine.gradient_check import Numerics, checked
+from kdcompress.engine.interrupt import Interrupted, StopSignal
 from kdcompress.methods.base import StudentTask
 from kdcompress.runs import RunFolder
 
@@ -22,6 +23,9 @@ def numerics_of(
     """That of a phase of a run: what it began with, or what a check finds now.
 
     A training that goes on is never checked anew: only with the same numerics are its steps those of an unbroken one.
+
+    Raises:
+        Interrupted: Ctrl-C or SIGTERM; the phase has not begun.
     """
     kept = from_main(lambda: run.record().get(KEY, {}).get(str(phase)))
     if kept is not None:
@@ -33,7 +37,10 @@ def numerics_of(
     found = wanted
     if not began:
         batch = next(iter(batches.load(batches.parts(0)[:1], batches.seed, 0)))
-        found = checked(wanted, task, batch, place, note)
+        with StopSignal() as stop:
+            found = checked(wanted, task, batch, place, note)
+            if anyone(stop.requested, place):
+                raise Interrupted(run.path)
 
     def keep() -> None:
         record = run.record()

@@ -3,13 +3,18 @@
 For inputs that it meets in a network, and for an output gradient drawn at random: true gradients may vanish, those of a
 convolution's bias before BatchNorm, or all of a residual branch whose last scale starts at 0.
 
-With bf16 on a Xeon with AMX, in 18 networks of ours and timm's, fresh and after six steps, with 8 and 32 pixels a side,
-the distances were
+With bf16 on a Xeon with AMX (torch 2.14), in 18 networks of ours and timm's, fresh and after some steps, with 8 to 64
+pixels a side, the distances were
 
 * up to 0.004 in layers that are right, and 0.12 in blocks of them, 0.3 to 2.5 times what a jitter of the size of bf16's
   rounding does;
-* 0.02 to 0.3 in the weights of LayerNorm, growing with the root of the number of positions: a CPU sums them in bf16;
-* infinite, each time, in what is wrong: 3 x 3 convolutions with stride 2 on 1 x 1 maps.
+* 0.02 to 0.1 in the weights of LayerNorm, which a CPU sums in bf16: it grows with the root of the number of positions,
+  0.2 at 32,768 and 0.3 to 0.4 at 131,072;
+* infinite in what is wrong: 3 x 3 and 5 x 5 convolutions with stride 2 on 1 x 1 maps.
+
+So the bound lies far from both. Of 7,092 convolutions none was missed and none falsely named, nor of 564 shapes beside.
+A check takes 1 to 8 training steps, in the middle 3 (0.6 to 2 s at 32 pixels), but 0.05 to 0.1 s at least: 20 steps of
+a ResNet-8 at 8 pixels; a tenth of that when the process has checked such a network before.
 """
 
 from __future__ import annotations
