@@ -1,0 +1,194 @@
+"""The table of methods, a row each: what ``distill --method`` takes, reads and defaults to, and where it comes from.
+
+Help, checks, dispatch and documentation come from it. How a method is trained is in the table of
+:mod:`kdcompress.api.recipes`, which imports torch; a test holds the two together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from kdcompress.errors import UserError, usage_error
+from kdcompress.option_set import flag
+
+if TYPE_CHECKING:
+    from kdcompress.options.commands import DistillOptions
+
+REQUIRED, OPTIONAL, NONE = "required", "optional", "none"
+# headings of the help; as such they stand for all options below them
+ASSISTANT = "Residual KD with an assistant"
+GROWING = "ResKD: a whole cascade at once"
+LIGHT = "LW-KD: a lightweight teacher"
+SEARCH = "Architecture search (extra: search)"
+LOGITS = ("alpha", "temperature", "logit_loss")
+RESIDUAL = ("residual_loss", "sum_weight", "residual_warmup")
+
+
+def _nothing(options: DistillOptions) -> None:
+    """A method whose options go together however they are."""
+
+
+@dataclass(frozen=True)
+class Method:
+    """A way to train a student.
+
+    Attributes:
+        help: What it does, in a few words.
+        teacher: Whether it takes one: ``required``, ``optional`` or ``none``.
+        reads: Names of the options that it reads besides those of every training, or headings of the help.
+        paper: Where it comes from.
+        alpha, temperature: Defaults; None: those of the logit loss.
+        label_smoothing: Default.
+        check: Refuses options of its own that do not go together.
+    """
+
+    help: str
+    teacher: str = REQUIRED
+    reads: tuple[str, ...] = ()
+    paper: str = ""
+    alpha: float | None = None
+    temperature: float | None = None
+    label_smoothing: float = 0.0
+    check: Callable[[DistillOptions], None] = _nothing
+
+
+@dataclass(frozen=True)
+class LogitLoss:
+    """What measures how far a student's logits are from its teacher's.
+
+    Attributes:
+        alpha, temperature: Its usual weight against the cross-entropy, and tau.
+        paper: Where they come from.
+        has_scale: Whether it fixes the scale of the logits, and with it the energy of the residual.
+    """
+
+    alpha: float
+    temperature: float
+    paper: str
+    has_scale: bool = True
+
+
+LOGIT_LOSSES = {
+    "kl": LogitLoss(0.9, 4.0, "Hinton et al., arXiv 1503.02531; weights: Tian et al., arXiv 1910.10699"),
+    "dkd": LogitLoss(0.5, 4.0, "Zhao et al., arXiv 2203.08679"),  # 1 to 1
+    "dist": LogitLoss(0.67, 4.0, "Huang et al., arXiv 2205.10536", has_scale=False),  # 1 to 2
+    "mse": LogitLoss(0.9, 4.0, "Kim et al., arXiv 2105.08919"),  # tau is not used; the weight is our choice
+    "standardized-kl": LogitLoss(0.99, 2.0, "Sun et al., arXiv 2403.01427", has_scale=False),  # 0.1 to 9
+}
+
+
+def meaningless(name: str, why: str, remedy: str = "Leave it out.") -> UserError:
+    """The error of an option that would change nothing: ``why`` names the one that makes it so."""
+    return usage_error(f"{flag(name)} has no meaning here ({why}).", remedy)
+
+
+def limited_by_energy(options: DistillOptions) -> bool:
+    """Whether the residual's energy tells when a cascade has grown enough: not where a loss leaves its scale open."""
+    return options.residual_loss == "mse" or LOGIT_LOSSES[options.logit_loss].has_scale
+
+
+def check_cascade(options: DistillOptions) -> None:
+    """Refuse options of a growing cascade that do not go together.
+
+    Raises:
+        UserError: Of the first of them.
+    """
+    growing = "--grow" if options.grow else "--res-students" if options.res_students else None
+    if growing and not (options.arch or options.search):
+        raise usage_error(f"{growing} needs to know what to add.", "Add --arch SPEC or --search.")
+    if options.search and not growing:
+        raise usage_error("--search finds res-students.", "Add --grow or --res-students N.")
+    if options.grow and options.res_students:
+        raise usage_error("--grow finds out how many res-students it needs.", "Leave out --res-students.")
+    if options.grow and options.target_macs is None and options.max_drop is None:
+        raise usage_error(
+            "--grow needs to know when it is enough.", "Give --target-macs RATIO, --max-drop POINTS or both."
+        )
+    if not options.grow:
+        refuse_changed(options, ("target_macs", "max_drop", "min_energy_drop"), "no --grow")
+    if not limited_by_energy(options):
+        refuse_changed(options, ("min_energy_drop",), f"--logit-loss {options.logit_loss}")
+    if not growing:
+        refuse_changed(options, RESIDUAL, "no res-students")
+
+
+def check_assistant(options: DistillOptions) -> None:
+    """Refuse options of a student with an assistant that do not go together.
+
+    Raises:
+        UserError: Of the first of them.
+    """
+    divided = ("assistant_share", "scheme", "student_weight", "reuse_teacher_classifier", "freeze_classifier")
+    if options.undivided:
+        refuse_changed(options, divided, "--undivided")
+    if options.scheme == "progressive":
+        refuse_changed(options, ("student_weight",), "--scheme progressive")
+    if not options.logit_weight:
+        refuse_changed(options, ("temperature", "logit_loss"), "no --logit-weight")
+    if options.freeze_classifier and not options.reuse_teacher_classifier:
+        raise usage_error("--freeze-classifier would keep a random one.", "Add --reuse-teacher-classifier.")
+
+
+def refuse_changed(options: DistillOptions, names: tuple[str, ...], why: str) -> None:
+    """Refuse options that are not at their defaults.
+
+    Raises:
+        UserError: Of the first of them.
+    """
+    if changed := next((name for name in names if name in options.changed()), None):
+        raise meaningless(changed, why)
+
+
+METHODS: dict[str, Method] = {
+    "ce": Method("cross-entropy on the labels", teacher=NONE),
+    "label-smoothing": Method(
+        "cross-entropy on smoothed labels", teacher=NONE, paper="Szegedy et al., arXiv 1512.00567", label_smoothing=0.1
+    ),
+    "tf-kd": Method(
+        "a hand-made distribution as the teacher",
+        teacher=NONE,
+        reads=("alpha", "temperature"),
+        paper="Yuan et al., CVPR 2020, arXiv 1909.11723",
+        alpha=0.1,
+        temperature=20.0,
+    ),
+    "kd": Method(
+        "the teacher's logits",
+        reads=(*LOGITS, "target_views", "from_teacher"),
+        paper="Hinton, Vinyals, Dean, arXiv 1503.02531",
+    ),
+    "reskd": Method(
+        "kd, as the first member of a cascade",
+        reads=(*LOGITS, *RESIDUAL, "target_views", "from_teacher", GROWING, SEARCH),
+        paper="ResKD, arXiv 2006.04719",
+        check=check_cascade,
+    ),
+    "rkd-assistant": Method(
+        "feature maps, by a student and its assistant (Residual KD)",
+        reads=("temperature", "logit_loss", "target_views", ASSISTANT),
+        paper="Residual KD, arXiv 2002.09168",
+        check=check_assistant,
+    ),
+    "lwkd": Method(
+        "a lightweight teacher's logits, and a discriminator",
+        teacher=OPTIONAL,
+        reads=(*LOGITS, LIGHT),
+        paper="LW-KD, arXiv 2005.09163",
+        alpha=0.5,
+    ),
+}
+
+
+def taking(*teacher: str) -> list[str]:
+    """Methods by whether they take a teacher: ``required``, ``optional``, ``none``."""
+    return [name for name, method in METHODS.items() if method.teacher in teacher]
+
+
+def defaults_text(what: str) -> str:
+    """``4; tf-kd 20; standardized-kl 2``: the defaults of alpha or temperature, the most usual one first."""
+    usual: float = getattr(LOGIT_LOSSES["kl"], what)
+    own = {**METHODS, **LOGIT_LOSSES}
+    others = {name: value for name, row in own.items() if (value := getattr(row, what)) not in (None, usual)}
+    return "; ".join([f"{usual:g}", *(f"{name} {value:g}" for name, value in others.items())])

@@ -1,0 +1,199 @@
+"""Options of every training: data, device, output, schedule, cache."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from kdcompress.errors import usage_error
+from kdcompress.option_set import Options, option
+
+DATA, TRAINING, RUN, SHELL = "Data", "Training", "Run", "Shell"
+CACHE = "Cached targets"
+SECONDS = {"": 1, "s": 1, "m": 60, "h": 3600}
+LEAST_PATIENCE, MOST_PATIENCE = 5, 7 * 86400  # seconds
+MOST_EPOCHS, MOST_IMAGES, MOST_CLASSES = 1_000_000, 1_000_000, 1_000_000  # more is a slip of the pen
+
+
+def in_seconds(text: str) -> float | None:
+    """A length of time, e.g. ``90``, ``90s``, ``30m`` or ``2h``; None where it is none."""
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([smh]?)", text.strip(), re.ASCII)
+    return None if found is None else float(found[1]) * SECONDS[found[2]]
+
+
+@dataclass(kw_only=True)
+class DataOptions(Options):
+    """Which images, and how they are read."""
+
+    data: str | None = option(
+        None,
+        "digits, synth-digits:K, a folder with train/CLASS and test/CLASS, torch/cifar10, hfds/NAME, wds/NAME, "
+        "py:module:function (default: the run's own, else digits)",
+        panel=DATA,
+    )
+    data_dir: str | None = option(None, "where timm's named data sets are stored", panel=DATA, file=True)
+    download: bool = option(False, "download a torch/… data set that is not there yet", panel=DATA)
+    holdout: float | None = option(
+        None,
+        "share of the training split kept for calibration (default: the run's own, else 0.1)",
+        above=0,
+        below=1,
+        panel=DATA,
+    )
+    input_size: str | None = option(
+        None,
+        "side, HxW or CxHxW that the network sees (default: the images' own where they are small and alike)",
+        panel=DATA,
+    )
+    skip_bad_images: bool = option(False, "leave out images that cannot be read", panel=DATA)
+    loading: str = option(
+        "auto", "keep images in memory, or stream them", choices=("auto", "memory", "stream"), panel=DATA
+    )
+    workers: int | None = option(
+        None, "processes that read images (default: one a core, up to 8)", low=0, high=1024, panel=DATA
+    )
+
+
+@dataclass(kw_only=True)
+class DeviceOptions(Options):
+    device: str = option("auto", "where to compute", choices=("auto", "cpu", "cuda", "mps"), panel=RUN)
+    precision: str = option(
+        "auto",
+        "arithmetic; auto trains in the fastest and evaluates in fp32",
+        choices=("auto", "fp32", "bf16", "fp16"),
+        panel=RUN,
+    )
+    dist_timeout: str = option(
+        "5m", "of several processes: how long to wait for one that gives no sign of life, e.g. 90s or 5m", panel=RUN
+    )
+
+    @property
+    def patience(self) -> float:
+        """Seconds of ``dist_timeout``.
+
+        Raises:
+            UserError: It is no length of time, or too short to be told from a busy moment.
+        """
+        seconds = in_seconds(self.dist_timeout)
+        if seconds is None:
+            problem = f"--dist-timeout {self.dist_timeout} is no length of time."
+            raise usage_error(problem, "Write seconds, minutes or hours: 90s, 5m or 1h.")
+        if not LEAST_PATIENCE <= seconds <= MOST_PATIENCE:
+            problem = f"--dist-timeout {self.dist_timeout} is out of range."
+            raise usage_error(problem, f"Give {LEAST_PATIENCE} seconds to {MOST_PATIENCE // 86400} days, e.g. 5m.")
+        return seconds
+
+
+@dataclass(kw_only=True)
+class OutputOptions(Options):
+    out: str | None = option(None, "folder of the new run (default: a new one under runs/)", panel=RUN, file=True)
+    resume: bool = option(
+        False, "continue the run in --out if it was cut off; a finished one is left as it is", panel=RUN
+    )
+
+
+@dataclass(kw_only=True)
+class TrainingOptions(DataOptions, DeviceOptions, OutputOptions):
+    """How a network is trained; the same for every method."""
+
+    epochs: int = option(30, "passes over the fit split", low=1, high=MOST_EPOCHS, panel=TRAINING)
+    batch_size: int | None = option(
+        None,
+        "images a step, over all devices (default: up to 128, at least 40 steps an epoch)",
+        low=1,
+        high=MOST_IMAGES,
+        panel=TRAINING,
+    )
+    lr: float | None = option(
+        None,
+        "peak learning rate (default: 0.1 (sgd) or 0.001 (others) times batch/128; a tenth to fine-tune)",
+        above=0,
+        panel=TRAINING,
+    )
+    weight_decay: float | None = option(None, "(default: 5e-4 for sgd, else 0.05)", low=0, panel=TRAINING)
+    momentum: float = option(0.9, "of sgd (Nesterov)", low=0, below=1, panel=TRAINING)
+    opt: str = option("sgd", "optimiser: sgd, adamw or any other of timm's", panel=TRAINING)
+    sched: str = option("cosine", "learning rate schedule", choices=("cosine", "step"), panel=TRAINING)
+    warmup_epochs: float | None = option(
+        None, "of linear warm-up, fewer than --epochs (default: 5 % of them)", low=0, high=MOST_EPOCHS, panel=TRAINING
+    )
+    decay_epochs: float | None = option(
+        None,
+        "epochs between drops of the step schedule (default: a third)",
+        low=0.001,
+        high=MOST_EPOCHS,
+        panel=TRAINING,
+    )
+    decay_rate: float = option(0.1, "factor of each drop of the step schedule", above=0, high=1, panel=TRAINING)
+    label_smoothing: float | None = option(
+        None, "(default: 0.1 for --method label-smoothing, else 0)", low=0, below=1, panel=TRAINING
+    )
+    mixup: float = option(0.0, "alpha of mixup, 0 for none", low=0, high=1000, panel=TRAINING)
+    cutmix: float = option(0.0, "alpha of cutmix, 0 for none", low=0, high=1000, panel=TRAINING)
+    clip_grad: float | None = option(None, "largest norm of the gradient", above=0, panel=TRAINING)
+    grad_accum: int = option(
+        1, "steps whose gradients are added up before an update", low=1, high=MOST_IMAGES, panel=TRAINING
+    )
+    ema_decay: float | None = option(
+        None, "keep (and save) a moving average of the weights, e.g. 0.999", above=0, below=1, panel=TRAINING
+    )
+    augment: str = option(
+        "auto",
+        "crop: shifted crops, rrc: random resized crops (streamed images)",
+        choices=("auto", "none", "crop", "crop-flip", "rrc-flip"),
+        panel=TRAINING,
+    )
+    stop_top1: float | None = option(
+        None, "stop as soon as the calibration accuracy reaches so many percent", above=0, high=100, panel=TRAINING
+    )
+    compile: bool = option(
+        False, "translate the networks by torch.compile: a step is faster, the start takes a minute or two", panel=RUN
+    )
+    sync_bn: str = option(
+        "auto",
+        "of several processes: BatchNorm sees the images of all; auto: where one has fewer than 32 a step",
+        choices=("auto", "on", "off"),
+        panel=TRAINING,
+    )
+    seed: int = option(0, "of weights, order and augmentation", low=0, high=2**31 - 1, panel=TRAINING)
+    tensorboard: bool = option(False, "also write TensorBoard events (extra: tensorboard)", panel=RUN)
+
+    @property
+    def fine_tunes(self) -> bool:
+        """Whether training starts from good weights, which a full learning rate would destroy."""
+        return bool(getattr(self, "pretrained", False))
+
+
+@dataclass(kw_only=True)
+class CacheOptions(Options):
+    cache_dir: str | None = option(
+        None, "where targets and lightweight teachers are kept (default: ~/.cache/kdcompress)", panel=CACHE, file=True
+    )
+
+
+@dataclass(kw_only=True)
+class TargetOptions(CacheOptions):
+    """Whether frozen networks are asked at every step, or once."""
+
+    target_views: str = option(
+        "auto",
+        "how many views of the images there are, whose targets are computed once and kept; 0: new ones each epoch; "
+        "auto: 8, where that saves time",
+        panel=CACHE,
+    )
+    cache_size: float = option(20.0, "GiB of targets that are kept", low=0, high=2**40, panel=CACHE)
+
+    @property
+    def chosen_views(self) -> int | None:
+        """None for ``auto``.
+
+        Raises:
+            UserError: Neither that nor a whole number.
+        """
+        if self.target_views == "auto":
+            return None
+        if not self.target_views.isascii() or not self.target_views.isdigit():
+            raise usage_error(f"--target-views {self.target_views} is no number.", "Give auto, 0, or e.g. 8.")
+        if len(self.target_views) > 4:
+            raise usage_error(f"--target-views {self.target_views} is too many.", "Give at most 9999.")
+        return int(self.target_views)
