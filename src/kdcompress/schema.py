@@ -89,6 +89,14 @@ class RunResult(TypedDict, total=False):
     promise: dict[str, Any] | None
 
 
+class Numerics(TypedDict, total=False):
+    """What a phase of a training computes with."""
+
+    precision: Name
+    channels_last: bool
+    fp32_layers: list[Name]
+
+
 class Record(TypedDict, total=False):
     """``run.json``."""
 
@@ -102,6 +110,10 @@ class Record(TypedDict, total=False):
     parents: list[Place]
     seed: int
     calibration_seen: bool
+    threads: Annotated[int, Meta(ge=1, le=2**16)]
+    digest: Name
+    digests: dict[Name, Name | list[Name]]
+    numerics: dict[str, Numerics]
     result: RunResult
     training: RunResult | None
 
