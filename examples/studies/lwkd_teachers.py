@@ -16,7 +16,7 @@ from study import write_between
 
 from kdcompress.api import train_teacher
 from kdcompress.api.job import Job
-from kdcompress.api.light_teacher import bank_images, light_teacher, soft_targets
+from kdcompress.api.recipes.light_teacher import bank_images, light_teacher, soft_targets
 from kdcompress.data import load_source
 from kdcompress.engine.progress import Silent
 from kdcompress.methods.lwkd import SoftTargetBank

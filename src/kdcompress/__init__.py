@@ -13,6 +13,7 @@ from kdcompress import timm_hook
 from kdcompress.errors import UserError
 
 if TYPE_CHECKING:
+    from kdcompress.api.add_res_student import add_res_student
     from kdcompress.api.cache import manage_cache
     from kdcompress.api.describe import describe_data
     from kdcompress.api.evaluate import evaluate
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
     from kdcompress.api.load import load
     from kdcompress.api.polish import polish
     from kdcompress.api.profile import profile_flops
-    from kdcompress.api.reskd import add_res_student
     from kdcompress.api.train import distill, train_teacher
     from kdcompress.api.verify import verify
 

@@ -13,7 +13,7 @@ import math
 import os
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -30,7 +30,7 @@ def option(
     default: Any,
     help: str,
     *,
-    choices: tuple[str, ...] = (),
+    choices: Collection[str] = (),
     low: float = -math.inf,
     high: float = math.inf,
     above: float = -math.inf,
@@ -38,6 +38,7 @@ def option(
     panel: str | None = None,
     argument: bool = False,
     file: bool = False,
+    affects_result: bool = True,
 ) -> Any:
     """A dataclass field with what the command line and the checks need to know about it.
 
@@ -46,9 +47,12 @@ def option(
         panel: Heading under which ``--help`` lists it.
         argument: Positional on the command line.
         file: Names a file or folder that the command makes or reads.
+        affects_result: Whether another value may give another result. Where things are and how they are watched does
+            not, and may change when a run goes on.
     """
     bounds = {"low": low, "high": high, "above": above, "below": below}
     metadata = {"help": help, "choices": choices, "panel": panel, "argument": argument, "file": file, **bounds}
+    metadata["affects_result"] = affects_result
     return dataclasses.field(default=default, metadata=metadata)
 
 
@@ -101,10 +105,24 @@ class Options:
             if value is not None
         }
 
+    def deciding(self) -> dict[str, Any]:
+        """Those that affect the result: what must not change under a run that goes on."""
+        free = self.free()
+        return {key: value for key, value in self.to_dict().items() if key not in free}
+
+    @classmethod
+    def free(cls) -> set[str]:
+        """Names of those that do not affect the result."""
+        return {field.name for field in dataclasses.fields(cls) if not field.metadata["affects_result"]}
+
     def differing(self, then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
         """Keys of two records that differ; an option that ``then`` does not have yet was at its default."""
         known = {**type(self)().to_dict(), **then}
         return [key for key in {**then, **now} if known.get(key) != now.get(key)]
+
+    def changed(self) -> list[str]:
+        """Names of the options that are not at their defaults."""
+        return [field.name for field in dataclasses.fields(self) if getattr(self, field.name) != field.default]
 
 
 _type_hints = functools.cache(typing.get_type_hints)  # half a millisecond a call, and --help asks for every field

@@ -22,8 +22,8 @@ from heard import Heard
 from kdcompress.api import light_teacher
 from kdcompress.api import lwkd as lwkd_module
 from kdcompress.api.job import Job
-from kdcompress.api.light_teacher import soft_targets
-from kdcompress.api.lwkd import similar_classes
+from kdcompress.api.recipes.light_teacher import soft_targets
+from kdcompress.api.recipes.lwkd import similar_classes
 from kdcompress.cache import cache_dir
 from kdcompress.data import Data, load_source
 from kdcompress.data.synth_digits import SynthDigits

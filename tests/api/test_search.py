@@ -18,7 +18,7 @@ from kdcompress.api import grow as grow_module
 from kdcompress.api import search as search_module
 from kdcompress.api import trials as trials_module
 from kdcompress.api.job import Job
-from kdcompress.api.residual import Residual
+from kdcompress.api.recipes.residual import Residual
 from kdcompress.api.short_training import ShortTrainings
 from kdcompress.api.trials import FOLDER, JOURNAL
 from kdcompress.engine.distributed import Place

@@ -1,5 +1,6 @@
 """The commands as Python functions; the command line only parses and prints."""
 
+from kdcompress.api.add_res_student import add_res_student
 from kdcompress.api.cache import manage_cache
 from kdcompress.api.describe import describe_data
 from kdcompress.api.evaluate import evaluate
@@ -7,7 +8,6 @@ from kdcompress.api.gate import gate_calibrate
 from kdcompress.api.load import load
 from kdcompress.api.polish import polish
 from kdcompress.api.profile import profile_flops
-from kdcompress.api.reskd import add_res_student
 from kdcompress.api.train import distill, train_teacher
 from kdcompress.api.verify import verify
 

@@ -2,106 +2,49 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
 from importlib.util import find_spec
 
 from kdcompress.api.targets import check_views
 from kdcompress.errors import UserError, usage_error
-from kdcompress.methods.losses import SCALE_FREE
-from kdcompress.option_set import Options, flag
-from kdcompress.options import (
-    TEACHERLESS,
-    AddResStudentOptions,
-    AssistantOptions,
-    DistillOptions,
-    GrowOptions,
-    LightTeacherOptions,
-    LogitOptions,
-    ResidualOptions,
-    SearchOptions,
-)
-
-DIVIDED_ONLY = ("assistant_share", "scheme", "student_weight", "reuse_teacher_classifier", "freeze_classifier")
+from kdcompress.options import METHODS, AddResStudentOptions, DistillOptions, LogitOptions, SearchOptions
+from kdcompress.options.methods import NONE, REQUIRED, Method, meaningless, refuse_changed, taking
 
 
 def check_distill(options: DistillOptions) -> None:
-    """Refuse what contradicts itself, and options that the chosen method would not look at.
+    """Refuse what contradicts itself, and options that the chosen method does not read.
 
     Raises:
         UserError: Of the first such option.
     """
+    name, method = options.method, METHODS[options.method]
     check_views(options)
     check_logit_loss(options)
-    if options.method in TEACHERLESS and options.teacher is not None:
+    if method.teacher == NONE and options.teacher is not None:
         raise usage_error(
-            f"--method {options.method} takes no teacher.", "Leave TEACHER out, or choose kd, reskd or rkd-assistant."
+            f"--method {name} takes no teacher.", f"Leave TEACHER out, or choose one of {', '.join(taking(REQUIRED))}."
         )
-    if options.from_teacher and options.method not in ("kd", "reskd"):
-        raise meaningless("from_teacher", f"--method {options.method}")
+    if method.teacher == REQUIRED and options.teacher is None:
+        raise usage_error(f"--method {name} needs a TEACHER.", "Give a run folder, '-', or a checkpoint.")
+    if options.teacher_arch is not None and options.teacher is None:
+        raise meaningless("teacher_arch", "no TEACHER")
+    own, others = read_by(method), set().union(*map(read_by, METHODS.values()))
+    refuse_changed(options, tuple(sorted(others - own)), f"--method {name}")
     if options.from_teacher and options.pretrained:
         raise usage_error("A student starts from one network's weights.", "Leave out --pretrained or --from-teacher.")
-    if options.method not in (*TEACHERLESS, "lwkd") and options.teacher is None:
-        raise usage_error(f"--method {options.method} needs a TEACHER.", "Give a run folder, '-', or a checkpoint.")
-    growing = "--grow" if options.grow else "--res-students" if options.res_students else None
-    if growing and (options.method != "reskd" or not (options.arch or options.search)):
-        raise usage_error(f"{growing} goes with --method reskd, and --arch or --search.", "Add them, or leave it out.")
     check_search(options)
-    if options.search and not growing:
-        raise usage_error("--search finds res-students.", "Add --method reskd, and --grow or --res-students N.")
-    if options.grow and options.res_students:
-        raise usage_error("--grow finds out how many res-students it needs.", "Leave out --res-students.")
-    if options.grow and options.target_macs is None and options.max_drop is None:
-        raise usage_error(
-            "--grow needs to know when it is enough.", "Give --target-macs RATIO, --max-drop POINTS or both."
-        )
-    rkd = options.method == "rkd-assistant"
-    unused = [
-        name
-        for name, used in (
-            ("alpha", options.method not in ("ce", "label-smoothing", "rkd-assistant")),
-            (
-                "temperature",
-                options.method not in ("ce", "label-smoothing") and (not rkd or bool(options.logit_weight)),
-            ),
-            ("teacher_arch", options.teacher is not None),
-        )
-        if getattr(options, name) is not None and not used
-    ]
-    if options.logit_loss != "kl" and (options.method in TEACHERLESS or (rkd and not options.logit_weight)):
-        unused.append("logit_loss")
-    if options.method in (*TEACHERLESS, "lwkd") and options.chosen_views:
-        unused.append("target_views")
-    if options.method != "lwkd":
-        unused += _changed(options, LightTeacherOptions)
-    why = "--undivided" if rkd and options.undivided else f"--method {options.method}"
-    if not rkd:
-        unused += _changed(options, AssistantOptions)
-    elif options.undivided:
-        unused += [name for name in _changed(options, AssistantOptions) if name in DIVIDED_ONLY]
-    elif options.scheme == "progressive" and "student_weight" in _changed(options, AssistantOptions):
-        raise meaningless("student_weight", "--scheme progressive")
-    if rkd and options.freeze_classifier and not options.reuse_teacher_classifier:
-        raise usage_error("--freeze-classifier would keep a random one.", "Add --reuse-teacher-classifier.")
-    if not options.grow:
-        unused += [name for name in _changed(options, GrowOptions) if name != "res_students"]
-    if not limited_by_energy(options) and "min_energy_drop" in _changed(options, GrowOptions):
-        raise meaningless("min_energy_drop", f"--logit-loss {options.logit_loss}")
-    if not growing:
-        own = vars(ResidualOptions()).keys() - vars(LogitOptions()).keys() - {"arch"}
-        unused += [name for name in _changed(options, ResidualOptions) if name in own]
-    if unused:
-        raise meaningless(unused[0], why)
-    if options.arch and not growing and options.teacher != "-":
+    method.check(options)
+    if options.arch and not (options.grow or options.res_students) and options.teacher != "-":
         raise usage_error("--arch is for res-students, or for a TEACHER that is a checkpoint.", "Add --res-students N.")
 
 
-def meaningless(name: str, why: str, remedy: str = "Leave it out.") -> UserError:
-    """The error of an option that would change nothing: ``why`` names the one that makes it so."""
-    return usage_error(f"{flag(name)} has no meaning here ({why}).", remedy)
-
-
-def limited_by_energy(options: DistillOptions) -> bool:
-    """Whether the residual's energy tells when a cascade has grown enough: not where a loss leaves its scale open."""
-    return options.residual_loss == "mse" or options.logit_loss not in SCALE_FREE
+def read_by(method: Method) -> set[str]:
+    """Names of the options that a method reads besides those of every training."""
+    return {
+        field.name
+        for field in fields(DistillOptions)
+        if field.name in method.reads or field.metadata["panel"] in method.reads
+    }
 
 
 def check_logit_loss(options: LogitOptions) -> None:
@@ -143,9 +86,3 @@ def check_search(options: AddResStudentOptions | DistillOptions) -> None:
     _ = options.time_limit
     if find_spec("optuna") is None:
         raise UserError("--search needs Optuna.", "pip install 'kdcompress[search]'", exit_code=2)
-
-
-def _changed(options: DistillOptions, kind: type[Options]) -> list[str]:
-    """Options of one set that are not at their defaults."""
-    defaults = vars(kind())
-    return [name for name, value in defaults.items() if getattr(options, name) != value]

@@ -11,16 +11,15 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Protocol
 
-from kdcompress.api.check import limited_by_energy
+from kdcompress.api.add_res_student import add_res_student
 from kdcompress.api.cost import macs_of
 from kdcompress.api.evaluate import evaluate
-from kdcompress.api.job import INHERITED, finished
+from kdcompress.api.job import INHERITED, Job, finished
 from kdcompress.api.nested import nested
-from kdcompress.api.prepare import fresh
+from kdcompress.api.recipes import RECIPES
+from kdcompress.api.recipes.prepare import fresh
 from kdcompress.api.reference import inherit, load_teacher, open_data
-from kdcompress.api.reskd import add_res_student
 from kdcompress.api.search import check_alone
 from kdcompress.api.trials import nothing_affordable
 from kdcompress.data import choose_channels
@@ -42,6 +41,7 @@ from kdcompress.options import (
     ResidualOptions,
     SearchOptions,
 )
+from kdcompress.options.methods import limited_by_energy
 from kdcompress.results import TrainResult
 from kdcompress.runs import CONFIG, METRICS, WEIGHTS, RunFolder, atomic_file
 
@@ -56,10 +56,6 @@ REASONS = {
 
 
 Costs = Callable[[], tuple[int, Network]]
-
-
-class Distill(Protocol):
-    def __call__(self, options: DistillOptions, /, *, reporter: Reporter | None) -> TrainResult: ...
 
 
 @dataclass(frozen=True)
@@ -121,11 +117,8 @@ class Limits:
         return None
 
 
-def grow(options: DistillOptions, reporter: Reporter | None, distill: Distill) -> TrainResult:
+def grow(options: DistillOptions, reporter: Reporter | None) -> TrainResult:
     """Train S0 and its res-students, each a run of its own below the folder of the whole.
-
-    Args:
-        distill: ``distill``, for S0.
 
     Raises:
         UserError: As for ``distill``; S0 alone costs more than the target allows.
@@ -154,7 +147,7 @@ def grow(options: DistillOptions, reporter: Reporter | None, distill: Distill) -
     if options.max_macs is not None:
         _check_budget(options.max_macs, *costs())
     with nested(options, "distill", f"distill-reskd-{options.student}-grown", "member-0", place, told) as run:
-        result, reason = _grown(options, reporter, distill, limits, run.path)
+        result, reason = _grown(options, reporter, limits, run.path)
     if options.grow:
         told.note(f"The cascade has {len(result.members or ())} member(s): {REASONS[reason]}.")
     result = replace(
@@ -168,13 +161,13 @@ def grow(options: DistillOptions, reporter: Reporter | None, distill: Distill) -
     return result
 
 
-def _grown(
-    options: DistillOptions, reporter: Reporter | None, distill: Distill, limits: Limits, folder: Path
-) -> tuple[TrainResult, str]:
+def _grown(options: DistillOptions, reporter: Reporter | None, limits: Limits, folder: Path) -> tuple[TrainResult, str]:
     """The cascade, in the folder of its last member, and why no other was added."""
     defaults = {**vars(GrowOptions()), **vars(SearchOptions()), **vars(ResidualOptions())}
     own = {name: value for name, value in defaults.items() if name not in vars(LogitOptions())}
-    result = distill(replace(options, out=str(folder / "member-0"), resume=True, **own), reporter=reporter)
+    first = replace(options, out=str(folder / "member-0"), resume=True, **own)
+    job = Job.begin("distill", options.method, first, reporter)
+    result = job.finished() or RECIPES[options.method](job)
     number = 0
     while True:
         arch = options.arch[min(number, len(options.arch) - 1)] if options.arch else None

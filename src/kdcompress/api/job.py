@@ -11,10 +11,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import timm
 import torch
+from timm.utils import unwrap_model
 from torch import nn
 
 from kdcompress.api.claimed import claimed
@@ -22,26 +23,29 @@ from kdcompress.api.cost import facts, member_profiles, note_missed
 from kdcompress.api.numerics import KEY, numerics_of
 from kdcompress.api.reference import SEEN, Teacher, absolute, piped
 from kdcompress.api.targets import check_precision, told
-from kdcompress.data import Data
+from kdcompress.data import Data, EvalBatches, TrainBatches
 from kdcompress.engine.compiling import check_compiler, compiled
 from kdcompress.engine.cores import take_free_cores
 from kdcompress.engine.distributed import Place, agreed, from_main, start
-from kdcompress.engine.evaluate import collect, evaluate
+from kdcompress.engine.evaluate import Scores, collect, evaluate
 from kdcompress.engine.fit import Plan, fit, phase_of
 from kdcompress.engine.fp32_layers import in_fp32
+from kdcompress.engine.gradient_check import Numerics
 from kdcompress.engine.progress import Reporter, Silent
 from kdcompress.engine.restart import job_key, resuming
 from kdcompress.engine.sync_bn import is_wanted, layers, synchronized
-from kdcompress.engine.targets import forward_batch
+from kdcompress.engine.targets import ToldBatches, ToldEval, forward_batch
 from kdcompress.errors import UserError, usage_error
 from kdcompress.methods.base import Frozen, StudentTask
 from kdcompress.methods.losses import residual_energy
 from kdcompress.models.loading import Network, model_config, save_network
 from kdcompress.option_set import shown
-from kdcompress.options import FREE_OPTIONS, DataOptions, OutputOptions, TargetOptions, TrainingOptions
+from kdcompress.options import DataOptions, OutputOptions, TargetOptions, TrainingOptions
 from kdcompress.results import R, TrainResult
 from kdcompress.runs import RECORD, RunFolder, check_claim, file_hash
 from kdcompress.schema import Malformed
+
+Own = TypeVar("Own", bound=TrainingOptions)
 
 WORTH_COMPILING = 1000  # steps
 ORIGINS = ("run", "teacher", "data")
@@ -62,19 +66,55 @@ class Phase:
     name: str = ""
 
 
+@dataclass(frozen=True)
+class Prepared:
+    """What the phases of a training share.
+
+    Attributes:
+        plans: One a phase.
+        synced: Whether BatchNorm sees the images of all processes.
+    """
+
+    plans: list[Plan]
+    batches: TrainBatches
+    calibration: EvalBatches
+    synced: bool
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A task after its last phase.
+
+    Attributes:
+        batches, calibration: What it was trained and scored on, with cached targets where it had any.
+        numerics: What it computed with.
+        rows: Of ``metrics.csv``.
+    """
+
+    task: StudentTask
+    batches: TrainBatches | ToldBatches
+    calibration: EvalBatches | ToldEval
+    numerics: Numerics
+    rows: list[dict[str, Any]]
+
+
 @dataclass
-class Job:
-    """Where a training runs, where it writes, and when it began."""
+class Job(Generic[Own]):
+    """Where a training runs, where it writes, and when it began.
+
+    Attributes:
+        options: Of the command; those that a run hands on are filled in when it is known.
+    """
 
     command: str
     method: str
-    options: Any
+    options: Own
     reporter: Reporter
     place: Place
     began: float
 
     @classmethod
-    def begin(cls, command: str, method: str, options: TrainingOptions, reporter: Reporter | None) -> Job:
+    def begin(cls, command: str, method: str, options: Own, reporter: Reporter | None) -> Job[Own]:
         place = start(options.device, options.precision, options.patience)
         options, began = piped(options), time.perf_counter()  # waiting for the command before is not our time
         told = (reporter if place.is_main else None) or Silent()
@@ -94,23 +134,77 @@ class Job:
         teacher: Teacher | None = None,
         *,
         assemble: Callable[[Network], Network] = lambda network: network,
-        energies: list[float] | None = None,
+        residual_of: Frozen | None = None,
+        energies: Sequence[float] = (),
         parent: Network | None = None,
         view_shift: int = 0,
-        **more: Any,
+        search: list[dict[str, Any]] | None = None,
+        matched_stages: list[list[int]] | None = None,
     ) -> TrainResult:
         """Fit, score on the calibration split, profile and save.
 
         Args:
             phases: Train ``network``, one after the other.
             assemble: From the trained network to the artifact.
-            energies: Of the residual so far; where given, that of the new sum is appended.
+            residual_of: The teacher whose residual's energy is measured when the training is over.
+            energies: Of the residual so far, to which that one is appended.
             parent: The run that this one builds on.
             view_shift: Of the views of the images, where each epoch has its own; the members before have fitted those
                 that their own number gave.
-            more: Further entries of the result.
+            search, matched_stages: As those of :class:`~kdcompress.results.TrainResult`.
+
+        Raises:
+            UserError: A batch that is too small, a compiler that does not work, a run that began otherwise.
         """
-        options, place, source = self.options, self.place, data.source
+        prepared = self._prepare(phases, data, view_shift)
+        stem = f"{self.command}-{self.method}-{network.architecture}-{Path(data.source.spec).name}"
+        with claimed(self.options, stem, self.place, self.reporter) as run:
+            provenance = self._provenance(data, teacher, parent)
+            provenance[SEEN] = any(each.record.get(SEEN, False) for each in (network, parent) if each is not None)
+            provenance["sync_bn"] = prepared.synced
+            trained = self._run(phases, prepared, data, run, provenance, network.architecture)
+            scores = self._score(trained)
+            if residual_of is not None:
+                energies = [*energies, self.energy(trained.task.get_eval_model(), residual_of, data)]
+            made = assemble(dataclasses.replace(network, model=network.model.cpu().eval()))
+            profiles = member_profiles(made)
+            note_missed(profiles, made.architecture, self.reporter)
+            chosen = self.options.chosen_views if isinstance(self.options, TargetOptions) else None
+            result = TrainResult(
+                command=self.command,
+                run=str(run.path),
+                seconds=round(time.perf_counter() - self.began, 3),
+                method=self.method,
+                data=data.source.spec,
+                epochs=self.options.epochs,
+                seed=self.options.seed,
+                device=str(self.place.device),
+                precision=trained.numerics.precision,
+                split="calibration",
+                n=scores.n,
+                top1=round(scores.top1, 4),
+                top5=None if scores.top5 is None else round(scores.top5, 4),
+                loss=round(scores.loss, 6),
+                images_per_second=trained.rows[-1]["images_per_second"],
+                energies=list(energies) if residual_of is not None else None,
+                target_views=trained.batches.views or chosen or None,  # the last phase may ask nobody
+                calibration_seen=provenance[SEEN],
+                search=search,
+                matched_stages=matched_stages,
+                **facts(made, teacher.entry if teacher else None, profiles),
+            )
+
+            def save() -> None:
+                config = model_config(made.model, made.architecture, made.model_args, data.source.class_names)
+                save_network(run, made.model, config)
+                run.finish({**provenance, KEY: run.record().get(KEY, {}), "result": result.to_dict()})
+
+            from_main(save)  # whoever has the result may load the run
+            return result
+
+    def _prepare(self, phases: Sequence[Phase], data: Data, view_shift: int) -> Prepared:
+        """Plans and batches, the same in all processes."""
+        options, place = self.options, self.place
         plans = [Plan.of(options, data.fit_size(), phase.epochs) for phase in phases]
         plan = plans[0]
         if plan.batch_size < 2 * place.world:
@@ -120,98 +214,73 @@ class Job:
             check_compiler()
         batches = data.training(plan.batch_size, options.seed + view_shift, options.augment)
         calibration = data.evaluation("calibration", forward_batch(place))
-        stem = f"{self.command}-{self.method}-{network.architecture}-{Path(source.spec).name}"
         synced = is_wanted(options.sync_bn, plan.batch_size, place)
         if place.world > 1:  # else processes would wait for each other, or train on something else each
-            same = {key: value for key, value in options.to_dict().items() if key not in FREE_OPTIONS}
             splits = {"the fit split": batches.digest(), "the calibration split": calibration.digest()}
-            agreed({**splits, **same, **vars(plan), "precision": place.precision, "sync_bn": synced})
-        with claimed(options, stem, place, self.reporter) as run:
-            provenance = self._provenance(data, teacher, parent)
-            provenance[SEEN] = any(each.record.get(SEEN, False) for each in (network, parent) if each is not None)
-            provenance["sync_bn"] = synced
+            agreed({**splits, **options.deciding(), **vars(plan), "precision": place.precision, "sync_bn": synced})
+        return Prepared(plans, batches, calibration, synced)
 
-            def begin() -> int:
-                if run.has_checkpoint:
-                    _check_origin(run, provenance)
-                else:
-                    run.write_record({**provenance, "status": "unfinished"}, digests={})
-                return phase_of(run)
+    def _run(
+        self,
+        phases: Sequence[Phase],
+        prepared: Prepared,
+        data: Data,
+        run: RunFolder,
+        provenance: dict[str, Any],
+        architecture: str,
+    ) -> Trained:
+        """All phases, or those that are left of a run that was cut off."""
+        options, place = self.options, self.place
 
-            first = from_main(begin)
-            rows: list[dict[str, Any]] = []
-            note = functools.cache(self.reporter.note)  # phases and splits have the same to tell
-            for number in range(first, len(phases)):
-                task = phases[number].task()
-                check_precision(task, batches, place, self.reporter)
-                numerics = numerics_of(run, number, task, batches, place, note)
-                trained_in = dataclasses.replace(place, precision=numerics.precision)
-                train_batches, eval_batches = told(
-                    task, batches, calibration, data, options, plans[number].epochs, place, note
-                )
-                parts, student = self._to_compile(task, plans[number].epochs * len(batches))
-                title = f"{self.command} {network.architecture} {phases[number].name}".rstrip()
-                with contextlib.ExitStack() as modes:
-                    if synced and layers(student):
-                        note(f"BatchNorm sees the images of all {place.world} processes (--sync-bn {options.sync_bn})")
-                        modes.enter_context(synchronized(student, place.device))
-                    modes.enter_context(in_fp32(student, numerics.fp32_layers))
-                    modes.enter_context(compiled(parts))
-                    rows = fit(
-                        task, train_batches, eval_batches, options, plans[number], trained_in, run, self.reporter,
-                        title=title, num_classes=source.num_classes, phase=number, history=rows,
-                        memory_format=numerics.memory_format,
-                    )  # fmt: skip
-            chosen = options.chosen_views if isinstance(options, TargetOptions) else None
-            task.eval()
-            final = task.get_eval_model()
-            with in_fp32(student, numerics.fp32_layers):
-                scores = evaluate(final, eval_batches, trained_in)
-            if energies is not None and teacher is not None:
-                energies = [*energies, self.energy(final, teacher.frozen, data)]
-            made = assemble(dataclasses.replace(network, model=network.model.cpu().eval()))
-            profiles = member_profiles(made)
-            note_missed(profiles, made.architecture, self.reporter)
-            result = TrainResult(
-                command=self.command,
-                run=str(run.path),
-                seconds=round(time.perf_counter() - self.began, 3),
-                method=self.method,
-                data=source.spec,
-                epochs=options.epochs,
-                seed=options.seed,
-                device=str(place.device),
-                precision=trained_in.precision,
-                split="calibration",
-                n=scores.n,
-                top1=round(scores.top1, 4),
-                top5=None if scores.top5 is None else round(scores.top5, 4),
-                loss=round(scores.loss, 6),
-                images_per_second=rows[-1]["images_per_second"],
-                energies=energies,
-                target_views=train_batches.views or chosen or None,  # the last phase may ask nobody
-                calibration_seen=provenance[SEEN],
-                **more,
-                **facts(made, teacher.entry if teacher else None, profiles),
+        def begin() -> int:
+            if run.has_checkpoint:
+                _check_origin(run, provenance)
+            else:
+                run.write_record({**provenance, "status": "unfinished"}, digests={})
+            return phase_of(run)
+
+        first = from_main(begin)
+        rows: list[dict[str, Any]] = []
+        note = functools.cache(self.reporter.note)  # phases and splits have the same to tell
+        for number in range(first, len(phases)):
+            task, plan = phases[number].task(), prepared.plans[number]
+            check_precision(task, prepared.batches, place, self.reporter)
+            numerics = numerics_of(run, number, task, prepared.batches, place, note)
+            batches, calibration = told(
+                task, prepared.batches, prepared.calibration, data, options, plan.epochs, place, note
             )
+            student = _student(task)
+            title = f"{self.command} {architecture} {phases[number].name}".rstrip()
+            with contextlib.ExitStack() as modes:
+                if prepared.synced and layers(student):
+                    note(f"BatchNorm sees the images of all {place.world} processes (--sync-bn {options.sync_bn})")
+                    modes.enter_context(synchronized(student, place.device))
+                modes.enter_context(in_fp32(student, numerics.fp32_layers))
+                modes.enter_context(compiled(self._to_compile(task, plan.epochs * len(batches))))
+                rows = fit(
+                    task, batches, calibration, options, plan, self._computing(numerics), run, self.reporter,
+                    title=title, num_classes=data.source.num_classes, phase=number, history=rows,
+                    memory_format=numerics.memory_format,
+                )  # fmt: skip
+        return Trained(task, batches, calibration, numerics, rows)
 
-            def save() -> None:
-                config = model_config(made.model, made.architecture, made.model_args, source.class_names)
-                save_network(run, made.model, config)
-                run.finish({**provenance, KEY: run.record().get(KEY, {}), "result": result.to_dict()})
+    def _score(self, trained: Trained) -> Scores:
+        """Accuracy on the calibration split."""
+        trained.task.eval()
+        with in_fp32(_student(trained.task), trained.numerics.fp32_layers):
+            final = trained.task.get_eval_model()
+            return evaluate(final, trained.calibration, self._computing(trained.numerics))
 
-            from_main(save)  # whoever has the result may load the run
-            return result
+    def _computing(self, numerics: Numerics) -> Place:
+        return dataclasses.replace(self.place, precision=numerics.precision)
 
-    def _to_compile(self, task: StudentTask, steps: int) -> tuple[list[nn.Module], nn.Module]:
-        """The student and the frozen networks of a task, if it is to be compiled; and the student."""
-        student = task.get_trainable_module()
-        assert student is not None
+    def _to_compile(self, task: StudentTask, steps: int) -> list[nn.Module]:
+        """The student and the frozen networks of a task, if it is to be compiled."""
         if not self.options.compile:
-            return [], student
+            return []
         if steps < WORTH_COMPILING:
             self.reporter.note(f"Notice: --compile may take longer than it saves: there are {steps} steps.")
-        return [student, *(module.model for module in task.modules() if isinstance(module, Frozen))], student
+        return [_student(task), *(module.model for module in task.modules() if isinstance(module, Frozen))]
 
     def energy(self, network: nn.Module, teacher: nn.Module, data: Data) -> float:
         """Energy of the residual that ``network`` leaves, on the whole calibration split."""
@@ -235,6 +304,13 @@ class Job:
             "versions": versions(),
             **job_key(),
         }
+
+
+def _student(task: StudentTask) -> nn.Module:
+    """What is trained, without what processes wrap around it."""
+    module = task.get_trainable_module()
+    assert module is not None
+    return unwrap_model(module)
 
 
 def recorded(options: DataOptions, data: Data) -> dict[str, Any]:
@@ -304,7 +380,7 @@ def _finished(options: OutputOptions, command: str, kind: type[R]) -> dict[str, 
         remedy = "Choose another folder, or remove this one to make it anew."
         raise usage_error(f"The run {run.path} is finished, but {now['run']} has changed since.", remedy)
     differing = sorted(options.differing(then, now))
-    changed = [key for key in differing if key not in FREE_OPTIONS and (key in now or key not in INHERITED)]
+    changed = [key for key in differing if key not in options.free() and (key in now or key not in INHERITED)]
     if changed:
         detail = ", ".join(shown(key, then.get(key)) for key in changed[:3])
         remedy = "Give the same options to take its result, or choose another folder."

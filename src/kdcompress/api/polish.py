@@ -11,9 +11,9 @@ from kdcompress.api.check import check_logit_loss
 from kdcompress.api.gated import Calibration
 from kdcompress.api.job import Job, Phase, finished
 from kdcompress.api.nested import nested
-from kdcompress.api.prepare import adapter, logit_weights
+from kdcompress.api.recipes.prepare import adapter, logit_weights
+from kdcompress.api.recipes.residual import learning
 from kdcompress.api.reference import Teacher
-from kdcompress.api.residual import learning
 from kdcompress.api.targets import check_views
 from kdcompress.data import Data
 from kdcompress.engine.progress import Reporter

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from kdcompress import schema
@@ -100,11 +100,10 @@ class Teacher:
 
     network: Network
     entry: dict[str, Any]
-    frozen: Frozen = field(init=False)
 
     def freeze(self, adapter: InputAdapter | None) -> Frozen:
-        self.frozen = Frozen(self.network.model, adapter)
-        return self.frozen
+        """What a student learns from, behind an adapter of the batches."""
+        return Frozen(self.network.model, adapter)
 
 
 def load_teacher(reference: str, arch: str | None, reporter: Reporter) -> Teacher:

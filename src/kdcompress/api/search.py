@@ -12,7 +12,7 @@ from pathlib import Path
 
 from kdcompress.api.claimed import claimed
 from kdcompress.api.job import Job
-from kdcompress.api.residual import Residual
+from kdcompress.api.recipes.residual import Residual
 from kdcompress.api.trials import Trials, space_of
 from kdcompress.engine.distributed import Place
 from kdcompress.engine.interrupt import Interrupted

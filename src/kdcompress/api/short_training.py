@@ -12,7 +12,7 @@ import torch
 
 from kdcompress.api.gated import Calibration
 from kdcompress.api.job import Job
-from kdcompress.api.residual import Residual
+from kdcompress.api.recipes.residual import Residual
 from kdcompress.api.targets import shared_views
 from kdcompress.data import Data, EvalBatches
 from kdcompress.engine.distributed import Place

@@ -15,13 +15,13 @@ import torch
 from kdcompress.api.cost import macs_of
 from kdcompress.api.crew import WORKER, Alone, Crew, name_of
 from kdcompress.api.job import ORIGINS, Job
-from kdcompress.api.residual import Residual
+from kdcompress.api.recipes.residual import Residual
 from kdcompress.api.search_storage import FACTOR, SearchStorage
 from kdcompress.api.short_training import SCORES, ShortTrainings
 from kdcompress.errors import Diverged, UserError, first_line, usage_error
 from kdcompress.models.candidates import Candidate, affordable, cheapest, draw, parameters, series_for
 from kdcompress.option_set import shown
-from kdcompress.options import FREE_OPTIONS, AddResStudentOptions
+from kdcompress.options import AddResStudentOptions
 from kdcompress.ranking import with_front
 from kdcompress.runs import RECORD, RunFolder, file_hash
 
@@ -92,7 +92,7 @@ class Trials:
         Raises:
             UserError: The search was begun with other options, data or networks.
         """
-        given = {key: value for key, value in self.options.to_dict().items() if key not in FREE_OPTIONS}
+        given = self.options.deciding()
         given.pop("trials", None)
         now = {
             **given,

@@ -12,9 +12,10 @@ import typer
 
 from kdcompress.cli.completion import completer
 from kdcompress.option_set import Options, field_type, flag
-from kdcompress.options import ASSISTANT, CACHE, DATA, GROWING, LIGHT, RUN, SEARCH, SHELL, TRAINING
+from kdcompress.options.training import CACHE, DATA, RUN, SHELL, TRAINING
 
 NOT = "not_"
+COMMON = (DATA, TRAINING, CACHE, RUN, SHELL)  # headings that many commands have
 METAVARS = {int: "INTEGER", float: "NUMBER", str: "TEXT"}
 
 
@@ -76,6 +77,6 @@ def _annotation(option_set: type[Options], field: dataclasses.Field[Any]) -> Any
 
 
 def _panel_last(parameter: inspect.Parameter) -> int:
-    """A command's own options first, then data, training, run and shell."""
+    """A command's own options first, then those of methods, then data, training, run and shell."""
     panel = typing.get_args(parameter.annotation)[1].rich_help_panel
-    return ["Options", GROWING, SEARCH, ASSISTANT, LIGHT, DATA, TRAINING, CACHE, RUN, SHELL].index(panel or "Options")
+    return COMMON.index(panel) + 2 if panel in COMMON else int(panel not in (None, "Options"))

@@ -27,7 +27,7 @@ from kdcompress.engine.progress import Reporter
 from kdcompress.engine.sync_bn import is_wanted
 from kdcompress.engine.targets import ToldBatches, ToldEval, unpacked
 from kdcompress.errors import Diverged, UserError, first_line, usage_error
-from kdcompress.options import FREE_OPTIONS, TrainingOptions
+from kdcompress.options import TrainingOptions
 from kdcompress.runs import CHECKPOINT, RunFolder
 
 BASE_BATCH = 128
@@ -441,11 +441,10 @@ class Trainer:
 
     def _fixed_options(self) -> dict[str, Any]:
         """What must not change under a run that goes on: all that decides its result."""
-        options = {key: value for key, value in self.options.to_dict().items() if key not in FREE_OPTIONS}
         place: dict[str, Any] = {"precision": self.place.precision, "world": self.place.world}
         if is_wanted(self.options.sync_bn, self.plan.batch_size, self.place):
             place["sync_bn"] = "on"
-        return {**options, **vars(self.plan), **place, "target_views": self.batches.views}
+        return {**self.options.deciding(), **vars(self.plan), **place, "target_views": self.batches.views}
 
 
 def memory_format_of(module: nn.Module, device: torch.device) -> torch.memory_format:

@@ -12,9 +12,10 @@ from timm.task import TrainingTask
 from timm.utils import unwrap_model
 from torch import Tensor, nn
 
+from kdcompress import options
 from kdcompress.data import InputAdapter
 from kdcompress.methods.features import Stage, through
-from kdcompress.methods.losses import LOGIT_LOSSES, USUAL_WEIGHTS
+from kdcompress.methods.losses import LOGIT_LOSSES
 from kdcompress.models.fold import fold_batchnorm
 
 Shown = tuple[Tensor, Tensor | None, list[Tensor]]
@@ -169,7 +170,7 @@ class LogitTask(StudentTask):
     """A student that learns from labels and from what some teacher says; subclasses say which.
 
     Args:
-        alpha: Weight of the distillation loss; None: what is usual with it (:data:`USUAL_WEIGHTS`).
+        alpha: Weight of the distillation loss; None: what is usual with it (:data:`kdcompress.options.LOGIT_LOSSES`).
         temperature: tau; likewise.
         logit_loss: L, a key of :data:`LOGIT_LOSSES`.
     """
@@ -185,9 +186,9 @@ class LogitTask(StudentTask):
         logit_loss: str = "kl",
     ) -> None:
         super().__init__(student, adapter, label_smoothing)
-        usual_alpha, usual_temperature = USUAL_WEIGHTS[logit_loss]
-        self.alpha = usual_alpha if alpha is None else alpha
-        self.temperature = usual_temperature if temperature is None else temperature
+        usual = options.LOGIT_LOSSES[logit_loss]
+        self.alpha = usual.alpha if alpha is None else alpha
+        self.temperature = usual.temperature if temperature is None else temperature
         self.logit_loss = LOGIT_LOSSES[logit_loss]
 
     def distilled(self, teacher_logits: Tensor, logits: Tensor, target: Tensor) -> dict[str, Tensor]:

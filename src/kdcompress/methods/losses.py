@@ -100,15 +100,6 @@ def standardized_kl(teacher_logits: Tensor, student_logits: Tensor, target: Tens
     return kl_divergence(standardized(teacher_logits), standardized(student_logits), temperature)
 
 
-# alpha and tau that a loss is used with unless the user says otherwise: how its authors weigh it against cross-entropy
-USUAL_WEIGHTS: dict[str, tuple[float, float]] = {
-    "kl": (0.9, 4.0),  # Tian et al., arXiv 1910.10699
-    "dkd": (0.5, 4.0),  # 1 to 1
-    "dist": (0.67, 4.0),  # 1 to 2
-    "mse": (0.9, 4.0),  # tau is not used; our choice
-    "standardized-kl": (0.99, 2.0),  # 0.1 to 9
-}
-SCALE_FREE = ("dist", "standardized-kl")  # they leave the scale of logits open, and with it the residual's energy
 LogitLoss = Callable[[Tensor, Tensor, Tensor, float], Tensor]
 LOGIT_LOSSES: dict[str, LogitLoss] = {
     "kl": kl,

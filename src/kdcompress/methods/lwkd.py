@@ -17,6 +17,7 @@ from torch.nn import functional as F
 
 from kdcompress.data import InputAdapter
 from kdcompress.methods.base import LogitTask
+from kdcompress.options import METHODS
 
 HIDDEN = 128
 REAL = 0.9  # label of the teacher's distributions (one-sided label smoothing, Salimans et al. 2016, section 3.4)
@@ -104,8 +105,8 @@ class LwKdTask(LogitTask):
         bank: SoftTargetBank,
         adapter: InputAdapter | None = None,
         label_smoothing: float = 0.0,
-        alpha: float = 0.5,
-        temperature: float = 4.0,
+        alpha: float | None = METHODS["lwkd"].alpha,
+        temperature: float | None = METHODS["lwkd"].temperature,
         adversarial_weight: float = 0.1,
         adversarial_warmup: float = 0.1,
         logit_loss: str = "kl",

@@ -18,6 +18,7 @@ from kdcompress.methods.base import Frozen, FrozenMaps, Shown, StudentTask
 from kdcompress.methods.features import TRANSFERS, Connectors, Stage, Transfer, alike, fitnets, observe
 from kdcompress.methods.losses import LOGIT_LOSSES
 from kdcompress.models.student_assistant import StudentAssistant
+from kdcompress.options import METHODS
 
 Pairs = Sequence[tuple[Stage, Stage]]
 
@@ -151,7 +152,7 @@ class TransferTask(StudentTask):
         label_smoothing: float = 0.0,
         transfer_weight: float = 1.0,
         logit_weight: float = 0.0,
-        temperature: float = 4.0,
+        temperature: float = METHODS["rkd-assistant"].temperature or 4.0,
         logit_loss: str = "kl",
     ) -> None:
         super().__init__(student, adapter, label_smoothing)

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from kdcompress.data import InputAdapter
 from kdcompress.methods.base import LogitTask, StudentTask
+from kdcompress.options import METHODS
 
 
 class SupervisedTask(StudentTask):
@@ -36,8 +37,8 @@ class TfKdTask(LogitTask):
         student: nn.Module,
         adapter: InputAdapter | None = None,
         label_smoothing: float = 0.0,
-        alpha: float = 0.1,
-        temperature: float = 20.0,
+        alpha: float | None = METHODS["tf-kd"].alpha,
+        temperature: float | None = METHODS["tf-kd"].temperature,
     ) -> None:
         super().__init__(student, adapter, label_smoothing, alpha=alpha, temperature=temperature)
 

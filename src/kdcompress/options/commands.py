@@ -15,7 +15,7 @@ from kdcompress.options.groups import (
     StartOptions,
     TeacherOptions,
 )
-from kdcompress.options.methods import METHODS
+from kdcompress.options.methods import METHODS, NONE, OPTIONAL, SEARCH, taking
 from kdcompress.options.training import (
     MOST_CLASSES,
     MOST_EPOCHS,
@@ -41,10 +41,10 @@ class TrainTeacherOptions(TrainingOptions):
 
 @dataclass(kw_only=True)
 class DistillOptions(
-    GrowOptions,
-    SearchOptions,
     LightTeacherOptions,
     AssistantOptions,
+    SearchOptions,
+    GrowOptions,
     ResidualOptions,
     StartOptions,
     TeacherOptions,
@@ -55,8 +55,13 @@ class DistillOptions(
         None,
         "run folder, '-', timm name, local-dir:PATH, hf-hub:ORG/NAME, or a checkpoint with --arch or --teacher-arch",
         argument=True,
+        affects_result=False,
     )
-    method: str = option("kd", "how the student is trained", choices=METHODS)
+    method: str = option(
+        "kd",
+        f"what the student learns from ({', '.join(taking(NONE, OPTIONAL))} need no TEACHER)",
+        choices=METHODS,
+    )
     student: str = option("resnet20_cifar", "model spec of the student")
     pretrained: bool = option(False, "start the student from timm's pretrained weights")
     arch: tuple[str, ...] = option(
@@ -70,19 +75,24 @@ class DistillOptions(
 class AddResStudentOptions(
     SearchOptions, ResidualOptions, StartOptions, TeacherOptions, TargetOptions, TrainingOptions
 ):
-    run: str = option("-", "a distilled student or a cascade; '-' reads it from standard input", argument=True)
-    teacher: str | None = option(None, "the teacher, where it is not the one RUN was distilled from")
+    run: str = option(
+        "-", "a distilled student or a cascade; '-' reads it from standard input", argument=True, affects_result=False
+    )
+    teacher: str | None = option(
+        None, "the teacher, where it is not the one RUN was distilled from", affects_result=False
+    )
     search_storage: str | None = option(
         None,
         "share the trials of --search among machines that start the same command: a file that all see, or a database's "
         "URL (postgresql://…); those with --out train the best there, the others help",
         panel=SEARCH,
+        affects_result=False,
     )
 
 
 @dataclass(kw_only=True)
 class GateCalibrateOptions(DataOptions, DeviceOptions, OutputOptions):
-    run: str = option("-", "a cascade; '-' reads it from standard input", argument=True)
+    run: str = option("-", "a cascade; '-' reads it from standard input", argument=True, affects_result=False)
     max_drop: float | None = option(
         None, "least MACs that lose at most so many points of top-1 against running all members", low=0, high=100
     )
@@ -101,14 +111,19 @@ class GateCalibrateOptions(DataOptions, DeviceOptions, OutputOptions):
     )
     batch_size: int = option(128, "images at a time", low=1, high=MOST_IMAGES)
     plot: str | None = option(
-        None, "file for a picture of accuracy and MACs: .png, .svg or .pdf (extra: plot)", file=True
+        None,
+        "file for a picture of accuracy and MACs: .png, .svg or .pdf (extra: plot)",
+        file=True,
+        affects_result=False,
     )
 
 
 @dataclass(kw_only=True)
 class PolishOptions(LogitOptions, TeacherOptions, TargetOptions, TrainingOptions):
-    run: str = option("-", "a gated cascade; '-' reads it from standard input", argument=True)
-    teacher: str | None = option(None, "the teacher, where it is not the one RUN was distilled from")
+    run: str = option("-", "a gated cascade; '-' reads it from standard input", argument=True, affects_result=False)
+    teacher: str | None = option(
+        None, "the teacher, where it is not the one RUN was distilled from", affects_result=False
+    )
     epochs: int = option(5, "passes over the fit split", low=1, high=MOST_EPOCHS, panel=TRAINING)
 
     @property
@@ -135,11 +150,14 @@ class ProfileFlopsOptions(ModelOptions):
 
 @dataclass(kw_only=True)
 class EvalOptions(ModelOptions, DataOptions, DeviceOptions):
-    run: str = option("-", "a run, '-', or any other trained network with --data", argument=True)
+    run: str = option("-", "a run, '-', or any other trained network with --data", argument=True, affects_result=False)
     split: str = option("test", "which split", choices=("test", "calibration"))
     batch_size: int = option(128, "images at a time", low=1, high=MOST_IMAGES)
     plot: str | None = option(
-        None, "file for a picture of accuracy and MACs: .png, .svg or .pdf (extra: plot)", file=True
+        None,
+        "file for a picture of accuracy and MACs: .png, .svg or .pdf (extra: plot)",
+        file=True,
+        affects_result=False,
     )
 
 
@@ -149,6 +167,7 @@ class DescribeDataOptions(DataOptions):
         "digits",
         "digits, synth-digits:K, a folder, torch/NAME, hfds/NAME, wds/NAME or py:module:function",
         argument=True,
+        affects_result=False,
     )
     preview: str | None = option(None, "file for a contact sheet, e.g. sheet.png", file=True)
     images: int = option(64, "pictures on the sheet", low=1, high=4096)
@@ -161,7 +180,7 @@ class DescribeDataOptions(DataOptions):
 
 @dataclass(kw_only=True)
 class VerifyOptions(Options):
-    run: str = option("-", "a run folder; '-' reads it from standard input", argument=True)
+    run: str = option("-", "a run folder; '-' reads it from standard input", argument=True, affects_result=False)
     accept: bool = option(False, "take the files as they are for what was written, after a change of your own")
 
 

@@ -7,13 +7,8 @@ from dataclasses import dataclass
 
 from kdcompress.errors import usage_error
 from kdcompress.option_set import Options, option
+from kdcompress.options.methods import ASSISTANT, GROWING, LIGHT, LOGIT_LOSSES, SEARCH, defaults_text
 from kdcompress.options.training import SECONDS, in_seconds
-
-LOGIT_LOSSES = ("kl", "dkd", "dist", "mse", "standardized-kl")
-ASSISTANT = "Residual KD with an assistant"
-GROWING = "ResKD: a whole cascade at once"
-LIGHT = "LW-KD: a lightweight teacher"
-SEARCH = "Architecture search (extra: search)"
 
 
 @dataclass(kw_only=True)
@@ -22,18 +17,18 @@ class LogitOptions(Options):
 
     alpha: float | None = option(
         None,
-        "weight of the distillation loss (default: 0.9; tf-kd 0.1; lwkd 0.5; of other logit losses their authors')",
+        f"weight of the distillation loss (default: {defaults_text('alpha')})",
         low=0,
         high=1,
     )
     temperature: float | None = option(
-        None, "softens the logits (default: 4; tf-kd 20; standardized-kl 2)", above=0, high=1e6
+        None, f"softens the logits (default: {defaults_text('temperature')})", above=0, high=1e6
     )
     logit_loss: str = option(
         "kl",
         "how far logits are from the teacher's: KL divergence, decoupled KD, DIST (correlations), squared error, KL of "
         "standardized logits",
-        choices=LOGIT_LOSSES,
+        choices=tuple(LOGIT_LOSSES),
     )
 
 
@@ -189,6 +184,7 @@ class SearchOptions(Options):
         "no trial begins after so long, e.g. 90s, 30m or 2h, in the search for a res-student; then the best is trained "
         "in full (default: no limit)",
         panel=SEARCH,
+        affects_result=False,
     )
 
     @property

@@ -169,6 +169,7 @@ METHODS: dict[str, Method] = {
         "feature maps, by a student and its assistant (Residual KD)",
         reads=("temperature", "logit_loss", "target_views", ASSISTANT),
         paper="Residual KD, arXiv 2002.09168",
+        temperature=4.0,
         check=check_assistant,
     ),
     "lwkd": Method(
@@ -177,6 +178,7 @@ METHODS: dict[str, Method] = {
         reads=(*LOGITS, LIGHT),
         paper="LW-KD, arXiv 2005.09163",
         alpha=0.5,
+        temperature=4.0,
     ),
 }
 

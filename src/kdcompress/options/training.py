@@ -30,9 +30,14 @@ class DataOptions(Options):
         "digits, synth-digits:K, a folder with train/CLASS and test/CLASS, torch/cifar10, hfds/NAME, wds/NAME, "
         "py:module:function (default: the run's own, else digits)",
         panel=DATA,
+        affects_result=False,
     )
-    data_dir: str | None = option(None, "where timm's named data sets are stored", panel=DATA, file=True)
-    download: bool = option(False, "download a torch/… data set that is not there yet", panel=DATA)
+    data_dir: str | None = option(
+        None, "where timm's named data sets are stored", panel=DATA, file=True, affects_result=False
+    )
+    download: bool = option(
+        False, "download a torch/… data set that is not there yet", panel=DATA, affects_result=False
+    )
     holdout: float | None = option(
         None,
         "share of the training split kept for calibration (default: the run's own, else 0.1)",
@@ -50,21 +55,32 @@ class DataOptions(Options):
         "auto", "keep images in memory, or stream them", choices=("auto", "memory", "stream"), panel=DATA
     )
     workers: int | None = option(
-        None, "processes that read images (default: one a core, up to 8)", low=0, high=1024, panel=DATA
+        None,
+        "processes that read images (default: one a core, up to 8)",
+        low=0,
+        high=1024,
+        panel=DATA,
+        affects_result=False,
     )
 
 
 @dataclass(kw_only=True)
 class DeviceOptions(Options):
-    device: str = option("auto", "where to compute", choices=("auto", "cpu", "cuda", "mps"), panel=RUN)
+    device: str = option(
+        "auto", "where to compute", choices=("auto", "cpu", "cuda", "mps"), panel=RUN, affects_result=False
+    )
     precision: str = option(
         "auto",
         "arithmetic; auto trains in the fastest and evaluates in fp32",
         choices=("auto", "fp32", "bf16", "fp16"),
         panel=RUN,
+        affects_result=False,
     )
     dist_timeout: str = option(
-        "5m", "of several processes: how long to wait for one that gives no sign of life, e.g. 90s or 5m", panel=RUN
+        "5m",
+        "of several processes: how long to wait for one that gives no sign of life, e.g. 90s or 5m",
+        panel=RUN,
+        affects_result=False,
     )
 
     @property
@@ -86,9 +102,14 @@ class DeviceOptions(Options):
 
 @dataclass(kw_only=True)
 class OutputOptions(Options):
-    out: str | None = option(None, "folder of the new run (default: a new one under runs/)", panel=RUN, file=True)
+    out: str | None = option(
+        None, "folder of the new run (default: a new one under runs/)", panel=RUN, file=True, affects_result=False
+    )
     resume: bool = option(
-        False, "continue the run in --out if it was cut off; a finished one is left as it is", panel=RUN
+        False,
+        "continue the run in --out if it was cut off; a finished one is left as it is",
+        panel=RUN,
+        affects_result=False,
     )
 
 
@@ -147,16 +168,22 @@ class TrainingOptions(DataOptions, DeviceOptions, OutputOptions):
         None, "stop as soon as the calibration accuracy reaches so many percent", above=0, high=100, panel=TRAINING
     )
     compile: bool = option(
-        False, "translate the networks by torch.compile: a step is faster, the start takes a minute or two", panel=RUN
+        False,
+        "translate the networks by torch.compile: a step is faster, the start takes a minute or two",
+        panel=RUN,
+        affects_result=False,
     )
     sync_bn: str = option(
         "auto",
         "of several processes: BatchNorm sees the images of all; auto: where one has fewer than 32 a step",
         choices=("auto", "on", "off"),
         panel=TRAINING,
+        affects_result=False,
     )
     seed: int = option(0, "of weights, order and augmentation", low=0, high=2**31 - 1, panel=TRAINING)
-    tensorboard: bool = option(False, "also write TensorBoard events (extra: tensorboard)", panel=RUN)
+    tensorboard: bool = option(
+        False, "also write TensorBoard events (extra: tensorboard)", panel=RUN, affects_result=False
+    )
 
     @property
     def fine_tunes(self) -> bool:
@@ -167,7 +194,11 @@ class TrainingOptions(DataOptions, DeviceOptions, OutputOptions):
 @dataclass(kw_only=True)
 class CacheOptions(Options):
     cache_dir: str | None = option(
-        None, "where targets and lightweight teachers are kept (default: ~/.cache/kdcompress)", panel=CACHE, file=True
+        None,
+        "where targets and lightweight teachers are kept (default: ~/.cache/kdcompress)",
+        panel=CACHE,
+        file=True,
+        affects_result=False,
     )
 
 
@@ -181,7 +212,9 @@ class TargetOptions(CacheOptions):
         "auto: 8, where that saves time",
         panel=CACHE,
     )
-    cache_size: float = option(20.0, "GiB of targets that are kept", low=0, high=2**40, panel=CACHE)
+    cache_size: float = option(
+        20.0, "GiB of targets that are kept", low=0, high=2**40, panel=CACHE, affects_result=False
+    )
 
     @property
     def chosen_views(self) -> int | None:

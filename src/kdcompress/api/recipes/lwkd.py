@@ -10,11 +10,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from kdcompress.api.check import check_enough_classes
 from kdcompress.api.job import Job, Phase
-from kdcompress.api.light_teacher import Train, bank_images, light_teacher, soft_targets
-from kdcompress.api.prepare import batches_for, logit_weights
-from kdcompress.api.reference import Teacher
-from kdcompress.data import Data, DataSource
+from kdcompress.api.recipes.light_teacher import bank_images, light_teacher, soft_targets
+from kdcompress.api.recipes.prepare import batches_for, fresh, logit_weights, smoothing
+from kdcompress.api.reference import Teacher, open_data
+from kdcompress.data import Data, choose_channels
 from kdcompress.engine.distributed import from_main
 from kdcompress.engine.evaluate import collect
 from kdcompress.engine.targets import forward_batch
@@ -22,7 +23,7 @@ from kdcompress.errors import UserError, usage_error
 from kdcompress.methods.lwkd import LwKdTask, SoftTargetBank
 from kdcompress.methods.supervised import SupervisedTask
 from kdcompress.models.loading import Network, load_network
-from kdcompress.options import DistillOptions
+from kdcompress.options import METHODS, DistillOptions
 from kdcompress.results import TrainResult
 from kdcompress.runs import METRICS
 
@@ -31,16 +32,17 @@ MOST_SIMILAR = 2000  # classes: the time of the assignment grows with their cube
 ACCURACY = "train_discriminator_accuracy"  # a column of metrics.csv
 
 
-def train_lwkd(job: Job, options: DistillOptions, source: DataSource, student: Network, train: Train) -> TrainResult:
+def train_lwkd(job: Job[DistillOptions]) -> TrainResult:
     """Train a student on its labels and on what a lightweight teacher says of synthesized images of the same classes.
-
-    Args:
-        train: ``train-teacher``; used where no teacher is given and none is in the cache.
 
     Raises:
         UserError: A teacher with another number of classes, or of whose classes there are no images; a bank that is
             too large.
     """
+    options, method = job.options, METHODS[job.method]
+    source = open_data(options)  # those of its teacher are others
+    check_enough_classes(options, source.num_classes)
+    student = fresh(options.student, source, options, choose_channels(source, options), options.pretrained)
     images = bank_images(source.num_classes, options.bank_size)
     if options.class_map == "similar" and source.num_classes > MOST_SIMILAR:
         problem = f"--class-map similar serves up to {MOST_SIMILAR} classes, these are {source.num_classes}."
@@ -48,17 +50,18 @@ def train_lwkd(job: Job, options: DistillOptions, source: DataSource, student: N
     if options.teacher is not None:
         teacher = load_network(options.teacher, options.teacher_arch)
     else:
-        teacher = light_teacher(source.num_classes, options, train, job.place, job.reporter)
+        teacher = light_teacher(source.num_classes, options, job.place, job.reporter)
     if teacher.num_classes != source.num_classes:
         problem = f"The teacher {teacher.reference} has {teacher.num_classes} classes, the data {source.num_classes}."
         raise UserError(problem, "Leave TEACHER out: one of the right size is made.")
     bank = SoftTargetBank(soft_targets(teacher, images, options, job, source))
     entry: dict[str, Any] = {"reference": teacher.reference, "arch": teacher.arch, "fingerprint": teacher.fingerprint()}
-    softened = bank.entropy(4.0 if options.temperature is None else options.temperature)
+    weights = logit_weights(options, method)
+    softened = bank.entropy(weights["temperature"])
     entry |= {"seconds": teacher.record.get("result", {}).get("seconds"), "entropy": round(bank.entropy(), 6)}
     entry["softened_entropy"] = round(softened, 6)
     data = batches_for(source, student.prep, job)
-    fresh = {key: value.clone() for key, value in student.model.state_dict().items()}
+    untrained = {key: value.clone() for key, value in student.model.state_dict().items()}
     generator = torch.Generator().manual_seed(options.seed)
     if options.class_map == "random":
         bank.classes = torch.randperm(source.num_classes, generator=generator)
@@ -68,16 +71,16 @@ def train_lwkd(job: Job, options: DistillOptions, source: DataSource, student: N
             # networks of several processes differ in BatchNorm's statistics; all must map alike
             found = from_main(lambda: similar_classes(_confusion(student, data, job), bank).tolist())
             bank.classes = torch.tensor(found)
-        student.model.load_state_dict(fresh)
+        student.model.load_state_dict(untrained)
         torch.manual_seed(options.seed)
         return LwKdTask(
             student.model,
             bank,
             None,
-            options.label_smoothing or 0.0,
+            smoothing(options),
             adversarial_weight=options.adversarial_weight,
             adversarial_warmup=options.adversarial_warmup,
-            **logit_weights(options),
+            **weights,
         )
 
     phases = [Phase(distil)]

@@ -8,7 +8,7 @@ from typing import Any
 from kdcompress.api.check import check_enough_classes
 from kdcompress.api.cost import macs_of
 from kdcompress.api.job import Job, Phase
-from kdcompress.api.prepare import adapter, batches_for, logit_weights, shared
+from kdcompress.api.recipes.prepare import adapter, batches_for, logit_weights, shared
 from kdcompress.api.reference import (
     Teacher,
     check_channels,
@@ -78,10 +78,11 @@ class Residual:
         weight = options.sum_weight if options.sum_weight is not None else _share(base, member)
         if not options.residual_warmup:  # it has only the residual to go by, and begins where the sum is
             zero_classifier(member.model)
+        frozen = teacher.freeze(adapter(data.prep, teacher.network.prep))
         task = ResKdTask(
             member.model,
             Frozen(base.model, adapter(data.prep, base.prep)),
-            teacher.freeze(adapter(data.prep, teacher.network.prep)),
+            frozen,
             adapter(data.prep, base.prep),
             options.label_smoothing or 0.0,
             options.residual_loss,
@@ -97,7 +98,8 @@ class Residual:
             data,
             teacher,
             assemble=lambda network: joined(base, network, weight),
-            energies=[*earlier[:-1], job.energy(task.members, teacher.frozen, data)] if energies else None,
+            residual_of=frozen if energies else None,
+            energies=[*earlier[:-1], job.energy(task.members, frozen, data)] if energies else (),
             parent=base,
             view_shift=len(base.model.members),
             search=search,

@@ -6,12 +6,15 @@ import dataclasses
 import math
 from typing import Any
 
+from kdcompress.api.check import check_enough_classes
 from kdcompress.api.job import Job
-from kdcompress.data import Data, DataSource, InputAdapter, Preprocess, choose_size
+from kdcompress.api.reference import Teacher, check_channels, check_classes, inherit, load_teacher, open_data
+from kdcompress.data import Data, DataSource, InputAdapter, Preprocess, choose_channels, choose_size
 from kdcompress.models.assemble import new_network
 from kdcompress.models.build import ModelSpec, default_config
 from kdcompress.models.loading import Network
-from kdcompress.options import LogitOptions, TrainingOptions
+from kdcompress.options import METHODS, DistillOptions, LogitOptions, TrainingOptions
+from kdcompress.options.methods import Method
 
 
 def fresh(
@@ -42,7 +45,7 @@ def fresh(
     )
 
 
-def batches_for(source: DataSource, prep: Preprocess, job: Job) -> Data:
+def batches_for(source: DataSource, prep: Preprocess, job: Job[Any]) -> Data:
     return Data(source, prep, job.options, job.place.device, job.place.rank, job.place.world, job.reporter.note)
 
 
@@ -60,8 +63,37 @@ def adapter(made_for: Preprocess, wanted: Preprocess) -> InputAdapter | None:
     return None if adapter.same and adapter.size is None else adapter
 
 
-def logit_weights(options: LogitOptions) -> dict[str, Any]:
-    """What the user set of the loss on logits; the tasks know their own defaults."""
+def logit_weights(options: LogitOptions, method: Method | None = None) -> dict[str, Any]:
+    """The loss on logits: what the user set, else the method's defaults; the rest is the loss' own."""
     other = None if options.logit_loss == "kl" else options.logit_loss
-    values = {"alpha": options.alpha, "temperature": options.temperature, "logit_loss": other}
+    own = {"alpha": method and method.alpha, "temperature": method and method.temperature}
+    values = {**own, **{key: value for key in own if (value := getattr(options, key)) is not None}, "logit_loss": other}
     return {key: value for key, value in values.items() if value is not None}
+
+
+def smoothing(options: DistillOptions) -> float:
+    """What the user set, else the method's default."""
+    given = options.label_smoothing
+    return METHODS[options.method].label_smoothing if given is None else given
+
+
+def opened(job: Job[DistillOptions]) -> tuple[Teacher | None, DataSource, int]:
+    """The teacher, the data, and the channels that a student sees of them.
+
+    The options of ``job`` are filled in with those that the teacher's run hands on.
+
+    Raises:
+        UserError: Nothing of that name, or networks and data that do not fit together.
+    """
+    options = job.options
+    teacher = load_teacher(options.teacher, options.teacher_arch, job.reporter) if options.teacher is not None else None
+    options = job.options = inherit(options, teacher.network.record if teacher else {})
+    source = open_data(options)
+    check_enough_classes(options, source.num_classes)
+    channels = choose_channels(source, options)
+    if teacher is not None:
+        check_classes(teacher.network, source, "teacher")
+        if options.input_size is None and teacher.network.record.get("data_fingerprint") == source.fingerprint:
+            channels = teacher.network.prep.channels
+        check_channels(teacher.network, channels, "teacher")
+    return teacher, source, channels

@@ -6,8 +6,8 @@ from typing import Any
 
 from kdcompress.api.check import check_logit_loss, check_search, meaningless
 from kdcompress.api.job import Job
-from kdcompress.api.prepare import logit_weights
-from kdcompress.api.residual import Residual
+from kdcompress.api.recipes.prepare import logit_weights
+from kdcompress.api.recipes.residual import Residual
 from kdcompress.api.search import search
 from kdcompress.api.targets import check_views
 from kdcompress.engine.progress import Reporter

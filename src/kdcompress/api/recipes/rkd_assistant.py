@@ -8,10 +8,10 @@ from typing import Any
 from torch import nn
 
 from kdcompress.api.job import Job, Phase
-from kdcompress.api.prepare import adapter, batches_for, fresh, logit_weights, shared
+from kdcompress.api.recipes.prepare import adapter, batches_for, fresh, logit_weights, opened, shared, smoothing
 from kdcompress.api.reference import Teacher
 from kdcompress.api.targets import gib
-from kdcompress.data import DataSource, Preprocess
+from kdcompress.data import Preprocess
 from kdcompress.errors import UserError, usage_error
 from kdcompress.methods.base import FrozenMaps
 from kdcompress.methods.features import TRANSFERS, Stage, feature_size, matched, stages_of
@@ -21,19 +21,20 @@ from kdcompress.models.build import ModelSpec
 from kdcompress.models.loading import Network
 from kdcompress.models.separate import separate
 from kdcompress.models.student_assistant import ARCHITECTURE, StudentAssistant
-from kdcompress.options import DistillOptions
+from kdcompress.options import METHODS, DistillOptions
 from kdcompress.results import TrainResult
 
 
-def train_rkd_assistant(
-    job: Job, options: DistillOptions, teacher: Teacher, source: DataSource, channels: int
-) -> TrainResult:
+def train_rkd_assistant(job: Job[DistillOptions]) -> TrainResult:
     """Train a student and its assistant, or with ``undivided`` the model that they would be made of.
 
     Raises:
         UserError: A teacher or student without feature maps, a share that no widths meet, a classifier that cannot be
             reused.
     """
+    teacher, source, channels = opened(job)
+    options = job.options
+    assert teacher is not None
     if ModelSpec.parse(options.student).name == ARCHITECTURE:
         raise usage_error(f"{ARCHITECTURE} is what comes out.", "Give --student the model that is to be divided.")
     if not options.undivided:
@@ -51,10 +52,10 @@ def train_rkd_assistant(
     given: dict[str, Any] = {
         "transfer": transfer,
         "adapter": adapter(prep, whole.prep),
-        "label_smoothing": options.label_smoothing or 0.0,
+        "label_smoothing": smoothing(options),
         "transfer_weight": options.transfer_weight,
         "logit_weight": options.logit_weight,
-        **logit_weights(options),
+        **logit_weights(options, METHODS[job.method]),
     }
     frozen = teacher.freeze(adapter(prep, teacher.network.prep))
     data = batches_for(source, prep, job)

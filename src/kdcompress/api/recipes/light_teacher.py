@@ -10,7 +10,6 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ import torch
 from torch import Tensor
 
 from kdcompress.api.job import Job
+from kdcompress.api.recipes.logits import train_on_labels
 from kdcompress.cache import TEACHERS, cache_dir
 from kdcompress.data import Data, DataSource, load_source, synth_digits
 from kdcompress.data.splits import rank_in_class
@@ -31,7 +31,6 @@ from kdcompress.methods.base import Frozen
 from kdcompress.models import lenet
 from kdcompress.models.loading import Network, load_network
 from kdcompress.options import DistillOptions, TrainTeacherOptions
-from kdcompress.results import TrainResult
 from kdcompress.runs import WEIGHTS, RunFolder
 
 RECIPE: dict[str, Any] = {"model": "lenet5", "opt": "adamw", "lr": 4e-3, "augment": "none"}
@@ -40,18 +39,13 @@ MOST_EPOCHS, LEAST_EPOCHS, IMAGES = 20, 5, 600_000  # at most: it stops as soon 
 USUAL_BANK, MAX_BANK = 512 * 2**20, 4 * 2**30  # bytes
 MOST_PER_CLASS, MOST_IMAGES = 128, 20_000
 
-Train = Callable[[TrainTeacherOptions], TrainResult]
-
 _temporary: list[Any] = []  # folders that go when the process does
 
 
-def light_teacher(classes: int, options: DistillOptions, train: Train, place: Place, reporter: Reporter) -> Network:
+def light_teacher(classes: int, options: DistillOptions, place: Place, reporter: Reporter) -> Network:
     """The lightweight teacher for so many classes: from the cache, or trained and kept there.
 
     It is trained in a folder of its own, so that one that was cut off goes on, and of two processes one waits.
-
-    Args:
-        train: ``train-teacher``.
 
     Raises:
         Interrupted: It was asked to stop; the next command goes on with it.
@@ -63,32 +57,31 @@ def light_teacher(classes: int, options: DistillOptions, train: Train, place: Pl
 
     def made() -> Network:
         with alone():
-            return _loaded(kept) or _trained(kept, _data(classes), epochs, options, train, place, reporter)
+            return _loaded(kept) or _trained(kept, _data(classes), epochs, options, place, reporter)
 
     return from_main(made)  # the caches of other hosts are others, and a network so small gains nothing by them
 
 
-def _trained(
-    kept: Path, data: str, epochs: int, options: DistillOptions, train: Train, place: Place, reporter: Reporter
-) -> Network:
+def _trained(kept: Path, data: str, epochs: int, options: DistillOptions, place: Place, reporter: Reporter) -> Network:
     with contextlib.ExitStack() as stack:
         work = _work_folder(kept, place, stack, reporter)
         if work != kept:
 
             def make(folder: Path) -> None:
-                train(
-                    TrainTeacherOptions(
-                        **RECIPE,
-                        data=data,
-                        epochs=epochs,
-                        stop_top1=options.teacher_top1,
-                        out=str(folder),
-                        resume=True,
-                        device=options.device,
-                        precision=options.precision,
-                        workers=options.workers,
-                    )
+                own = TrainTeacherOptions(
+                    **RECIPE,
+                    data=data,
+                    epochs=epochs,
+                    stop_top1=options.teacher_top1,
+                    out=str(folder),
+                    resume=True,
+                    device=options.device,
+                    precision=options.precision,
+                    workers=options.workers,
                 )
+                job = Job.begin("train-teacher", "ce", own, reporter)
+                if job.finished() is None:
+                    train_on_labels(job)
 
             try:
                 make(work)

@@ -1,0 +1,71 @@
+"""Students that learn from labels and from logits: one network, one phase, one task."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import nn
+
+from kdcompress.api.job import Job, Phase
+from kdcompress.api.recipes.prepare import adapter, batches_for, fresh, logit_weights, opened, shared, smoothing
+from kdcompress.api.reference import open_data, start_from
+from kdcompress.data import InputAdapter, choose_channels
+from kdcompress.methods.base import Frozen, StudentTask
+from kdcompress.methods.kd import KdTask
+from kdcompress.methods.supervised import SupervisedTask, TfKdTask
+from kdcompress.models.assemble import as_cascade
+from kdcompress.options import METHODS, DistillOptions, TrainTeacherOptions
+from kdcompress.results import TrainResult
+
+# from the student, the frozen teacher if there is one, and what turns a batch into the student's input
+MakeTask = Callable[[nn.Module, Frozen | None, InputAdapter | None, DistillOptions], StudentTask]
+
+
+def by_task(make: MakeTask, *, as_first_member: bool = False) -> Callable[[Job[DistillOptions]], TrainResult]:
+    """A recipe that trains the student by one task.
+
+    Args:
+        make: The task.
+        as_first_member: Whether the student becomes a cascade of one member.
+    """
+
+    def train(job: Job[DistillOptions]) -> TrainResult:
+        teacher, source, channels = opened(job)
+        options = job.options
+        like = teacher.network.prep if teacher is not None and options.from_teacher else None
+        student = fresh(options.student, source, options, channels, options.pretrained, like)
+        prep = shared(student.prep, teacher.network.prep, source) if teacher else student.prep
+        data = batches_for(source, prep, job)
+        if teacher is not None and options.from_teacher:
+            start_from(teacher, student, data, job.reporter)
+        frozen = teacher.freeze(adapter(prep, teacher.network.prep)) if teacher is not None else None
+        task = make(student.model, frozen, adapter(prep, student.prep), options)
+        cascade: dict[str, Any] = {"assemble": as_cascade, "residual_of": frozen} if as_first_member else {}
+        return job.train([Phase(lambda: task)], student, data, teacher, **cascade)
+
+    return train
+
+
+def supervised(
+    student: nn.Module, teacher: Frozen | None, own: InputAdapter | None, options: DistillOptions
+) -> StudentTask:
+    return SupervisedTask(student, own, smoothing(options))
+
+
+def tf_kd(student: nn.Module, teacher: Frozen | None, own: InputAdapter | None, options: DistillOptions) -> StudentTask:
+    return TfKdTask(student, own, smoothing(options), **logit_weights(options, METHODS[options.method]))
+
+
+def kd(student: nn.Module, teacher: Frozen | None, own: InputAdapter | None, options: DistillOptions) -> StudentTask:
+    assert teacher is not None
+    return KdTask(student, teacher, own, smoothing(options), **logit_weights(options, METHODS[options.method]))
+
+
+def train_on_labels(job: Job[TrainTeacherOptions]) -> TrainResult:
+    """Train, or fine-tune, a teacher."""
+    options = job.options
+    source = open_data(options)
+    network = fresh(options.model, source, options, choose_channels(source, options), options.pretrained)
+    task = SupervisedTask(network.model, label_smoothing=options.label_smoothing or 0.0)
+    return job.train([Phase(lambda: task)], network, batches_for(source, network.prep, job))

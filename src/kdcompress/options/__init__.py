@@ -1,0 +1,71 @@
+"""What a user can set: defaults, help texts and ranges, once for the command line, the config file and Python.
+
+Every command has one dataclass. Nothing in this package imports torch.
+"""
+
+from kdcompress.options.commands import (
+    MEASURES,
+    AddResStudentOptions,
+    CacheCommandOptions,
+    DescribeDataOptions,
+    DistillOptions,
+    EvalOptions,
+    GateCalibrateOptions,
+    ModelOptions,
+    PolishOptions,
+    ProfileFlopsOptions,
+    ShellOptions,
+    TrainTeacherOptions,
+    VerifyOptions,
+)
+from kdcompress.options.groups import (
+    AssistantOptions,
+    GrowOptions,
+    LightTeacherOptions,
+    LogitOptions,
+    ResidualOptions,
+    SearchOptions,
+    StartOptions,
+    TeacherOptions,
+)
+from kdcompress.options.methods import LOGIT_LOSSES, METHODS
+from kdcompress.options.training import (
+    CacheOptions,
+    DataOptions,
+    DeviceOptions,
+    OutputOptions,
+    TargetOptions,
+    TrainingOptions,
+)
+
+__all__ = [
+    "LOGIT_LOSSES",
+    "MEASURES",
+    "METHODS",
+    "AddResStudentOptions",
+    "AssistantOptions",
+    "CacheCommandOptions",
+    "CacheOptions",
+    "DataOptions",
+    "DescribeDataOptions",
+    "DeviceOptions",
+    "DistillOptions",
+    "EvalOptions",
+    "GateCalibrateOptions",
+    "GrowOptions",
+    "LightTeacherOptions",
+    "LogitOptions",
+    "ModelOptions",
+    "OutputOptions",
+    "PolishOptions",
+    "ProfileFlopsOptions",
+    "ResidualOptions",
+    "SearchOptions",
+    "ShellOptions",
+    "StartOptions",
+    "TargetOptions",
+    "TeacherOptions",
+    "TrainTeacherOptions",
+    "TrainingOptions",
+    "VerifyOptions",
+]
