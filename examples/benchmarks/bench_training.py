@@ -40,7 +40,7 @@ from kdcompress.engine.fit import Plan, Trainer, memory_format_of
 from kdcompress.engine.interrupt import StopSignal
 from kdcompress.engine.precision import Process
 from kdcompress.engine.progress import Silent
-from kdcompress.engine.targets import Targets, ToldBatches
+from kdcompress.engine.targets import CachedBatches, Targets
 from kdcompress.methods.base import Frozen, StudentTask
 from kdcompress.methods.kd import KdTask
 from kdcompress.methods.reskd import ResKdTask
@@ -129,7 +129,7 @@ def _measured(teacher_spec: str, student_spec: str, place: Place, asked: argpars
             if name in ("kept", "res_student"):
                 widths = dict.fromkeys(task.frozen(), 10)
                 targets = Targets(task.frozen(), widths, batches, "random", store, place, print)
-                source = ToldBatches(batches, targets, VIEWS)
+                source = CachedBatches(batches, targets, VIEWS)
                 for view in range(VIEWS):
                     source.prepare(view, lambda: False)
             turns[name] = _ours(task, source, batches, options, place, RunFolder(Path(folder)))

@@ -14,7 +14,6 @@ from pathlib import Path
 
 from study import write_between
 
-from kdcompress.api import train_teacher
 from kdcompress.api.job import Job
 from kdcompress.api.recipes.light_teacher import bank_images, light_teacher, soft_targets
 from kdcompress.data import load_source
@@ -48,7 +47,7 @@ def main() -> None:
 def _row(classes: int, options: DistillOptions) -> str:
     job = Job.begin("distill", "lwkd", options, None)
     began = time.perf_counter()
-    teacher = light_teacher(classes, options, train_teacher, job.place, Silent())
+    teacher = light_teacher(classes, options, job.place, Silent())
     made = time.perf_counter()
     images = bank_images(classes, None)
     bank = SoftTargetBank(soft_targets(teacher, images, options, job, load_source("digits")))

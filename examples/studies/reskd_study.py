@@ -26,7 +26,6 @@ from gate_promise import collected
 from study import Study, arguments, mean_std, show, teacher_of
 
 import kdcompress
-from kdcompress.methods.losses import SCALE_FREE
 from kdcompress.options import LOGIT_LOSSES
 
 Results = dict[int, dict[str, Any]]  # what eval said, by seed
@@ -104,7 +103,10 @@ def main() -> None:
     if not given.so_far:
         study.run({f"loss-{loss}": [*command, "--epochs", half] for loss, command in tried.items()}, score=False)
     best = max(tried, key=lambda loss: study.training(f"loss-{loss}")["top1"])
-    summed = max(sorted(tried.keys() - SCALE_FREE), key=lambda loss: study.training(f"loss-{loss}")["top1"])
+    summed = max(
+        sorted(name for name in tried if LOGIT_LOSSES[name].has_scale),
+        key=lambda loss: study.training(f"loss-{loss}")["top1"],
+    )
 
     members = [given.student, *given.res_students]
     names = ["s0"]

@@ -45,7 +45,7 @@ for split in ("training", "calibration"):
         targets.prepare(view, lambda: False)
         found[f"{split} {view}"] = found.get(f"{split} {view}", []) + [sum(seen)]
         seen.clear()
-    found[split] = targets.told(np.arange(targets.count))["told"].tolist()
+    found[split] = targets.rows_of(np.arange(targets.count))["told"].tolist()
 with open(f"found-{os.environ.get('RANK', 'alone')}.json", "w") as file:
     json.dump(found, file)
 """

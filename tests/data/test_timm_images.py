@@ -71,7 +71,7 @@ def test_targets_are_computed_of_each_image_once(source: DataSource, loading: st
         assert sum(seen) == data.fit_size() == 22, f"in run {run}"
     ids = batches.images.ids
     pixels = [np.asarray(random_image(int(index))).mean() / 255 for index in ids]
-    assert torch.allclose(targets.told(np.arange(22))["told"][:, 0], torch.tensor(pixels).float(), atol=1e-3)
+    assert torch.allclose(targets.rows_of(np.arange(22))["told"][:, 0], torch.tensor(pixels).float(), atol=1e-3)
     assert source.train.labels[ids].tolist() == [int(index) % 2 for index in ids]
 
 

@@ -24,9 +24,9 @@ from kdcompress.data import Data, EvalBatches, InputAdapter, TrainBatches, load_
 from kdcompress.engine.distributed import Place
 from kdcompress.engine.targets import (
     CPU_BATCH,
+    CachedBatches,
+    CachedEval,
     Targets,
-    ToldBatches,
-    ToldEval,
     image_key,
     network_key,
     precision_agreement,
@@ -84,7 +84,7 @@ def test_targets_are_those_of_a_live_network(tmp_path: Path, loading: str) -> No
     """A student would learn what its teacher says of other images, or of other crops of them."""
     batches, _ = digits(loading=loading)
     networks = {"teacher_logits": teacher(0), "member_logits": teacher(1)}
-    told = ToldBatches(batches, targets(tmp_path, networks, batches), views=3)
+    told = CachedBatches(batches, targets(tmp_path, networks, batches), views=3)
     for epoch in (0, 2, 4):
         assert told.prepare(epoch, never)
         for x, _, said in itertools.islice(told.epoch(epoch, first_step=3), 6):
@@ -98,7 +98,7 @@ def test_the_split_as_it_is(tmp_path: Path) -> None:
     """The calibration accuracy of a cascade would be that of other images."""
     _, calibration = digits()
     network = teacher()
-    told = ToldEval(calibration, targets(tmp_path, {"member_logits": network}, calibration))
+    told = CachedEval(calibration, targets(tmp_path, {"member_logits": network}, calibration))
     seen = 0
     for x, _, said in told:
         assert torch.allclose(said["member_logits"], network(x), atol=2e-3)
@@ -109,7 +109,7 @@ def test_the_split_as_it_is(tmp_path: Path) -> None:
 def test_views_come_again_in_another_order(tmp_path: Path) -> None:
     """Epoch e shows view e mod K; with the same order each time the student would see the same batches."""
     batches, _ = digits()
-    told = ToldBatches(batches, targets(tmp_path, {}, batches), views=2)
+    told = CachedBatches(batches, targets(tmp_path, {}, batches), views=2)
 
     def epoch(number: int) -> Tensor:
         return torch.cat([x for x, _, _ in told.epoch(number)]).flatten(1)
@@ -122,7 +122,7 @@ def test_views_come_again_in_another_order(tmp_path: Path) -> None:
     assert sorted_rows(first) == sorted_rows(again)
     assert sorted_rows(first) != sorted_rows(second)
     other = dataclasses.replace(batches, seed=8)
-    other_run = ToldBatches(other, told.targets, views=2)
+    other_run = CachedBatches(other, told.targets, views=2)
     assert sorted_rows(torch.cat([x for x, _, _ in other_run.epoch(0)]).flatten(1)) == sorted_rows(first), (
         "a run with another seed would find nothing"
     )
@@ -134,13 +134,13 @@ def test_each_view_is_asked_for_once(tmp_path: Path) -> None:
     images = len(batches.images.ids)
     assert images > 2 * CPU_BATCH
     first = Counted(teacher())
-    told = ToldBatches(batches, targets(tmp_path, {"teacher_logits": first}, batches), views=2)
+    told = CachedBatches(batches, targets(tmp_path, {"teacher_logits": first}, batches), views=2)
     for epoch in range(5):
         assert told.prepare(epoch, never)
     assert first.images == 2 * images
     again, member = Counted(teacher()), Counted(teacher(1))
     networks = {"teacher_logits": again, "member_logits": member}
-    later = ToldBatches(batches, targets(tmp_path, networks, batches), views=3)
+    later = CachedBatches(batches, targets(tmp_path, networks, batches), views=3)
     for epoch in range(3):
         assert later.prepare(epoch, never)
     assert (again.images, member.images) == (images, 3 * images), "only what is new"
@@ -229,7 +229,7 @@ def test_what_another_run_has_written_meanwhile_is_not_gone_through(tmp_path: Pa
     made._read = late  # type: ignore[method-assign]
     made.batches = dataclasses.replace(batches, images=None)  # type: ignore[arg-type]
     assert made.prepare(0, never)
-    assert made.told(np.arange(3))["a"].shape == (3, 10)
+    assert made.rows_of(np.arange(3))["a"].shape == (3, 10)
 
 
 def test_precisions_are_compared_on_images_of_all_classes(tmp_path: Path) -> None:
@@ -255,7 +255,7 @@ def test_networks_that_say_the_same_are_asked_once(tmp_path: Path) -> None:
     asked = [Counted(teacher()), Counted(teacher())]
     made = targets(tmp_path, {"teacher_logits": asked[0], "member_logits": asked[1]}, batches)
     assert made.prepare(0, never)
-    said = made.told(np.arange(4))
+    said = made.rows_of(np.arange(4))
     assert torch.equal(said["teacher_logits"], said["member_logits"])
     assert sum(network.images for network in asked) == len(batches.images.ids)
 
@@ -319,8 +319,8 @@ def test_without_a_store_the_same_is_said(tmp_path: Path, trouble: str) -> None:
     for view in (0, 1, 0):
         assert good.prepare(view, never)
         assert bad.prepare(view, never)
-        for name, said in good.told(positions).items():
-            assert torch.equal(said, bad.told(positions)[name])
+        for name, said in good.rows_of(positions).items():
+            assert torch.equal(said, bad.rows_of(positions)[name])
             assert said.abs().sum() > 0
     assert len(heard) == 1, "one warning"
     assert heard[0].startswith("Warning: targets cannot be kept in ")
@@ -350,4 +350,4 @@ def test_logits_beyond_half_precision_stay_finite(tmp_path: Path) -> None:
     batches, _ = digits()
     made = targets(tmp_path, {"teacher_logits": Loud()}, batches)
     assert made.prepare(0, never)
-    assert torch.isfinite(made.told(np.arange(4))["teacher_logits"]).all()
+    assert torch.isfinite(made.rows_of(np.arange(4))["teacher_logits"]).all()

@@ -88,7 +88,7 @@ def logits() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
 
 def test_the_options_know_every_loss() -> None:
     """One could not be chosen, or would fail after the data were loaded."""
-    assert tuple(LOGIT_LOSSES) == options.LOGIT_LOSSES
+    assert tuple(LOGIT_LOSSES) == tuple(options.LOGIT_LOSSES)
 
 
 @pytest.mark.parametrize("name", LOGIT_LOSSES)

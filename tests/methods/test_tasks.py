@@ -13,10 +13,11 @@ from timm.task import TrainingTask
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from kdcompress import options
 from kdcompress.data import InputAdapter, Preprocess
 from kdcompress.methods.base import Frozen, StudentTask
 from kdcompress.methods.kd import KdTask
-from kdcompress.methods.losses import LOGIT_LOSSES, USUAL_WEIGHTS
+from kdcompress.methods.losses import LOGIT_LOSSES
 from kdcompress.methods.reskd import ResKdTask
 from kdcompress.methods.supervised import SupervisedTask, TfKdTask
 from kdcompress.models.build import zero_classifier
@@ -82,11 +83,12 @@ def test_a_loss_is_weighed_as_usual_or_as_asked(x: Tensor, y: Tensor, name: str)
     student, teacher = network(0), Frozen(network(1))
     for given in ({}, {"alpha": 0.3}, {"temperature": 5.0}):
         result = KdTask(student, teacher, logit_loss=name, **given)(x, y)
-        alpha, temperature = USUAL_WEIGHTS[name]
+        usual = options.LOGIT_LOSSES[name]
+        alpha, temperature = usual.alpha, usual.temperature
         alpha, temperature = given.get("alpha", alpha), given.get("temperature", temperature)
         kd_loss = LOGIT_LOSSES[name](teacher(x), result["output"], y, temperature)
         torch.testing.assert_close(result["loss"], (1 - alpha) * result["task_loss"] + alpha * kd_loss)
-    assert USUAL_WEIGHTS.keys() == LOGIT_LOSSES.keys()
+    assert options.LOGIT_LOSSES.keys() == LOGIT_LOSSES.keys()
 
 
 def test_tf_kd_is_kd_from_the_hand_made_teacher(x: Tensor, y: Tensor) -> None:

@@ -56,10 +56,10 @@ def gate_calibrate(
     # thresholds compare certainties, so they are found in the arithmetic in which most users will run them
     place = start(options.device, "fp32" if options.precision == "auto" else options.precision, options.patience)
     options, began = dataclasses.replace(options, run=resolve(options.run)), time.perf_counter()
-    told = (reporter if place.is_main else None) or Silent()
-    options = resuming(options, "gate-calibrate", told.note)
-    take_free_cores(place, told)
-    if (done := finished(options, "gate-calibrate", GateResult, told)) is not None:
+    reporter = (reporter if place.is_main else None) or Silent()
+    options = resuming(options, "gate-calibrate", reporter.note)
+    take_free_cores(place, reporter)
+    if (done := finished(options, "gate-calibrate", GateResult, reporter)) is not None:
         return _drawn(done, options, place)
     network = load_network(options.run)
     cascade = network.staged("so there is no gate to calibrate")
@@ -72,13 +72,13 @@ def gate_calibrate(
     source = open_data(options)
     check_classes(network, source, "cascade")
     check_unchanged(network, source)
-    data = Data(source, network.prep, options, place.device, note=told.note)
+    data = Data(source, network.prep, options, place.device, note=reporter.note)
     found = Calibration.of(network, data, data.evaluation("calibration", options.batch_size), place)
     names = list(MEASURES) if options.measure == "auto" else [options.measure]
     promised = None
     if network.record.get(SEEN):
         what = "then the gate may lose" if options.confidence_level is None else "nothing is promised then: it may lose"
-        told.note(
+        reporter.note(
             "Notice: the cascade started from a teacher that may have learned from the calibration images; "
             f"{what} more on new ones."
         )
@@ -98,12 +98,12 @@ def gate_calibrate(
         chosen = outcome(stages, measure, promised.thresholds)
         curve = search(stages, measure, max_drop=options.max_drop)[1]
         if all(limit is None for limit in promised.thresholds):
-            told.note(f"Notice: every member runs: {_why(promised, len(found.labels))}.")
+            reporter.note(f"Notice: every member runs: {_why(promised, len(found.labels))}.")
     stem = f"gated-{network.path.name if network.path else network.architecture}"
-    with claimed(options, stem, place, told) as run:
+    with claimed(options, stem, place, reporter) as run:
         if place.is_main:
             run.write_record({"command": "gate-calibrate", "status": "unfinished", **job_key()}, digests={})
-        result = found.gated(
+        result = found.save_gated(
             run,
             "gate-calibrate",
             options,

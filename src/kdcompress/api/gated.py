@@ -57,7 +57,7 @@ class Calibration:
     def stages(self, measure: str) -> Stages:
         return Stages.from_logits(self.logits, self.labels, self.macs, measure)
 
-    def gated(
+    def save_gated(
         self,
         run: RunFolder,
         command: str,

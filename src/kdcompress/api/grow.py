@@ -125,31 +125,31 @@ def grow(options: DistillOptions, reporter: Reporter | None) -> TrainResult:
     """
     began = time.perf_counter()
     place = start(options.device, options.precision, options.patience)
-    told = (reporter if place.is_main else None) or Silent()
-    options = resuming(options, "distill", told.note)
-    take_free_cores(place, told)
+    reporter = (reporter if place.is_main else None) or Silent()
+    options = resuming(options, "distill", reporter.note)
+    take_free_cores(place, reporter)
     if options.search:
         check_alone(place)
     for spec in map(ModelSpec.parse, options.arch):
         if not spec.is_code:
             default_config(spec.name)  # before S0 is trained for nothing
-    if (done := finished(options, "distill", TrainResult, told)) is not None:
+    if (done := finished(options, "distill", TrainResult, reporter)) is not None:
         return done
     costs = functools.cache(lambda: _costs(options))
     limits = Limits.of(options, costs)
     if options.max_drop is not None:
         known = load_network(str(options.teacher), options.teacher_arch).record
         if "data_fingerprint" not in known:
-            told.note(
+            reporter.note(
                 "Notice: the teacher may have learned from the calibration images; --max-drop then counts from more "
                 "than its accuracy on new ones."
             )
     if options.max_macs is not None:
         _check_budget(options.max_macs, *costs())
-    with nested(options, "distill", f"distill-reskd-{options.student}-grown", "member-0", place, told) as run:
+    with nested(options, "distill", f"distill-reskd-{options.student}-grown", "member-0", place, reporter) as run:
         result, reason = _grown(options, reporter, limits, run.path)
     if options.grow:
-        told.note(f"The cascade has {len(result.members or ())} member(s): {REASONS[reason]}.")
+        reporter.note(f"The cascade has {len(result.members or ())} member(s): {REASONS[reason]}.")
     result = replace(
         result,
         command="distill",

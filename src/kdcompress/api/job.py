@@ -22,7 +22,7 @@ from kdcompress.api.claimed import claimed
 from kdcompress.api.cost import facts, member_profiles, note_missed
 from kdcompress.api.numerics import KEY, numerics_of
 from kdcompress.api.reference import SEEN, Teacher, absolute, piped
-from kdcompress.api.targets import check_precision, told
+from kdcompress.api.targets import check_precision, with_cached_targets
 from kdcompress.data import Data, EvalBatches, TrainBatches
 from kdcompress.engine.compiling import check_compiler, compiled
 from kdcompress.engine.cores import take_free_cores
@@ -34,7 +34,7 @@ from kdcompress.engine.gradient_check import Numerics
 from kdcompress.engine.progress import Reporter, Silent
 from kdcompress.engine.restart import job_key, resuming
 from kdcompress.engine.sync_bn import is_wanted, layers, synchronized
-from kdcompress.engine.targets import ToldBatches, ToldEval, forward_batch
+from kdcompress.engine.targets import CachedBatches, CachedEval, forward_batch
 from kdcompress.errors import UserError, usage_error
 from kdcompress.methods.base import Frozen, StudentTask
 from kdcompress.methods.losses import residual_energy
@@ -92,8 +92,8 @@ class Trained:
     """
 
     task: StudentTask
-    batches: TrainBatches | ToldBatches
-    calibration: EvalBatches | ToldEval
+    batches: TrainBatches | CachedBatches
+    calibration: EvalBatches | CachedEval
     numerics: Numerics
     rows: list[dict[str, Any]]
 
@@ -117,10 +117,10 @@ class Job(Generic[Own]):
     def begin(cls, command: str, method: str, options: Own, reporter: Reporter | None) -> Job[Own]:
         place = start(options.device, options.precision, options.patience)
         options, began = piped(options), time.perf_counter()  # waiting for the command before is not our time
-        told = (reporter if place.is_main else None) or Silent()
-        options = resuming(options, command, told.note)
-        take_free_cores(place, told)
-        return cls(command, method, options, told, place, began)
+        reporter = (reporter if place.is_main else None) or Silent()
+        options = resuming(options, command, reporter.note)
+        take_free_cores(place, reporter)
+        return cls(command, method, options, reporter, place, began)
 
     def finished(self) -> TrainResult | None:
         """As :func:`finished`."""
@@ -246,7 +246,7 @@ class Job(Generic[Own]):
             task, plan = phases[number].task(), prepared.plans[number]
             check_precision(task, prepared.batches, place, self.reporter)
             numerics = numerics_of(run, number, task, prepared.batches, place, note)
-            batches, calibration = told(
+            batches, calibration = with_cached_targets(
                 task, prepared.batches, prepared.calibration, data, options, plan.epochs, place, note
             )
             student = _student(task)

@@ -12,7 +12,7 @@ from kdcompress.api.gated import Calibration
 from kdcompress.api.job import Job, Phase, finished
 from kdcompress.api.nested import nested
 from kdcompress.api.recipes.prepare import adapter, logit_weights
-from kdcompress.api.recipes.residual import learning
+from kdcompress.api.recipes.residual import take_over
 from kdcompress.api.reference import Teacher
 from kdcompress.api.targets import check_views
 from kdcompress.data import Data
@@ -57,7 +57,7 @@ def polish(options: PolishOptions | None = None, /, *, reporter: Reporter | None
     if gate is None:
         raise UserError(f"{network.reference} has no gate.", "Choose its thresholds first: kdcompress gate-calibrate.")
     job.method = network.record.get("method", job.method)
-    teacher, data = learning(network, job)
+    teacher, data = take_over(network, job)
     options, past = job.options, network.record.get("result", {})
     place = job.place if options.precision != "auto" else dataclasses.replace(job.place, precision="fp32")
     images = Data(data.source, network.prep, options, place.device)
@@ -80,7 +80,7 @@ def polish(options: PolishOptions | None = None, /, *, reporter: Reporter | None
             job.reporter.note("Notice: the calibration accuracy did not improve; the weights are left as they were.")
         elif past.get("promise"):
             job.reporter.note("Notice: what was promised of the gate does not hold for other weights.")
-        return (after if better else before).gated(
+        return (after if better else before).save_gated(
             run,
             "polish",
             options,

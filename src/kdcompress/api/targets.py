@@ -9,7 +9,7 @@ from kdcompress.cache import GIB, TARGETS, ArrayStore, cache_dir
 from kdcompress.data import Data, EvalBatches, StreamImages, TrainBatches
 from kdcompress.engine.distributed import Place, from_main
 from kdcompress.engine.progress import Reporter
-from kdcompress.engine.targets import Targets, ToldBatches, ToldEval, precision_agreement
+from kdcompress.engine.targets import CachedBatches, CachedEval, Targets, precision_agreement
 from kdcompress.errors import usage_error
 from kdcompress.methods.base import Frozen, FrozenMaps, StudentTask
 from kdcompress.options import AddResStudentOptions, DistillOptions, PolishOptions, TargetOptions, TrainingOptions
@@ -32,7 +32,7 @@ def check_views(options: DistillOptions | AddResStudentOptions | PolishOptions) 
         raise usage_error(problem, "Leave one of the two out.")
 
 
-def told(
+def with_cached_targets(
     task: StudentTask,
     batches: TrainBatches,
     calibration: EvalBatches,
@@ -41,7 +41,7 @@ def told(
     epochs: int,
     place: Place,
     note: Callable[[str], None],
-) -> tuple[TrainBatches | ToldBatches, EvalBatches | ToldEval]:
+) -> tuple[TrainBatches | CachedBatches, EvalBatches | CachedEval]:
     """Batches that bring what the frozen networks of a task say about them, where that is chosen or saves time."""
     if not isinstance(options, TargetOptions) or not task.frozen():
         return batches, calibration
@@ -62,8 +62,8 @@ def told(
         f"What frozen networks say is computed once for {views} view(s) of the images, and kept in {folder} "
         f"({size:.2g} GiB)"
     )
-    found, asked = ToldBatches(batches, targets(task.frozen(), batches), views), task.eval_frozen()
-    return found, ToldEval(calibration, targets(asked, calibration)) if asked else calibration
+    found, asked = CachedBatches(batches, targets(task.frozen(), batches), views), task.eval_frozen()
+    return found, CachedEval(calibration, targets(asked, calibration)) if asked else calibration
 
 
 def check_precision(task: StudentTask, batches: TrainBatches, place: Place, reporter: Reporter) -> None:

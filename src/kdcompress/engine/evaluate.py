@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from kdcompress.data import EvalBatches
 from kdcompress.engine.distributed import Place, summed
-from kdcompress.engine.targets import ToldEval, unpacked
+from kdcompress.engine.targets import CachedEval, unpacked
 
 BINS = 15
 
@@ -42,7 +42,7 @@ class Scores:
 
 
 def evaluate(
-    forward: Callable[..., Tensor], batches: EvalBatches | ToldEval, place: Place, *, passes: int = 1
+    forward: Callable[..., Tensor], batches: EvalBatches | CachedEval, place: Place, *, passes: int = 1
 ) -> Scores:
     """Run a network over a split.
 
@@ -56,7 +56,7 @@ def evaluate(
 
 def compare(
     forwards: Sequence[Callable[..., Any]],
-    batches: EvalBatches | ToldEval,
+    batches: EvalBatches | CachedEval,
     place: Place,
     *,
     passes: int = 1,
@@ -70,11 +70,11 @@ def compare(
     """
     tallies = [_Tally(place, count) for count in stages]
     with torch.inference_mode(), place.autocast():
-        for number, (x, target, told) in enumerate(map(unpacked, batches)):
+        for number, (x, target, cached) in enumerate(map(unpacked, batches)):
             if number == 0:
                 for forward in forwards:
-                    forward(x, **told)  # warm-up
-            runs = [[_timed(partial(forward, **told), x, place) for forward in forwards] for _ in range(passes)]
+                    forward(x, **cached)  # warm-up
+            runs = [[_timed(partial(forward, **cached), x, place) for forward in forwards] for _ in range(passes)]
             for position, tally in enumerate(tallies):
                 tally.add(runs[0][position][0], target, min(run[position][1] for run in runs))
     return [tally.scores() for tally in tallies]

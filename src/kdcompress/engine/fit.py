@@ -25,7 +25,7 @@ from kdcompress.engine.evaluate import evaluate
 from kdcompress.engine.interrupt import Interrupted, StopSignal
 from kdcompress.engine.progress import Reporter
 from kdcompress.engine.sync_bn import is_wanted
-from kdcompress.engine.targets import ToldBatches, ToldEval, unpacked
+from kdcompress.engine.targets import CachedBatches, CachedEval, unpacked
 from kdcompress.errors import Diverged, UserError, first_line, usage_error
 from kdcompress.options import TrainingOptions
 from kdcompress.runs import CHECKPOINT, RunFolder
@@ -81,8 +81,8 @@ class Plan:
 
 def fit(
     task: TrainingTask,
-    batches: TrainBatches | ToldBatches,
-    calibration: EvalBatches | ToldEval,
+    batches: TrainBatches | CachedBatches,
+    calibration: EvalBatches | CachedEval,
     options: TrainingOptions,
     plan: Plan,
     place: Place,
@@ -182,7 +182,7 @@ class Trainer:
     def __init__(
         self,
         task: TrainingTask,
-        batches: TrainBatches | ToldBatches,
+        batches: TrainBatches | CachedBatches,
         options: TrainingOptions,
         plan: Plan,
         place: Place,
@@ -251,8 +251,8 @@ class Trainer:
     def _run_epoch(self, stop: StopSignal, reporter: Reporter, began: float) -> dict[str, Any]:
         shown, unreported = 0.0, 0
         sizes = self.batches.sizes()
-        for input, target, told in map(unpacked, self.batches.epoch(len(self.history), self.step)):
-            due = self._step(input, target, told, sizes[self.step])
+        for input, target, cached in map(unpacked, self.batches.epoch(len(self.history), self.step)):
+            due = self._step(input, target, cached, sizes[self.step])
             self.step += 1
             unreported += 1
             now = time.perf_counter()
@@ -298,11 +298,11 @@ class Trainer:
     def next_epoch(self) -> None:
         self.epoch, self.step, self.sums, self.seconds = self.epoch + 1, 0, {}, 0.0
 
-    def _step(self, input: Tensor, target: Tensor, told: Mapping[str, Tensor], images: int) -> bool:
+    def _step(self, input: Tensor, target: Tensor, cached: Mapping[str, Tensor], images: int) -> bool:
         """One batch: forward, backward, and an update when ``grad_accum`` batches are together; whether there was.
 
         Args:
-            told: What is known about the batch beforehand, by argument of the task.
+            cached: Targets of the batch that are cached, by argument of the task.
             images: Of the batch over all processes.
         """
         _seed(self.place.device, self.options.seed, len(self.history), self.step, self.place.rank)
@@ -319,7 +319,7 @@ class Trainer:
             input, target = _mixed(self.mixup, input, target, self.num_classes)
         with contextlib.nullcontext() if due else self.task.no_sync():
             with self.place.autocast():
-                result = self.task(input, target, **told)
+                result = self.task(input, target, **cached)
             # processes average their gradients; their shares of a batch may differ by one image
             self._backward(result["loss"] * (len(labels) * self.place.world / images / group), due)
         if due:

@@ -38,11 +38,11 @@ TELL_SECONDS = 30.0
 # what every module has, and what says where a network comes from; its name is in the key
 NOT_SETTINGS = frozenset((*vars(nn.Module()), "_compiled_call_impl", "pretrained_cfg", "default_cfg"))
 
-ToldBatch = tuple[Tensor, Tensor, dict[str, Tensor]]
+CachedBatch = tuple[Tensor, Tensor, dict[str, Tensor]]
 
 
-def unpacked(batch: tuple[Tensor, Tensor] | ToldBatch) -> ToldBatch:
-    """A batch with what is told about it, if only that nothing is."""
+def unpacked(batch: tuple[Tensor, Tensor] | CachedBatch) -> CachedBatch:
+    """A batch with its cached targets, if only that there are none."""
     return batch if len(batch) == 3 else (*batch, {})
 
 
@@ -103,7 +103,7 @@ class Targets:
         self.view = view
         return True
 
-    def told(self, positions: np.ndarray) -> dict[str, Tensor]:
+    def rows_of(self, positions: np.ndarray) -> dict[str, Tensor]:
         """What was said about some images of the view that is ready: rows [B, W] by name, on the device."""
         found = {}
         for name, rows in self.rows.items():
@@ -243,7 +243,7 @@ class _Discard(Exception):
 
 
 @dataclass
-class ToldBatches:
+class CachedBatches:
     """Batches of a fixed number of views, each with what frozen networks say about it.
 
     Attributes:
@@ -266,14 +266,14 @@ class ToldBatches:
     def prepare(self, epoch: int, stopped: Callable[[], bool]) -> bool:
         return self.targets.prepare(epoch % self.views, stopped)
 
-    def epoch(self, epoch: int, first_step: int = 0) -> Iterator[ToldBatch]:
+    def epoch(self, epoch: int, first_step: int = 0) -> Iterator[CachedBatch]:
         parts = self.batches.parts(epoch, first_step)
         loaded = self.batches.load(parts, SEED, epoch % self.views)
-        return ((x, y, self.targets.told(part)) for part, (x, y) in zip(parts, loaded, strict=True))
+        return ((x, y, self.targets.rows_of(part)) for part, (x, y) in zip(parts, loaded, strict=True))
 
 
 @dataclass
-class ToldEval:
+class CachedEval:
     """A split as it is, with what frozen networks say about it."""
 
     batches: EvalBatches
@@ -283,10 +283,11 @@ class ToldEval:
         """Make ready what all passes need; False if it was stopped on the way."""
         return self.targets.prepare(0, stopped)
 
-    def __iter__(self) -> Iterator[ToldBatch]:
+    def __iter__(self) -> Iterator[CachedBatch]:
         self.prepare(lambda: False)
         parts = self.batches.parts()
-        return ((x, y, self.targets.told(part)) for part, (x, y) in zip(parts, self.batches.load(parts), strict=True))
+        loaded = self.batches.load(parts)
+        return ((x, y, self.targets.rows_of(part)) for part, (x, y) in zip(parts, loaded, strict=True))
 
 
 def forward_batch(place: Place) -> int:

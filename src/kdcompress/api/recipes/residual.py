@@ -55,7 +55,7 @@ class Residual:
             UserError: Networks and data that do not fit together; a run whose teacher is not known.
         """
         base = as_cascade(_ungated(load_network(job.options.run), job))
-        return cls(base, *learning(base, job))
+        return cls(base, *take_over(base, job))
 
     def member(self, arch: str, seed: int) -> Network:
         """A new member, not trained yet, by its model spec."""
@@ -122,7 +122,7 @@ def _ungated(network: Network, job: Job) -> Network:
     return network
 
 
-def learning(base: Network, job: Job) -> tuple[Teacher, Data]:
+def take_over(base: Network, job: Job) -> tuple[Teacher, Data]:
     """What a run goes on to learn from: its teacher, and images as both or the larger of the two need them.
 
     The options of ``job`` are filled in with those that are inherited from the run.
