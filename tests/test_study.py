@@ -66,7 +66,12 @@ def test_what_is_kept_is_not_done_again(study: ModuleType, called: Called, tmp_p
     assert sorted(commands) == ["add-res-student", "distill", "distill", "eval", "eval", "eval"]
     assert str(tmp_path) not in kept.read_text()
     assert "/here" not in kept.read_text()
-    kept_of = {"top1": 1.0, "hardware": None, "data_fingerprint": None, "teacher": {"seconds": 2.0}}
+    kept_of = {
+        "top1": 1.0,
+        "hardware": None,
+        "data_fingerprint": None,
+        "teacher": {"seconds": 2.0},
+    }
     assert here.training("first") == kept_of
     called.clear()
     elsewhere = study.Study(tmp_path / "elsewhere", kept, jobs=jobs)
@@ -181,7 +186,7 @@ def test_tables_are_made_of_what_was_found(
         if "--out" in arguments:
             run = begun(arguments)
             run.write_metrics([{"epoch": 1, "seconds": 30.0}])
-            run.finish({"result": FOUND, "hardware": "a processor", "teacher": {"seconds": 2.0}})
+            run.finish({"result": FOUND, "hardware": "a processor", "teacher": {"reference": "/here", "seconds": 2.0}})
         return FOUND
 
     module = importlib.import_module(script)

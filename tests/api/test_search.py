@@ -22,10 +22,10 @@ from kdcompress.api.recipes.residual import Residual
 from kdcompress.api.short_training import ShortTrainings
 from kdcompress.api.trials import FOLDER, JOURNAL
 from kdcompress.engine.distributed import Place
+from kdcompress.engine.fit import Trainer
 from kdcompress.engine.interrupt import Interrupted
 from kdcompress.engine.progress import Silent
 from kdcompress.errors import Diverged, UserError
-from kdcompress.methods.reskd import ResKdTask
 from kdcompress.models.candidates import Candidate, Series, affordable, draw, parameters, series_for
 from kdcompress.options import AddResStudentOptions
 from kdcompress.ranking import gated, level, with_front
@@ -76,20 +76,19 @@ def found(run: Path, out: Path, **given: Any) -> TrainResult:
 def trained(monkeypatch: pytest.MonkeyPatch, stop_at: int | None = None) -> list[tuple[str, int]]:
     """Every training from here on as (spec, epochs); the one numbered ``stop_at`` is sent a signal on its way."""
     seen: list[tuple[str, int]] = []
-    genuine, forward = Residual.train, ResKdTask.forward
+    genuine, step = Residual.train, Trainer._step
 
     def train(self: Residual, job: Any, arch: str, **more: Any) -> TrainResult:
         seen.append((arch, job.options.epochs))
         return genuine(self, job, arch, **more)
 
-    def stopping(self: Any, *arguments: Any, **told: Any) -> Any:
-        # while a training listens: the check of its gradients before it has nothing to save
-        if len(seen) == stop_at and getattr(signal.getsignal(signal.SIGINT), "__name__", "") == "_ask":
+    def stopping(self: Trainer, *arguments: Any) -> bool:
+        if len(seen) == stop_at:
             signal.raise_signal(signal.SIGINT)
-        return forward(self, *arguments, **told)
+        return step(self, *arguments)
 
     monkeypatch.setattr(Residual, "train", train)
-    monkeypatch.setattr(ResKdTask, "forward", stopping)
+    monkeypatch.setattr(Trainer, "_step", stopping)
     return seen
 
 
