@@ -19,7 +19,8 @@ from study import write_between
 from torch import Tensor
 
 from kdcompress.api.cost import member_profiles
-from kdcompress.api.reference import inherit, open_data
+from kdcompress.api.fitting import open_data
+from kdcompress.api.reference import inherit
 from kdcompress.data import Data
 from kdcompress.engine.distributed import start
 from kdcompress.engine.evaluate import collect

@@ -22,7 +22,7 @@ from kdcompress.api import job as job_module
 from kdcompress.api import prepare
 from kdcompress.api import train as train_module
 from kdcompress.api.grow import Limits
-from kdcompress.api.reference import Teacher, may_know_calibration
+from kdcompress.api.teacher import Teacher, may_know_calibration
 from kdcompress.data import Data, Preprocess, load_source
 from kdcompress.engine.distributed import Place
 from kdcompress.engine.interrupt import Interrupted

@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 import kdcompress
 from heard import Heard
 from kdcompress.api.job import Job
-from kdcompress.api.reference import Teacher
+from kdcompress.api.teacher import Teacher
 from kdcompress.data import Data
 from kdcompress.engine.interrupt import Interrupted
 from kdcompress.errors import UserError

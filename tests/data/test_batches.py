@@ -17,7 +17,7 @@ from torch import Tensor
 from kdcompress.data import Data, DataSource, EvalBatches, Preprocess, TrainBatches, load_source
 from kdcompress.data.augment import crop_indices
 from kdcompress.data.batches import MemoryImages, StreamImages, find_good, load_into_memory
-from kdcompress.data.sources import ArrayImages
+from kdcompress.data.images import ArrayImages
 from kdcompress.data.splits import fit_calibration
 from kdcompress.errors import UserError
 from kdcompress.options import DataOptions

@@ -18,8 +18,9 @@ import torchvision
 from PIL import Image
 
 from kdcompress import trust
+from kdcompress.data.images import FileImages
 from kdcompress.data.preprocess import read_image
-from kdcompress.data.sources import FileImages, load_source
+from kdcompress.data.sources import load_source
 from kdcompress.errors import UserError
 
 from .images import MakeFolder, random_image

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from kdcompress.data import Data, Preprocess, load_source, synth_digits
-from kdcompress.data.sources import ArrayImages
+from kdcompress.data.images import ArrayImages
 from kdcompress.data.synth_digits import SynthDigits, SynthImages, draw
 from kdcompress.errors import UserError
 from kdcompress.options import DataOptions

@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from kdcompress.data import Data, Preprocess, load_source
-from kdcompress.data.sources import DataSource
+from kdcompress.data.source import DataSource
 from kdcompress.data.tar_headers import Damaged, members
 from kdcompress.data.tar_images import TarImages
 from kdcompress.errors import UserError

@@ -23,9 +23,11 @@ from kdcompress.errors import UserError
 from kdcompress.gating import Gate
 from kdcompress.models.assemble import as_cascade, joined, new_member, new_network
 from kdcompress.models.build import ModelSpec, config_of
-from kdcompress.models.loading import Network, load_network, model_config, read_weights, save_network
+from kdcompress.models.loading import Network, load_network
 from kdcompress.models.residual_cascade import ResidualCascade
+from kdcompress.models.saving import model_config, save_network
 from kdcompress.models.student_assistant import ARCHITECTURE, StudentAssistant
+from kdcompress.models.weights import read_weights
 from kdcompress.runs import CONFIG, WEIGHTS, RunFolder
 
 SPEC = "resnet8_cifar,width=0.25"

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from kdcompress.api.reference import open_data
+from kdcompress.api.fitting import open_data
 from kdcompress.data import Data, DataSource, EvalBatches, Preprocess, TrainBatches, choose_channels, choose_size
 from kdcompress.engine.progress import Reporter
 from kdcompress.errors import UserError, usage_error

@@ -8,15 +8,8 @@ from typing import Any
 import torch
 
 from kdcompress.api.cost import expected, facts, member_profiles
-from kdcompress.api.reference import (
-    check_channels,
-    check_classes,
-    check_unchanged,
-    inherit,
-    open_data,
-    resize_input,
-    resolve,
-)
+from kdcompress.api.fitting import check_channels, check_classes, check_unchanged, open_data, resize_input
+from kdcompress.api.reference import inherit, resolve
 from kdcompress.data import Data, EvalBatches, choose_channels
 from kdcompress.engine.cores import take_free_cores
 from kdcompress.engine.distributed import Place, agreed, start, summed

@@ -7,9 +7,11 @@ import time
 from typing import Any
 
 from kdcompress.api.claimed import claimed
+from kdcompress.api.fitting import check_classes, check_unchanged, open_data, resize_input
 from kdcompress.api.gated import Calibration
 from kdcompress.api.job import finished
-from kdcompress.api.reference import SEEN, check_classes, check_unchanged, inherit, open_data, resize_input, resolve
+from kdcompress.api.reference import inherit, resolve
+from kdcompress.api.teacher import SEEN
 from kdcompress.data import Data
 from kdcompress.engine.cores import take_free_cores
 from kdcompress.engine.distributed import Place, start

@@ -12,13 +12,14 @@ from torch import Tensor
 
 from kdcompress.api.cost import expected, facts, member_profiles
 from kdcompress.api.job import recorded, versions
-from kdcompress.api.reference import SEEN
+from kdcompress.api.teacher import SEEN
 from kdcompress.data import Data, EvalBatches
 from kdcompress.engine.distributed import Place, from_main
 from kdcompress.engine.evaluate import collect
 from kdcompress.flops import Profile
 from kdcompress.gating import Gate, Outcome, Stages, outcome
-from kdcompress.models.loading import Network, model_config, save_network
+from kdcompress.models.loading import Network
+from kdcompress.models.saving import model_config, save_network
 from kdcompress.options import DataOptions
 from kdcompress.results import GateResult
 from kdcompress.runs import RunFolder, file_hash

@@ -15,12 +15,14 @@ from pathlib import Path
 from kdcompress.api.add_res_student import add_res_student
 from kdcompress.api.cost import macs_of
 from kdcompress.api.evaluate import evaluate
+from kdcompress.api.fitting import open_data
 from kdcompress.api.job import INHERITED, Job, finished
 from kdcompress.api.nested import nested
 from kdcompress.api.recipes import RECIPES
 from kdcompress.api.recipes.prepare import fresh
-from kdcompress.api.reference import inherit, load_teacher, open_data
+from kdcompress.api.reference import inherit
 from kdcompress.api.search import check_alone
+from kdcompress.api.teacher import load_teacher
 from kdcompress.api.trials import nothing_affordable
 from kdcompress.data import choose_channels
 from kdcompress.engine.cores import take_free_cores

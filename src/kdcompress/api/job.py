@@ -21,8 +21,9 @@ from torch import nn
 from kdcompress.api.claimed import claimed
 from kdcompress.api.cost import facts, member_profiles, note_missed
 from kdcompress.api.numerics import KEY, numerics_of
-from kdcompress.api.reference import SEEN, Teacher, absolute, piped
+from kdcompress.api.reference import absolute, piped
 from kdcompress.api.targets import check_precision, with_cached_targets
+from kdcompress.api.teacher import SEEN, Teacher
 from kdcompress.data import Data, EvalBatches, TrainBatches
 from kdcompress.engine.compiling import check_compiler, compiled
 from kdcompress.engine.cores import take_free_cores
@@ -38,7 +39,8 @@ from kdcompress.engine.targets import CachedBatches, CachedEval, forward_batch
 from kdcompress.errors import UserError, usage_error
 from kdcompress.methods.base import Frozen, StudentTask
 from kdcompress.methods.losses import residual_energy
-from kdcompress.models.loading import Network, model_config, save_network
+from kdcompress.models.loading import Network
+from kdcompress.models.saving import model_config, save_network
 from kdcompress.option_set import shown
 from kdcompress.options import DataOptions, OutputOptions, TargetOptions, TrainingOptions
 from kdcompress.results import R, TrainResult

@@ -13,8 +13,8 @@ from kdcompress.api.job import Job, Phase, finished
 from kdcompress.api.nested import nested
 from kdcompress.api.recipes.prepare import adapter, logit_weights
 from kdcompress.api.recipes.residual import take_over
-from kdcompress.api.reference import Teacher
 from kdcompress.api.targets import check_views
+from kdcompress.api.teacher import Teacher
 from kdcompress.data import Data
 from kdcompress.engine.progress import Reporter
 from kdcompress.engine.targets import forward_batch
@@ -94,7 +94,7 @@ def polish(options: PolishOptions | None = None, /, *, reporter: Reporter | None
         )
 
 
-def _train(network: Network, teacher: Teacher, data: Data, job: Job) -> None:
+def _train(network: Network, teacher: Teacher, data: Data, job: Job[PolishOptions]) -> None:
     model = copy.deepcopy(network.model)
     assert isinstance(model, Staged)
     task = PolishTask(

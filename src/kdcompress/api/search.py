@@ -17,6 +17,7 @@ from kdcompress.api.trials import Trials, space_of
 from kdcompress.engine.distributed import Place
 from kdcompress.engine.interrupt import Interrupted
 from kdcompress.errors import usage_error
+from kdcompress.options import AddResStudentOptions
 from kdcompress.results import SearchResult, TrainResult
 
 
@@ -31,7 +32,7 @@ def check_alone(place: Place) -> None:
         raise usage_error("--search runs in one process only.", remedy)
 
 
-def search(residual: Residual, job: Job) -> TrainResult | SearchResult:
+def search(residual: Residual, job: Job[AddResStudentOptions]) -> TrainResult | SearchResult:
     """Find a res-student and train it in full.
 
     Trials are trained for an 18th, a sixth and half of ``--epochs`` (no less than one), each time anew, since a

@@ -41,7 +41,7 @@ class ShortTrainings:
     """
 
     residual: Residual
-    job: Job
+    job: Job[AddResStudentOptions]
     options: AddResStudentOptions
     budget: float
     longest: int

@@ -48,7 +48,7 @@ class Trials:
     """
 
     residual: Residual
-    job: Job
+    job: Job[AddResStudentOptions]
     run: RunFolder
     options: AddResStudentOptions
     rungs: list[int]
@@ -59,7 +59,7 @@ class Trials:
     crew: Alone
 
     @classmethod
-    def of(cls, residual: Residual, job: Job, space: list[Candidate], run: RunFolder) -> Trials:
+    def of(cls, residual: Residual, job: Job[AddResStudentOptions], space: list[Candidate], run: RunFolder) -> Trials:
         """Those that are in a folder, or none yet.
 
         Raises:
@@ -281,19 +281,21 @@ def _seed(seed: int, number: int) -> int:
     return (1_000_003 * seed + number) % 2**32
 
 
-def space_of(residual: Residual, job: Job) -> list[Candidate]:
+def space_of(residual: Residual, job: Job[AddResStudentOptions]) -> list[Candidate]:
     """All candidates within the budget.
 
     Raises:
         UserError: There is none.
     """
+    share = job.options.max_macs
+    assert share is not None  # check_search has seen to it
     teacher, size = residual.teacher.entry["macs"], residual.base.prep.size
     counted = functools.cache(lambda spec: macs_of(residual.member(spec, job.options.seed).model))
     series = series_for(size)
-    found = affordable(series, counted, job.options.max_macs * teacher)
+    found = affordable(series, counted, share * teacher)
     if not found:
         least = cheapest(series, counted)
-        raise nothing_affordable(least, counted(least), job.options.max_macs, teacher)
+        raise nothing_affordable(least, counted(least), share, teacher)
     return found
 
 

@@ -20,8 +20,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from kdcompress.data.augment import crop_indices, image_seed
+from kdcompress.data.images import ArrayImages, ImageList, TensorItems
 from kdcompress.data.preprocess import Preprocess, bad_image, read_image
-from kdcompress.data.sources import ArrayImages, ImageList, TensorItems
 from kdcompress.data.workers import with_parent
 from kdcompress.errors import UserError
 
@@ -182,7 +182,7 @@ class StreamImages:
 
     def content(self) -> memoryview:
         """What shows that the files have been written to; of other sources nothing, for reading all takes an epoch."""
-        return memoryview(getattr(self.images, "written", b""))
+        return memoryview(self.images.written)
 
     def loader(
         self, batches: Sequence[np.ndarray], transform: Callable[[Image.Image], Any], seed: int, view: int

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from kdcompress.data.sources import IMAGE_MODES, UNREADABLE, ImageList
+from kdcompress.data.images import IMAGE_MODES, UNREADABLE, ImageList
 from kdcompress.errors import UserError, usage_error
 from kdcompress.schema import MAX_SIDE
 

@@ -9,178 +9,18 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
-from array import array
-from collections.abc import Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, Protocol, overload
+from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 
 from kdcompress.data import synth_digits
+from kdcompress.data.folders import folder_source
+from kdcompress.data.images import UNREADABLE, ArrayImages, MapImages, TensorItems
 from kdcompress.data.labels import check_classes, check_inputs, whole_labels
+from kdcompress.data.source import DataSource
 from kdcompress.errors import UserError, first_line, usage_error
 from kdcompress.trust import PREFIX, import_callable
-
-IMAGE_MODES = {1: "L", 3: "RGB"}
-MAX_MEMORY_BYTES = 512 * 2**20
-UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)  # what Pillow raises
-
-
-class ImageList(Protocol):
-    """Images of one split, read one at a time; must survive pickling to worker processes."""
-
-    labels: np.ndarray  # [N] int64
-
-    def image(self, index: int) -> Image.Image: ...
-
-    def name(self, index: int) -> str: ...
-
-
-@dataclass
-class DataSource:
-    """A data set as its source offers it.
-
-    Attributes:
-        train, test: The splits; ``test`` is None where the source has none.
-        class_names: In label order, where known.
-        channels: 1 for grey, 3 for colour.
-        size: (H, W) of the images where a sample of them agrees, else None.
-        flip: Whether a mirrored image keeps its class.
-        fingerprint: Changes when the data do.
-    """
-
-    spec: str
-    train: ImageList
-    test: ImageList | None
-    num_classes: int
-    class_names: tuple[str, ...] | None
-    fingerprint: str
-    flip: bool = True
-    channels: int = field(init=False)
-    size: tuple[int, int] | None = field(init=False)
-
-    def __post_init__(self) -> None:
-        if isinstance(self.train, TensorItems):
-            _, self.channels, height, width = self.train.inputs.shape
-            self.size = (height, width)
-        else:
-            self.channels, self.size = _look_at(self.train)
-
-    @property
-    def is_raw(self) -> bool:
-        """Whether the inputs are no images, and go to the network as they are."""
-        return isinstance(self.train, TensorItems)
-
-
-@dataclass
-class ArrayImages:
-    """Images that are an array already: [N, H, W] grey or [N, H, W, 3], uint8."""
-
-    array: np.ndarray
-    labels: np.ndarray
-
-    def image(self, index: int) -> Image.Image:
-        return Image.fromarray(self.array[index])
-
-    def name(self, index: int) -> str:
-        return f"image {index}"
-
-
-class Paths(Sequence[str]):
-    """Names of files in one piece of memory.
-
-    A million strings would be a million objects, and a worker process copies the memory of each that it looks at.
-    """
-
-    def __init__(self) -> None:
-        self.text, self.ends = bytearray(), array("Q", [0])
-
-    def add(self, path: str) -> None:
-        self.text += os.fsencode(path)
-        self.ends.append(len(self.text))
-
-    def __len__(self) -> int:
-        return len(self.ends) - 1
-
-    @overload
-    def __getitem__(self, index: int) -> str: ...
-
-    @overload
-    def __getitem__(self, index: slice) -> list[str]: ...
-
-    def __getitem__(self, index: int | slice) -> str | list[str]:
-        if isinstance(index, slice):
-            return [self[number] for number in range(len(self))[index]]
-        number = range(len(self))[index]
-        return os.fsdecode(bytes(self.text[self.ends[number] : self.ends[number + 1]]))
-
-
-@dataclass
-class FileImages:
-    """Images on the disk.
-
-    Attributes:
-        written: Changes when one of the files is written to.
-    """
-
-    paths: Sequence[str]
-    labels: np.ndarray
-    written: bytes = b""
-
-    def image(self, index: int) -> Image.Image:
-        # draft mode lets libjpeg skip work, at the cost of other pixels than timm's own reading gives: not used
-        with Image.open(self.paths[index]) as image:
-            image.load()
-            return image
-
-    def name(self, index: int) -> str:
-        return self.paths[index]
-
-
-@dataclass
-class TensorItems:
-    """Inputs that are no images: features, tokens. A network gets them as they are, never resized or normalised.
-
-    Attributes:
-        inputs: [N, C, H, W] float32; an item of fewer dimensions has got leading ones.
-    """
-
-    inputs: torch.Tensor
-    labels: np.ndarray
-
-    def image(self, index: int) -> Image.Image:
-        raise UserError("These data are no images.", "Only images can be shown.")
-
-    def name(self, index: int) -> str:
-        return f"item {index}"
-
-
-@dataclass
-class MapImages:
-    """A map-style PyTorch data set of (image, label)."""
-
-    dataset: Any
-    labels: np.ndarray
-
-    def image(self, index: int) -> Image.Image:
-        image = self.dataset[index][0]
-        if isinstance(image, Image.Image):
-            return image
-        array = np.asarray(image)
-        if isinstance(image, torch.Tensor) and array.ndim == 3:
-            array = array.transpose(1, 2, 0)
-        if array.dtype != np.uint8 or array.ndim not in (2, 3) or array.shape[2:] not in ((), (1,), (3,)):
-            raise UserError(
-                f"The data set gives a {type(image).__name__} of type {array.dtype}, shape {tuple(np.shape(image))}.",
-                "Return PIL images, uint8 tensors [C, H, W] or uint8 arrays [H, W, C].",
-            )
-        return Image.fromarray(array[:, :, 0] if array.shape[2:] == (1,) else np.ascontiguousarray(array))
-
-    def name(self, index: int) -> str:
-        return f"image {index}"
 
 
 def load_source(spec: str, *, data_dir: str | None = None, download: bool = False) -> DataSource:
@@ -204,7 +44,7 @@ def load_source(spec: str, *, data_dir: str | None = None, download: bool = Fals
     elif spec.split("/")[0].lower() in ("torch", "hfds", "hfids", "wds", "tfds") and not os.path.exists(spec):
         source = _shards(spec, data_dir) if spec.lower().startswith("wds/") else _from_timm(spec, data_dir, download)
     elif os.path.isdir(spec):  # unlike that of Path, it takes any text
-        source = _folder(spec)
+        source = folder_source(spec)
     else:
         remedy = (
             "Give digits, synth-digits:K, a folder with train/CLASS/… and test/CLASS/…, torch/NAME, hfds/NAME, "
@@ -249,75 +89,6 @@ def _synth_digits(spec: str) -> DataSource:
         fingerprint=_hash(str(made).encode() + sample),
         flip=False,
     )
-
-
-def _folder(spec: str) -> DataSource:
-    root = Path(spec).absolute()
-    if not (root / "train").is_dir():
-        remedy = "Lay it out as train/CLASS/image.jpg and test/CLASS/image.jpg (val/ serves as test/ too)."
-        raise UserError(f"The folder {spec} has no train/ in it.", remedy)
-    digest = _Lines()
-    classes, train = _list_images(root / "train", digest)
-    held_out = next((root / name for name in ("test", "val", "validation") if (root / name).is_dir()), None)
-    test = None
-    if held_out is not None:
-        test_classes, test = _list_images(held_out, digest)
-        if test_classes != classes:
-            odd = sorted(set(classes) ^ set(test_classes))
-            raise UserError(
-                f"The classes of {root / 'train'} and {held_out} differ: {', '.join(odd[:5])} only in one of them.",
-                "Give both splits the same class folders.",
-            )
-    return DataSource(
-        spec=str(root),
-        train=train,
-        test=test,
-        num_classes=len(classes),
-        class_names=tuple(classes),
-        fingerprint=digest.hash.hexdigest()[:16],
-    )
-
-
-class _Lines:
-    """The hash of lines of text, without keeping them."""
-
-    def __init__(self) -> None:
-        self.hash, self.between = hashlib.sha256(), ""
-
-    def add(self, line: str) -> None:
-        self.hash.update(os.fsencode(f"{self.between}{line}"))  # names of files need not be UTF-8
-        self.between = "\n"
-
-
-def _list_images(split: Path, digest: _Lines) -> tuple[list[str], FileImages]:
-    """Class names and images, in the order of torchvision's ``ImageFolder``; names and sizes go to the digest."""
-    from torchvision.datasets.folder import IMG_EXTENSIONS
-
-    classes = sorted(entry.name for entry in split.iterdir() if entry.is_dir() and not entry.name.startswith("."))
-    if not classes:
-        raise UserError(
-            f"The folder {split} has no class folders.", "Put the images of each class into a folder of its own."
-        )
-    if len(classes) == 1:
-        raise UserError(
-            f"The folder {split} has only one class, {classes[0]}.", "A classifier needs two classes or more."
-        )
-    paths, counts, written = Paths(), [], hashlib.sha256()
-    for name in classes:
-        before = len(paths)
-        for folder, _, files in sorted(os.walk(split / name, followlinks=True)):
-            for file in sorted(files):
-                if file.lower().endswith(IMG_EXTENSIONS):
-                    path = os.path.join(folder, file)
-                    paths.add(path)
-                    state = os.stat(path)
-                    digest.add(f"{os.path.relpath(path, split.parent)} {state.st_size}")
-                    written.update(f"{state.st_mtime_ns} ".encode())
-        counts.append(len(paths) - before)
-        if not counts[-1]:
-            remedy = f"Add images ({' '.join(IMG_EXTENSIONS)}) or remove the folder."
-            raise UserError(f"The class folder {split / name} has no images.", remedy)
-    return classes, FileImages(paths, np.repeat(np.arange(len(classes)), counts), written.digest())
 
 
 def _shards(spec: str, data_dir: str | None) -> DataSource:
@@ -421,20 +192,6 @@ def _labels_of(dataset: Any) -> np.ndarray:
     if reader is not None and "label" in getattr(reader, "column_names", ()):
         return whole_labels(list(reader["label"]))
     return whole_labels([dataset[index][1] for index in range(len(dataset))])
-
-
-def _look_at(images: ImageList, sample: int = 64) -> tuple[int, tuple[int, int] | None]:
-    """Channels and common (H, W) of a sample of the images; unreadable ones are met, and named, later."""
-    modes, sizes = set(), set()
-    for index in np.unique(np.linspace(0, len(images.labels) - 1, sample).astype(int)):
-        try:
-            image = images.image(int(index))
-        except UNREADABLE:
-            continue
-        modes.add(image.mode)
-        sizes.add((image.height, image.width))
-    grey = all(mode in ("1", "L", "F") or mode.startswith("I") for mode in modes)
-    return (1 if modes and grey else 3), (sizes.pop() if len(sizes) == 1 else None)
 
 
 def _hash(content: bytes) -> str:

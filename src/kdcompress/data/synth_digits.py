@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import math
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter, ImageFont
@@ -90,6 +91,8 @@ class SynthImages:
     first: int
     count: int
     labels: np.ndarray = field(init=False)
+
+    written: ClassVar[bytes] = b""
 
     def __post_init__(self) -> None:
         self.labels = np.arange(self.first, self.first + self.count, dtype=np.int64) % self.spec.classes

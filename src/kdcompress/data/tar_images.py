@@ -20,7 +20,8 @@ from typing import Any, BinaryIO
 import numpy as np
 from PIL import Image
 
-from kdcompress.data.sources import DataSource, Paths
+from kdcompress.data.images import Paths
+from kdcompress.data.source import DataSource
 from kdcompress.data.tar_headers import BLOCK, BUFFER, Damaged, Member, members, name_in
 from kdcompress.errors import UserError, first_line, usage_error
 

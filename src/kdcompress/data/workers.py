@@ -20,9 +20,9 @@ def with_parent() -> Callable[[int], None]:
     Linux kills the worker as soon as its parent is gone, however that was killed. Elsewhere it ends when it next looks
     for its parent, as PyTorch's workers do: every five seconds, but never while an image is being read.
     """
-    method = multiprocessing.get_start_method(allow_none=True) or multiprocessing.get_all_start_methods()[0]
+    started_by = multiprocessing.get_start_method(allow_none=True) or multiprocessing.get_all_start_methods()[0]
     # one that is forked by a server has that as its parent, which ends with ours
-    return functools.partial(_die_with, None if method == "forkserver" else os.getpid())
+    return functools.partial(_die_with, None if started_by == "forkserver" else os.getpid())
 
 
 def _die_with(parent: int | None, number: int) -> None:

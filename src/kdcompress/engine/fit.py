@@ -14,7 +14,6 @@ import torch
 from timm.data import Mixup
 from timm.optim import create_optimizer_v2, list_optimizers
 from timm.scheduler import create_scheduler_v2
-from timm.task import TrainingTask
 from timm.utils import NativeScaler, dispatch_clip_grad, unwrap_model
 from torch import Tensor, nn
 
@@ -29,6 +28,7 @@ from kdcompress.engine.targets import CachedBatches, CachedEval, unpacked
 from kdcompress.errors import Diverged, UserError, first_line, usage_error
 from kdcompress.options import TrainingOptions
 from kdcompress.runs import CHECKPOINT, RunFolder
+from kdcompress.training_task import TrainingTask
 
 BASE_BATCH = 128
 MIN_STEPS = 40

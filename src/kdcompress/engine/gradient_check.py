@@ -19,7 +19,6 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
-from timm.task import TrainingTask
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -27,6 +26,7 @@ from kdcompress.engine.allocation import unwritten_memory_shows
 from kdcompress.engine.distributed import Place, from_main
 from kdcompress.engine.fp32_layers import in_fp32
 from kdcompress.engine.layer_check import UNCLEAR, fault_of
+from kdcompress.training_task import TrainingTask
 
 ROUNDS = 4
 NAMED = 3

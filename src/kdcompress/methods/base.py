@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from timm.task import TrainingTask
 from timm.utils import unwrap_model
 from torch import Tensor, nn
 
@@ -17,6 +16,7 @@ from kdcompress.data import InputAdapter
 from kdcompress.methods.features import Stage, through
 from kdcompress.methods.losses import LOGIT_LOSSES
 from kdcompress.models.fold import fold_batchnorm
+from kdcompress.training_task import TrainingTask
 
 Shown = tuple[Tensor, Tensor | None, list[Tensor]]
 

@@ -185,7 +185,7 @@ METHODS: dict[str, Method] = {
 
 def taking(*teacher: str) -> list[str]:
     """Methods by whether they take a teacher: ``required``, ``optional``, ``none``."""
-    return [name for name, method in METHODS.items() if method.teacher in teacher]
+    return [name for name, row in METHODS.items() if row.teacher in teacher]
 
 
 def defaults_text(what: str) -> str:

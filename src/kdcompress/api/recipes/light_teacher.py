@@ -103,7 +103,9 @@ def _trained(kept: Path, data: str, epochs: int, options: DistillOptions, place:
     return found
 
 
-def soft_targets(teacher: Network, images: int, options: DistillOptions, job: Job, source: DataSource) -> Tensor:
+def soft_targets(
+    teacher: Network, images: int, options: DistillOptions, job: Job[DistillOptions], source: DataSource
+) -> Tensor:
     """Logits [K, M, K] of a teacher on M images of each class of its own data, in half precision.
 
     Of synthesized data they are drawn anew, none of which it has seen. Of other data they are those of its calibration

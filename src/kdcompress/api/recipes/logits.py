@@ -7,9 +7,10 @@ from typing import Any
 
 from torch import nn
 
+from kdcompress.api.fitting import open_data
 from kdcompress.api.job import Job, Phase
 from kdcompress.api.recipes.prepare import adapter, batches_for, fresh, logit_weights, opened, shared, smoothing
-from kdcompress.api.reference import open_data, start_from
+from kdcompress.api.teacher import start_from
 from kdcompress.data import InputAdapter, choose_channels
 from kdcompress.methods.base import Frozen, StudentTask
 from kdcompress.methods.kd import KdTask

@@ -11,10 +11,11 @@ import torch
 from torch import Tensor
 
 from kdcompress.api.check import check_enough_classes
+from kdcompress.api.fitting import open_data
 from kdcompress.api.job import Job, Phase
 from kdcompress.api.recipes.light_teacher import bank_images, light_teacher, soft_targets
 from kdcompress.api.recipes.prepare import batches_for, fresh, logit_weights, smoothing
-from kdcompress.api.reference import Teacher, open_data
+from kdcompress.api.teacher import Teacher
 from kdcompress.data import Data, choose_channels
 from kdcompress.engine.distributed import from_main
 from kdcompress.engine.evaluate import collect
@@ -112,14 +113,14 @@ def similar_classes(confusion: Tensor, bank: SoftTargetBank) -> Tensor:
     return torch.from_numpy(found.col_ind.astype(np.int64))
 
 
-def _confusion(student: Network, data: Data, job: Job) -> Tensor:
+def _confusion(student: Network, data: Data, job: Job[DistillOptions]) -> Tensor:
     batches = data.alone().evaluation("calibration", forward_batch(job.place))
     logits, labels = collect(student.model.eval(), batches, job.place)
     sums = torch.zeros(data.source.num_classes, logits.shape[1]).index_add_(0, labels, logits.softmax(1))
     return sums / torch.bincount(labels, minlength=len(sums)).clamp_min(1)[:, None]
 
 
-def _report_collapse(run: Path, job: Job) -> None:
+def _report_collapse(run: Path, job: Job[DistillOptions]) -> None:
     """Say so where the discriminator, once it had an epoch to learn, always knew or never did."""
     with open(run / METRICS) as file:
         said = [float(row[ACCURACY]) for row in csv.DictReader(file) if row.get(ACCURACY)][1:]

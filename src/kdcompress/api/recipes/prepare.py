@@ -7,8 +7,10 @@ import math
 from typing import Any
 
 from kdcompress.api.check import check_enough_classes
+from kdcompress.api.fitting import check_channels, check_classes, open_data
 from kdcompress.api.job import Job
-from kdcompress.api.reference import Teacher, check_channels, check_classes, inherit, load_teacher, open_data
+from kdcompress.api.reference import inherit
+from kdcompress.api.teacher import Teacher, load_teacher
 from kdcompress.data import Data, DataSource, InputAdapter, Preprocess, choose_channels, choose_size
 from kdcompress.models.assemble import new_network
 from kdcompress.models.build import ModelSpec, default_config

@@ -3,23 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from kdcompress.api.check import check_enough_classes
 from kdcompress.api.cost import macs_of
+from kdcompress.api.fitting import check_channels, check_classes, check_unchanged, open_data, resize_input
 from kdcompress.api.job import Job, Phase
 from kdcompress.api.recipes.prepare import adapter, batches_for, logit_weights, shared
-from kdcompress.api.reference import (
-    Teacher,
-    check_channels,
-    check_classes,
-    check_unchanged,
-    inherit,
-    load_teacher,
-    open_data,
-    resize_input,
-    start_from,
-)
+from kdcompress.api.reference import inherit
+from kdcompress.api.teacher import Teacher, load_teacher, start_from
 from kdcompress.data import Data
 from kdcompress.errors import UserError
 from kdcompress.methods.base import Frozen
@@ -30,7 +22,10 @@ from kdcompress.models.loading import Network, load_network
 from kdcompress.models.residual_cascade import ResidualCascade
 from kdcompress.models.staged import Staged
 from kdcompress.models.student_assistant import StudentAssistant
+from kdcompress.options import AddResStudentOptions, PolishOptions
 from kdcompress.results import TrainResult
+
+Heir = TypeVar("Heir", AddResStudentOptions, PolishOptions)  # of a run, which names its teacher and its data
 
 
 @dataclass
@@ -48,7 +43,7 @@ class Residual:
     data: Data
 
     @classmethod
-    def of(cls, job: Job) -> Residual:
+    def of(cls, job: Job[AddResStudentOptions]) -> Residual:
         """Load what the options of ``job`` name, and fill in those that are inherited from the run.
 
         Raises:
@@ -62,7 +57,12 @@ class Residual:
         return new_member(ModelSpec.parse(arch), self.base, seed)
 
     def train(
-        self, job: Job, arch: str, *, energies: bool = True, search: list[dict[str, Any]] | None = None
+        self,
+        job: Job[AddResStudentOptions],
+        arch: str,
+        *,
+        energies: bool = True,
+        search: list[dict[str, Any]] | None = None,
     ) -> TrainResult:
         """Train a member of the architecture ``arch`` into the run folder that the options of ``job`` name.
 
@@ -112,7 +112,7 @@ def _share(base: Network, member: Network) -> float:
     return round(before / (before + macs_of(member.model)), 4)
 
 
-def _ungated(network: Network, job: Job) -> Network:
+def _ungated(network: Network, job: Job[AddResStudentOptions]) -> Network:
     if isinstance(network.model, Staged) and network.model.gate is not None:
         job.reporter.note("Notice: the gate of the run does not fit another member; calibrate it again.")
         network.model.gate = None
@@ -122,7 +122,7 @@ def _ungated(network: Network, job: Job) -> Network:
     return network
 
 
-def take_over(base: Network, job: Job) -> tuple[Teacher, Data]:
+def take_over(base: Network, job: Job[Heir]) -> tuple[Teacher, Data]:
     """What a run goes on to learn from: its teacher, and images as both or the larger of the two need them.
 
     The options of ``job`` are filled in with those that are inherited from the run.
@@ -142,7 +142,7 @@ def take_over(base: Network, job: Job) -> tuple[Teacher, Data]:
     return teacher, batches_for(source, shared(base.prep, teacher.network.prep, source), job)
 
 
-def _teacher_of(base: Network, job: Job) -> Teacher:
+def _teacher_of(base: Network, job: Job[Heir]) -> Teacher:
     options = job.options
     known = base.record.get("teacher")
     if options.teacher is not None:

@@ -9,8 +9,8 @@ from torch import nn
 
 from kdcompress.api.job import Job, Phase
 from kdcompress.api.recipes.prepare import adapter, batches_for, fresh, logit_weights, opened, shared, smoothing
-from kdcompress.api.reference import Teacher
 from kdcompress.api.targets import gib
+from kdcompress.api.teacher import Teacher
 from kdcompress.data import Preprocess
 from kdcompress.errors import UserError, usage_error
 from kdcompress.methods.base import FrozenMaps
@@ -95,7 +95,7 @@ def train_rkd_assistant(job: Job[DistillOptions]) -> TrainResult:
     return job.train(phases, network, data, teacher, matched_stages=matching)
 
 
-def _check_room(job: Job, options: DistillOptions, size: float) -> None:
+def _check_room(job: Job[DistillOptions], options: DistillOptions, size: float) -> None:
     """Say what keeping feature maps would take, where that is not asked for.
 
     Args:
@@ -117,7 +117,7 @@ def _check_room(job: Job, options: DistillOptions, size: float) -> None:
 
 
 def _note_unmatched(
-    job: Job, student: str, teachers: list[Stage], own: list[Stage], pairs: list[tuple[Stage, Stage]]
+    job: Job[DistillOptions], student: str, teachers: list[Stage], own: list[Stage], pairs: list[tuple[Stage, Stage]]
 ) -> None:
     if len(pairs) == max(len(teachers), len(own)):
         return
@@ -140,7 +140,7 @@ def _phases(options: DistillOptions) -> list[tuple[str, int]]:
     return list(zip([part for part, _ in parts], [options.epochs - sum(later), *later], strict=True))
 
 
-def _separated(whole: Network, options: DistillOptions, teacher: Teacher, job: Job) -> Network:
+def _separated(whole: Network, options: DistillOptions, teacher: Teacher, job: Job[DistillOptions]) -> Network:
     """The given model as a student and an assistant, which take its input."""
     args = {key: value for key, value in whole.model_args.items() if key not in ("in_chans", "num_classes")}
     features = feature_size(teacher.network.model)

@@ -1,0 +1,69 @@
+"""Whether networks and data fit together."""
+
+from __future__ import annotations
+
+from kdcompress.data import DataSource, load_source, parse_size
+from kdcompress.errors import UserError
+from kdcompress.models.build import config_of
+from kdcompress.models.loading import Network
+from kdcompress.options import DataOptions
+
+
+def check_unchanged(network: Network, source: DataSource) -> None:
+    """Images that a network has fitted on must not come to calibrate it.
+
+    Raises:
+        UserError: The data that it was trained on have changed, and with them their division.
+    """
+    then = network.record.get("options", {}).get("data")
+    if then == source.spec and network.record.get("data_fingerprint") not in (None, source.fingerprint):
+        remedy = "Train anew, or put the images back as they were."
+        raise UserError(
+            f"The data {source.spec} have changed since {network.reference} was trained: its calibration images may be "
+            "among those that it has fitted on.",
+            remedy,
+        )
+
+
+def resize_input(network: Network, options: DataOptions) -> None:
+    """Let a network see images of ``--input-size``, where that was given."""
+    if options.input_size is not None:
+        _, height, width = parse_size(options.input_size)
+        config_of(network.model)["input_size"] = (network.prep.channels, height, width)
+
+
+def open_data(options: DataOptions) -> DataSource:
+    return load_source(options.data or "digits", data_dir=options.data_dir, download=options.download)
+
+
+def check_classes(network: Network, source: DataSource, role: str) -> None:
+    """A network that is to work on these data must know their classes, in their order.
+
+    Raises:
+        UserError: Another number of classes or channels, other names or another order.
+    """
+    if network.num_classes != source.num_classes:
+        raise UserError(
+            f"The {role} {network.reference} has {network.num_classes} classes, the data {source.spec} have "
+            f"{source.num_classes}.",
+            f"Give the data that the {role} was trained on, or fine-tune it: kdcompress train-teacher --pretrained.",
+        )
+    if network.class_names and source.class_names and tuple(network.class_names) != source.class_names:
+        theirs, ours = network.class_names, source.class_names
+        if set(theirs) == set(ours):
+            problem = (
+                f"The {role} has the classes in another order: {', '.join(theirs[:4])} … not {', '.join(ours[:4])} …"
+            )
+        else:
+            odd = sorted(set(theirs) ^ set(ours))[:4]
+            problem = f"The {role} and the data {source.spec} differ in the classes {', '.join(odd)}."
+        raise UserError(problem, f"Give the data that the {role} was trained on.")
+
+
+def check_channels(network: Network, channels: int, role: str) -> None:
+    if network.prep.channels != channels:
+        size = "x".join(str(side) for side in (network.prep.channels, *network.prep.size))
+        raise UserError(
+            f"The {role} {network.reference} takes images of {network.prep.channels} channels, these have {channels}.",
+            f"Convert the images on reading with --input-size {size}.",
+        )

@@ -1,0 +1,148 @@
+"""Images of a split, read one at a time: of an array, of files, of a data set of PyTorch; and inputs that are none."""
+
+from __future__ import annotations
+
+import os
+from array import array
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Protocol, overload
+
+import numpy as np
+import torch
+from PIL import Image
+
+from kdcompress.errors import UserError
+
+IMAGE_MODES = {1: "L", 3: "RGB"}
+
+
+UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)  # what Pillow raises
+
+
+class ImageList(Protocol):
+    """Images of one split, read one at a time; must survive pickling to worker processes."""
+
+    labels: np.ndarray  # [N] int64
+
+    def image(self, index: int) -> Image.Image: ...
+
+    def name(self, index: int) -> str: ...
+
+    @property
+    def written(self) -> bytes:
+        """Changes when a file that they are read from is written to; empty where they come from none.
+
+        Part of the key of cached targets: a source of files without it would serve stale ones.
+        """
+
+
+@dataclass
+class ArrayImages:
+    """Images that are an array already: [N, H, W] grey or [N, H, W, 3], uint8."""
+
+    array: np.ndarray
+    labels: np.ndarray
+    written: ClassVar[bytes] = b""
+
+    def image(self, index: int) -> Image.Image:
+        return Image.fromarray(self.array[index])
+
+    def name(self, index: int) -> str:
+        return f"image {index}"
+
+
+class Paths(Sequence[str]):
+    """Names of files in one piece of memory.
+
+    A million strings would be a million objects, and a worker process copies the memory of each that it looks at.
+    """
+
+    def __init__(self) -> None:
+        self.text, self.ends = bytearray(), array("Q", [0])
+
+    def add(self, path: str) -> None:
+        self.text += os.fsencode(path)
+        self.ends.append(len(self.text))
+
+    def __len__(self) -> int:
+        return len(self.ends) - 1
+
+    @overload
+    def __getitem__(self, index: int) -> str: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> list[str]: ...
+
+    def __getitem__(self, index: int | slice) -> str | list[str]:
+        if isinstance(index, slice):
+            return [self[number] for number in range(len(self))[index]]
+        number = range(len(self))[index]
+        return os.fsdecode(bytes(self.text[self.ends[number] : self.ends[number + 1]]))
+
+
+@dataclass
+class FileImages:
+    """Images on the disk.
+
+    Attributes:
+        written: Changes when one of the files is written to.
+    """
+
+    paths: Sequence[str]
+    labels: np.ndarray
+    written: bytes
+
+    def image(self, index: int) -> Image.Image:
+        # draft mode lets libjpeg skip work, at the cost of other pixels than timm's own reading gives: not used
+        with Image.open(self.paths[index]) as image:
+            image.load()
+            return image
+
+    def name(self, index: int) -> str:
+        return self.paths[index]
+
+
+@dataclass
+class TensorItems:
+    """Inputs that are no images: features, tokens. A network gets them as they are, never resized or normalised.
+
+    Attributes:
+        inputs: [N, C, H, W] float32; an item of fewer dimensions has got leading ones.
+    """
+
+    inputs: torch.Tensor
+    labels: np.ndarray
+    written: ClassVar[bytes] = b""
+
+    def image(self, index: int) -> Image.Image:
+        raise UserError("These data are no images.", "Only images can be shown.")
+
+    def name(self, index: int) -> str:
+        return f"item {index}"
+
+
+@dataclass
+class MapImages:
+    """A map-style PyTorch data set of (image, label)."""
+
+    dataset: Any
+    labels: np.ndarray
+    written: ClassVar[bytes] = b""
+
+    def image(self, index: int) -> Image.Image:
+        image = self.dataset[index][0]
+        if isinstance(image, Image.Image):
+            return image
+        array = np.asarray(image)
+        if isinstance(image, torch.Tensor) and array.ndim == 3:
+            array = array.transpose(1, 2, 0)
+        if array.dtype != np.uint8 or array.ndim not in (2, 3) or array.shape[2:] not in ((), (1,), (3,)):
+            raise UserError(
+                f"The data set gives a {type(image).__name__} of type {array.dtype}, shape {tuple(np.shape(image))}.",
+                "Return PIL images, uint8 tensors [C, H, W] or uint8 arrays [H, W, C].",
+            )
+        return Image.fromarray(array[:, :, 0] if array.shape[2:] == (1,) else np.ascontiguousarray(array))
+
+    def name(self, index: int) -> str:
+        return f"image {index}"

@@ -1,0 +1,213 @@
+"""A data source prepared for the input of a network: divided, read, augmented, in batches."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+
+from kdcompress.data.batches import (
+    EvalBatches,
+    Images,
+    MemoryTensors,
+    StreamImages,
+    TrainBatches,
+    find_good,
+    load_into_memory,
+)
+from kdcompress.data.images import ImageList, TensorItems
+from kdcompress.data.preprocess import Preprocess, parse_size
+from kdcompress.data.source import DataSource
+from kdcompress.data.splits import fit_calibration, rank_in_class
+from kdcompress.errors import UserError, usage_error
+from kdcompress.options import DataOptions
+
+HOLDOUT = 0.1
+
+
+SMALL_SIDE = 64
+MAX_MEMORY_BYTES = 512 * 2**20
+
+
+@dataclass
+class Data:
+    """A data source prepared for the input of a network.
+
+    Attributes:
+        prep: What batches are made for.
+        note: Told of images that were left out, once a split.
+        holdout: Share of the training split that is the calibration split.
+    """
+
+    source: DataSource
+    prep: Preprocess
+    options: DataOptions
+    device: torch.device
+    rank: int = 0
+    world: int = 1
+    note: Callable[[str], None] | None = None
+    noted: set[str] = field(default_factory=set)
+
+    def __post_init__(self) -> None:
+        if self.source.size == self.prep.size:  # images made for this size: to enlarge and crop them would only harm
+            self.prep = dataclasses.replace(self.prep, crop_pct=1.0)
+
+    @property
+    def holdout(self) -> float:
+        return self.options.holdout or HOLDOUT
+
+    @property
+    def workers(self) -> int:
+        if self.options.workers is not None:
+            return self.options.workers
+        # containers and batch systems give a process fewer cores than the machine has
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        return min(max(cores // self.world, 1), 8)
+
+    def fit_size(self) -> int:
+        return len(fit_calibration(self.source.train.labels, self.holdout)[0])
+
+    def training(self, batch_size: int, seed: int, augment: str, per_class: int | None = None) -> TrainBatches:
+        """The fit split, shuffled and augmented.
+
+        Args:
+            per_class: Only the first so many images of each class.
+
+        Raises:
+            UserError: An augmentation that this kind of loading does not offer, or an unreadable image.
+        """
+        images = self._images("fit", per_class)
+        in_memory = not isinstance(images, StreamImages)
+        if isinstance(images, MemoryTensors):
+            if augment not in ("auto", "none"):
+                raise usage_error(f"--augment {augment} needs images.", f"The inputs of {self.source.spec} are none.")
+            augment = "none"
+        if augment == "auto":
+            flip = "-flip" if self.source.flip else ""
+            augment = f"crop{flip}" if in_memory or not flip else "rrc-flip"
+        if augment == "rrc-flip" and in_memory:
+            remedy = "Add --loading stream, or use --augment crop-flip."
+            raise usage_error("--augment rrc-flip needs the full images, but these are held in memory.", remedy)
+        transform = None if in_memory else _stream_transform(self.prep, augment)
+        return TrainBatches(images, batch_size, seed, augment, transform, self.rank, self.world)
+
+    def alone(self) -> Data:
+        """For a process that reads all of it, whatever the others do."""
+        return dataclasses.replace(self, rank=0, world=1)
+
+    def evaluation(self, split: str, batch_size: int, per_class: int | None = None) -> EvalBatches:
+        """A split (``fit``, ``calibration`` or ``test``) as it is.
+
+        Args:
+            per_class: Only the first so many images of each class.
+
+        Raises:
+            UserError: The source has no test split, or an unreadable image.
+        """
+        return EvalBatches(self._images(split, per_class), batch_size, self.rank, self.world)
+
+    def _images(self, split: str, per_class: int | None = None) -> Images:
+        images, indices = self._select(split)
+        if per_class is not None:
+            indices = indices[rank_in_class(images.labels[indices]) < per_class]
+        if isinstance(images, TensorItems):
+            return MemoryTensors.of(images, indices, self.device)
+        wanted = indices
+        height, width = self.prep.size
+        size = len(indices) * height * width * self.prep.channels
+        small = max(height, width) <= SMALL_SIDE and size <= MAX_MEMORY_BYTES
+        loaded: Images
+        if self.options.loading == "memory" or (self.options.loading == "auto" and small):
+            loaded = load_into_memory(
+                images,
+                indices,
+                self.prep,
+                self.device,
+                workers=self.workers,
+                skip_bad=self.options.skip_bad_images,
+            )
+        else:
+            if self.options.skip_bad_images:
+                indices = find_good(images, indices, self.prep.channels, self.workers)
+            loaded = StreamImages(images, indices, self.prep, self.device, self.workers)
+        self._tell_left_out(split, images, wanted, loaded.ids)
+        if not len(loaded.ids):
+            remedy = "Two images a class or more are needed, in a format that Pillow reads."
+            raise UserError(f"The {split} split of {self.source.spec} has no image that can be read.", remedy)
+        return loaded
+
+    def _tell_left_out(self, split: str, images: ImageList, wanted: np.ndarray, kept: np.ndarray) -> None:
+        """Say which images could not be read, and which classes have none left."""
+        if self.note is None or len(kept) == len(wanted) or split in self.noted:
+            return
+        self.noted.add(split)
+        left = np.setdiff1d(wanted, kept)
+        first = ", ".join(images.name(int(index)) for index in left[:3]) + (" …" if len(left) > 3 else "")
+        self.note(f"Notice: {len(left)} of {len(wanted)} images of the {split} split are left out: {first}")
+        for gone in np.setdiff1d(images.labels[wanted], images.labels[kept]):
+            name = self.source.class_names[gone] if self.source.class_names else gone
+            self.note(f"Notice: the class {name} has no image left in the {split} split.")
+
+    def _select(self, split: str) -> tuple[ImageList, np.ndarray]:
+        if split == "test":
+            if self.source.test is None:
+                remedy = "Add a test/ folder, or evaluate on --split calibration."
+                raise UserError(f"The data {self.source.spec} have no test split.", remedy)
+            return self.source.test, np.arange(len(self.source.test.labels))
+        fit, calibration = fit_calibration(self.source.train.labels, self.holdout)
+        return self.source.train, fit if split == "fit" else calibration
+
+
+def _stream_transform(prep: Preprocess, augment: str) -> Any:
+    """Augmentation of full images, timm's where timm has it."""
+    from timm.data import create_transform
+    from timm.data.transforms import ToNumpy
+    from torchvision import transforms
+
+    if augment == "none":
+        return prep.eval_transform()
+    if augment == "rrc-flip":
+        return create_transform(
+            (prep.channels, *prep.size),
+            is_training=True,
+            interpolation=prep.interpolation,
+            color_jitter=0.0,
+            use_prefetcher=True,
+        )
+    larger = (round(prep.size[0] * 1.125), round(prep.size[1] * 1.125))
+    enlarge = Preprocess(larger, prep.channels, prep.mean, prep.std, prep.interpolation).eval_transform()
+    steps = [*enlarge.transforms[:-1], transforms.RandomCrop(prep.size)]  # type: ignore[attr-defined]
+    if augment == "crop-flip":
+        steps.append(transforms.RandomHorizontalFlip())
+    return transforms.Compose([*steps, ToNumpy()])
+
+
+def choose_size(source: DataSource, options: DataOptions, default: tuple[int, int], fixed: bool) -> tuple[int, int]:
+    """(H, W) that a new network sees.
+
+    The user's word first; else the images' own size where they are alike and no larger than what the architecture was
+    made for; else that. Architectures of a fixed input size keep theirs.
+    """
+    if source.is_raw and source.size is not None:
+        if options.input_size is not None:
+            raise usage_error(f"--input-size has no meaning for {source.spec}.", "Its inputs are taken as they are.")
+        return source.size
+    if options.input_size is not None:
+        return parse_size(options.input_size)[1:]
+    if not fixed and source.size is not None and source.size[0] <= default[0] and source.size[1] <= default[1]:
+        return source.size
+    return default
+
+
+def choose_channels(source: DataSource, options: DataOptions) -> int:
+    """The user's word (``--input-size CxHxW``), else the images' own."""
+    if options.input_size is not None and (channels := parse_size(options.input_size)[0]) is not None:
+        if channels not in (1, 3):
+            raise usage_error(f"--input-size {options.input_size} asks for {channels} channels.", "Images have 1 or 3.")
+        return channels
+    return source.channels

@@ -1,0 +1,59 @@
+"""A data set as its source offers it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from kdcompress.data.images import UNREADABLE, ImageList, TensorItems
+
+
+@dataclass
+class DataSource:
+    """A data set as its source offers it.
+
+    Attributes:
+        train, test: The splits; ``test`` is None where the source has none.
+        class_names: In label order, where known.
+        channels: 1 for grey, 3 for colour.
+        size: (H, W) of the images where a sample of them agrees, else None.
+        flip: Whether a mirrored image keeps its class.
+        fingerprint: Changes when the data do.
+    """
+
+    spec: str
+    train: ImageList
+    test: ImageList | None
+    num_classes: int
+    class_names: tuple[str, ...] | None
+    fingerprint: str
+    flip: bool = True
+    channels: int = field(init=False)
+    size: tuple[int, int] | None = field(init=False)
+
+    def __post_init__(self) -> None:
+        if isinstance(self.train, TensorItems):
+            _, self.channels, height, width = self.train.inputs.shape
+            self.size = (height, width)
+        else:
+            self.channels, self.size = _look_at(self.train)
+
+    @property
+    def is_raw(self) -> bool:
+        """Whether the inputs are no images, and go to the network as they are."""
+        return isinstance(self.train, TensorItems)
+
+
+def _look_at(images: ImageList, sample: int = 64) -> tuple[int, tuple[int, int] | None]:
+    """Channels and common (H, W) of a sample of the images; unreadable ones are met, and named, later."""
+    modes, sizes = set(), set()
+    for index in np.unique(np.linspace(0, len(images.labels) - 1, sample).astype(int)):
+        try:
+            image = images.image(int(index))
+        except UNREADABLE:
+            continue
+        modes.add(image.mode)
+        sizes.add((image.height, image.width))
+    grey = all(mode in ("1", "L", "F") or mode.startswith("I") for mode in modes)
+    return (1 if modes and grey else 3), (sizes.pop() if len(sizes) == 1 else None)
