@@ -26,7 +26,7 @@ SETTINGS: dict[str, dict[str, str] | None] = {
     "`OMP_WAIT_POLICY=PASSIVE`": {"OMP_WAIT_POLICY": "PASSIVE", "OMP_NUM_THREADS": str(os.cpu_count())},
     "one thread": {"OMP_NUM_THREADS": "1", "GOMP_SPINCOUNT": "300000"},
 }
-WORK = {"8 x 8": ["--epochs", "4"], "32 x 32": ["--input-size", "32", "--epochs", "2"]}
+WORK = {"8 x 8": ["--epochs", "4"], "16 x 16": ["--input-size", "16", "--epochs", "2"]}
 
 
 def train(folder: str, work: list[str], setting: dict[str, str] | None, count: int) -> list[float]:
