@@ -1,6 +1,6 @@
 """Try all attacks, and write the table of docs/reliability.md::
 
-    python examples/benchmarks/attacks.py            # some 40 minutes on two cores
+    python examples/benchmarks/attacks.py            # some 20 minutes on two cores
     python examples/benchmarks/attacks.py --table    # the page alone, from examples/results/
 
 An attack is a test that is marked so; tests that try one thing in many ways say how many (``many``). The page's other

@@ -147,7 +147,7 @@ def test_names_in_every_string_of_a_run(
         ["polish", run, "--epochs", 1],
     )
     draw = random.Random(1)
-    for number in range(many(10, 300)):
+    for number in range(many(10, 100)):
         place, spelling = (
             (places[number % len(places)], draw.choice(spellings)) if number else (places[0], spellings[0])
         )
@@ -168,7 +168,7 @@ def test_names_in_the_journal_of_a_search(
     specs = {row["user_attr"][key] for row in map(json.loads, whole.splitlines()) for key in ("winner", "spec")
              if key in row.get("user_attr", {})}  # fmt: skip
     assert specs
-    for spelling in names(many(4, 60)):
+    for spelling in names(many(4, 20)):
         shutil.rmtree(here / "s")
         journal.parent.mkdir(parents=True)
         rows = [json.loads(line) for line in whole.splitlines()]

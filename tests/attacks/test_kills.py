@@ -39,7 +39,7 @@ def test_kill_and_resume(
     kind: str, cli: Cli, here: Path, runs: Path, many: Callable[[int, int], int], tmp_path: Path
 ) -> None:
     """A crash would cost the run, or a resumed result could not be compared with any other."""
-    kills = many(0, 8)
+    kills = many(0, 4)
     if not kills:
         pytest.skip("takes minutes; tests/cli/test_interrupt.py kills a few, examples/benchmarks/attacks.py all")
     common = ["--epochs", 3, "--cache-dir", tmp_path / "cache"]
