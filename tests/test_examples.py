@@ -141,7 +141,7 @@ def test_shell_scripts_name_real_options(script: Path) -> None:
 
 QUICK = """
 import sys
-from kdcompress.api import light_teacher
+from kdcompress.api.recipes import light_teacher
 from kdcompress.cli import run
 
 light_teacher.MOST_EPOCHS = 2

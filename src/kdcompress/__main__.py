@@ -1,5 +1,6 @@
 """``python -m kdcompress``, and under torchrun ``torchrun … -m kdcompress``."""
 
+import signal
 import sys
 
 
@@ -12,6 +13,9 @@ def main() -> None:
         from kdcompress.cli import run
 
         status = run(sys.argv[1:])
+        for name in ("SIGINT", "SIGTERM", "SIGHUP"):  # what there was to save is saved; libraries tidy up
+            if hasattr(signal, name):
+                signal.signal(getattr(signal, name), signal.SIG_IGN)
     except KeyboardInterrupt:
         status = 130
     sys.exit(status)

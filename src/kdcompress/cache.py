@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 
-from kdcompress.digests import digest_of
+from kdcompress.digests import check_plain, digest_of
 from kdcompress.locks import Lock
 
 TARGETS, TEACHERS = "targets", "teachers"
@@ -265,10 +265,8 @@ def _read(file: Path) -> str:
         OSError: It is none, or cannot be read.
         ValueError: It is too long, or no text.
     """
-    state = file.stat()
-    if not stat.S_ISREG(state.st_mode):
-        raise OSError(errno.EINVAL, f"{file.name} is not a plain file")
-    if state.st_size > MOST_TEXT:
+    check_plain(file)
+    if file.stat().st_size > MOST_TEXT:
         raise ValueError(f"{file} is too long")
     return file.read_text(encoding="utf-8")
 

@@ -5,7 +5,10 @@ They guard against accidents, not against who can write the record, too.
 
 from __future__ import annotations
 
+import errno
 import json
+import os
+import stat
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -19,13 +22,24 @@ def digest_of(path: Path) -> str:
     """XXH3 of a file's content, 32 hexadecimal digits.
 
     Raises:
-        OSError: It cannot be read.
+        OSError: It cannot be read, or is no plain file.
     """
+    check_plain(path)
     state, buffer = xxhash.xxh3_128(), memoryview(bytearray(CHUNK))
     with open(path, "rb", buffering=0) as file:
         while count := file.readinto(buffer):
             state.update(buffer[:count])
     return state.hexdigest()
+
+
+def check_plain(path: str | Path) -> None:
+    """Refuse a pipe, which would keep us waiting for ever, a device, or a folder.
+
+    Raises:
+        OSError: It is no plain file, or not there.
+    """
+    if not stat.S_ISREG(os.stat(path).st_mode):
+        raise OSError(errno.EINVAL, "not a plain file", str(path))
 
 
 def digest_of_json(content: Mapping[str, Any]) -> str:

@@ -202,6 +202,8 @@ def _check_text(name: str, value: str, is_file: bool) -> None:
         raise usage_error(f"{name} is empty.", f"Give a value, or leave {name} out.")
     if "\0" in value:
         raise usage_error(f"{name} {_quoted(value)} holds a NUL character.", "Leave it out.")
+    if is_file and any("\ud800" <= letter <= "\udfff" for letter in value):
+        raise usage_error(f"{name} {_quoted(value)} is not text in UTF-8.", "Choose another name.")
     longest = max(len(os.fsencode(part)) for part in value.split(os.sep)) if is_file else 0
     if len(value) > MOST_TEXT or longest > MOST_NAME:
         limit = f"{MOST_NAME} bytes a name and {MOST_TEXT}" if is_file else f"{MOST_TEXT} characters"

@@ -127,13 +127,21 @@ class RunFolder:
         """Take the files as they are for what the run wrote.
 
         Raises:
-            UserError: ``run.json`` cannot be read, or the folder cannot be written.
+            UserError: ``run.json`` cannot be read, the folder cannot be written, or another process writes it.
         """
-        record = _read_json(self.path / RECORD)
-        self.write_record(
-            {key: value for key, value in record.items() if key not in (OWN, OTHERS)},
-            self._there(CONFIG, WEIGHTS, METRICS, CHECKPOINT),
-        )
+        if not _locked(self.path):
+            raise _busy(self.path)
+        try:
+            record = _read_json(self.path / RECORD)
+            finished = record.get("status") == "finished"
+            self.write_record(
+                {key: value for key, value in record.items() if key not in (OWN, OTHERS)},
+                self._there(CONFIG, WEIGHTS, METRICS) if finished else self._there(CHECKPOINT),
+            )
+            if finished:
+                (self.path / LOCK).unlink(missing_ok=True)
+        finally:
+            release(self)
 
     def _there(self, *names: str) -> dict[str, str]:
         """Digests of those files that there are."""
@@ -244,8 +252,7 @@ def claim(out: str | None, stem: str, *, resume: bool) -> RunFolder:
         if _is_free(path):
             _made(path, exist_ok=path.exists())
         if not _locked(path):
-            remedy = "Wait until it has ended, stop it, or choose another folder."
-            raise UserError(f"The run {path} is being written by {Lock(path / LOCK).holder()}.", remedy)
+            raise _busy(path)
         run = RunFolder(path)
         try:  # another process may have been faster
             check_claim(out, resume=resume)
@@ -322,10 +329,31 @@ def check_claim(out: str, *, resume: bool) -> None:
         raise usage_error(f"--out {out} is a link that leads nowhere.", "Remove it, or choose another folder.")
     if free:
         return
+    if _is_held(path):
+        raise _busy(path)
     if not resume:
         raise usage_error(f"--out {out} exists already.", "Choose another folder, or add --resume to go on with it.")
     if not (path / RECORD).is_file():
         raise usage_error(f"--out {out} is not a run that could be resumed.", "Choose another folder.")
+
+
+def _is_held(path: Path) -> bool:
+    """Whether another process writes this run."""
+    if path in _held or not (path / LOCK).is_file():
+        return False
+    lock = Lock(path / LOCK)
+    try:
+        held = not lock.taken()
+    except OSError:  # a folder that may only be read
+        return False
+    if not held:
+        lock.release()
+    return held
+
+
+def _busy(path: Path) -> UserError:
+    remedy = "Wait until it has ended, stop it, or choose another folder."
+    return UserError(f"The run {path} is being written by {Lock(path / LOCK).holder()}.", remedy)
 
 
 def open_run(path: str | Path) -> RunFolder:

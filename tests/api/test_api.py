@@ -19,9 +19,8 @@ import kdcompress
 from heard import Heard
 from kdcompress.api import grow as grow_module
 from kdcompress.api import job as job_module
-from kdcompress.api import prepare
-from kdcompress.api import train as train_module
 from kdcompress.api.grow import Limits
+from kdcompress.api.recipes import prepare
 from kdcompress.api.teacher import Teacher, may_know_calibration
 from kdcompress.data import Data, Preprocess, load_source
 from kdcompress.engine.distributed import Place
@@ -536,7 +535,8 @@ def test_who_meets_the_target_stays_whatever_its_energy_says(
     for top1, wanted in ((50.0, "energy"), (90.0, "target")):
         longer = dataclasses.replace(chain.cascade, top1=top1, energies=[1.0, 2.0])
         monkeypatch.setattr(grow_module, "add_res_student", lambda *_, longer=longer, **__: longer)
-        result, reason = grow_module._grown(options, None, lambda *_, **__: first, limits, tmp_path)
+        monkeypatch.setattr(grow_module, "_first", lambda *_: first)
+        result, reason = grow_module._grown(options, None, limits, tmp_path)
         assert reason == wanted
         assert result is (longer if reason == "target" else first)
 
@@ -563,7 +563,7 @@ def test_a_student_that_is_too_large_is_refused_before_it_is_trained(chain: Chai
 def test_a_refusal_leaves_another_run_as_it_was(chain: Chain, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """An unfinished run could not be gone on with any more, for a folder that was mistaken for a cascade's."""
     given = {**COMMON, "teacher": chain.teacher.run, "student": SMALL, "out": str(tmp_path / "run")}
-    with stopped(train_module.KdTask, 2, signal.SIGTERM, monkeypatch):
+    with stopped(KdTask, 2, signal.SIGTERM, monkeypatch):
         kdcompress.distill(**given)
     before = {path.name: path.read_bytes() for path in (tmp_path / "run").iterdir()}
     with pytest.raises(UserError, match="sdg"):
@@ -586,7 +586,7 @@ def test_an_interrupted_distillation_resumes(chain: Chain, tmp_path: Path, monke
     """The whole command, not only the loop: same weights, same result as if it was never stopped."""
     given = {**COMMON, "teacher": chain.teacher.run, "student": TINY, "ema_decay": 0.9, "mixup": 0.2}
     whole = kdcompress.distill(out=str(tmp_path / "whole"), **given)
-    with stopped(train_module.KdTask, 9, signal.SIGINT, monkeypatch):
+    with stopped(KdTask, 9, signal.SIGINT, monkeypatch):
         kdcompress.distill(out=str(tmp_path / "broken"), **given)
     assert record_of(str(tmp_path / "broken"))["status"] == "unfinished"
     with pytest.raises(UserError, match="unfinished"):
@@ -610,7 +610,7 @@ def test_resuming_with_another_teacher_or_data_is_refused(
     code += "    items = [(source.image(i), int(source.labels[i])) for i in range(400)]\n    return Set(items), None\n"
     (tmp_path / "other_data.py").write_text(code)
     monkeypatch.syspath_prepend(tmp_path)
-    genuine, calls = train_module.KdTask.forward, []
+    genuine, calls = KdTask.forward, []
 
     def stopping(self: Any, input: torch.Tensor, target: torch.Tensor) -> Any:
         calls.append(1)
@@ -620,7 +620,7 @@ def test_resuming_with_another_teacher_or_data_is_refused(
 
     given = {**COMMON, "student": TINY, "out": str(tmp_path / "run"), "batch_size": 32}
     with monkeypatch.context() as patch:
-        patch.setattr(train_module.KdTask, "forward", stopping)
+        patch.setattr(KdTask, "forward", stopping)
         with pytest.raises(Interrupted):
             kdcompress.distill(teacher=chain.teacher.run, **given)
     now = {"teacher": other.run} if changed == "teacher" else {"data": "py:other_data:make"}
@@ -801,7 +801,7 @@ def test_a_checkpoint_as_teacher_is_found_again(chain: Chain, tmp_path: Path, mo
 
 def test_classes_and_channels_must_agree(chain: Chain, tmp_path: Path) -> None:
     """A teacher of other classes gives soft targets for the wrong things."""
-    from kdcompress.models.loading import model_config, save_network
+    from kdcompress.models.saving import model_config, save_network
     from kdcompress.runs import RunFolder
 
     def folder(name: str, classes: int, names: tuple[str, ...] | None, channels: int = 1) -> str:

@@ -19,9 +19,9 @@ from torch import Tensor
 
 import kdcompress
 from heard import Heard
-from kdcompress.api import light_teacher
-from kdcompress.api import lwkd as lwkd_module
 from kdcompress.api.job import Job
+from kdcompress.api.recipes import light_teacher
+from kdcompress.api.recipes import lwkd as lwkd_module
 from kdcompress.api.recipes.light_teacher import soft_targets
 from kdcompress.api.recipes.lwkd import similar_classes
 from kdcompress.cache import cache_dir
@@ -90,11 +90,11 @@ def test_a_teacher_that_breaks_off_leaves_nothing(tmp_path: Path, monkeypatch: p
     """Half a teacher in the cache would teach every later student."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
 
-    def breaks(options: Any, **given: Any) -> Any:
-        Path(options.out).mkdir(parents=True)
+    def breaks(job: Any) -> Any:
+        Path(job.options.out).mkdir(parents=True)
         raise UserError("The disk is full.", "")
 
-    monkeypatch.setattr("kdcompress.api.train.train_teacher", breaks)
+    monkeypatch.setattr(light_teacher, "train_on_labels", breaks)
     with pytest.raises(UserError, match="disk"):
         kdcompress.distill(**COMMON, out=str(tmp_path / "run"))
     assert not list((cache_dir() / "teachers").glob("lenet5*"))
@@ -272,10 +272,10 @@ def test_options_reach_the_method(light: TrainResult, tmp_path: Path, monkeypatc
     assert "discriminator" not in (Path(str(result.run)) / METRICS).read_text()
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
 
-    def look(options: Any, **given: Any) -> Any:
-        raise UserError(f"stops at {options.stop_top1:g}", "")
+    def look(job: Any) -> Any:
+        raise UserError(f"stops at {job.options.stop_top1:g}", "")
 
-    monkeypatch.setattr("kdcompress.api.train.train_teacher", look)
+    monkeypatch.setattr(light_teacher, "train_on_labels", look)
     with pytest.raises(UserError, match="stops at 42"):
         kdcompress.distill(**COMMON, teacher_top1=42.0, out=str(tmp_path / "other"))
 

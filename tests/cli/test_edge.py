@@ -19,7 +19,7 @@ import kdcompress.api
 from cli.conftest import Cli
 from cli.shell import TINY, photos
 from kdcompress.errors import UserError
-from kdcompress.options import MOST_EPOCHS
+from kdcompress.options.training import MOST_EPOCHS
 from kdcompress.runs import RunFolder
 
 ONCE = ("--model", TINY, "--epochs", "1")
@@ -156,11 +156,14 @@ def test_quantized_weights_are_refused(kind: torch.dtype, cli: Cli, here: Path, 
 def test_a_loss_that_is_not_finite_is_null(cli: Cli, here: Path, runs: Path) -> None:
     """Else the line on standard output is no JSON, or none is printed after all the work."""
     state = load_file(runs / "teacher" / "model.safetensors")
-    state["fc.bias"][3] = float("-inf")
+    state["fc.weight"][3] = 3e38
     save_file(state, here / "wild.safetensors")
     done = cli("eval", "wild.safetensors", "--arch", TINY, "--data", "digits")
     assert done.result["loss"] is None
-    assert "Notice: loss is inf" in done.err
+    assert "Notice: loss is " in done.err
+    state["fc.weight"][3] = float("inf")
+    save_file(state, here / "infinite.safetensors")
+    cli("eval", "infinite.safetensors", "--arch", TINY, "--data", "digits").error("fc.weight holds infinity")
 
 
 # --- data ---------------------------------------------------------------------------------------------------------

@@ -46,7 +46,7 @@ def make(num_classes=10, in_chans=3):
 
 WATCHED_LWKD = """
 import json, os, sys
-from kdcompress.api import light_teacher
+from kdcompress.api.recipes import light_teacher
 from kdcompress.cli import run
 from kdcompress.methods.lwkd import LwKdTask
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import pickle
 import shutil
 import struct
@@ -17,6 +18,7 @@ import torch
 import torchvision
 from PIL import Image
 
+from cli.shell import photos
 from kdcompress import trust
 from kdcompress.data.images import FileImages
 from kdcompress.data.preprocess import read_image
@@ -507,3 +509,13 @@ def test_files_are_those_of_torchvisions_folder(tmp_path: Path) -> None:
     assert found.paths[-1] == found.paths[4] == found.paths[1:][3]
     with pytest.raises(IndexError):
         found.paths[5]
+
+
+def test_a_pipe_among_the_images_is_named(tmp_path: Path) -> None:
+    """Every training on the folder would hang at the same place, without a word."""
+    root = photos(tmp_path / "photos")
+    (root / "train" / "cat" / "0.png").unlink()
+    os.mkfifo(root / "train" / "cat" / "0.png")
+    source = load_source(str(root))
+    with pytest.raises(UserError, match=r"0\.png"):
+        read_image(source.train, 0, 3)

@@ -8,7 +8,7 @@ from importlib.util import find_spec
 from kdcompress.api.targets import check_views
 from kdcompress.errors import UserError, usage_error
 from kdcompress.options import METHODS, AddResStudentOptions, DistillOptions, LogitOptions, SearchOptions
-from kdcompress.options.methods import NONE, REQUIRED, Method, meaningless, refuse_changed, taking
+from kdcompress.options.methods import NONE, REQUIRED, Method, meaningless, taking
 
 
 def check_distill(options: DistillOptions) -> None:
@@ -28,14 +28,23 @@ def check_distill(options: DistillOptions) -> None:
         raise usage_error(f"--method {name} needs a TEACHER.", "Give a run folder, '-', or a checkpoint.")
     if options.teacher_arch is not None and options.teacher is None:
         raise meaningless("teacher_arch", "no TEACHER")
-    own, others = read_by(method), set().union(*map(read_by, METHODS.values()))
-    refuse_changed(options, tuple(sorted(others - own)), f"--method {name}")
+    _check_read(options)
     if options.from_teacher and options.pretrained:
         raise usage_error("A student starts from one network's weights.", "Leave out --pretrained or --from-teacher.")
     check_search(options)
     method.check(options)
     if options.arch and not (options.grow or options.res_students) and options.teacher != "-":
         raise usage_error("--arch is for res-students, or for a TEACHER that is a checkpoint.", "Add --res-students N.")
+
+
+def _check_read(options: DistillOptions) -> None:
+    """Refuse options that other methods read, and the chosen one does not."""
+    readers = {name: read_by(method) for name, method in METHODS.items()}
+    for option in options.changed():
+        others = [name for name, read in readers.items() if option in read]
+        if others and options.method not in others:
+            remedy = f"Leave it out, or choose --method {' or '.join(others)}."
+            raise meaningless(option, f"--method {options.method}", remedy)
 
 
 def read_by(method: Method) -> set[str]:

@@ -165,11 +165,7 @@ def grow(options: DistillOptions, reporter: Reporter | None) -> TrainResult:
 
 def _grown(options: DistillOptions, reporter: Reporter | None, limits: Limits, folder: Path) -> tuple[TrainResult, str]:
     """The cascade, in the folder of its last member, and why no other was added."""
-    defaults = {**vars(GrowOptions()), **vars(SearchOptions()), **vars(ResidualOptions())}
-    own = {name: value for name, value in defaults.items() if name not in vars(LogitOptions())}
-    first = replace(options, out=str(folder / "member-0"), resume=True, **own)
-    job = Job.begin("distill", options.method, first, reporter)
-    result = job.finished() or RECIPES[options.method](job)
+    result = _first(options, reporter, folder)
     number = 0
     while True:
         arch = options.arch[min(number, len(options.arch) - 1)] if options.arch else None
@@ -187,6 +183,15 @@ def _grown(options: DistillOptions, reporter: Reporter | None, limits: Limits, f
         if after > (1 - limits.energy_drop) * before:
             return result, "energy"
         result = longer
+
+
+def _first(options: DistillOptions, reporter: Reporter | None, folder: Path) -> TrainResult:
+    """Train S0."""
+    defaults = {**vars(GrowOptions()), **vars(SearchOptions()), **vars(ResidualOptions())}
+    own = {name: value for name, value in defaults.items() if name not in vars(LogitOptions())}
+    first = replace(options, out=str(folder / "member-0"), resume=True, **own)
+    job = Job.begin("distill", options.method, first, reporter)
+    return job.finished() or RECIPES[options.method](job)
 
 
 def _step(options: DistillOptions, arch: str | None, left: float, result: TrainResult) -> AddResStudentOptions:

@@ -44,7 +44,7 @@ from kdcompress.models.saving import model_config, save_network
 from kdcompress.option_set import shown
 from kdcompress.options import DataOptions, OutputOptions, TargetOptions, TrainingOptions
 from kdcompress.results import R, TrainResult
-from kdcompress.runs import RECORD, RunFolder, check_claim, file_hash
+from kdcompress.runs import CONFIG, RECORD, WEIGHTS, RunFolder, check_claim, file_hash
 from kdcompress.schema import Malformed
 
 Own = TypeVar("Own", bound=TrainingOptions)
@@ -373,6 +373,7 @@ def _finished(options: OutputOptions, command: str, kind: type[R]) -> dict[str, 
         raise usage_error(f"--out {run.path} is a run of {record['command']}.", "Choose another folder.")
     if not run.is_finished:
         return None
+    run.check(CONFIG, WEIGHTS)
     then, now = record.get("options", {}), options.to_dict()
     for key in ORIGINS:
         if now.get(key, "-") != "-" and key in then and absolute(now[key]) != absolute(then[key]):

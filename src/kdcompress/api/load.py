@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 from kdcompress import trust
 from kdcompress.models.loading import Network, load_network
 
 
-def load(reference: str, arch: str | None = None, **shape: Any) -> Network:
+def load(reference: str | os.PathLike[str], arch: str | None = None, **shape: Any) -> Network:
     """Load a network by any reference that the commands take.
 
     Args:
@@ -24,5 +25,6 @@ def load(reference: str, arch: str | None = None, **shape: Any) -> Network:
         >>> kdcompress.load("runs/gated").model(torch.zeros(1, 1, 8, 8)).shape
         torch.Size([1, 10])
     """
+    reference = os.fspath(reference)
     trust.typed((reference, arch))
     return load_network(reference, arch, **shape)

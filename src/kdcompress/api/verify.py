@@ -9,6 +9,7 @@ from typing import Any
 from kdcompress.api.reference import resolve
 from kdcompress.engine.progress import Reporter
 from kdcompress.errors import UserError
+from kdcompress.models.weights import read_weights
 from kdcompress.options import VerifyOptions
 from kdcompress.results import VerifyResult
 from kdcompress.runs import CHECKPOINT, CONFIG, METRICS, RECORD, WEIGHTS, RunFolder
@@ -39,6 +40,7 @@ def verify(options: VerifyOptions | None = None, /, *, reporter: Reporter | None
     runs = [RunFolder(path), *(RunFolder(file.parent) for file in sorted(path.glob(f"*/**/{RECORD}")))]
     if options.accept:
         for run in runs:
+            _check_readable(run)
             run.accept()
     rows = [
         {"file": str((run.path / name).relative_to(path)), "state": state}
@@ -54,6 +56,18 @@ def verify(options: VerifyOptions | None = None, /, *, reporter: Reporter | None
     )
 
 
+def _check_readable(run: RunFolder) -> None:
+    """Refuse to accept what could not be loaded.
+
+    Raises:
+        UserError: The weights or the config cannot be read.
+    """
+    if (run.path / WEIGHTS).exists():
+        read_weights(run.path / WEIGHTS)
+    if (run.path / CONFIG).exists():
+        run.config()
+
+
 def _states(run: RunFolder) -> dict[str, str]:
     """How each file of a run is: ``whole``, ``altered``, ``missing`` or ``no digest``."""
     try:
@@ -61,7 +75,8 @@ def _states(run: RunFolder) -> dict[str, str]:
     except UserError:
         return {RECORD: "altered"}
     states = {RECORD: "whole" if run.is_sealed else "no digest"}
-    for name in FILES:
+    # what a run that is not finished has besides its checkpoint is written anew when it goes on
+    for name in FILES if run.record().get("status") != "unfinished" else (CHECKPOINT,):
         there = (run.path / name).is_file()
         if name not in known:
             states |= {name: "no digest"} if there else {}

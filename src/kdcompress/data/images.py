@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from kdcompress.digests import check_plain
 from kdcompress.errors import UserError
 
 IMAGE_MODES = {1: "L", 3: "RGB"}
@@ -95,6 +96,7 @@ class FileImages:
 
     def image(self, index: int) -> Image.Image:
         # draft mode lets libjpeg skip work, at the cost of other pixels than timm's own reading gives: not used
+        check_plain(self.paths[index])
         with Image.open(self.paths[index]) as image:
             image.load()
             return image

@@ -11,6 +11,7 @@ from torch import Tensor
 from kdcompress.errors import UserError
 from kdcompress.schema import MAX_CLASSES
 
+UNNAMED = 25_000  # classes that a data set may have without naming them, whatever the number of its images
 COUNT = "Labels are whole numbers that count from 0; names go to the data set's classes."
 
 
@@ -44,8 +45,9 @@ def check_classes(train: np.ndarray, test: np.ndarray | None, classes: Any) -> i
     """
     highest = int(train.max(initial=-1))
     count = len(classes) if classes is not None else highest + 1
-    if classes is None and count > max(len(train), 2):
-        raise UserError(f"An image has the label {highest}, but there are only {len(train)} images.", COUNT)
+    if classes is None and count > max(len(train), UNNAMED):
+        remedy = "Labels count from 0. If there are so many classes, give the data set a `classes` attribute."
+        raise UserError(f"An image has the label {highest}, but there are only {len(train)} images.", remedy)
     if count > MAX_CLASSES:
         raise UserError(f"The data have {count} classes; {MAX_CLASSES} are the most.", COUNT)
     for labels in (train, test):

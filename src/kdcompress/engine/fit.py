@@ -424,6 +424,10 @@ class Trainer:
         state = _state(self.run)
         then, now = state["options"], self._fixed_options()
         changed = self.options.differing(then, now)
+        if "world" in changed:
+            count = then.get("world")
+            remedy = "Resume without torchrun." if count == 1 else f"Resume with {count}, by torchrun."
+            raise UserError(f"The run {self.run.path} was started with {count} process(es).", remedy)
         if changed:
             detail = ", ".join(f"{key} {then.get(key, '-')}, now {now.get(key, '-')}" for key in changed[:3])
             remedy = "Resume with the same options, or start a new run without --resume."

@@ -17,6 +17,8 @@ from kdcompress.errors import UserError, first_line, usage_error
 from kdcompress.schema import MIN_STD
 from kdcompress.trust import PREFIX, import_callable
 
+# arguments of timm.create_model that load files; a folder from somebody else must not choose which
+NOT_OURS = frozenset(("checkpoint_path", "pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "cache_dir"))
 PREPROCESSING = ("mean", "std", "input_size", "interpolation", "crop_pct")
 
 
@@ -87,6 +89,9 @@ def build(
     Raises:
         UserError: An unknown architecture, arguments it does not take, or weights that cannot be had.
     """
+    if odd := sorted(spec.args.keys() & NOT_OURS):
+        remedy = "Give weights as a file, with the spec as --arch; leave out what says where weights are."
+        raise usage_error(f"{odd[0]} is no key of a model spec.", remedy)
     wanted = {"num_classes": num_classes, "in_chans": in_chans}
     args = {**{key: value for key, value in wanted.items() if value is not None}, **spec.args}
     if spec.is_code:

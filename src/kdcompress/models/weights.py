@@ -54,9 +54,9 @@ def fill(model: nn.Module, state: Mapping[str, Tensor], source: Path) -> None:
     """Strict loading that names the first tensor that does not fit.
 
     Raises:
-        UserError: A tensor is missing, left over, of another shape, quantized, or holds NaN.
+        UserError: A tensor is missing, left over, of another shape, quantized, or holds NaN; an infinite parameter.
     """
-    own = model.state_dict()
+    own, learned = model.state_dict(), {name for name, _ in model.named_parameters()}
     for key, value in own.items():
         if key not in state:
             if key.endswith("num_batches_tracked"):
@@ -77,6 +77,8 @@ def fill(model: nn.Module, state: Mapping[str, Tensor], source: Path) -> None:
             )
         if there.is_floating_point() and there.isnan().any():
             raise UserError(f"{source} is broken: {key} holds NaN.", "Take an earlier checkpoint, or train anew.")
+        if key in learned and there.isinf().any():  # a buffer may: a mask of attention
+            raise UserError(f"{source} is broken: {key} holds infinity.", "Take an earlier checkpoint, or train anew.")
     model.load_state_dict(state, strict=False)
 
 
