@@ -15,6 +15,38 @@ from kdcompress.engine.precision import Process, remembered
 ATTACKS = pytest.StashKey[dict[str, dict[str, int]]]()
 
 
+# files whose tests start processes, or train for more than a moment
+SLOW = (
+    "attacks/",
+    "api/test_lwkd_command.py",
+    "api/test_numerics.py",
+    "api/test_polish_command.py",
+    "api/test_search",
+    "api/test_targets_command.py",
+    "api/test_api.py",
+    "cli/test_adding_a_method.py",
+    "cli/test_edge.py",
+    "cli/test_errors.py",
+    "cli/test_hosts.py",
+    "cli/test_interrupt.py",
+    "cli/test_pipeline.py",
+    "cli/test_shards.py",
+    "cli/test_streams.py",
+    "cli/test_torchrun.py",
+    "cli/test_trust.py",
+    "engine/test_gradient_check.py",
+    "models/test_separate.py",
+    "test_examples.py",
+    "test_guarantee.py",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if any(f"tests/{part}" in item.path.as_posix() for part in SLOW):
+            item.add_marker(pytest.mark.slow)
+
+
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--many", action="store_true", help="as many attacks as the table in docs/reliability.md counts")
     parser.addoption("--attacks", metavar="FILE", help="JSON of how many attacks of each kind were tried, and held")

@@ -81,7 +81,7 @@ class SearchStorage:
         except (StorageInternalError, SQLAlchemyError) as error:
             cause = error.__cause__ if isinstance(error, StorageInternalError) and error.__cause__ else error
             problem = f"The search storage {self.name} cannot be reached: {first_line(cause)}"
-            remedy = "Check the URL and the server. Trials that were saved stay: the same command with --resume goes on."
+            remedy = "Check the URL and the server. Saved trials stay: the same command with --resume goes on."
             raise UserError(self._without_secrets(problem), remedy) from None
 
     def _without_secrets(self, text: str) -> str:
