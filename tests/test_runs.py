@@ -379,6 +379,34 @@ def test_a_run_that_is_being_written_is_nobody_elses(tmp_path: Path) -> None:
     release(run)
 
 
+def test_of_two_claims_at_the_same_moment_one_is_refused(tmp_path: Path) -> None:
+    """The slower one would end in an accident of the file system's, or both write."""
+    each, workers = 60, 3
+    barrier, queue = FORK.Barrier(workers), FORK.SimpleQueue()
+
+    def race() -> None:
+        found = []
+        for number in range(each):
+            barrier.wait()
+            try:
+                claim(str(tmp_path / f"run-{number}"), "stem", resume=False)
+                found.append("claimed")
+            except UserError as error:
+                found.append("refused" if "being written by" in str(error) else str(error))
+            except BaseException as error:
+                found.append(repr(error))
+        queue.put(found)
+        barrier.wait()
+
+    processes = [FORK.Process(target=race) for _ in range(workers)]
+    for process in processes:
+        process.start()
+    found = [queue.get() for _ in processes]
+    for process in processes:
+        process.join()
+    assert all(sorted(row) == ["claimed", *["refused"] * (workers - 1)] for row in zip(*found, strict=True)), found
+
+
 def test_a_folder_without_a_name_of_ones_own_is_passed_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """--resume would fail because of another run of the same kind that is at work."""
     monkeypatch.chdir(tmp_path)

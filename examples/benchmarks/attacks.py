@@ -51,11 +51,14 @@ def page(text: str, results: Path) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--table", action="store_true", help="only write the page")
+    parser.add_argument("tests", nargs="*", help="only these files, whose kinds of attacks are counted anew")
     options = parser.parse_args()
     if not options.table:
         out = RESULTS / "attacks.json"
-        tests = [sys.executable, "-m", "pytest", "-q", "-p", "no:xdist", "-m", "attack"]
+        before = json.loads(out.read_text()) if options.tests else {}
+        tests = [sys.executable, "-m", "pytest", "-q", "-p", "no:xdist", "-m", "attack", *options.tests]
         subprocess.run([*tests, "--many", "--attacks", str(out)], cwd=ROOT, check=False)
+        out.write_text(json.dumps({**before, **json.loads(out.read_text())}, indent=2, sort_keys=True) + "\n")
     PAGE.write_text(page(PAGE.read_text(), RESULTS))
 
 

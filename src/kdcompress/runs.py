@@ -250,7 +250,7 @@ def claim(out: str | None, stem: str, *, resume: bool) -> RunFolder:
         path = Path(out).absolute()
         check_claim(out, resume=resume)
         if _is_free(path):
-            _made(path, exist_ok=path.exists())
+            _made(path, exist_ok=True)  # whose it is, the lock says
         if not _locked(path):
             raise _busy(path)
         run = RunFolder(path)
@@ -394,9 +394,9 @@ def _made(path: Path, *, exist_ok: bool = False) -> RunFolder:
     """
     try:
         path.mkdir(parents=True, exist_ok=exist_ok)
-    except FileExistsError:
-        raise
     except OSError as error:
+        if isinstance(error, FileExistsError) and not exist_ok:
+            raise
         raise UserError(f"{path} could not be made: {error.strerror}.", "Choose another folder with --out.") from error
     return RunFolder(path)
 
