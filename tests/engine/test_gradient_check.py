@@ -20,6 +20,8 @@ from kdcompress.methods.lwkd import LwKdTask, SoftTargetBank
 from kdcompress.methods.supervised import SupervisedTask
 from kdcompress.models.build import ModelSpec, build
 
+pytestmark = pytest.mark.attack("a kernel whose gradients are wrong")
+
 CPU = Place(torch.device("cpu"), "bf16")
 BF16 = Numerics("bf16", channels_last=False)
 
