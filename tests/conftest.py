@@ -23,7 +23,12 @@ SLOW = (
     "api/test_polish_command.py",
     "api/test_search",
     "api/test_targets_command.py",
-    "api/test_api.py",
+    "api/test_methods.py",
+    "api/test_pipeline_functions.py",
+    "api/test_res_students.py",
+    "api/test_resume.py",
+    "api/test_rkd_assistant_command.py",
+    "api/test_teacher_inputs.py",
     "cli/test_adding_a_method.py",
     "cli/test_edge.py",
     "cli/test_errors.py",
@@ -45,6 +50,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if any(f"tests/{part}" in item.path.as_posix() for part in SLOW):
             item.add_marker(pytest.mark.slow)
+        if item.get_closest_marker("gpu") and not torch.cuda.is_available():
+            item.add_marker(pytest.mark.skip(reason="needs a GPU"))
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

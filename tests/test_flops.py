@@ -230,7 +230,7 @@ def test_dtype_and_memory_format_change_nothing(dtype: torch.dtype) -> None:
     assert profile(ready, (3, 64, 64)) == plain
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.gpu
 def test_device_changes_nothing() -> None:
     """A network on the GPU could not be profiled where it is."""
     plain = profile(timm.create_model("vit_tiny_patch16_224"), (3, 224, 224))

@@ -1,0 +1,157 @@
+"""`--res-students`: several members in one command, and when a cascade stops growing."""
+
+from __future__ import annotations
+
+import dataclasses
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import kdcompress
+from chains import (
+    COMMON,
+    SMALL,
+    TINY,
+    WHERE,
+    Chain,
+    record_of,
+    same_weights,
+    stopped,
+)
+from heard import Heard
+from kdcompress.api import grow as grow_module
+from kdcompress.api.grow import Limits
+from kdcompress.errors import UserError
+from kdcompress.methods.kd import KdTask
+from kdcompress.methods.reskd import ResKdTask
+from kdcompress.options import DistillOptions
+from kdcompress.results import TrainResult
+from kdcompress.runs import WEIGHTS
+
+
+def grow(chain: Chain, out: Path, **given: Any) -> TrainResult:
+    return kdcompress.distill(
+        **{**COMMON, "teacher": chain.teacher.run, "method": "reskd", "student": SMALL, "res_students": 2,
+           "arch": (TINY, "lenet5,width=0.5"), "out": str(out), **given},
+    )  # fmt: skip
+
+
+def test_res_students_in_one_command_are_the_chain(chain: Chain, tmp_path: Path) -> None:
+    """--res-students is a shorthand: the same weights as one command after another."""
+    result = grow(chain, tmp_path / "grown")
+    assert result.command == "distill"
+    assert result.run == str(tmp_path / "grown")
+    assert same_weights(result.run, chain.longer.run)
+    assert result.energies == chain.longer.energies
+    assert result.members == chain.longer.members
+
+
+def test_res_students_resume_in_the_middle(chain: Chain, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Killed in the second of three trainings, it goes on there, and ends with the same weights."""
+    with stopped(ResKdTask, 7, signal.SIGTERM, monkeypatch):
+        grow(chain, tmp_path / "grown")
+    before = (tmp_path / "grown" / "member-0" / WEIGHTS).stat().st_mtime_ns
+    with pytest.raises(UserError, match="exists"):
+        grow(chain, tmp_path / "grown")
+    result = grow(chain, tmp_path / "grown", resume=True)
+    assert (tmp_path / "grown" / "member-0" / WEIGHTS).stat().st_mtime_ns == before
+    assert same_weights(result.run, chain.longer.run)
+    again = grow(chain, tmp_path / "grown", resume=True)
+    assert again.command == "distill"
+    assert again.top1 == result.top1
+
+
+@pytest.mark.parametrize(
+    ("given", "members", "reason"),
+    [
+        ({"max_drop": 100.0}, 1, "target"),
+        ({"target_macs": None, "min_energy_drop": 0.0}, 2, "macs"),
+        ({"target_macs": 50.0, "min_energy_drop": 1.0}, 1, "energy"),
+    ],
+)
+def test_a_cascade_grows_until_it_is_enough(
+    chain: Chain, tmp_path: Path, given: dict[str, Any], members: int, reason: str
+) -> None:
+    """Members would be paid for that nobody asked for, or the target missed while there was room."""
+    heard = Heard()
+    if reason == "macs":  # room for one
+        given = {**given, "target_macs": (chain.cascade.macs_ratio or 0) + 1e-3}
+    result = grow(chain, tmp_path / "grown", res_students=0, grow=True, arch=(TINY,), reporter=heard, **given)
+    assert result.stopped_by == reason
+    assert any(f"has {members} member" in note for note in heard.notes)
+    assert len(result.members or ()) == members
+    assert same_weights(result.run, chain.student.run if members == 1 else chain.cascade.run)
+    assert record_of(result.run)["command"] == "distill"
+    again = grow(chain, tmp_path / "grown", res_students=0, grow=True, arch=(TINY,), resume=True, **given)
+    assert again.to_dict() == result.to_dict()
+    if "target_macs" in given:
+        assert result.macs_ratio is not None
+        assert result.macs_ratio <= given["target_macs"]
+    longer = kdcompress.add_res_student(run=result.run, arch=TINY, out=str(tmp_path / "longer"), **COMMON)
+    assert len(longer.members or ()) == members + 1
+
+
+def test_enough_is_within_so_many_points_of_the_teacher(chain: Chain, tmp_path: Path) -> None:
+    """Measured against anything else, the cascade would stop too early or never."""
+    teacher = kdcompress.evaluate(run=chain.teacher.run, split="calibration", **WHERE).top1
+    drop = teacher - chain.student.top1
+    enough = grow(chain, tmp_path / "enough", res_students=0, grow=True, max_drop=max(drop, 0.0) + 0.01)
+    assert len(enough.members or ()) == 1
+    if drop > 0.02:
+        more = grow(chain, tmp_path / "more", res_students=0, grow=True, max_drop=drop - 0.01, min_energy_drop=0.0)
+        assert len(more.members or ()) > 1
+
+
+def test_who_meets_the_target_stays_whatever_its_energy_says(
+    chain: Chain, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A res-student that was trained, and is all that was asked for, would be thrown away."""
+    options = DistillOptions(teacher="-", grow=True, arch=(TINY,))
+    first, limits = dataclasses.replace(chain.student, top1=40.0), Limits(top1=80.0, energy_drop=0.1)
+    for top1, wanted in ((50.0, "energy"), (90.0, "target")):
+        longer = dataclasses.replace(chain.cascade, top1=top1, energies=[1.0, 2.0])
+        monkeypatch.setattr(grow_module, "add_res_student", lambda *_, longer=longer, **__: longer)
+        monkeypatch.setattr(grow_module, "_first", lambda *_: first)
+        result, reason = grow_module._grown(options, None, limits, tmp_path)
+        assert reason == wanted
+        assert result is (longer if reason == "target" else first)
+
+
+def test_a_teacher_that_nothing_is_known_of_may_have_seen_the_images(chain: Chain, tmp_path: Path) -> None:
+    """The bar would be an accuracy that was learned by heart, and growing end somewhere else without a word."""
+    foreign = tmp_path / "foreign.safetensors"
+    foreign.write_bytes((Path(chain.teacher.run) / WEIGHTS).read_bytes())
+    given: dict[str, Any] = {"max_drop": 100.0, "grow": True, "res_students": 0, "data": "digits"}
+    for known in (True, False):
+        heard = Heard()
+        of = {} if known else {"teacher": str(foreign), "teacher_arch": chain.teacher.architecture}
+        grow(chain, tmp_path / f"known-{known}", reporter=heard, **given, **of)
+        assert any("may have learned from" in note for note in heard.notes) != known
+
+
+def test_a_student_that_is_too_large_is_refused_before_it_is_trained(chain: Chain, tmp_path: Path) -> None:
+    """Hours later the user would learn that the target was out of reach from the start."""
+    with pytest.raises(UserError, match=r"alone costs 0\.\d+ of the teacher"):
+        grow(chain, tmp_path / "grown", res_students=0, grow=True, target_macs=0.01)
+    assert not (tmp_path / "grown").exists()
+
+
+def test_a_refusal_leaves_another_run_as_it_was(chain: Chain, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An unfinished run could not be gone on with any more, for a folder that was mistaken for a cascade's."""
+    given = {**COMMON, "teacher": chain.teacher.run, "student": SMALL, "out": str(tmp_path / "run")}
+    with stopped(KdTask, 2, signal.SIGTERM, monkeypatch):
+        kdcompress.distill(**given)
+    before = {path.name: path.read_bytes() for path in (tmp_path / "run").iterdir()}
+    with pytest.raises(UserError, match="sdg"):
+        grow(chain, tmp_path / "run", opt="sdg", resume=True)
+    assert {path.name: path.read_bytes() for path in (tmp_path / "run").iterdir()} == before
+
+
+def test_a_target_that_is_just_met_is_met() -> None:
+    """80.1 % of images are within 0.1 of 80.2 %, which no floats are: a res-student would be trained for nothing."""
+    result = TrainResult.__new__(TrainResult)
+    result.top1, result.members = 80.1, None
+    assert 80.2 - 0.1 > 80.1, "in floats"
+    assert Limits(top1=80.2 - 0.1).reached(result, TINY) == "target"

@@ -1,0 +1,85 @@
+"""`--resume` of one training: the same weights, or a refusal."""
+
+from __future__ import annotations
+
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import kdcompress
+from chains import (
+    COMMON,
+    SMALL,
+    TINY,
+    WHERE,
+    Chain,
+    record_of,
+    same_weights,
+    stopped,
+)
+from kdcompress.engine.interrupt import Interrupted
+from kdcompress.errors import UserError
+from kdcompress.methods.kd import KdTask
+from kdcompress.runs import WEIGHTS
+
+
+def test_an_interrupted_distillation_resumes(chain: Chain, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The whole command, not only the loop: same weights, same result as if it was never stopped."""
+    given = {**COMMON, "teacher": chain.teacher.run, "student": TINY, "ema_decay": 0.9, "mixup": 0.2}
+    whole = kdcompress.distill(out=str(tmp_path / "whole"), **given)
+    with stopped(KdTask, 9, signal.SIGINT, monkeypatch):
+        kdcompress.distill(out=str(tmp_path / "broken"), **given)
+    assert record_of(str(tmp_path / "broken"))["status"] == "unfinished"
+    with pytest.raises(UserError, match="unfinished"):
+        kdcompress.evaluate(run=str(tmp_path / "broken"), **WHERE)
+    resumed = kdcompress.distill(out=str(tmp_path / "broken"), resume=True, **given)
+    assert same_weights(resumed.run, whole.run)
+    volatile = ("run", "seconds", "images_per_second")
+    assert {k: v for k, v in resumed.to_dict().items() if k not in volatile} == {
+        k: v for k, v in whole.to_dict().items() if k not in volatile
+    }
+
+
+@pytest.mark.parametrize("changed", ["teacher", "data"])
+def test_resuming_with_another_teacher_or_data_is_refused(
+    chain: Chain, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changed: str
+) -> None:
+    """Half distilled from one teacher and half from another: nobody could tell from the record."""
+    other = kdcompress.train_teacher(model=SMALL, out=str(tmp_path / "other"), **COMMON)
+    code = "from kdcompress.data import load_source\n\nclass Set(list):\n    classes = [str(k) for k in range(10)]\n\n"
+    code += "def make():\n    source = load_source('digits').train\n"
+    code += "    items = [(source.image(i), int(source.labels[i])) for i in range(400)]\n    return Set(items), None\n"
+    (tmp_path / "other_data.py").write_text(code)
+    monkeypatch.syspath_prepend(tmp_path)
+    genuine, calls = KdTask.forward, []
+
+    def stopping(self: Any, input: torch.Tensor, target: torch.Tensor) -> Any:
+        calls.append(1)
+        if len(calls) == 3:
+            signal.raise_signal(signal.SIGINT)
+        return genuine(self, input, target)
+
+    given = {**COMMON, "student": TINY, "out": str(tmp_path / "run"), "batch_size": 32}
+    with monkeypatch.context() as patch:
+        patch.setattr(KdTask, "forward", stopping)
+        with pytest.raises(Interrupted):
+            kdcompress.distill(teacher=chain.teacher.run, **given)
+    now = {"teacher": other.run} if changed == "teacher" else {"data": "py:other_data:make"}
+    with pytest.raises(UserError, match=f"another {changed}"):
+        kdcompress.distill(resume=True, **{"teacher": chain.teacher.run, **given, **now})
+    kdcompress.distill(teacher=chain.teacher.run, resume=True, **given)
+
+
+def test_a_finished_run_is_left_as_it_is(chain: Chain) -> None:
+    """--resume in a script that is started again must cost nothing."""
+    stamp = (Path(str(chain.student.run)) / WEIGHTS).stat().st_mtime_ns
+    again = kdcompress.distill(
+        teacher=chain.teacher.run, method="reskd", student=SMALL, out=str(chain.student.run), resume=True, **COMMON
+    )
+    assert again == chain.student
+    assert (Path(str(chain.student.run)) / WEIGHTS).stat().st_mtime_ns == stamp
+    with pytest.raises(UserError, match="train-teacher"):
+        kdcompress.distill(teacher=chain.teacher.run, out=str(chain.teacher.run), resume=True, **COMMON)
