@@ -15,7 +15,7 @@ from kdcompress.engine.precision import Process, remembered
 ATTACKS = pytest.StashKey[dict[str, dict[str, int]]]()
 
 
-# files whose tests start processes, or train for more than a moment
+# files, or tests, that start processes or train for more than a moment
 SLOW = (
     "attacks/",
     "api/test_lwkd_command.py",
@@ -39,16 +39,25 @@ SLOW = (
     "cli/test_streams.py",
     "cli/test_torchrun.py",
     "cli/test_trust.py",
+    "engine/test_allocation.py",
+    "engine/test_compiling.py",
+    "engine/test_fit.py::test_narrow_networks_survive_two_threads",
     "engine/test_gradient_check.py",
+    "engine/test_precision.py::test_this_processor_survives_its_own_answer",
+    "data/test_synth_digits.py::test_another_process_draws_the_same",
+    "models/test_loading.py::test_after_import_kdcompress_timm_loads_everything",
+    "models/test_loading.py::test_timm_alone_loads_a_student_of_its_own",
     "models/test_separate.py",
     "test_examples.py",
     "test_guarantee.py",
+    "test_real_data.py",
+    "test_timm_hook.py",
 )
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
-        if any(f"tests/{part}" in item.path.as_posix() for part in SLOW):
+        if any(f"tests/{part}" in f"/{item.nodeid}" for part in SLOW):
             item.add_marker(pytest.mark.slow)
         if item.get_closest_marker("gpu") and not torch.cuda.is_available():
             item.add_marker(pytest.mark.skip(reason="needs a GPU"))
