@@ -36,8 +36,9 @@ from kdcompress.cache import ArrayStore
 from kdcompress.data import Preprocess, TrainBatches
 from kdcompress.data.batches import MemoryImages
 from kdcompress.engine.distributed import Place, start
-from kdcompress.engine.fit import Plan, Trainer, memory_format_of
+from kdcompress.engine.fit import Trainer, memory_format_of
 from kdcompress.engine.interrupt import StopSignal
+from kdcompress.engine.plan import Plan
 from kdcompress.engine.precision import Process
 from kdcompress.engine.progress import Silent
 from kdcompress.engine.targets import CachedBatches, Targets

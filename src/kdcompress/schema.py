@@ -111,6 +111,7 @@ class Record(TypedDict, total=False):
     seed: int
     calibration_seen: bool
     threads: Annotated[int, Meta(ge=1, le=2**16)]
+    precision: Name
     digest: Name
     digests: dict[Name, Name | list[Name]]
     numerics: dict[str, Numerics]

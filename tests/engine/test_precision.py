@@ -57,13 +57,13 @@ def test_this_processor_survives_its_own_answer(cache: Path) -> None:
     done = subprocess.run([sys.executable, "-c", REAL], env=environment, capture_output=True, text=True)
     assert done.returncode == 0, (done.returncode, done.stderr)
     assert done.stdout.strip() in ("fp32", "bf16")
-    assert len(list(cache_dir().glob("bf16-*.json"))) == 1
+    assert len(list(cache_dir().glob("bf16-*.json"))) <= 1  # none where the machine was too busy to be sure
     assert cache_dir().is_relative_to(cache)
 
 
 def test_what_was_found_is_remembered(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The trial takes seconds; every command would pay them."""
-    calls = child(monkeypatch, cache, "echo 1.5")
+    calls = child(monkeypatch, cache, "echo 1.5 1.5")
     assert [cpu_precision("auto") for _ in range(3)] == ["bf16"] * 3
     assert runs(calls) == 1
     assert ISA_VARIABLE not in os.environ
@@ -78,13 +78,21 @@ def test_a_busy_moment_is_not_remembered(cache: Path, monkeypatch: pytest.Monkey
     with monkeypatch.context() as busy:
         busy.setattr(subprocess, "run", late)
         assert cpu_precision("auto") == "fp32"
-    child(monkeypatch, cache, "echo 1.5")
+    child(monkeypatch, cache, "echo 1.5 1.5")
     assert cpu_precision("auto") == "bf16"
+
+
+def test_halves_that_disagree_are_not_remembered(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a busy machine the trial was a coin toss, whose first answer was kept for good."""
+    calls = child(monkeypatch, cache, "echo 2.1 1.0")
+    assert cpu_precision("auto") == "fp32"
+    assert cpu_precision("auto") == "fp32"
+    assert runs(calls) == 2
 
 
 def test_another_processor_is_tried_anew(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A home folder shared by two machines must not carry one's answer to the other."""
-    calls = child(monkeypatch, cache, "echo 1.5")
+    calls = child(monkeypatch, cache, "echo 1.5 1.5")
     cpu_precision("auto")
     monkeypatch.setattr(precision, "_processor_flags", lambda: "another")
     cpu_precision("auto")
@@ -93,7 +101,7 @@ def test_another_processor_is_tried_anew(cache: Path, monkeypatch: pytest.Monkey
 
 def test_bf16_that_is_not_faster_is_not_taken(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """bf16 by emulation runs, at a fraction of the speed."""
-    child(monkeypatch, cache, "echo 0.4")
+    child(monkeypatch, cache, "echo 0.4 0.4")
     assert cpu_precision("auto") == "fp32"
     assert cpu_precision("bf16") == "bf16"  # the user's word
 
@@ -113,7 +121,7 @@ def test_broken_bf16_falls_back_to_fp32(cache: Path, monkeypatch: pytest.MonkeyP
 
 def test_without_amx_where_only_that_runs(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The variable is what keeps this very process alive."""
-    calls = child(monkeypatch, cache, f'[ "${ISA_VARIABLE}" = {WITHOUT_AMX} ] || kill -ILL $$\necho 1.8')
+    calls = child(monkeypatch, cache, f'[ "${ISA_VARIABLE}" = {WITHOUT_AMX} ] || kill -ILL $$\necho 1.8 1.8')
     monkeypatch.setattr(Process, "is_ours", True)
     assert cpu_precision("auto") == "bf16"
     assert runs(calls) == 2
@@ -122,7 +130,7 @@ def test_without_amx_where_only_that_runs(cache: Path, monkeypatch: pytest.Monke
 
 def test_in_a_process_of_others_the_limit_would_come_too_late(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """oneDNN chooses its instructions with the first network that runs: in a notebook bf16 would then kill it."""
-    child(monkeypatch, cache, f'[ "${ISA_VARIABLE}" = {WITHOUT_AMX} ] || kill -ILL $$\necho 1.8')
+    child(monkeypatch, cache, f'[ "${ISA_VARIABLE}" = {WITHOUT_AMX} ] || kill -ILL $$\necho 1.8 1.8')
     assert cpu_precision("auto") == "fp32"
     assert ISA_VARIABLE not in os.environ
     with pytest.raises(UserError, match="bf16") as caught:
@@ -135,7 +143,7 @@ def test_in_a_process_of_others_the_limit_would_come_too_late(cache: Path, monke
 def test_the_users_own_limit_stays(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Who sets oneDNN's variable has a reason."""
     monkeypatch.setenv(ISA_VARIABLE, "AVX2")
-    child(monkeypatch, cache, f'[ "${ISA_VARIABLE}" = {WITHOUT_AMX} ] || exit 1\necho 1.8')
+    child(monkeypatch, cache, f'[ "${ISA_VARIABLE}" = {WITHOUT_AMX} ] || exit 1\necho 1.8 1.8')
     cpu_precision("auto")
     assert os.environ[ISA_VARIABLE] == "AVX2"
 
@@ -149,7 +157,7 @@ def test_fp32_asks_nobody(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_damaged_memory_is_tried_anew(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A half-written cache file must not stop every training from now on."""
-    calls = child(monkeypatch, cache, "echo 1.5")
+    calls = child(monkeypatch, cache, "echo 1.5 1.5")
     cpu_precision("auto")
     (file,) = cache_dir().glob("bf16-*.json")
     for content in ("", "[]", '{"runs": "native"}'):
@@ -162,7 +170,7 @@ def test_a_cache_that_cannot_be_written_is_no_obstacle(cache: Path, monkeypatch:
     """Containers have read-only home folders."""
     (cache / "file").write_text("")
     monkeypatch.setenv("XDG_CACHE_HOME", str(cache / "file"))
-    child(monkeypatch, cache, "echo 1.5")
+    child(monkeypatch, cache, "echo 1.5 1.5")
     assert cpu_precision("auto") == "bf16"
 
 
@@ -170,7 +178,7 @@ def test_the_child_is_none_of_torchruns(cache: Path, monkeypatch: pytest.MonkeyP
     """With RANK set it would wait for peers, until the time limit."""
     for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
         monkeypatch.setenv(name, "1")
-    child(monkeypatch, cache, '[ -z "$RANK$WORLD_SIZE$LOCAL_RANK" ] || exit 1\necho 1.5')
+    child(monkeypatch, cache, '[ -z "$RANK$WORLD_SIZE$LOCAL_RANK" ] || exit 1\necho 1.5 1.5')
     began = time.perf_counter()
     assert cpu_precision("auto") == "bf16"
     assert time.perf_counter() - began < 20

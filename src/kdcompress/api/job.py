@@ -29,9 +29,10 @@ from kdcompress.engine.compiling import check_compiler, compiled
 from kdcompress.engine.cores import take_free_cores
 from kdcompress.engine.distributed import Place, agreed, from_main, start
 from kdcompress.engine.evaluate import Scores, collect, evaluate
-from kdcompress.engine.fit import Plan, fit, phase_of
+from kdcompress.engine.fit import fit, phase_of
 from kdcompress.engine.fp32_layers import in_fp32
 from kdcompress.engine.gradient_check import Numerics
+from kdcompress.engine.plan import Plan
 from kdcompress.engine.progress import Reporter, Silent
 from kdcompress.engine.restart import job_key, resuming
 from kdcompress.engine.sync_bn import is_wanted, layers, synchronized
@@ -158,9 +159,10 @@ class Job(Generic[Own]):
         Raises:
             UserError: A batch that is too small, a compiler that does not work, a run that began otherwise.
         """
-        prepared = self._prepare(phases, data, view_shift)
+        prepared = self._prepare(phases, network, data, view_shift)
         stem = f"{self.command}-{self.method}-{network.architecture}-{Path(data.source.spec).name}"
         with claimed(self.options, stem, self.place, self.reporter) as run:
+            self._take_precision_as_before(run)
             provenance = self._provenance(data, teacher, parent)
             provenance[SEEN] = any(each.record.get(SEEN, False) for each in (network, parent) if each is not None)
             provenance["sync_bn"] = prepared.synced
@@ -204,10 +206,21 @@ class Job(Generic[Own]):
             from_main(save)  # whoever has the result may load the run
             return result
 
-    def _prepare(self, phases: Sequence[Phase], data: Data, view_shift: int) -> Prepared:
+    def _take_precision_as_before(self, run: RunFolder) -> None:
+        """A run that goes on under ``--precision auto`` keeps its precision, whatever a trial says now.
+
+        Raises:
+            UserError: It is one that this machine does not have.
+        """
+        before = from_main(run.record).get("precision")
+        if self.options.precision == "auto" and before is not None and before != self.place.precision:
+            place = start(self.options.device, before, self.options.patience)
+            self.place = dataclasses.replace(self.place, precision=place.precision)
+
+    def _prepare(self, phases: Sequence[Phase], network: Network, data: Data, view_shift: int) -> Prepared:
         """Plans and batches, the same in all processes."""
         options, place = self.options, self.place
-        plans = [Plan.of(options, data.fit_size(), phase.epochs) for phase in phases]
+        plans = [Plan.of(options, data.fit_size(), phase.epochs, network.model) for phase in phases]
         plan = plans[0]
         if plan.batch_size < 2 * place.world:
             remedy = f"Give {2 * place.world} or more: BatchNorm takes no batch of one image."
@@ -247,7 +260,9 @@ class Job(Generic[Own]):
         for number in range(first, len(phases)):
             task, plan = phases[number].task(), prepared.plans[number]
             check_precision(task, prepared.batches, place, self.reporter)
-            numerics = numerics_of(run, number, task, prepared.batches, place, note)
+            numerics = numerics_of(
+                run, number, task, prepared.batches, place, note, may_choose=options.precision == "auto"
+            )
             batches, calibration = with_cached_targets(
                 task, prepared.batches, prepared.calibration, data, options, plan.epochs, place, note
             )
@@ -303,6 +318,7 @@ class Job(Generic[Own]):
             "seed": self.options.seed,
             "hardware": self.place.describe(),
             "threads": torch.get_num_threads(),
+            "precision": self.place.precision,
             "versions": versions(),
             **job_key(),
         }

@@ -11,6 +11,7 @@ from kdcompress.engine.distributed import Place, anyone, from_main
 from kdcompress.engine.fit import memory_format_of, phase_of
 from kdcompress.engine.gradient_check import Numerics, checked
 from kdcompress.engine.interrupt import Interrupted, StopSignal
+from kdcompress.engine.step_speed import worth_it
 from kdcompress.methods.base import StudentTask
 from kdcompress.runs import RunFolder
 
@@ -18,11 +19,21 @@ KEY = "numerics"  # in run.json: by phase
 
 
 def numerics_of(
-    run: RunFolder, phase: int, task: StudentTask, batches: TrainBatches, place: Place, note: Callable[[str], None]
+    run: RunFolder,
+    phase: int,
+    task: StudentTask,
+    batches: TrainBatches,
+    place: Place,
+    note: Callable[[str], None],
+    *,
+    may_choose: bool = False,
 ) -> Numerics:
     """That of a phase of a run: what it began with, or what a check finds now.
 
     A training that goes on is never checked anew: only with the same numerics are its steps those of an unbroken one.
+
+    Args:
+        may_choose: Whether the user left the precision to us; on a CPU float32 is taken where less is not faster.
 
     Raises:
         Interrupted: Ctrl-C or SIGTERM; the phase has not begun.
@@ -39,6 +50,8 @@ def numerics_of(
         batch = next(iter(batches.load(batches.parts(0)[:1], batches.seed, 0)))
         with StopSignal() as stop:
             found = checked(wanted, task, batch, place, note)
+            if may_choose and place.device.type == "cpu":
+                found = worth_it(found, task, batch, place, note)
             if anyone(stop.requested, place):
                 raise Interrupted(run.path)
 

@@ -6,13 +6,12 @@ import contextlib
 import math
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from timm.data import Mixup
-from timm.optim import create_optimizer_v2, list_optimizers
+from timm.optim import create_optimizer_v2
 from timm.scheduler import create_scheduler_v2
 from timm.utils import NativeScaler, dispatch_clip_grad, unwrap_model
 from torch import Tensor, nn
@@ -22,6 +21,7 @@ from kdcompress.engine.contact import Lost
 from kdcompress.engine.distributed import Place, agreed, anyone, from_main, in_contact, meet, summed
 from kdcompress.engine.evaluate import evaluate
 from kdcompress.engine.interrupt import Interrupted, StopSignal
+from kdcompress.engine.plan import Plan
 from kdcompress.engine.progress import Reporter
 from kdcompress.engine.sync_bn import is_wanted
 from kdcompress.engine.targets import CachedBatches, CachedEval, unpacked
@@ -30,53 +30,10 @@ from kdcompress.options import TrainingOptions
 from kdcompress.runs import CHECKPOINT, RunFolder
 from kdcompress.training_task import TrainingTask
 
-BASE_BATCH = 128
-MIN_STEPS = 40
 REPORT_SECONDS = 0.5
 AGREE_EVERY = 16
 STATE = frozenset(("options", "epoch", "step", "update", "seconds", "history", "sums", "state_dict", "optimizer"))
 VECTOR = 16  # float32 numbers in the widest vector register of a CPU
-
-
-@dataclass(frozen=True)
-class Plan:
-    """Options with their data-dependent defaults filled in."""
-
-    epochs: int
-    batch_size: int
-    lr: float
-    weight_decay: float
-    warmup_epochs: float
-    decay_epochs: float
-
-    @classmethod
-    def of(cls, options: TrainingOptions, images: int, epochs: int | None = None) -> Plan:
-        """Our choice: 128 images a step, fewer where an epoch would have under 40 steps; the rate goes with it.
-
-        Args:
-            images: Of the fit split.
-            epochs: Of this phase, where it is not all of the training.
-
-        Raises:
-            UserError: timm has no such optimiser, or the warm-up never ends.
-        """
-        if options.opt.lower().split("_")[-1] not in list_optimizers():
-            remedy = "Choose one of timm's, e.g. sgd, adamw, lamb (timm.optim.list_optimizers())."
-            raise usage_error(f"--opt {options.opt} is unknown.", remedy)
-        batch = options.batch_size
-        if batch is None:
-            batch = min(BASE_BATCH, max(16, 2 ** int(math.log2(max(images / MIN_STEPS, 1)))))
-        sgd = options.opt.lower() == "sgd"
-        usual = (0.1 if sgd else 1e-3) * (0.1 if options.fine_tunes else 1.0)
-        lr = options.lr or usual * batch * options.grad_accum / BASE_BATCH
-        decay = options.weight_decay if options.weight_decay is not None else (5e-4 if sgd else 0.05)
-        epochs = options.epochs if epochs is None else epochs
-        asked = options.warmup_epochs if options.warmup_epochs is not None else 0.05 * options.epochs
-        if asked >= options.epochs:
-            remedy = f"Give fewer, e.g. --warmup-epochs {0.05 * options.epochs:g}, or more --epochs."
-            raise usage_error(f"--warmup-epochs {asked:g} leave none of {options.epochs} epochs to train in.", remedy)
-        share = epochs / options.epochs  # of a training in phases each has its part of the schedule
-        return cls(epochs, batch, lr, decay, share * asked, share * (options.decay_epochs or options.epochs / 3))
 
 
 def fit(
@@ -472,14 +429,19 @@ def memory_format_of(module: nn.Module, device: torch.device) -> torch.memory_fo
 
 def _optimizer(module: torch.nn.Module, options: TrainingOptions, plan: Plan) -> torch.optim.Optimizer:
     # timm's sgd is Nesterov's, which there is not without momentum
-    opt = "momentum" if options.opt == "sgd" and not options.momentum else options.opt
+    opt = "momentum" if plan.opt == "sgd" and not options.momentum else plan.opt
     try:
         return create_optimizer_v2(
-            module, opt=opt, lr=plan.lr, weight_decay=plan.weight_decay, momentum=options.momentum
+            module,
+            opt=opt,
+            lr=plan.lr,
+            weight_decay=plan.weight_decay,
+            momentum=options.momentum,
+            layer_decay=plan.layer_decay,
         )
     except (ValueError, AssertionError, KeyError, TypeError) as error:
         first = first_line(error)
-        raise usage_error(f"--opt {options.opt} cannot be used: {first}", "Choose another, e.g. adamw.") from error
+        raise usage_error(f"--opt {plan.opt} cannot be used: {first}", "Choose another, e.g. adamw.") from error
 
 
 def _mixed(mixup: Mixup, x: Tensor, target: Tensor, classes: int) -> tuple[Tensor, Tensor]:

@@ -106,7 +106,7 @@ def _step(numerics: Numerics, task: TrainingTask, batch: Batch, place: Place) ->
 
     In float32 and contiguous there are no faults.
     """
-    trial = _copy(task).train()
+    trial = copy_to_train(task).train()
     module = trial.get_trainable_module()
     assert module is not None
     module.to(memory_format=numerics.memory_format)
@@ -123,7 +123,7 @@ def _step(numerics: Numerics, task: TrainingTask, batch: Batch, place: Place) ->
     return from_main(lambda: (_innermost(faults), finite))
 
 
-def _copy(task: TrainingTask) -> TrainingTask:
+def copy_to_train(task: TrainingTask) -> TrainingTask:
     """A copy to train; what is not trained is shared, for it is large and stays as it is."""
     module = task.get_trainable_module()
     assert module is not None

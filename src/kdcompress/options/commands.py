@@ -125,6 +125,7 @@ class PolishOptions(LogitOptions, TeacherOptions, TargetOptions, TrainingOptions
         None, "the teacher, where it is not the one RUN was distilled from", affects_result=False
     )
     epochs: int = option(5, "passes over the fit split", low=1, high=MOST_EPOCHS, panel=TRAINING)
+    opt: str = option("sgd", "optimiser: sgd, adamw or any other of timm's", panel=TRAINING)
 
     @property
     def fine_tunes(self) -> bool:

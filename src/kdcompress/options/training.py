@@ -127,13 +127,25 @@ class TrainingOptions(DataOptions, DeviceOptions, OutputOptions):
     )
     lr: float | None = option(
         None,
-        "peak learning rate (default: 0.1 (sgd) or 0.001 (others) times batch/128; a tenth to fine-tune)",
+        "peak learning rate (default: sgd 0.1 x batch/128, a tenth of it to fine-tune; others 0.001 x √(batch/128))",
         above=0,
         panel=TRAINING,
     )
     weight_decay: float | None = option(None, "(default: 5e-4 for sgd, else 0.05)", low=0, panel=TRAINING)
     momentum: float = option(0.9, "of sgd (Nesterov)", low=0, below=1, panel=TRAINING)
-    opt: str = option("sgd", "optimiser: sgd, adamw or any other of timm's", panel=TRAINING)
+    opt: str = option(
+        "auto",
+        "optimiser: sgd, adamw or any other of timm's; auto: adamw to fine-tune and for networks with LayerNorm or "
+        "depthwise convolutions, else sgd",
+        panel=TRAINING,
+    )
+    layer_decay: float | None = option(
+        None,
+        "lower the learning rate by this factor from each group of layers to the one before it, e.g. 0.75",
+        above=0,
+        high=1,
+        panel=TRAINING,
+    )
     sched: str = option("cosine", "learning rate schedule", choices=("cosine", "step"), panel=TRAINING)
     warmup_epochs: float | None = option(
         None, "of linear warm-up, fewer than --epochs (default: 5 % of them)", low=0, high=MOST_EPOCHS, panel=TRAINING

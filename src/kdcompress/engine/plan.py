@@ -1,0 +1,100 @@
+"""Options of a training with the defaults that depend on the data and on the network filled in."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from timm.optim import list_optimizers
+from torch import nn
+
+from kdcompress.errors import usage_error
+from kdcompress.options import TrainingOptions
+
+BASE_BATCH = 128
+MIN_STEPS = 40
+SGD_LR, ADAPTIVE_LR, FINE_TUNING = 0.1, 1e-3, 0.1  # the last: of SGD's rate, where training starts from good weights
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How a network is trained, with nothing left to choose.
+
+    Attributes:
+        lr: Peak learning rate.
+        layer_decay: By which factor the rate falls from each group of layers to the one before it; None: not at all.
+    """
+
+    epochs: int
+    batch_size: int
+    opt: str
+    lr: float
+    weight_decay: float
+    layer_decay: float | None
+    warmup_epochs: float
+    decay_epochs: float
+
+    @classmethod
+    def of(
+        cls, options: TrainingOptions, images: int, epochs: int | None = None, network: nn.Module | None = None
+    ) -> Plan:
+        """Our choice: 128 images a step, fewer where an epoch would have under 40 steps; the rate goes with it.
+
+        The rate grows with the batch, linearly for SGD (Goyal et al. 2017) and with its root for adaptive optimisers
+        (Malladi et al. 2022).
+
+        Args:
+            images: Of the fit split.
+            epochs: Of this phase, where it is not all of the training.
+            network: What is trained; it decides the optimiser where the user does not.
+
+        Raises:
+            UserError: timm has no such optimiser, or the warm-up never ends.
+        """
+        opt = options.opt.lower()
+        if opt == "auto":
+            opt = "adamw" if options.fine_tunes or (network is not None and wants_adamw(network)) else "sgd"
+        if opt.split("_")[-1] not in list_optimizers():
+            remedy = "Choose auto, or one of timm's, e.g. sgd, adamw, lamb (timm.optim.list_optimizers())."
+            raise usage_error(f"--opt {options.opt} is unknown.", remedy)
+        batch = options.batch_size
+        if batch is None:
+            batch = min(BASE_BATCH, max(16, 2 ** int(math.log2(max(images / MIN_STEPS, 1)))))
+        times = batch * options.grad_accum / BASE_BATCH
+        if opt == "sgd":
+            usual, decay = SGD_LR * (FINE_TUNING if options.fine_tunes else 1.0) * times, 5e-4
+        else:
+            usual, decay = ADAPTIVE_LR * math.sqrt(times), 0.05
+        epochs = options.epochs if epochs is None else epochs
+        asked = options.warmup_epochs if options.warmup_epochs is not None else 0.05 * options.epochs
+        if asked >= options.epochs:
+            remedy = f"Give fewer, e.g. --warmup-epochs {0.05 * options.epochs:g}, or more --epochs."
+            raise usage_error(f"--warmup-epochs {asked:g} leave none of {options.epochs} epochs to train in.", remedy)
+        share = epochs / options.epochs  # of a training in phases each has its part of the schedule
+        return cls(
+            epochs=epochs,
+            batch_size=batch,
+            opt=opt,
+            lr=options.lr or usual,
+            weight_decay=decay if options.weight_decay is None else options.weight_decay,
+            layer_decay=options.layer_decay,
+            warmup_epochs=share * asked,
+            decay_epochs=share * (options.decay_epochs or options.epochs / 3),
+        )
+
+    def __str__(self) -> str:
+        decay = f", layer decay {self.layer_decay:g}" if self.layer_decay else ""
+        return f"{self.opt}, learning rate {self.lr:.2g}{decay}, {self.batch_size} images per step"
+
+
+def wants_adamw(network: nn.Module) -> bool:
+    """Whether SGD at the rates of ResNets would serve a network badly (our choice).
+
+    Those are networks with LayerNorm or depthwise convolutions: vision transformers, ConvNeXts, MobileNets and
+    EfficientNets are all published with adaptive optimisers.
+    """
+    return any(isinstance(layer, nn.LayerNorm) or _is_depthwise(layer) for layer in network.modules())
+
+
+def _is_depthwise(layer: nn.Module) -> bool:
+    return isinstance(layer, nn.Conv2d) and layer.groups == layer.in_channels > 1

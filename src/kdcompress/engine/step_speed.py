@@ -1,0 +1,67 @@
+"""Whether a network trains faster in reduced precision, measured on the network itself."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import replace
+
+import torch
+
+from kdcompress.engine.distributed import Place, from_main
+from kdcompress.engine.fp32_layers import in_fp32
+from kdcompress.engine.gradient_check import Batch, Numerics, copy_to_train
+from kdcompress.engine.precision import WORTH_IT
+from kdcompress.training_task import TrainingTask
+
+WARM_UP, PAIRS = 1, 6
+
+
+def worth_it(wanted: Numerics, task: TrainingTask, batch: Batch, place: Place, note: Callable[[str], None]) -> Numerics:
+    """``wanted``, or float32 where its steps are not a fifth faster than those of float32 (our choice).
+
+    A generic trial does not tell: depthwise convolutions and small images gain nothing from bf16, or lose. Steps of
+    both take turns, and the fastest of each count, so that what else the machine does hardly matters.
+
+    Args:
+        task: On the device. It stays as it is, and so do the generators of random numbers.
+        batch: (input [B, C, H, W], target [B]).
+    """
+    exact = replace(wanted, precision="fp32", fp32_layers=())
+    if wanted == exact:
+        return wanted
+    steps = [_step(numerics, task, batch, place) for numerics in (exact, wanted)]
+    times: list[list[float]] = [[], []]
+    with torch.random.fork_rng([place.device] if place.device.type == "cuda" else []):
+        for number in range(WARM_UP + PAIRS):
+            for step, taken in zip(steps, times, strict=True):
+                began = time.perf_counter()
+                step()
+                if number >= WARM_UP:
+                    taken.append(time.perf_counter() - began)
+    speedup = from_main(lambda: min(times[0]) / min(times[1]))
+    if speedup >= WORTH_IT:
+        return wanted
+    note(f"Training in fp32: {wanted.precision} steps are {speedup:.2f} times as fast (--precision {wanted.precision})")
+    return exact
+
+
+def _step(numerics: Numerics, task: TrainingTask, batch: Batch, place: Place) -> Callable[[], None]:
+    """A forward and backward pass of a copy, waited for."""
+    trial = copy_to_train(task).train()
+    module = trial.get_trainable_module()
+    assert module is not None
+    module.to(memory_format=numerics.memory_format)
+    input, target = batch
+    input = input.contiguous(memory_format=numerics.memory_format)
+
+    def step() -> None:
+        with in_fp32(module, numerics.fp32_layers):
+            with replace(place, precision=numerics.precision).autocast():
+                loss = trial(input, target)["loss"]
+            loss.backward()
+        float(loss)  # waits for a GPU
+        for parameter in module.parameters():
+            parameter.grad = None
+
+    return step
