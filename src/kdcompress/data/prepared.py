@@ -88,13 +88,25 @@ class Data:
                 raise usage_error(f"--augment {augment} needs images.", f"The inputs of {self.source.spec} are none.")
             augment = "none"
         if augment == "auto":
-            flip = "-flip" if self.source.flip else ""
-            augment = f"crop{flip}" if in_memory or not flip else "rrc-flip"
+            augment = self._suitable(in_memory)
         if augment == "rrc-flip" and in_memory:
             remedy = "Add --loading stream, or use --augment crop-flip."
             raise usage_error("--augment rrc-flip needs the full images, but these are held in memory.", remedy)
         transform = None if in_memory else _stream_transform(self.prep, augment)
         return TrainBatches(images, batch_size, seed, augment, transform, self.rank, self.world)
+
+    def _suitable(self, in_memory: bool) -> str:
+        """The augmentation that suits the images."""
+        if why := self.source.why_not_flipped:
+            self._say("augment", f"Augmentation: crops without flips, for {why} (--augment crop-flip)")
+            return "crop"
+        return "crop-flip" if in_memory else "rrc-flip"
+
+    def _say(self, key: str, text: str) -> None:
+        """A notice, once."""
+        if self.note is not None and key not in self.noted:
+            self.noted.add(key)
+            self.note(text)
 
     def alone(self) -> Data:
         """For a process that reads all of it, whatever the others do."""

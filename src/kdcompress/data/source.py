@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass, field
 
 import numpy as np
 
+from kdcompress.data.flips import flips_confuse
 from kdcompress.data.images import UNREADABLE, ImageList, TensorItems
 
 
@@ -18,7 +20,7 @@ class DataSource:
         class_names: In label order, where known.
         channels: 1 for grey, 3 for colour.
         size: (H, W) of the images where a sample of them agrees, else None.
-        flip: Whether a mirrored image keeps its class.
+        flip: False where mirrored images are known to belong to other classes; see :attr:`why_not_flipped`.
         fingerprint: Changes when the data do.
     """
 
@@ -38,6 +40,15 @@ class DataSource:
             self.size = (height, width)
         else:
             self.channels, self.size = _look_at(self.train)
+
+    @functools.cached_property
+    def why_not_flipped(self) -> str:
+        """The reason why images should not be mirrored for training, or nothing."""
+        if not self.flip:
+            return "mirrored images belong to other classes"
+        if self.channels == 1:  # scans, characters, medical images: left and right often mean something (our choice)
+            return "the images are grey"
+        return "mirrored images look like other classes" if flips_confuse(self.train) else ""
 
     @property
     def is_raw(self) -> bool:

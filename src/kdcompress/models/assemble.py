@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from kdcompress.data.preprocess import Preprocess
-from kdcompress.models.build import ModelSpec, build, config_of
+from kdcompress.models.build import ModelSpec, build, config_of, default_config, shrink_classifier
 from kdcompress.models.loading import Network
 from kdcompress.models.residual_cascade import ARCHITECTURE, ResidualCascade
 
@@ -25,6 +25,8 @@ def new_network(
     """
     torch.manual_seed(seed)
     model, args = build(spec, num_classes=num_classes, in_chans=channels, size=size, pretrained=pretrained)
+    if pretrained and num_classes != default_config(spec.name).get("num_classes"):
+        shrink_classifier(model)
     config = config_of(model)
     prep = Preprocess.of(model)
     config.update(mean=prep.mean, std=prep.std)
