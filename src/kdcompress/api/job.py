@@ -259,6 +259,7 @@ class Job(Generic[Own]):
         note = functools.cache(self.reporter.note)  # phases and splits have the same to tell
         for number in range(first, len(phases)):
             task, plan = phases[number].task(), prepared.plans[number]
+            note(f"Training with {plan}, augmentation {prepared.batches.augment}")
             check_precision(task, prepared.batches, place, self.reporter)
             numerics = numerics_of(
                 run, number, task, prepared.batches, place, note, may_choose=options.precision == "auto"

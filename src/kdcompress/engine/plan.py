@@ -40,8 +40,8 @@ class Plan:
     ) -> Plan:
         """Our choice: 128 images a step, fewer where an epoch would have under 40 steps; the rate goes with it.
 
-        The rate grows with the batch, linearly for SGD (Goyal et al. 2017) and with its root for adaptive optimisers
-        (Malladi et al. 2022).
+        SGD's rate goes with the batch (Goyal et al. 2017). That of adaptive optimisers grows with the root of larger
+        batches (Malladi et al. 2022) and stays for smaller ones: few photos mean few steps.
 
         Args:
             images: Of the fit split.
@@ -64,7 +64,7 @@ class Plan:
         if opt == "sgd":
             usual, decay = SGD_LR * (FINE_TUNING if options.fine_tunes else 1.0) * times, 5e-4
         else:
-            usual, decay = ADAPTIVE_LR * math.sqrt(times), 0.05
+            usual, decay = ADAPTIVE_LR * math.sqrt(max(times, 1.0)), 0.05
         epochs = options.epochs if epochs is None else epochs
         asked = options.warmup_epochs if options.warmup_epochs is not None else 0.05 * options.epochs
         if asked >= options.epochs:
