@@ -98,7 +98,8 @@ class Data:
     def _suitable(self, in_memory: bool) -> str:
         """The augmentation that suits the images."""
         if why := self.source.why_not_flipped:
-            self._say("augment", f"Augmentation: crops without flips, for {why} (--augment crop-flip)")
+            if self.source.flip:  # not known beforehand
+                self._say("augment", f"Augmentation without flips: {why} (--augment crop-flip mirrors them)")
             return "crop"
         return "crop-flip" if in_memory else "rrc-flip"
 

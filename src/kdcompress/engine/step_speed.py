@@ -60,7 +60,7 @@ def _step(numerics: Numerics, task: TrainingTask, batch: Batch, place: Place) ->
             with replace(place, precision=numerics.precision).autocast():
                 loss = trial(input, target)["loss"]
             loss.backward()
-        float(loss)  # waits for a GPU
+        float(loss.detach())  # waits for a GPU
         for parameter in module.parameters():
             parameter.grad = None
 
