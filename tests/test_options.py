@@ -112,8 +112,8 @@ def test_none_means_the_default_wherever_it_comes_from() -> None:
     [
         ({"epoch": 3}, {}, "'epoch'", "'epochs'"),
         ({}, {"batch-sise": 3}, "'batch-sise' in the config file", "'batch_size'"),
-        ({}, {"zzz": 3}, "'zzz' in the config file", "There are: "),
-        ({}, {1: 3}, "'1' in the config file", "There are: "),
+        ({}, {"zzz": 3}, "'zzz' in the config file", "Known options: "),
+        ({}, {1: 3}, "'1' in the config file", "Known options: "),
     ],
 )
 def test_unknown_names_are_refused_with_a_suggestion(
@@ -179,7 +179,7 @@ def test_paths_are_text(tmp_path: Any) -> None:
     ],
 )
 def test_values_of_the_wrong_type_are_refused(name: str, value: Any, words: str) -> None:
-    """A slip of the pen would end in a traceback, or train something else."""
+    """A typing error would end in a traceback, or train something else."""
     with pytest.raises(UserError) as caught:
         TrainTeacherOptions(**{name: value})
     assert words in caught.value.problem

@@ -22,8 +22,8 @@ from kdcompress.errors import usage_error
 
 T = TypeVar("T", bound="Options")
 
-LONGEST_QUOTE = 60  # characters of an error message that are the user's
-MOST_NAME, MOST_TEXT = 255, 4096  # what a file system takes as a name, and as a path
+LONGEST_QUOTE = 60  # characters of user input that an error message quotes
+MOST_NAME, MOST_TEXT = 255, 4096  # bytes of a file name, characters of a path
 
 
 def option(
@@ -40,15 +40,15 @@ def option(
     file: bool = False,
     affects_result: bool = True,
 ) -> Any:
-    """A dataclass field with what the command line and the checks need to know about it.
+    """A dataclass field with the metadata that the command line and the checks need.
 
     Args:
         low, high: Closed bounds. ``above`` and ``below`` are the open ones.
         panel: Heading under which ``--help`` lists it.
         argument: Positional on the command line.
         file: Names a file or folder that the command makes or reads.
-        affects_result: Whether another value may give another result. Where things are and how they are watched does
-            not, and may change when a run goes on.
+        affects_result: Whether another value may give another result. Paths and progress display do not, and may
+            change when a run is resumed.
     """
     bounds = {"low": low, "high": high, "above": above, "below": below}
     metadata = {"help": help, "choices": choices, "panel": panel, "argument": argument, "file": file, **bounds}
@@ -58,10 +58,10 @@ def option(
 
 @dataclass(kw_only=True)
 class Options:
-    """Base of all option sets; checks itself on construction.
+    """Base of all option sets; checks its values on construction.
 
     Raises:
-        UserError: An option that does not exist, or a value of the wrong type or out of range.
+        UserError: An unknown option, or a value of the wrong type or out of range.
     """
 
     def __post_init__(self) -> None:
@@ -77,7 +77,7 @@ class Options:
     ) -> T:
         """Merge the sources of options; ``None`` in ``given`` means not given.
 
-        Code (``py:…``) that is named by the caller or the environment may be run; by the config file, it may not.
+        ``py:…`` code may be run if the caller or the environment names it, not if only the config file does.
         """
         names = [field.name for field in dataclasses.fields(cls)]
         values: dict[str, Any] = {}
@@ -99,24 +99,25 @@ class Options:
         return cls(**values)
 
     def to_dict(self) -> dict[str, Any]:
+        """All options that are not None, as JSON values."""
         return {
             key: list(value) if isinstance(value, tuple) else value
             for key, value in dataclasses.asdict(self).items()
             if value is not None
         }
 
-    def deciding(self) -> dict[str, Any]:
-        """Those that affect the result: what must not change under a run that goes on."""
-        free = self.free()
-        return {key: value for key, value in self.to_dict().items() if key not in free}
+    def affecting_result(self) -> dict[str, Any]:
+        """Options that affect the result, and so must not change when a run is resumed."""
+        changeable = self.changeable()
+        return {key: value for key, value in self.to_dict().items() if key not in changeable}
 
     @classmethod
-    def free(cls) -> set[str]:
-        """Names of those that do not affect the result."""
+    def changeable(cls) -> set[str]:
+        """Names of the options that do not affect the result, and may change when a run is resumed."""
         return {field.name for field in dataclasses.fields(cls) if not field.metadata["affects_result"]}
 
     def differing(self, then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-        """Keys of two records that differ; an option that ``then`` does not have yet was at its default."""
+        """Keys of two records that differ; an option missing from an older ``then`` counts as its default."""
         known = {**type(self)().to_dict(), **then}
         return [key for key in {**then, **now} if known.get(key) != now.get(key)]
 
@@ -125,11 +126,11 @@ class Options:
         return [field.name for field in dataclasses.fields(self) if getattr(self, field.name) != field.default]
 
 
-_type_hints = functools.cache(typing.get_type_hints)  # half a millisecond a call, and --help asks for every field
+_type_hints = functools.cache(typing.get_type_hints)  # half a millisecond per call, and --help needs every field
 
 
 def field_type(cls: type, name: str) -> Any:
-    """The type of a field without ``None``."""
+    """The type of a field, without ``None``."""
     hint = _type_hints(cls)[name]
     if isinstance(hint, types.UnionType):
         return next(part for part in typing.get_args(hint) if part is not type(None))
@@ -137,24 +138,25 @@ def field_type(cls: type, name: str) -> Any:
 
 
 def flag(name: str) -> str:
+    """``--batch-size`` for ``batch_size``."""
     return "--" + name.replace("_", "-")
 
 
 def shown(name: str, value: Any) -> str:
-    """An option as a user types it; None: not at all."""
+    """An option as a user types it; ``no --name`` for None and False."""
     if value is None or value is False:
         return f"no {flag(name)}"
     return flag(name) if value is True else f"{flag(name)} {value}"
 
 
 def variable(name: str) -> str:
-    """The environment variable of an option; one that takes several values holds them with spaces between."""
+    """The environment variable of an option; several values in it are separated by spaces."""
     return f"KDCOMPRESS_{name.upper()}"
 
 
 def _unknown(name: str, names: list[str], where: str) -> Exception:
     near = difflib.get_close_matches(name.replace("-", "_"), names, n=1)
-    remedy = f"Did you mean {near[0]!r}?" if near else f"There are: {', '.join(sorted(names))}."
+    remedy = f"Did you mean {near[0]!r}?" if near else f"Known options: {', '.join(sorted(names))}."
     return usage_error(f"Unknown option {name!r} {where}".rstrip() + ".", remedy)
 
 
@@ -190,7 +192,7 @@ def _checked_one(field: dataclasses.Field[Any], kind: type, value: Any) -> Any:
 
 
 def _quoted(value: Any) -> str:
-    """What a user gave, short; a structure of a config file may be endless when it is written out."""
+    """The user's input, shortened; a nested value of a config file could be arbitrarily long."""
     if isinstance(value, str):
         return repr(value if len(value) <= LONGEST_QUOTE else f"{value[:LONGEST_QUOTE]}…")
     plain = isinstance(value, float) or (isinstance(value, int) and value.bit_length() < 4 * LONGEST_QUOTE)
@@ -201,12 +203,12 @@ def _check_text(name: str, value: str, is_file: bool) -> None:
     if not value.strip():
         raise usage_error(f"{name} is empty.", f"Give a value, or leave {name} out.")
     if "\0" in value:
-        raise usage_error(f"{name} {_quoted(value)} holds a NUL character.", "Leave it out.")
+        raise usage_error(f"{name} {_quoted(value)} contains a NUL character.", "Remove it.")
     if is_file and any("\ud800" <= letter <= "\udfff" for letter in value):
-        raise usage_error(f"{name} {_quoted(value)} is not text in UTF-8.", "Choose another name.")
+        raise usage_error(f"{name} {_quoted(value)} is not valid UTF-8.", "Choose another name.")
     longest = max(len(os.fsencode(part)) for part in value.split(os.sep)) if is_file else 0
     if len(value) > MOST_TEXT or longest > MOST_NAME:
-        limit = f"{MOST_NAME} bytes a name and {MOST_TEXT}" if is_file else f"{MOST_TEXT} characters"
+        limit = f"{MOST_NAME} bytes per name and {MOST_TEXT}" if is_file else f"{MOST_TEXT} characters"
         raise usage_error(f"{name} {_quoted(value)} is too long.", f"Give at most {limit} in all.")
 
 

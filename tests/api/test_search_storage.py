@@ -292,7 +292,7 @@ def test_passwords_are_told_nobody(single: Path, tmp_path: Path, monkeypatch: py
 
 def test_it_goes_with_a_search_only(single: Path) -> None:
     """An option that does nothing would be believed to do something."""
-    with pytest.raises(UserError, match="--search-storage has no meaning"):
+    with pytest.raises(UserError, match="--search-storage has no effect"):
         kdcompress.add_res_student(run=single, arch=TINY, search_storage="x.log", **COMMON)
 
 

@@ -170,11 +170,11 @@ def test_a_teacher_that_costs_next_to_nothing_is_asked_each_time() -> None:
 @pytest.mark.parametrize(
     ("given", "word"),
     [
-        ({"target_views": "many"}, "is no number"),
-        ({"target_views": "-1"}, "is no number"),
+        ({"target_views": "many"}, "is not a number"),
+        ({"target_views": "-1"}, "is not a number"),
         ({"target_views": "2", "mixup": 0.2}, "mixup"),
-        ({"target_views": "2", "method": "ce", "teacher": None}, "no meaning"),
-        ({"target_views": "2", "method": "lwkd", "teacher": None}, "no meaning"),
+        ({"target_views": "2", "method": "ce", "teacher": None}, "no effect"),
+        ({"target_views": "2", "method": "lwkd", "teacher": None}, "no effect"),
     ],
 )
 def test_views_that_cannot_be_are_refused(tmp_path: Path, teacher: str, given: dict[str, Any], word: str) -> None:

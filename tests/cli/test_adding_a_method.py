@@ -63,7 +63,7 @@ def test_it_refuses_what_it_does_not_read(
 ) -> None:
     """An option that changes nothing would be taken for the reason of a result."""
     command = ["distill", runs / "teacher", "--method", method, "--student", TINY]
-    cli(*command, *options).error(str(options[0]), "no meaning", method, status=2)
+    cli(*command, *options).error(str(options[0]), "no effect", method, status=2)
     cli("distill", "--method", method, "--student", TINY).error("needs a TEACHER", status=2)
 
 

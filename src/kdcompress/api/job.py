@@ -232,7 +232,9 @@ class Job(Generic[Own]):
         synced = is_wanted(options.sync_bn, plan.batch_size, place)
         if place.world > 1:  # else processes would wait for each other, or train on something else each
             splits = {"the fit split": batches.digest(), "the calibration split": calibration.digest()}
-            agreed({**splits, **options.deciding(), **vars(plan), "precision": place.precision, "sync_bn": synced})
+            agreed(
+                {**splits, **options.affecting_result(), **vars(plan), "precision": place.precision, "sync_bn": synced}
+            )
         return Prepared(plans, batches, calibration, synced)
 
     def _run(
@@ -400,7 +402,7 @@ def _finished(options: OutputOptions, command: str, kind: type[R]) -> dict[str, 
         remedy = "Choose another folder, or remove this one to make it anew."
         raise usage_error(f"The run {run.path} is finished, but {now['run']} has changed since.", remedy)
     differing = sorted(options.differing(then, now))
-    changed = [key for key in differing if key not in options.free() and (key in now or key not in INHERITED)]
+    changed = [key for key in differing if key not in options.changeable() and (key in now or key not in INHERITED)]
     if changed:
         detail = ", ".join(shown(key, then.get(key)) for key in changed[:3])
         remedy = "Give the same options to take its result, or choose another folder."

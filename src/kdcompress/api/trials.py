@@ -92,7 +92,7 @@ class Trials:
         Raises:
             UserError: The search was begun with other options, data or networks.
         """
-        given = self.options.deciding()
+        given = self.options.affecting_result()
         given.pop("trials", None)
         now = {
             **given,

@@ -405,7 +405,7 @@ class Trainer:
         place: dict[str, Any] = {"precision": self.place.precision, "world": self.place.world}
         if is_wanted(self.options.sync_bn, self.plan.batch_size, self.place):
             place["sync_bn"] = "on"
-        return {**self.options.deciding(), **vars(self.plan), **place, "target_views": self.batches.views}
+        return {**self.options.affecting_result(), **vars(self.plan), **place, "target_views": self.batches.views}
 
 
 def memory_format_of(module: nn.Module, device: torch.device) -> torch.memory_format:

@@ -1,4 +1,4 @@
-"""What a user can set: defaults, help texts and ranges, once for the command line, the config file and Python.
+"""All options: default, help text and range, defined once for the command line, the config file and Python.
 
 Every command has one dataclass. Nothing in this package imports torch.
 """

@@ -66,8 +66,8 @@ class DistillOptions(
     pretrained: bool = option(False, "start the student from timm's pretrained weights")
     arch: tuple[str, ...] = option(
         (),
-        "model spec of a TEACHER that is a checkpoint; after it, or alone, of the res-students: repeat it for several, "
-        "the last one serves the rest",
+        "model spec of TEACHER if that is a checkpoint file; further ones are of the res-students (repeat the "
+        "flag; the last one is used for the rest)",
     )
 
 
@@ -78,13 +78,11 @@ class AddResStudentOptions(
     run: str = option(
         "-", "a distilled student or a cascade; '-' reads it from standard input", argument=True, affects_result=False
     )
-    teacher: str | None = option(
-        None, "the teacher, where it is not the one RUN was distilled from", affects_result=False
-    )
+    teacher: str | None = option(None, "the teacher, if not the one that RUN was distilled from", affects_result=False)
     search_storage: str | None = option(
         None,
-        "share the trials of --search among machines that start the same command: a file that all see, or a database's "
-        "URL (postgresql://…); those with --out train the best there, the others help",
+        "share the trials of --search among machines that run the same command: a file that all can access, or a "
+        "database URL (postgresql://…); those with --out train the winner there, the others only run trials",
         panel=SEARCH,
         affects_result=False,
     )
@@ -94,25 +92,27 @@ class AddResStudentOptions(
 class GateCalibrateOptions(DataOptions, DeviceOptions, OutputOptions):
     run: str = option("-", "a cascade; '-' reads it from standard input", argument=True, affects_result=False)
     max_drop: float | None = option(
-        None, "least MACs that lose at most so many points of top-1 against running all members", low=0, high=100
+        None, "fewest MACs that lose at most this many points of top-1 against running all members", low=0, high=100
     )
-    target_macs: float | None = option(None, "best top-1 at this share of the teacher's MACs", above=0)
-    threshold: tuple[float, ...] = option((), "set it by hand: one for all stages, or one a stage", low=0, high=1)
+    target_macs: float | None = option(None, "best top-1 within this share of the teacher's MACs", above=0)
+    threshold: tuple[float, ...] = option(
+        (), "set thresholds by hand: one for all exits, or one per exit", low=0, high=1
+    )
     confidence_level: float | None = option(
         None,
-        "promise --max-drop of new images with this probability over the draw of the calibration images, e.g. 0.95",
+        "guarantee --max-drop on new images, with this probability over the draw of the calibration images, e.g. 0.95",
         above=0,
         below=1,
     )
     measure: str = option(
         "confidence",
-        "what the gate looks at; auto: what serves the target best on the calibration split",
+        "certainty measure of the gate; auto: the best for the target on the calibration split",
         choices=("auto", *MEASURES),
     )
-    batch_size: int = option(128, "images at a time", low=1, high=MOST_IMAGES)
+    batch_size: int = option(128, "images per batch", low=1, high=MOST_IMAGES)
     plot: str | None = option(
         None,
-        "file for a picture of accuracy and MACs: .png, .svg or .pdf (extra: plot)",
+        "file for a plot of accuracy over MACs: .png, .svg or .pdf (extra: plot)",
         file=True,
         affects_result=False,
     )
@@ -121,9 +121,7 @@ class GateCalibrateOptions(DataOptions, DeviceOptions, OutputOptions):
 @dataclass(kw_only=True)
 class PolishOptions(LogitOptions, TeacherOptions, TargetOptions, TrainingOptions):
     run: str = option("-", "a gated cascade; '-' reads it from standard input", argument=True, affects_result=False)
-    teacher: str | None = option(
-        None, "the teacher, where it is not the one RUN was distilled from", affects_result=False
-    )
+    teacher: str | None = option(None, "the teacher, if not the one that RUN was distilled from", affects_result=False)
     epochs: int = option(5, "passes over the fit split", low=1, high=MOST_EPOCHS, panel=TRAINING)
     opt: str = option("sgd", "optimiser: sgd, adamw or any other of timm's", panel=TRAINING)
 
@@ -134,9 +132,9 @@ class PolishOptions(LogitOptions, TeacherOptions, TargetOptions, TrainingOptions
 
 @dataclass(kw_only=True)
 class ModelOptions(Options):
-    """A network to look at, by any reference."""
+    """Options of commands that load any network."""
 
-    arch: str | None = option(None, "model spec, where the argument is a checkpoint file")
+    arch: str | None = option(None, "model spec, if the argument is a checkpoint file")
 
 
 @dataclass(kw_only=True)
@@ -146,17 +144,19 @@ class ProfileFlopsOptions(ModelOptions):
     )
     by_module: bool = option(False, "list every module")
     input_size: str | None = option(None, "side, HxW or CxHxW (default: the model's own)")
-    num_classes: int | None = option(None, "classes of a model spec (default: its own)", low=1, high=MOST_CLASSES)
+    num_classes: int | None = option(
+        None, "number of classes, for a model spec (default: its own)", low=1, high=MOST_CLASSES
+    )
 
 
 @dataclass(kw_only=True)
 class EvalOptions(ModelOptions, DataOptions, DeviceOptions):
     run: str = option("-", "a run, '-', or any other trained network with --data", argument=True, affects_result=False)
-    split: str = option("test", "which split", choices=("test", "calibration"))
-    batch_size: int = option(128, "images at a time", low=1, high=MOST_IMAGES)
+    split: str = option("test", "split to evaluate on", choices=("test", "calibration"))
+    batch_size: int = option(128, "images per batch", low=1, high=MOST_IMAGES)
     plot: str | None = option(
         None,
-        "file for a picture of accuracy and MACs: .png, .svg or .pdf (extra: plot)",
+        "file for a plot of accuracy over MACs: .png, .svg or .pdf (extra: plot)",
         file=True,
         affects_result=False,
     )
@@ -171,23 +171,23 @@ class DescribeDataOptions(DataOptions):
         affects_result=False,
     )
     preview: str | None = option(None, "file for a contact sheet, e.g. sheet.png", file=True)
-    images: int = option(64, "pictures on the sheet", low=1, high=4096)
-    split: str = option("fit", "which split", choices=("fit", "calibration", "test"))
+    images: int = option(64, "images on the sheet", low=1, high=4096)
+    split: str = option("fit", "split to show", choices=("fit", "calibration", "test"))
     augment: str = option(
-        "none", "as for training; auto is what training does", choices=("auto", "none", "crop", "crop-flip", "rrc-flip")
+        "none", "augmentation; auto: what training uses", choices=("auto", "none", "crop", "crop-flip", "rrc-flip")
     )
-    seed: int = option(0, "of the choice and the augmentation", low=0, high=2**31 - 1)
+    seed: int = option(0, "seed of the choice of images and of their augmentation", low=0, high=2**31 - 1)
 
 
 @dataclass(kw_only=True)
 class VerifyOptions(Options):
     run: str = option("-", "a run folder; '-' reads it from standard input", argument=True, affects_result=False)
-    accept: bool = option(False, "take the files as they are for what was written, after a change of your own")
+    accept: bool = option(False, "record the files as they are now, after a change of your own")
 
 
 @dataclass(kw_only=True)
 class CacheCommandOptions(CacheOptions):
-    clear: bool = option(False, "remove all that is kept")
+    clear: bool = option(False, "remove all cached files")
 
 
 @dataclass(kw_only=True)
@@ -195,9 +195,11 @@ class ShellOptions(Options):
     """How the command line itself behaves."""
 
     config: str | None = option(
-        None, "YAML or JSON file of options; those of one command under its name", panel=SHELL, file=True
+        None, "YAML or JSON file of options; those of one command go under its name", panel=SHELL, file=True
     )
-    json: bool | None = option(None, "result as one line of JSON (default: off a terminal)", panel=SHELL)
-    quiet: bool = option(False, "no progress", panel=SHELL)
-    trust_code: bool = option(False, "run py:module:function where a run folder names it", panel=SHELL)
-    verbose: bool = option(False, "a line per epoch, and the libraries' own warnings", panel=SHELL)
+    json: bool | None = option(
+        None, "print the result as one line of JSON (default: unless on a terminal)", panel=SHELL
+    )
+    quiet: bool = option(False, "print no progress", panel=SHELL)
+    trust_code: bool = option(False, "allow a run folder's py:module:function to be run", panel=SHELL)
+    verbose: bool = option(False, "print a line per epoch, and warnings of libraries", panel=SHELL)

@@ -22,11 +22,11 @@ class LogitOptions(Options):
         high=1,
     )
     temperature: float | None = option(
-        None, f"softens the logits (default: {defaults_text('temperature')})", above=0, high=1e6
+        None, f"temperature that softens the logits (default: {defaults_text('temperature')})", above=0, high=1e6
     )
     logit_loss: str = option(
         "kl",
-        "how far logits are from the teacher's: KL divergence, decoupled KD, DIST (correlations), squared error, KL of "
+        "distance to the teacher's logits: KL divergence, decoupled KD, DIST (correlations), squared error, KL of "
         "standardized logits",
         choices=tuple(LOGIT_LOSSES),
     )
@@ -34,34 +34,40 @@ class LogitOptions(Options):
 
 @dataclass(kw_only=True)
 class TeacherOptions(Options):
+    """How to load the teacher."""
+
     teacher_arch: str | None = option(None, "model spec of a teacher that is a checkpoint file")
 
 
 @dataclass(kw_only=True)
 class StartOptions(Options):
+    """What a student starts from."""
+
     from_teacher: bool = option(
-        False, "start from the teacher's weights, where layers fit: of a shallower network of its family and width"
+        False,
+        "start from the teacher's weights in all layers that fit: for a shallower network of its family and width",
     )
 
 
 @dataclass(kw_only=True)
 class ResidualOptions(LogitOptions):
+    """How a res-student learns (ResKD)."""
+
     residual_loss: str = option(
         "kl",
-        "res-students learn from labels and teacher through the sum (kl), or fit the residual itself (mse)",
+        "res-students learn from labels and teacher through the summed logits (kl), or regress the residual (mse)",
         choices=("kl", "mse"),
     )
     sum_weight: float | None = option(
         None,
-        "of the logits so far beside those of a res-student; 1 sums them in full (default: the share of the MACs that "
-        "the members so far have)",
+        "weight of the earlier members' logits in the sum with a res-student's; 1: plain sum (default: the earlier "
+        "members' share of the MACs)",
         low=0,
         high=1,
     )
     residual_warmup: float = option(
         0.5,
-        "share of the training in which a res-student turns from learning all that the teacher says to what the others "
-        "leave of it",
+        "share of the training over which a res-student's target moves from the teacher's full logits to the residual",
         low=0,
         high=1,
     )
@@ -73,32 +79,36 @@ class AssistantOptions(Options):
     """Residual KD with an assistant (not Relational KD)."""
 
     assistant_share: float = option(
-        0.1, "rkd-assistant: the assistant's part of --student's MACs", above=0, below=1, panel=ASSISTANT
+        0.1, "rkd-assistant: the assistant's share of the MACs of --student", above=0, below=1, panel=ASSISTANT
     )
     scheme: str = option(
         "end-to-end",
-        "student, then assistant, then classifier (60, 30 and 10 % of the epochs); or all at once",
+        "train student, then assistant, then classifier (60, 30 and 10 % of the epochs), or all together",
         choices=("progressive", "end-to-end"),
         panel=ASSISTANT,
     )
     transfer: str = option(
-        "at", "distance between feature maps: of attention maps, or L2", choices=("at", "fitnets"), panel=ASSISTANT
+        "at", "feature-map loss: on attention maps, or L2", choices=("at", "fitnets"), panel=ASSISTANT
     )
-    transfer_weight: float = option(1.0, "of the feature maps beside the cross-entropy", low=0, panel=ASSISTANT)
-    logit_weight: float = option(0.0, "of the teacher's logits beside the cross-entropy", low=0, panel=ASSISTANT)
+    transfer_weight: float = option(
+        1.0, "weight of the feature-map loss relative to the cross-entropy", low=0, panel=ASSISTANT
+    )
+    logit_weight: float = option(0.0, "weight of the logit loss relative to the cross-entropy", low=0, panel=ASSISTANT)
     student_weight: float = option(
         0.2,
-        "share of the cross-entropy that is the student's alone, if all learn at once: behind a gate it answers first",
+        "end-to-end: share of the cross-entropy on the student's own logits, which are the first exit of a gated pair",
         low=0,
         high=1,
         panel=ASSISTANT,
     )
     undivided: bool = option(
-        False, "train --student itself with the same transfer: the control, and plain FitNets or AT", panel=ASSISTANT
+        False,
+        "train --student itself with the same feature-map loss: plain FitNets or AT, as a control",
+        panel=ASSISTANT,
     )
     reuse_teacher_classifier: bool = option(False, "start from the teacher's classifier", panel=ASSISTANT)
     freeze_classifier: bool = option(
-        False, "keep the classifier that --reuse-teacher-classifier takes as it is", panel=ASSISTANT
+        False, "freeze the classifier that --reuse-teacher-classifier copies", panel=ASSISTANT
     )
 
 
@@ -108,29 +118,32 @@ class LightTeacherOptions(Options):
 
     teacher_top1: float = option(
         97.0,
-        "lwkd: accuracy at which the lightweight teacher stops learning, for a perfect one has nothing to tell but "
-        "the label",
+        "lwkd: accuracy in percent at which the lightweight teacher stops training: a perfect one would teach no more "
+        "than the label",
         above=0,
         high=100,
         panel=LIGHT,
     )
     bank_size: int | None = option(
         None,
-        "images of each class whose soft targets are kept (default: up to 128, in 512 MiB)",
+        "images per class in the bank of soft targets (default: up to 128, in 512 MiB)",
         low=1,
         high=10**9,
         panel=LIGHT,
     )
     adversarial_weight: float = option(
-        0.1, "of the discriminator's verdict beside the other losses; 0 for none", low=0, panel=LIGHT
+        0.1,
+        "weight of the adversarial loss (discriminator) relative to the other losses; 0 for none",
+        low=0,
+        panel=LIGHT,
     )
     adversarial_warmup: float = option(
-        0.1, "share of the training in which that weight grows to its value", low=0, high=1, panel=LIGHT
+        0.1, "share of the training over which --adversarial-weight ramps up", low=0, high=1, panel=LIGHT
     )
     class_map: str = option(
         "identity",
-        "which number stands for a class: its own, a random one, or one that is confused as the class is (after an "
-        "epoch's warm-up)",
+        "the lightweight teacher's class for each class: the same index, a random one, or one that is confused alike "
+        "(after a warm-up epoch)",
         choices=("identity", "random", "similar"),
         panel=LIGHT,
     )
@@ -143,20 +156,22 @@ class GrowOptions(Options):
     res_students: int = option(
         0, "how many res-students to add (with --arch or --search)", low=0, high=1000, panel=GROWING
     )
-    grow: bool = option(False, "add res-students (with --arch or --search) until there are enough", panel=GROWING)
+    grow: bool = option(
+        False, "add res-students (with --arch or --search) until one of the limits below is reached", panel=GROWING
+    )
     target_macs: float | None = option(
-        None, "enough: what all members together may cost, as a share of the teacher's MACs", above=0, panel=GROWING
+        None, "--grow: MACs that all members together may have, as a share of the teacher's", above=0, panel=GROWING
     )
     max_drop: float | None = option(
         None,
-        "enough: top-1 within so many points of the teacher's, on the calibration split",
+        "--grow: stop at a top-1 within this many points of the teacher's, on the calibration split",
         low=0,
         high=100,
         panel=GROWING,
     )
     min_energy_drop: float = option(
         0.02,
-        "a res-student that takes less than this share of the residual's energy away is left out, and ends it",
+        "--grow: stop at a res-student that lowers the residual's energy by less than this share, and leave it out",
         low=0,
         high=1,
         panel=GROWING,
@@ -165,24 +180,22 @@ class GrowOptions(Options):
 
 @dataclass(kw_only=True)
 class SearchOptions(Options):
-    """Which res-student: the best of many that were trained for a short while."""
+    """Architecture search for a res-student: the best of many short trainings."""
 
     search: bool = option(False, "find the architecture of each res-student, in place of --arch", panel=SEARCH)
     max_macs: float | None = option(
         None,
-        "what a res-student may cost at most, as a share of the teacher's MACs (distill --grow: by default what "
-        "--target-macs leaves)",
+        "MACs that a res-student may have, as a share of the teacher's (default for distill --grow: what --target-macs "
+        "leaves)",
         above=0,
         high=1,
         panel=SEARCH,
     )
-    trials: int | None = option(
-        None, "how many architectures are tried (default: 20)", low=1, high=100_000, panel=SEARCH
-    )
+    trials: int | None = option(None, "architectures to try (default: 20)", low=1, high=100_000, panel=SEARCH)
     time_budget: str | None = option(
         None,
-        "no trial begins after so long, e.g. 90s, 30m or 2h, in the search for a res-student; then the best is trained "
-        "in full (default: no limit)",
+        "start no more trials after this time per res-student, e.g. 90s, 30m or 2h; the best is then trained in full "
+        "(default: no limit)",
         panel=SEARCH,
         affects_result=False,
     )
@@ -192,13 +205,13 @@ class SearchOptions(Options):
         """Seconds; infinity where there is no limit.
 
         Raises:
-            UserError: ``time_budget`` is no length of time, or none at all.
+            UserError: ``time_budget`` is not a duration, or is zero.
         """
         if self.time_budget is None:
             return math.inf
         seconds = in_seconds(self.time_budget)
         if seconds is None or self.time_budget.strip()[-1] not in SECONDS:
-            problem = f"--time-budget {self.time_budget} is no length of time."
+            problem = f"--time-budget {self.time_budget} is not a duration."
             raise usage_error(problem, "Write seconds, minutes or hours: 90s, 30m or 2h.")
         if not 0 < seconds < math.inf:
             raise usage_error(f"--time-budget {self.time_budget} leaves no time to search.", "Give more, e.g. 30m.")

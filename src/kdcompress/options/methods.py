@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from kdcompress.options.commands import DistillOptions
 
 REQUIRED, OPTIONAL, NONE = "required", "optional", "none"
-# headings of the help; as such they stand for all options below them
+# headings of the help; in Method.reads each stands for all options below it
 ASSISTANT = "Residual KD with an assistant"
 GROWING = "ResKD: a whole cascade at once"
 LIGHT = "LW-KD: a lightweight teacher"
@@ -27,7 +27,7 @@ RESIDUAL = ("residual_loss", "sum_weight", "residual_warmup")
 
 
 def _nothing(options: DistillOptions) -> None:
-    """A method whose options go together however they are."""
+    """Check nothing: any options of the method can be combined."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class Method:
         paper: Where it comes from.
         alpha, temperature: Defaults; None: those of the logit loss.
         label_smoothing: Default.
-        check: Refuses options of its own that do not go together.
+        check: Refuses options of the method that cannot be combined.
     """
 
     help: str
@@ -56,10 +56,10 @@ class Method:
 
 @dataclass(frozen=True)
 class LogitLoss:
-    """What measures how far a student's logits are from its teacher's.
+    """A distance between a student's logits and its teacher's.
 
     Attributes:
-        alpha, temperature: Its usual weight against the cross-entropy, and tau.
+        alpha, temperature: Default weight against the cross-entropy, and tau.
         paper: Where they come from.
         has_scale: Whether it fixes the scale of the logits, and with it the energy of the residual.
     """
@@ -80,32 +80,30 @@ LOGIT_LOSSES = {
 
 
 def meaningless(name: str, why: str, remedy: str = "Leave it out.") -> UserError:
-    """The error of an option that would change nothing: ``why`` names the one that makes it so."""
-    return usage_error(f"{flag(name)} has no meaning here ({why}).", remedy)
+    """The error for an option that would have no effect: ``why`` names the option or method that makes it so."""
+    return usage_error(f"{flag(name)} has no effect here ({why}).", remedy)
 
 
 def limited_by_energy(options: DistillOptions) -> bool:
-    """Whether the residual's energy tells when a cascade has grown enough: not where a loss leaves its scale open."""
+    """Whether the residual's energy can stop ``--grow``: not with a loss that leaves the scale of the logits open."""
     return options.residual_loss == "mse" or LOGIT_LOSSES[options.logit_loss].has_scale
 
 
 def check_cascade(options: DistillOptions) -> None:
-    """Refuse options of a growing cascade that do not go together.
+    """Refuse options of a growing cascade that cannot be combined.
 
     Raises:
-        UserError: Of the first of them.
+        UserError: For the first of them.
     """
     growing = "--grow" if options.grow else "--res-students" if options.res_students else None
     if growing and not (options.arch or options.search):
-        raise usage_error(f"{growing} needs to know what to add.", "Add --arch SPEC or --search.")
+        raise usage_error(f"{growing} needs an architecture to add.", "Add --arch SPEC or --search.")
     if options.search and not growing:
-        raise usage_error("--search finds res-students.", "Add --grow or --res-students N.")
+        raise usage_error("--search is only for res-students.", "Add --grow or --res-students N.")
     if options.grow and options.res_students:
-        raise usage_error("--grow finds out how many res-students it needs.", "Leave out --res-students.")
+        raise usage_error("--grow decides how many res-students to add.", "Leave out --res-students.")
     if options.grow and options.target_macs is None and options.max_drop is None:
-        raise usage_error(
-            "--grow needs to know when it is enough.", "Give --target-macs RATIO, --max-drop POINTS or both."
-        )
+        raise usage_error("--grow needs a limit.", "Give --target-macs RATIO, --max-drop POINTS or both.")
     if not options.grow:
         refuse_changed(options, ("target_macs", "max_drop", "min_energy_drop"), "no --grow")
     if not limited_by_energy(options):
@@ -115,10 +113,10 @@ def check_cascade(options: DistillOptions) -> None:
 
 
 def check_assistant(options: DistillOptions) -> None:
-    """Refuse options of a student with an assistant that do not go together.
+    """Refuse options of a student with an assistant that cannot be combined.
 
     Raises:
-        UserError: Of the first of them.
+        UserError: For the first of them.
     """
     divided = ("assistant_share", "scheme", "student_weight", "reuse_teacher_classifier", "freeze_classifier")
     if options.undivided:
@@ -128,14 +126,16 @@ def check_assistant(options: DistillOptions) -> None:
     if not options.logit_weight:
         refuse_changed(options, ("temperature", "logit_loss"), "no --logit-weight")
     if options.freeze_classifier and not options.reuse_teacher_classifier:
-        raise usage_error("--freeze-classifier would keep a random one.", "Add --reuse-teacher-classifier.")
+        raise usage_error(
+            "--freeze-classifier would freeze a randomly initialised classifier.", "Add --reuse-teacher-classifier."
+        )
 
 
 def refuse_changed(options: DistillOptions, names: tuple[str, ...], why: str) -> None:
     """Refuse options that are not at their defaults.
 
     Raises:
-        UserError: Of the first of them.
+        UserError: For the first of them.
     """
     if changed := next((name for name in names if name in options.changed()), None):
         raise meaningless(changed, why)
@@ -184,12 +184,12 @@ METHODS: dict[str, Method] = {
 
 
 def taking(*teacher: str) -> list[str]:
-    """Methods by whether they take a teacher: ``required``, ``optional``, ``none``."""
+    """Names of the methods by whether they take a teacher: ``required``, ``optional``, ``none``."""
     return [name for name, row in METHODS.items() if row.teacher in teacher]
 
 
 def defaults_text(what: str) -> str:
-    """``4; tf-kd 20; standardized-kl 2``: the defaults of alpha or temperature, the most usual one first."""
+    """Defaults of alpha or temperature, the most common one first: ``4; tf-kd 20; standardized-kl 2``."""
     usual: float = getattr(LOGIT_LOSSES["kl"], what)
     own = {**METHODS, **LOGIT_LOSSES}
     others = {name: value for name, row in own.items() if (value := getattr(row, what)) not in (None, usual)}

@@ -12,13 +12,13 @@ DATA, TRAINING, RUN, SHELL = "Data", "Training", "Run", "Shell"
 CACHE = "Cached targets"
 SECONDS = {"": 1, "s": 1, "m": 60, "h": 3600}
 LEAST_PATIENCE, MOST_PATIENCE = 5, 7 * 86400  # seconds
-MOST_EPOCHS, MOST_IMAGES, MOST_CLASSES = 1_000_000, 1_000_000, 1_000_000  # more is a slip of the pen
+MOST_EPOCHS, MOST_IMAGES, MOST_CLASSES = 1_000_000, 1_000_000, 1_000_000  # more is a typing error
 
 
 def in_seconds(text: str) -> float | None:
-    """A length of time, e.g. ``90``, ``90s``, ``30m`` or ``2h``; None where it is none."""
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([smh]?)", text.strip(), re.ASCII)
-    return None if found is None else float(found[1]) * SECONDS[found[2]]
+    """Seconds of a duration such as ``90``, ``90s``, ``30m`` or ``2h``; None if it is not one."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([smh]?)", text.strip(), re.ASCII)
+    return None if match is None else float(match[1]) * SECONDS[match[2]]
 
 
 @dataclass(kw_only=True)
@@ -28,26 +28,24 @@ class DataOptions(Options):
     data: str | None = option(
         None,
         "digits, synth-digits:K, a folder with train/CLASS and test/CLASS, torch/cifar10, hfds/NAME, wds/NAME, "
-        "py:module:function (default: the run's own, else digits)",
+        "py:module:function (default: that of the run, else digits)",
         panel=DATA,
         affects_result=False,
     )
     data_dir: str | None = option(
-        None, "where timm's named data sets are stored", panel=DATA, file=True, affects_result=False
+        None, "where named data sets (torch/, hfds/, wds/) are stored", panel=DATA, file=True, affects_result=False
     )
-    download: bool = option(
-        False, "download a torch/… data set that is not there yet", panel=DATA, affects_result=False
-    )
+    download: bool = option(False, "download a torch/… data set if it is missing", panel=DATA, affects_result=False)
     holdout: float | None = option(
         None,
-        "share of the training split kept for calibration (default: the run's own, else 0.1)",
+        "share of the training split held out for calibration (default: that of the run, else 0.1)",
         above=0,
         below=1,
         panel=DATA,
     )
     input_size: str | None = option(
         None,
-        "side, HxW or CxHxW that the network sees (default: the images' own where they are small and alike)",
+        "input size of the network: side, HxW or CxHxW (default: that of the images if they are small and of one size)",
         panel=DATA,
     )
     skip_bad_images: bool = option(False, "leave out images that cannot be read", panel=DATA)
@@ -56,7 +54,7 @@ class DataOptions(Options):
     )
     workers: int | None = option(
         None,
-        "processes that read images (default: one a core, up to 8)",
+        "processes that read images (default: one per core, up to 8)",
         low=0,
         high=1024,
         panel=DATA,
@@ -66,19 +64,21 @@ class DataOptions(Options):
 
 @dataclass(kw_only=True)
 class DeviceOptions(Options):
+    """Where and in which precision to compute."""
+
     device: str = option(
-        "auto", "where to compute", choices=("auto", "cpu", "cuda", "mps"), panel=RUN, affects_result=False
+        "auto", "device to compute on", choices=("auto", "cpu", "cuda", "mps"), panel=RUN, affects_result=False
     )
     precision: str = option(
         "auto",
-        "arithmetic; auto trains in the fastest and evaluates in fp32",
+        "floating-point precision; auto trains in the fastest and evaluates in fp32",
         choices=("auto", "fp32", "bf16", "fp16"),
         panel=RUN,
         affects_result=False,
     )
     dist_timeout: str = option(
         "5m",
-        "of several processes: how long to wait for one that gives no sign of life, e.g. 90s or 5m",
+        "with several processes: how long to wait for one that does not respond, e.g. 90s or 5m",
         panel=RUN,
         affects_result=False,
     )
@@ -88,11 +88,11 @@ class DeviceOptions(Options):
         """Seconds of ``dist_timeout``.
 
         Raises:
-            UserError: It is no length of time, or too short to be told from a busy moment.
+            UserError: It is not a duration, or so short that a busy process would count as dead.
         """
         seconds = in_seconds(self.dist_timeout)
         if seconds is None:
-            problem = f"--dist-timeout {self.dist_timeout} is no length of time."
+            problem = f"--dist-timeout {self.dist_timeout} is not a duration."
             raise usage_error(problem, "Write seconds, minutes or hours: 90s, 5m or 1h.")
         if not LEAST_PATIENCE <= seconds <= MOST_PATIENCE:
             problem = f"--dist-timeout {self.dist_timeout} is out of range."
@@ -102,12 +102,14 @@ class DeviceOptions(Options):
 
 @dataclass(kw_only=True)
 class OutputOptions(Options):
+    """The run folder that a command writes."""
+
     out: str | None = option(
         None, "folder of the new run (default: a new one under runs/)", panel=RUN, file=True, affects_result=False
     )
     resume: bool = option(
         False,
-        "continue the run in --out if it was cut off; a finished one is left as it is",
+        "continue the run in --out if it was interrupted; a finished one is left as it is",
         panel=RUN,
         affects_result=False,
     )
@@ -120,7 +122,7 @@ class TrainingOptions(DataOptions, DeviceOptions, OutputOptions):
     epochs: int = option(30, "passes over the fit split", low=1, high=MOST_EPOCHS, panel=TRAINING)
     batch_size: int | None = option(
         None,
-        "images a step, over all devices (default: up to 128, at least 40 steps an epoch)",
+        "images per step, over all devices (default: up to 128, at least 40 steps per epoch)",
         low=1,
         high=MOST_IMAGES,
         panel=TRAINING,
@@ -133,7 +135,7 @@ class TrainingOptions(DataOptions, DeviceOptions, OutputOptions):
         panel=TRAINING,
     )
     weight_decay: float | None = option(None, "(default: 5e-4 for sgd, else 0.05)", low=0, panel=TRAINING)
-    momentum: float = option(0.9, "of sgd (Nesterov)", low=0, below=1, panel=TRAINING)
+    momentum: float = option(0.9, "momentum of sgd (Nesterov)", low=0, below=1, panel=TRAINING)
     opt: str = option(
         "auto",
         "optimiser: sgd, adamw or any other of timm's; auto: adamw to fine-tune and for networks with LayerNorm or "
@@ -149,11 +151,15 @@ class TrainingOptions(DataOptions, DeviceOptions, OutputOptions):
     )
     sched: str = option("cosine", "learning rate schedule", choices=("cosine", "step"), panel=TRAINING)
     warmup_epochs: float | None = option(
-        None, "of linear warm-up, fewer than --epochs (default: 5 % of them)", low=0, high=MOST_EPOCHS, panel=TRAINING
+        None,
+        "epochs of linear warm-up, fewer than --epochs (default: 5 % of them)",
+        low=0,
+        high=MOST_EPOCHS,
+        panel=TRAINING,
     )
     decay_epochs: float | None = option(
         None,
-        "epochs between drops of the step schedule (default: a third)",
+        "epochs between drops of the step schedule (default: a third of --epochs)",
         low=0.001,
         high=MOST_EPOCHS,
         panel=TRAINING,
@@ -164,9 +170,9 @@ class TrainingOptions(DataOptions, DeviceOptions, OutputOptions):
     )
     mixup: float = option(0.0, "alpha of mixup, 0 for none", low=0, high=1000, panel=TRAINING)
     cutmix: float = option(0.0, "alpha of cutmix, 0 for none", low=0, high=1000, panel=TRAINING)
-    clip_grad: float | None = option(None, "largest norm of the gradient", above=0, panel=TRAINING)
+    clip_grad: float | None = option(None, "clip the gradient to this norm", above=0, panel=TRAINING)
     grad_accum: int = option(
-        1, "steps whose gradients are added up before an update", low=1, high=MOST_IMAGES, panel=TRAINING
+        1, "steps over which gradients are accumulated before an update", low=1, high=MOST_IMAGES, panel=TRAINING
     )
     ema_decay: float | None = option(
         None, "keep (and save) a moving average of the weights, e.g. 0.999", above=0, below=1, panel=TRAINING
@@ -178,37 +184,39 @@ class TrainingOptions(DataOptions, DeviceOptions, OutputOptions):
         panel=TRAINING,
     )
     stop_top1: float | None = option(
-        None, "stop as soon as the calibration accuracy reaches so many percent", above=0, high=100, panel=TRAINING
+        None, "stop as soon as the calibration accuracy reaches this percentage", above=0, high=100, panel=TRAINING
     )
     compile: bool = option(
         False,
-        "translate the networks by torch.compile: a step is faster, the start takes a minute or two",
+        "compile the networks with torch.compile: faster steps, after a minute or two at the start",
         panel=RUN,
         affects_result=False,
     )
     sync_bn: str = option(
         "auto",
-        "of several processes: BatchNorm sees the images of all; auto: where one has fewer than 32 a step",
+        "with several processes: BatchNorm statistics over all of them; auto: if one has fewer than 32 images per step",
         choices=("auto", "on", "off"),
         panel=TRAINING,
         affects_result=False,
     )
-    seed: int = option(0, "of weights, order and augmentation", low=0, high=2**31 - 1, panel=TRAINING)
+    seed: int = option(0, "seed of weights, order and augmentation", low=0, high=2**31 - 1, panel=TRAINING)
     tensorboard: bool = option(
         False, "also write TensorBoard events (extra: tensorboard)", panel=RUN, affects_result=False
     )
 
     @property
     def fine_tunes(self) -> bool:
-        """Whether training starts from good weights, which a full learning rate would destroy."""
+        """Whether training starts from trained weights, which a full learning rate would destroy."""
         return bool(getattr(self, "pretrained", False))
 
 
 @dataclass(kw_only=True)
 class CacheOptions(Options):
+    """The cache that runs share."""
+
     cache_dir: str | None = option(
         None,
-        "where targets and lightweight teachers are kept (default: ~/.cache/kdcompress)",
+        "where targets and lightweight teachers are cached (default: ~/.cache/kdcompress)",
         panel=CACHE,
         file=True,
         affects_result=False,
@@ -217,29 +225,29 @@ class CacheOptions(Options):
 
 @dataclass(kw_only=True)
 class TargetOptions(CacheOptions):
-    """Whether frozen networks are asked at every step, or once."""
+    """Whether the outputs of frozen networks are computed at every step, or once and cached."""
 
     target_views: str = option(
         "auto",
-        "how many views of the images there are, whose targets are computed once and kept; 0: new ones each epoch; "
-        "auto: 8, where that saves time",
+        "augmented views of the images whose targets are computed once and cached; 0: no cache, new views each epoch; "
+        "auto: 8 if that saves time",
         panel=CACHE,
     )
     cache_size: float = option(
-        20.0, "GiB of targets that are kept", low=0, high=2**40, panel=CACHE, affects_result=False
+        20.0, "GiB of targets to keep in the cache", low=0, high=2**40, panel=CACHE, affects_result=False
     )
 
     @property
     def chosen_views(self) -> int | None:
-        """None for ``auto``.
+        """Number of views to cache; None for ``auto``.
 
         Raises:
-            UserError: Neither that nor a whole number.
+            UserError: Neither ``auto`` nor a whole number.
         """
         if self.target_views == "auto":
             return None
         if not self.target_views.isascii() or not self.target_views.isdigit():
-            raise usage_error(f"--target-views {self.target_views} is no number.", "Give auto, 0, or e.g. 8.")
+            raise usage_error(f"--target-views {self.target_views} is not a number.", "Give auto, 0, or e.g. 8.")
         if len(self.target_views) > 4:
             raise usage_error(f"--target-views {self.target_views} is too many.", "Give at most 9999.")
         return int(self.target_views)
