@@ -64,7 +64,7 @@ def test_augmented_or_not(tmp_path: Path) -> None:
         kdcompress.describe_data(data="digits", preview=str(path), augment=augment, seed=3)
         sheets.append(path.read_bytes())
     assert sheets[0] != sheets[1]
-    assert sheets[1] == sheets[2], "auto is what training does"
+    assert sheets[1] == sheets[2], "auto: what training uses"
 
 
 def test_folders_of_colour_images(tmp_path: Path) -> None:

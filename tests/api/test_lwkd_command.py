@@ -148,7 +148,7 @@ def test_without_a_cache_the_teacher_serves_once(tmp_path: Path, monkeypatch: py
     quick(monkeypatch)
     heard = Heard()
     kdcompress.distill(**COMMON, cache_dir=tmp_path / "cache", out=str(tmp_path / "run"), reporter=heard)
-    assert sum(note.startswith("Warning: the lightweight teacher cannot be kept") for note in heard.notes) == 1
+    assert sum(note.startswith("Warning: the lightweight teacher cannot be cached") for note in heard.notes) == 1
     for folder in light_teacher._temporary:
         folder.cleanup()
     assert not list((tmp_path / "tmp").iterdir())
@@ -307,7 +307,7 @@ def test_a_lightweight_teacher_is_no_teacher_of_a_cascade(light: TrainResult, tm
     """The residual to a network that has never seen such images is noise."""
     given = {**COMMON, "epochs": 1}
     student = kdcompress.distill(**given, teacher=light.run, out=str(tmp_path / "student"))
-    with pytest.raises(UserError, match="knows nothing of its images") as caught:
+    with pytest.raises(UserError, match="cannot classify its images") as caught:
         kdcompress.add_res_student(run=student.run, arch=TINY, epochs=1, device="cpu", out=str(tmp_path / "more"))
     assert "--teacher" in caught.value.remedy
 

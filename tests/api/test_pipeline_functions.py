@@ -28,7 +28,7 @@ from chains import (
 )
 from heard import Heard
 from kdcompress.api import job as job_module
-from kdcompress.api.teacher import may_know_calibration
+from kdcompress.api.teacher import may_have_seen_calibration
 from kdcompress.data import Data, load_source
 from kdcompress.methods.kd import KdTask
 from kdcompress.methods.reskd import ResKdTask
@@ -330,7 +330,7 @@ def test_who_may_know_the_calibration_images_is_told_on(chain: Chain, tmp_path: 
     teacher = load_network(str(chain.teacher.run))
     for holdout, seen in ((0.1, False), (0.3, True)):  # a copy of the data in another folder
         data = Data(load_source("digits"), teacher.prep, TrainingOptions(holdout=holdout), torch.device("cpu"))
-        assert may_know_calibration(teacher, data) == seen
+        assert may_have_seen_calibration(teacher, data) == seen
     assert distilled("once-more", teacher=foreign.run, from_teacher=False, method="kd").calibration_seen is False
     for student, seen in ((known, False), (foreign, True)):
         name = Path(str(student.run)).name
@@ -360,7 +360,7 @@ def test_a_student_that_cannot_start_from_the_teacher_is_told(chain: Chain, tmp_
     heard = Heard()
     given = {**COMMON, "teacher": chain.teacher.run, "method": "kd", "student": TINY}
     result = kdcompress.distill(**given, out=str(tmp_path / "told"), from_teacher=True, reporter=heard)
-    assert any("starts at random" in line for line in heard.notes)
+    assert any("is initialised randomly" in line for line in heard.notes)
     kdcompress.distill(**given, out=str(tmp_path / "plain"))
     told, plain = (load_file(tmp_path / name / "model.safetensors") for name in ("told", "plain"))
     assert all(torch.equal(value, plain[name]) for name, value in told.items())

@@ -420,7 +420,7 @@ def test_a_cascade_grows_by_searching(single: Path, tmp_path: Path, monkeypatch:
     ("given", "word"),
     [
         ({"grow": True, "max_drop": 1.0}, "needs a budget"),
-        ({"grow": True, "target_macs": 0.5, "arch": (TINY,)}, "finds the architecture"),
+        ({"grow": True, "target_macs": 0.5, "arch": (TINY,)}, "both choose the architecture"),
         ({"grow": True, "target_macs": 0.9, "max_macs": 0.001}, "No architecture is within"),
         ({"grow": True, "target_macs": 0.9, "logit_loss": "dist", "min_energy_drop": 0.1}, "--min-energy-drop"),
         ({"max_macs": 0.1}, "is only for res-students"),

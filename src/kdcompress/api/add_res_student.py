@@ -1,4 +1,4 @@
-"""``add-res-student``: one more member, of a given architecture or of one that is searched for (ResKD)."""
+"""``add-res-student``: one more member, whose architecture is given or searched for (ResKD)."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from kdcompress.results import SearchResult, TrainResult
 def add_res_student(
     options: AddResStudentOptions | None = None, /, *, reporter: Reporter | None = None, **given: Any
 ) -> TrainResult | SearchResult:
-    """Freeze the members of a run and train one more on what they miss of the teacher.
+    """Freeze the members of a run and train one more on their residual to the teacher's logits.
 
-    Its architecture is ``arch``, or is found by a ``search`` for one that costs at most ``max_macs``. Processes that
-    name one ``search_storage`` share the trials; the result of one without ``out`` is the trials alone.
+    Its architecture is ``arch``, or is found by ``search`` among those within ``max_macs``. Processes with the same
+    ``search_storage`` share the trials; one without ``out`` returns only the trials.
 
     Args:
         options: All options at once; else give them by name (the fields of :class:`AddResStudentOptions`).
-        reporter: Told of the progress.
+        reporter: Receives progress and notices.
 
     Raises:
         UserError: As for :func:`distill`; a run whose teacher is not known; nothing to choose from in a search.
@@ -37,7 +37,7 @@ def add_res_student(
     options = options or AddResStudentOptions.resolve(given)
     check_search(options)
     if len(options.arch) != 1 and not options.search:
-        remedy = "E.g. --arch resnet8_cifar,width=0.5; or let it be found: --search --max-macs 0.1."
+        remedy = "E.g. --arch resnet8_cifar,width=0.5, or search for one: --search --max-macs 0.1."
         raise usage_error("add-res-student needs one --arch, or --search.", remedy)
     if options.residual_loss == "mse" and (weights := logit_weights(options)):
         raise meaningless(min(weights), "--residual-loss mse")

@@ -1,4 +1,4 @@
-"""``cache``: what is kept for later runs, and a way to be rid of it."""
+"""``cache``: lists or removes what is cached for later runs."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from kdcompress.results import CacheResult
 def manage_cache(
     options: CacheCommandOptions | None = None, /, *, reporter: Reporter | None = None, **given: Any
 ) -> CacheResult:
-    """List what is kept for later runs: targets of frozen networks and lightweight teachers. Or remove it.
+    """List, or remove, what is cached for later runs: targets of frozen networks and lightweight teachers.
 
     Args:
         options: All options at once; else give them by name (the fields of :class:`CacheCommandOptions`).
@@ -31,20 +31,20 @@ def manage_cache(
     began = time.perf_counter()
     options = options or CacheCommandOptions.resolve(given)
     folder = cache_dir(options.cache_dir)
-    found, freed = kept(folder), None
+    entries, freed = kept(folder), None
     if options.clear:
-        freed = sum(entry.bytes for entry in found)
+        freed = sum(entry.bytes for entry in entries)
         try:
             clear(folder)
         except OSError as error:
             raise UserError(f"{error.filename} cannot be removed: {error.strerror}.", "Remove it by hand.") from error
-        found = kept(folder)
+        entries = kept(folder)
     return CacheResult(
         command="cache",
         run=None,
         seconds=round(time.perf_counter() - began, 3),
         folder=str(folder),
-        bytes=sum(entry.bytes for entry in found),
+        bytes=sum(entry.bytes for entry in entries),
         freed=freed,
         entries=[
             {
@@ -55,6 +55,6 @@ def manage_cache(
                 "used": datetime.fromtimestamp(entry.used).isoformat(" ", "seconds"),
                 "folder": entry.folder.name,
             }
-            for entry in found
+            for entry in entries
         ],
     )

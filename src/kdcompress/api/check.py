@@ -1,4 +1,4 @@
-"""Whether what ``distill`` and ``add-res-student`` were told makes sense, before anything is loaded."""
+"""Checks of the options of ``distill`` and ``add-res-student``, before anything is loaded."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from kdcompress.options.methods import NONE, REQUIRED, Method, meaningless, taki
 
 
 def check_distill(options: DistillOptions) -> None:
-    """Refuse what contradicts itself, and options that the chosen method does not read.
+    """Refuse contradictory options, and options that the chosen method does not use.
 
     Raises:
-        UserError: Of the first such option.
+        UserError: For the first such option.
     """
     name, method = options.method, METHODS[options.method]
     check_views(options)
@@ -30,7 +30,9 @@ def check_distill(options: DistillOptions) -> None:
         raise meaningless("teacher_arch", "no TEACHER")
     _check_read(options)
     if options.from_teacher and options.pretrained:
-        raise usage_error("A student starts from one network's weights.", "Leave out --pretrained or --from-teacher.")
+        raise usage_error(
+            "A student can start from the weights of one network only.", "Leave out --pretrained or --from-teacher."
+        )
     check_search(options)
     method.check(options)
     if options.arch and not (options.grow or options.res_students) and options.teacher != "-":
@@ -38,7 +40,7 @@ def check_distill(options: DistillOptions) -> None:
 
 
 def _check_read(options: DistillOptions) -> None:
-    """Refuse options that other methods read, and the chosen one does not."""
+    """Refuse options that only other methods use."""
     readers = {name: read_by(method) for name, method in METHODS.items()}
     for option in options.changed():
         others = [name for name, read in readers.items() if option in read]
@@ -48,7 +50,7 @@ def _check_read(options: DistillOptions) -> None:
 
 
 def read_by(method: Method) -> set[str]:
-    """Names of the options that a method reads besides those of every training."""
+    """Names of the options that a method uses besides those of every training."""
     return {
         field.name
         for field in fields(DistillOptions)
@@ -57,30 +59,30 @@ def read_by(method: Method) -> set[str]:
 
 
 def check_logit_loss(options: LogitOptions) -> None:
-    """Refuse what the chosen logit loss would not look at.
+    """Refuse options that the chosen logit loss ignores.
 
     Raises:
-        UserError: A temperature for ``mse``.
+        UserError: A temperature with ``mse``.
     """
     if options.logit_loss == "mse" and options.temperature is not None:
         raise meaningless("temperature", "--logit-loss mse")
 
 
 def check_enough_classes(options: LogitOptions, num_classes: int) -> None:
-    """Refuse a loss that would be the same whatever the student says.
+    """Refuse a loss that would be constant for so few classes.
 
     Raises:
-        UserError: ``standardized-kl`` of two logits, of which only the order is left.
+        UserError: ``standardized-kl`` with two classes: of two standardized logits only the order is left.
     """
     if options.logit_loss == "standardized-kl" and num_classes < 3:
         raise usage_error("--logit-loss standardized-kl needs three classes or more.", "Use --logit-loss kl.")
 
 
 def check_search(options: AddResStudentOptions | DistillOptions) -> None:
-    """Refuse what no search can do.
+    """Refuse options with which no search can run.
 
     Raises:
-        UserError: Options that do not go together, no time, or no Optuna.
+        UserError: Options that cannot be combined, no time, or Optuna is not installed.
     """
     if not options.search:
         for name in (*vars(SearchOptions()), "search_storage"):
@@ -88,9 +90,9 @@ def check_search(options: AddResStudentOptions | DistillOptions) -> None:
                 raise meaningless(name, "no --search", "Leave it out, or add --search.")
         return
     if options.arch:
-        raise usage_error("--search finds the architecture that --arch names.", "Leave one of the two out.")
+        raise usage_error("--search and --arch both choose the architecture.", "Leave one of the two out.")
     if options.max_macs is None and getattr(options, "target_macs", None) is None:
-        remedy = "Say what the res-student may cost of the teacher's MACs: --max-macs 0.1."
+        remedy = "Give the largest share of the teacher's MACs for the res-student: --max-macs 0.1."
         raise usage_error("--search needs a budget.", remedy)
     _ = options.time_limit
     if find_spec("optuna") is None:

@@ -15,9 +15,9 @@ from kdcompress.runs import RunFolder, claim, release
 
 @contextlib.contextmanager
 def claimed(options: OutputOptions, stem: str, place: Place, reporter: Reporter) -> Iterator[RunFolder]:
-    """Claim it, and keep other processes from writing it meanwhile; the main process holds it for all, who must see it.
+    """Claim a run folder and lock it for the main process; all processes of the job must be able to see it.
 
-    A run that goes on does so with as many threads as it began with.
+    A resumed run uses as many threads as it began with.
 
     Args:
         stem: As for :func:`~kdcompress.runs.claim`.

@@ -1,4 +1,4 @@
-"""Whether networks and data fit together."""
+"""Checks that networks and data fit together."""
 
 from __future__ import annotations
 
@@ -10,37 +10,42 @@ from kdcompress.options import DataOptions
 
 
 def check_unchanged(network: Network, source: DataSource) -> None:
-    """Images that a network has fitted on must not come to calibrate it.
+    """Refuse data that have changed: images that a network was trained on could end up in its calibration split.
 
     Raises:
-        UserError: The data that it was trained on have changed, and with them their division.
+        UserError: The data have changed since the network was trained, and with them their split.
     """
     then = network.record.get("options", {}).get("data")
     if then == source.spec and network.record.get("data_fingerprint") not in (None, source.fingerprint):
-        remedy = "Train anew, or put the images back as they were."
+        remedy = "Train again, or put the images back as they were."
         raise UserError(
             f"The data {source.spec} have changed since {network.reference} was trained: its calibration images may be "
-            "among those that it has fitted on.",
+            "among those that it was trained on.",
             remedy,
         )
 
 
 def resize_input(network: Network, options: DataOptions) -> None:
-    """Let a network see images of ``--input-size``, where that was given."""
+    """Set the input size of a network to ``--input-size``, if given."""
     if options.input_size is not None:
         _, height, width = parse_size(options.input_size)
         config_of(network.model)["input_size"] = (network.prep.channels, height, width)
 
 
 def open_data(options: DataOptions) -> DataSource:
+    """The data set of ``--data``.
+
+    Raises:
+        UserError: It cannot be found or read.
+    """
     return load_source(options.data or "digits", data_dir=options.data_dir, download=options.download)
 
 
 def check_classes(network: Network, source: DataSource, role: str) -> None:
-    """A network that is to work on these data must know their classes, in their order.
+    """Refuse a network whose classes are not those of the data, in the same order.
 
     Raises:
-        UserError: Another number of classes or channels, other names or another order.
+        UserError: Another number of classes, other names or another order.
     """
     if network.num_classes != source.num_classes:
         raise UserError(
@@ -61,9 +66,14 @@ def check_classes(network: Network, source: DataSource, role: str) -> None:
 
 
 def check_channels(network: Network, channels: int, role: str) -> None:
+    """Refuse images of another number of channels than the network takes.
+
+    Raises:
+        UserError: The numbers differ.
+    """
     if network.prep.channels != channels:
         size = "x".join(str(side) for side in (network.prep.channels, *network.prep.size))
         raise UserError(
-            f"The {role} {network.reference} takes images of {network.prep.channels} channels, these have {channels}.",
+            f"The {role} {network.reference} takes {network.prep.channels} channels, the data have {channels}.",
             f"Convert the images on reading with --input-size {size}.",
         )

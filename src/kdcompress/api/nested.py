@@ -1,4 +1,4 @@
-"""The run of a command whose trainings are runs of their own in its folder."""
+"""The run folder of a command whose trainings are run folders inside it."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ from kdcompress.runs import RECORD, RunFolder
 def nested(
     options: OutputOptions, command: str, stem: str, first: str, place: Place, reporter: Reporter
 ) -> Iterator[RunFolder]:
-    """Claim the folder of the whole, for as long as its trainings take.
+    """Claim the outer run folder while its trainings run.
 
-    A stop names the whole as what can be resumed, and what is refused before the first training began leaves nothing.
+    An interruption names the outer run as the one to resume; an error before the first training leaves no folder.
 
     Args:
         stem: As for :func:`~kdcompress.runs.claim`.

@@ -1,4 +1,4 @@
-"""What a training computes with: checked when it begins, and kept with the run."""
+"""Precision and memory format of a training: checked when it begins, and recorded in the run."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ def numerics_of(
     *,
     may_choose: bool = False,
 ) -> Numerics:
-    """That of a phase of a run: what it began with, or what a check finds now.
+    """Numerics of a phase: those recorded when it began, or else the result of a check now.
 
-    A training that goes on is never checked anew: only with the same numerics are its steps those of an unbroken one.
+    A resumed training keeps its numerics, so that its steps are those of an uninterrupted one.
 
     Args:
-        may_choose: Whether the user left the precision to us; on a CPU float32 is taken where less is not faster.
+        may_choose: Whether the user left the precision to us; on a CPU float32 is chosen if lower precision is not faster.
 
     Raises:
         Interrupted: Ctrl-C or SIGTERM; the phase has not begun.
@@ -45,19 +45,19 @@ def numerics_of(
     assert module is not None
     wanted = Numerics(place.precision, memory_format_of(module, place.device) is torch.channels_last)
     began = from_main(lambda: run.has_checkpoint and phase_of(run) >= phase)  # by a version that did not check
-    found = wanted
+    numerics = wanted
     if not began:
         batch = next(iter(batches.load(batches.parts(0)[:1], batches.seed, 0)))
         with StopSignal() as stop:
-            found = checked(wanted, task, batch, place, note)
+            numerics = checked(wanted, task, batch, place, note)
             if may_choose and place.device.type == "cpu":
-                found = worth_it(found, task, batch, place, note)
+                numerics = worth_it(numerics, task, batch, place, note)
             if anyone(stop.requested, place):
                 raise Interrupted(run.path)
 
     def keep() -> None:
         record = run.record()
-        run.write_record({**record, KEY: {**record.get(KEY, {}), str(phase): found.to_dict()}})
+        run.write_record({**record, KEY: {**record.get(KEY, {}), str(phase): numerics.to_dict()}})
 
     from_main(keep)
-    return found
+    return numerics

@@ -1,4 +1,4 @@
-"""``polish``: fine-tune a gated cascade as a whole, and keep the result where it is better."""
+"""``polish``: fine-tune a gated cascade as a whole, and keep the result if it is better."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from kdcompress.api.gated import Calibration
 from kdcompress.api.job import Job, Phase, finished
 from kdcompress.api.nested import nested
 from kdcompress.api.recipes.prepare import adapter, logit_weights
-from kdcompress.api.recipes.residual import take_over
+from kdcompress.api.recipes.residual import teacher_and_data
 from kdcompress.api.targets import check_views
 from kdcompress.api.teacher import Teacher
 from kdcompress.data import Data
@@ -27,18 +27,18 @@ from kdcompress.models.staged import Staged
 from kdcompress.options import PolishOptions
 from kdcompress.results import GateResult
 
-TRAINED = "trained"  # folder in the run, of the weights that may be kept
+TRAINED = "trained"  # folder of the fine-tuned weights, inside the run
 SHIFT = 1000
 
 
 def polish(options: PolishOptions | None = None, /, *, reporter: Reporter | None = None, **given: Any) -> GateResult:
-    """Fine-tune all members of a gated cascade together, and choose its thresholds anew for the same expected MACs.
+    """Fine-tune all members of a gated cascade together, and choose its thresholds again for the same expected MACs.
 
-    The new weights are kept if they are more accurate on the calibration split; else the run is what it was.
+    The new weights are kept if they are more accurate on the calibration split; else the run has the old ones.
 
     Args:
         options: All options at once; else give them by name (the fields of :class:`PolishOptions`).
-        reporter: Told of the progress.
+        reporter: Receives progress and notices.
 
     Raises:
         UserError: No cascade, or one without a gate; otherwise as for :func:`add_res_student`.
@@ -53,20 +53,20 @@ def polish(options: PolishOptions | None = None, /, *, reporter: Reporter | None
     if (done := finished(job.options, "polish", GateResult, job.reporter)) is not None:
         return done
     network = load_network(job.options.run)
-    gate = network.staged("so there is nothing to polish together").gate
+    gate = network.staged("so there are no members to polish together").gate
     if gate is None:
         raise UserError(f"{network.reference} has no gate.", "Choose its thresholds first: kdcompress gate-calibrate.")
     job.method = network.record.get("method", job.method)
-    teacher, data = take_over(network, job)
+    teacher, data = teacher_and_data(network, job)
     options, past = job.options, network.record.get("result", {})
     place = job.place if options.precision != "auto" else dataclasses.replace(job.place, precision="fp32")
     images = Data(data.source, network.prep, options, place.device)
     batches = images.evaluation("calibration", forward_batch(place))
     before = Calibration.of(network, images, batches, place)
-    stages = before.stages(gate.measure)
-    own = outcome(stages, gate.measure, gate.thresholds)
-    # the search for thresholds gains by itself; what counts is what the weights do
-    former, curve = search(stages, gate.measure, max_macs=own.expected_macs)
+    scores = before.member_scores(gate.measure)
+    own = outcome(scores, gate.measure, gate.thresholds)
+    # searching the thresholds again helps by itself; what counts is the gain of the weights
+    former, curve = search(scores, gate.measure, max_macs=own.expected_macs)
 
     with nested(options, "polish", f"polished-{Path(options.run).name}", TRAINED, place, job.reporter) as run:
         inner = dataclasses.replace(options, out=str(run.path / TRAINED), resume=True)
@@ -74,17 +74,17 @@ def polish(options: PolishOptions | None = None, /, *, reporter: Reporter | None
         if training.finished() is None:
             _train(network, teacher, data, training)
         after = Calibration.of(load_network(str(run.path / TRAINED)), images, batches, place)
-        found, later = search(after.stages(gate.measure), gate.measure, max_macs=own.expected_macs)
-        better = found.top1 > former.top1
+        chosen, later = search(after.member_scores(gate.measure), gate.measure, max_macs=own.expected_macs)
+        better = chosen.top1 > former.top1
         if not better:
             job.reporter.note("Notice: the calibration accuracy did not improve; the weights are left as they were.")
         elif past.get("promise"):
-            job.reporter.note("Notice: what was promised of the gate does not hold for other weights.")
+            job.reporter.note("Notice: the guarantee of the gate does not hold for the new weights.")
         return (after if better else before).save_gated(
             run,
             "polish",
             options,
-            (gate.measure, found if better else own),
+            (gate.measure, chosen if better else own),
             began=job.began,
             parent=network,
             curve=later if better else curve,
@@ -95,6 +95,7 @@ def polish(options: PolishOptions | None = None, /, *, reporter: Reporter | None
 
 
 def _train(network: Network, teacher: Teacher, data: Data, job: Job[PolishOptions]) -> None:
+    """Fine-tune a copy of the network into the folder that the options of ``job`` name."""
     model = copy.deepcopy(network.model)
     assert isinstance(model, Staged)
     task = PolishTask(
@@ -105,5 +106,5 @@ def _train(network: Network, teacher: Teacher, data: Data, job: Job[PolishOption
         **logit_weights(job.options),
     )
     trained = dataclasses.replace(network, model=model)
-    shift = SHIFT + len(model.stages())  # views that neither earlier members nor later ones learn from
+    shift = SHIFT + len(model.stages())  # augmented views that no member was or will be trained on
     job.train([Phase(lambda: task)], trained, data, teacher, parent=network, view_shift=shift)

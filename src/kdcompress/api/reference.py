@@ -1,4 +1,4 @@
-"""How one command finds what another made: references, ``-``, and what a run passes on to the next."""
+"""References between commands: run folders, ``-`` for standard input, and options inherited from a run."""
 
 from __future__ import annotations
 
@@ -14,28 +14,28 @@ from kdcompress.options import DataOptions
 
 D = TypeVar("D", bound=DataOptions)
 
-MAX_STDIN = 16 * 2**20  # bytes: a result is some kB, a log may come before it
+MAX_STDIN = 16 * 2**20  # bytes: a result has a few kB, but a log may precede it
 
 
 def resolve(reference: str) -> str:
-    """The reference itself, or what standard input says where it is ``-``."""
+    """The reference itself, or for ``-`` the run that standard input names."""
     if reference != "-":
         return reference
     return from_main(_from_stdin)
 
 
 def piped(options: D) -> D:
-    """The options with what standard input says for ``-``; read now and kept, for it can be read only once."""
+    """Options with ``-`` replaced by the run that standard input names, which can be read only once."""
     names = [name for name in ("run", "teacher") if getattr(options, name, None) == "-"]
-    found: dict[str, Any] = {name: resolve("-") for name in names}
-    return dataclasses.replace(options, **found)
+    references: dict[str, Any] = {name: resolve("-") for name in names}
+    return dataclasses.replace(options, **references)
 
 
 def inherit(options: D, record: dict[str, Any]) -> D:
     """Fill in the data options that the user left open from the run that this one builds on.
 
     Raises:
-        UserError: Another holdout on the same data: images that were fitted on would become calibration images.
+        UserError: Another holdout on the same data: images that were trained on would become calibration images.
     """
     past = record.get("options", {})
     own: dict[str, Any] = {
@@ -47,13 +47,13 @@ def inherit(options: D, record: dict[str, Any]) -> D:
     if same_data and "holdout" in past and options.holdout not in (None, past["holdout"]):
         raise usage_error(
             f"--holdout {options.holdout} differs from the {past['holdout']} of the run that this one builds on.",
-            "Leave it out: images that a network has fitted on cannot calibrate it.",
+            "Leave it out: images that a network was trained on cannot calibrate it.",
         )
     return dataclasses.replace(options, **own)
 
 
 def absolute(reference: str) -> str:
-    """A reference, as it reads from any folder."""
+    """A reference that is valid in any working directory: files and folders by their absolute path."""
     return os.path.abspath(reference) if os.path.exists(reference) else reference
 
 
@@ -68,11 +68,11 @@ def _from_stdin() -> str:
         content = getattr(sys.stdin, "buffer", sys.stdin).read(MAX_STDIN + 1)
         text = content if isinstance(content, str) else content.decode("utf-8")
     except UnicodeDecodeError as error:
-        raise usage_error("Standard input is no UTF-8 text.", remedy) from error
+        raise usage_error("Standard input is not UTF-8 text.", remedy) from error
     except (OSError, ValueError) as error:  # a folder, or one that was closed
         raise usage_error(f"Standard input cannot be read: {first_line(error)}", remedy) from error
     if len(content) > MAX_STDIN:
-        raise usage_error(f"Standard input holds more than {MAX_STDIN / 2**20:g} MiB, which no result does.", remedy)
+        raise usage_error(f"Standard input holds more than {MAX_STDIN / 2**20:g} MiB, more than any result.", remedy)
     lines = [line.strip() for line in text.removeprefix("\ufeff").splitlines() if line.strip()]
     if not lines:
         remedy = "The command before it printed nothing; look at its error above."

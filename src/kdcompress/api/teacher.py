@@ -1,4 +1,4 @@
-"""Teachers: loaded, profiled, and what a student takes from them."""
+"""Teachers: loading, profiling, and the weights that a student starts from."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Teacher:
     entry: dict[str, Any]
 
     def freeze(self, adapter: InputAdapter | None) -> Frozen:
-        """What a student learns from, behind an adapter of the batches."""
+        """The frozen network, with an adapter from the student's batches to the teacher's input."""
         return Frozen(self.network.model, adapter)
 
 
@@ -40,30 +40,30 @@ def load_teacher(reference: str, arch: str | None, reporter: Reporter) -> Teache
 
 
 def start_from(teacher: Teacher, student: Network, data: Data, reporter: Reporter) -> None:
-    """Let a student begin with those of the teacher's layers that fit it.
+    """Copy the teacher's layers that fit into a student.
 
     Args:
-        data: Those that it will learn from, to tell whether the teacher may know their calibration images.
+        data: The student's data, to tell whether the teacher may have been trained on its calibration images.
     """
     share = transplant(student.model, teacher.network.model)
     spec = spec_of({"architecture": student.architecture, "model_args": student.model_args})
     if share < LEAST:
-        which = "no network starts from a cascade"
+        hint = "no network can start from a cascade"
         if not isinstance(teacher.network.model, Staged):
-            which = "a shallower network of its family and width would start from it"
-        reporter.note(f"Notice: {spec} starts at random: {share:.0%} of its parameters fit the teacher, {which}.")
+            hint = "a shallower network of the same family and width would fit"
+        reporter.note(f"Notice: {spec} is initialised randomly: {share:.0%} of its parameters fit the teacher; {hint}.")
         return
     reporter.note(f"{spec} starts from the teacher's weights: {share:.0%} of its parameters")
-    if may_know_calibration(teacher.network, data):
+    if may_have_seen_calibration(teacher.network, data):
         student.record = {**student.record, SEEN: True}
         reporter.note(
-            "Notice: the teacher may have learned from the calibration images; what starts from it then looks better "
-            "on them than on new ones."
+            "Notice: the teacher may have been trained on the calibration images; a student that starts from it then "
+            "scores higher on them than on new ones."
         )
 
 
-def may_know_calibration(network: Network, data: Data) -> bool:
-    """Whether the weights of a network may come from the calibration images of these data."""
+def may_have_seen_calibration(network: Network, data: Data) -> bool:
+    """Whether a network may have been trained on the calibration images of these data."""
     record = network.record
     if record.get(SEEN) or "data_fingerprint" not in record:
         return True

@@ -1,4 +1,4 @@
-"""``train-teacher`` and ``distill``: ways into the one training loop."""
+"""``train-teacher`` and ``distill``: both use the same training loop."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def train_teacher(
 
     Args:
         options: All options at once; else give them by name (the fields of :class:`TrainTeacherOptions`).
-        reporter: Told of the progress.
+        reporter: Receives progress and notices.
 
     Raises:
         UserError: Options, data or model that cannot be used.
@@ -48,7 +48,7 @@ def distill(options: DistillOptions | None = None, /, *, reporter: Reporter | No
 
     Args:
         options: All options at once; else give them by name (the fields of :class:`DistillOptions`).
-        reporter: Told of the progress.
+        reporter: Receives progress and notices.
 
     Raises:
         UserError: Options, data or model that cannot be used; a teacher whose classes are not those of the data.
@@ -58,7 +58,7 @@ def distill(options: DistillOptions | None = None, /, *, reporter: Reporter | No
     """
     options = _teacher_arch_first(options or DistillOptions.resolve(given))
     check_distill(options)
-    if options.teacher == "-":  # what comes may be a checkpoint
+    if options.teacher == "-":  # the piped reference may be a checkpoint
         start(options.device, options.precision, options.patience)
         options = _teacher_arch_first(piped(options))
         check_distill(options)

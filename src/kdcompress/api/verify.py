@@ -1,4 +1,4 @@
-"""``verify``: whether the files of a run are what was written."""
+"""``verify``: whether the files of a run are those that were written."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ FILES = (CONFIG, WEIGHTS, METRICS, CHECKPOINT)
 
 
 def verify(options: VerifyOptions | None = None, /, *, reporter: Reporter | None = None, **given: Any) -> VerifyResult:
-    """Compare the files of a run, and of the runs within it, with the digests that it keeps of them.
+    """Compare the files of a run, and of the runs within it, with their recorded digests.
 
     Args:
         options: All options at once; else give them by name (the fields of :class:`VerifyOptions`).
@@ -57,7 +57,7 @@ def verify(options: VerifyOptions | None = None, /, *, reporter: Reporter | None
 
 
 def _check_readable(run: RunFolder) -> None:
-    """Refuse to accept what could not be loaded.
+    """Refuse to accept files that cannot be loaded.
 
     Raises:
         UserError: The weights or the config cannot be read.
@@ -69,13 +69,13 @@ def _check_readable(run: RunFolder) -> None:
 
 
 def _states(run: RunFolder) -> dict[str, str]:
-    """How each file of a run is: ``whole``, ``altered``, ``missing`` or ``no digest``."""
+    """State of each file of a run: ``whole``, ``altered``, ``missing`` or ``no digest``."""
     try:
         known = run.digests()
     except UserError:
         return {RECORD: "altered"}
     states = {RECORD: "whole" if run.is_sealed else "no digest"}
-    # what a run that is not finished has besides its checkpoint is written anew when it goes on
+    # other files of an unfinished run are written again when it is resumed
     for name in FILES if run.record().get("status") != "unfinished" else (CHECKPOINT,):
         there = (run.path / name).is_file()
         if name not in known:

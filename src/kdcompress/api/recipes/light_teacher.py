@@ -1,4 +1,4 @@
-"""The lightweight teacher of LW-KD: made once for a number of classes, and what it says of synthesized images."""
+"""The lightweight teacher of LW-KD: trained once per number of classes, and its logits on synthesized images."""
 
 from __future__ import annotations
 
@@ -34,21 +34,21 @@ from kdcompress.options import DistillOptions, TrainTeacherOptions
 from kdcompress.runs import WEIGHTS, RunFolder
 
 RECIPE: dict[str, Any] = {"model": "lenet5", "opt": "adamw", "lr": 4e-3, "augment": "none"}
-FORMAT = 2  # of the runs that are kept: with digests
-MOST_EPOCHS, LEAST_EPOCHS, IMAGES = 20, 5, 600_000  # at most: it stops as soon as it is good enough
+FORMAT = 2  # of the cached runs: with digests
+MOST_EPOCHS, LEAST_EPOCHS, IMAGES = 20, 5, 600_000  # upper limits: it stops at --teacher-top1
 USUAL_BANK, MAX_BANK = 512 * 2**20, 4 * 2**30  # bytes
 MOST_PER_CLASS, MOST_IMAGES = 128, 20_000
 
-_temporary: list[Any] = []  # folders that go when the process does
+_temporary: list[Any] = []  # folders that are removed when the process ends
 
 
 def light_teacher(classes: int, options: DistillOptions, place: Place, reporter: Reporter) -> Network:
-    """The lightweight teacher for so many classes: from the cache, or trained and kept there.
+    """The lightweight teacher for a number of classes: from the cache, or trained and cached.
 
-    It is trained in a folder of its own, so that one that was cut off goes on, and of two processes one waits.
+    It is trained in a folder of its own, so that an interrupted training is resumed, and a second process waits for it.
 
     Raises:
-        Interrupted: It was asked to stop; the next command goes on with it.
+        Interrupted: Ctrl-C or SIGTERM; the next command resumes its training.
     """
     epochs = min(max(IMAGES // synth_digits.SynthDigits.parse(_data(classes)).n, LEAST_EPOCHS), MOST_EPOCHS)
     stop = f"{options.teacher_top1:g}-percent"
@@ -59,7 +59,7 @@ def light_teacher(classes: int, options: DistillOptions, place: Place, reporter:
         with alone():
             return _loaded(kept) or _trained(kept, _data(classes), epochs, options, place, reporter)
 
-    return from_main(made)  # the caches of other hosts are others, and a network so small gains nothing by them
+    return from_main(made)  # other hosts have other caches, and so small a network trains no faster on several
 
 
 def _trained(kept: Path, data: str, epochs: int, options: DistillOptions, place: Place, reporter: Reporter) -> Network:
@@ -86,21 +86,21 @@ def _trained(kept: Path, data: str, epochs: int, options: DistillOptions, place:
             try:
                 make(work)
             except Interrupted as interrupted:
-                remedy = "Run the same command again: the lightweight teacher goes on where it stopped."
+                remedy = "Run the same command again: the lightweight teacher resumes where it stopped."
                 raise Interrupted(interrupted.path, remedy) from interrupted
             except UserError as error:
-                if work.parent != kept.parent or (problem := _of_the_disk(error)) is None:
+                if work.parent != kept.parent or (problem := _disk_error(error)) is None:
                     raise
                 shutil.rmtree(work, ignore_errors=True)
                 work = _not_kept(kept, problem, reporter)
                 make(work)
             if work.parent == kept.parent:
                 work = _moved(work, kept)
-    found = load_network(str(work))
-    reached = found.record["result"]["top1"]
+    network = load_network(str(work))
+    reached = network.record["result"]["top1"]
     if reached < options.teacher_top1:
         reporter.note(f"Notice: the lightweight teacher reached {reached:.1f} %, not {options.teacher_top1:g} %.")
-    return found
+    return network
 
 
 def soft_targets(
@@ -108,24 +108,24 @@ def soft_targets(
 ) -> Tensor:
     """Logits [K, M, K] of a teacher on M images of each class of its own data, in half precision.
 
-    Of synthesized data they are drawn anew, none of which it has seen. Of other data they are those of its calibration
-    split, or, if they are the student's data too, of the split that the student fits on.
+    Synthesized images are drawn anew, so it was trained on none of them. Other images are those of its calibration
+    split or, if the student has the same data, of the student's fit split.
 
     Args:
         images: M; fewer where a class has fewer.
         source: The student's data.
 
     Raises:
-        UserError: The teacher's run does not say what it was trained on, or a class has no image there.
+        UserError: The teacher's training data are not on record, or have no image of some class.
     """
     past = teacher.record.get("options", {})
     spec = past.get("data")
     if spec is None:
-        remedy = "Give the run of a train-teacher, or leave TEACHER out."
-        raise UserError(f"What {teacher.reference} was trained on is not known.", remedy)
+        remedy = "Give a run of train-teacher, or leave TEACHER out."
+        raise UserError(f"The training data of {teacher.reference} are not on record.", remedy)
     if spec.startswith(f"{synth_digits.NAME}:"):
         drawn = synth_digits.SynthDigits.parse(spec)
-        # of n images that are drawn on demand a fifth as many are the test split
+        # the test split of synthesized data has a fifth of n images
         others = dataclasses.replace(drawn, n=max(5 * images, 2) * drawn.classes, seed=drawn.seed + 1)
         known, split = load_source(str(others)), "test"
     else:
@@ -150,10 +150,10 @@ def soft_targets(
 
 
 def bank_images(classes: int, wanted: int | None) -> int:
-    """M, images of each class in the bank.
+    """M, the number of images of each class in the bank.
 
     Raises:
-        UserError: So many would not fit into memory.
+        UserError: They would not fit into memory.
     """
     one = 2 * classes * classes
     usual = min(USUAL_BANK // one, MOST_IMAGES // classes, MOST_PER_CLASS)
@@ -172,7 +172,7 @@ def _data(classes: int) -> str:
 
 
 def _recipe(epochs: int) -> str:
-    """Eight letters that change with what the teacher is made by."""
+    """Eight hex digits of all that the teacher's weights depend on."""
     digest = hashlib.sha256(json.dumps([RECIPE, epochs, FORMAT]).encode())
     for module in (synth_digits, lenet):
         digest.update(Path(str(module.__file__)).read_bytes())
@@ -180,7 +180,7 @@ def _recipe(epochs: int) -> str:
 
 
 def _loaded(folder: Path) -> Network | None:
-    """A finished run, or None where there is none that is whole."""
+    """The network of a finished and undamaged run, else None."""
     with contextlib.suppress(UserError):
         if WEIGHTS in RunFolder(folder).digests():
             return load_network(str(folder))
@@ -188,16 +188,16 @@ def _loaded(folder: Path) -> Network | None:
 
 
 def _work_folder(kept: Path, place: Place, stack: contextlib.ExitStack, reporter: Reporter) -> Path:
-    """Where to train, locked until the stack closes; ``kept`` itself if it was made while the lock was awaited."""
+    """Where to train, locked until the stack closes; ``kept`` itself if another process has just trained it."""
     try:
         kept.parent.mkdir(parents=True, exist_ok=True)
-        tell = functools.cache(reporter.note)
-        waiting = functools.partial(tell, "Another run trains this lightweight teacher; waiting for it.")
+        note_once = functools.cache(reporter.note)
+        waiting = functools.partial(note_once, "Another run trains this lightweight teacher; waiting for it.")
         stack.enter_context(Lock(kept.parent / f".{kept.name}.lock").awaited(waiting))
         if _loaded(kept) is not None:
             return kept
         if kept.exists():
-            reporter.note(f"Warning: the lightweight teacher {kept} was altered, or is damaged; it is made anew.")
+            reporter.note(f"Warning: the lightweight teacher {kept} is altered or damaged; it is trained again.")
             shutil.rmtree(kept, ignore_errors=True)
     except OSError as error:
         return _not_kept(kept, error, reporter)
@@ -205,21 +205,21 @@ def _work_folder(kept: Path, place: Place, stack: contextlib.ExitStack, reporter
 
 
 def _not_kept(kept: Path, problem: OSError, reporter: Reporter) -> Path:
-    """A folder to train in that goes when the process does."""
-    reporter.note(f"Warning: the lightweight teacher cannot be kept in {kept.parent}: {problem.strerror or problem}.")
+    """A folder to train in that is removed when the process ends."""
+    reporter.note(f"Warning: the lightweight teacher cannot be cached in {kept.parent}: {problem.strerror or problem}.")
     _temporary.append(tempfile.TemporaryDirectory(prefix="kdcompress-", ignore_cleanup_errors=True))
     return Path(_temporary[-1].name) / kept.name
 
 
-def _of_the_disk(error: BaseException | None) -> OSError | None:
-    """The error of the disk behind one of ours."""
+def _disk_error(error: BaseException | None) -> OSError | None:
+    """The OSError that caused an error of ours, if any."""
     while error is not None and not isinstance(error, OSError):
         error = error.__cause__ or error.__context__
     return error
 
 
 def _moved(work: Path, kept: Path) -> Path:
-    """Where the finished teacher is; it serves this command from wherever that is."""
+    """Move the finished teacher into the cache, and return its folder; where that fails, it is used from ``work``."""
     try:
         return work.rename(kept)
     except OSError:
@@ -227,8 +227,8 @@ def _moved(work: Path, kept: Path) -> Path:
 
 
 def _memory() -> int:
-    """Bytes of this machine."""
+    """Bytes of memory of this machine."""
     try:
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (AttributeError, ValueError, OSError):  # not there on every system
+    except (AttributeError, ValueError, OSError):  # not available on every system
         return 2 * MAX_BANK

@@ -19,7 +19,7 @@ from kdcompress.models.assemble import as_cascade
 from kdcompress.options import METHODS, DistillOptions, TrainTeacherOptions
 from kdcompress.results import TrainResult
 
-# from the student, the frozen teacher if there is one, and what turns a batch into the student's input
+# from the student, the frozen teacher if there is one, and the adapter from batches to the student's input
 MakeTask = Callable[[nn.Module, Frozen | None, InputAdapter | None, DistillOptions], StudentTask]
 
 
@@ -51,14 +51,17 @@ def by_task(make: MakeTask, *, as_first_member: bool = False) -> Callable[[Job[D
 def supervised(
     student: nn.Module, teacher: Frozen | None, own: InputAdapter | None, options: DistillOptions
 ) -> StudentTask:
+    """Cross-entropy on the labels, smoothed or not."""
     return SupervisedTask(student, own, smoothing(options))
 
 
 def tf_kd(student: nn.Module, teacher: Frozen | None, own: InputAdapter | None, options: DistillOptions) -> StudentTask:
+    """Teacher-free KD: a fixed distribution as the teacher."""
     return TfKdTask(student, own, smoothing(options), **logit_weights(options, METHODS[options.method]))
 
 
 def kd(student: nn.Module, teacher: Frozen | None, own: InputAdapter | None, options: DistillOptions) -> StudentTask:
+    """KD on the teacher's logits."""
     assert teacher is not None
     return KdTask(student, teacher, own, smoothing(options), **logit_weights(options, METHODS[options.method]))
 

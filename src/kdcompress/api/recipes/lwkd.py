@@ -1,4 +1,4 @@
-"""``distill --method lwkd``: a lightweight teacher made in seconds, a bank of what it says, and the training."""
+"""``distill --method lwkd``: a lightweight teacher trained in seconds, a bank of its logits, and the student."""
 
 from __future__ import annotations
 
@@ -34,27 +34,26 @@ ACCURACY = "train_discriminator_accuracy"  # a column of metrics.csv
 
 
 def train_lwkd(job: Job[DistillOptions]) -> TrainResult:
-    """Train a student on its labels and on what a lightweight teacher says of synthesized images of the same classes.
+    """Train a student on labels, and on soft targets of a lightweight teacher for images of its own.
 
     Raises:
-        UserError: A teacher with another number of classes, or of whose classes there are no images; a bank that is
-            too large.
+        UserError: A teacher with another number of classes, or without images of a class; a bank that is too large.
     """
     options, method = job.options, METHODS[job.method]
-    source = open_data(options)  # those of its teacher are others
+    source = open_data(options)  # the teacher has its own
     check_enough_classes(options, source.num_classes)
     student = fresh(options.student, source, options, choose_channels(source, options), options.pretrained)
     images = bank_images(source.num_classes, options.bank_size)
     if options.class_map == "similar" and source.num_classes > MOST_SIMILAR:
-        problem = f"--class-map similar serves up to {MOST_SIMILAR} classes, these are {source.num_classes}."
-        raise usage_error(problem, "Take identity or random.")
+        problem = f"--class-map similar takes up to {MOST_SIMILAR} classes, the data have {source.num_classes}."
+        raise usage_error(problem, "Use identity or random.")
     if options.teacher is not None:
         teacher = load_network(options.teacher, options.teacher_arch)
     else:
         teacher = light_teacher(source.num_classes, options, job.place, job.reporter)
     if teacher.num_classes != source.num_classes:
         problem = f"The teacher {teacher.reference} has {teacher.num_classes} classes, the data {source.num_classes}."
-        raise UserError(problem, "Leave TEACHER out: one of the right size is made.")
+        raise UserError(problem, "Leave TEACHER out: one with the right number of classes is trained.")
     bank = SoftTargetBank(soft_targets(teacher, images, options, job, source))
     entry: dict[str, Any] = {"reference": teacher.reference, "arch": teacher.arch, "fingerprint": teacher.fingerprint()}
     weights = logit_weights(options, method)
@@ -69,9 +68,9 @@ def train_lwkd(job: Job[DistillOptions]) -> TrainResult:
 
     def distil() -> LwKdTask:
         if options.class_map == "similar":
-            # networks of several processes differ in BatchNorm's statistics; all must map alike
-            found = from_main(lambda: similar_classes(_confusion(student, data, job), bank).tolist())
-            bank.classes = torch.tensor(found)
+            # BatchNorm statistics differ between processes, but the map must be the same
+            classes = from_main(lambda: similar_classes(_confusion(student, data, job), bank).tolist())
+            bank.classes = torch.tensor(classes)
         student.model.load_state_dict(untrained)
         torch.manual_seed(options.seed)
         return LwKdTask(
@@ -94,23 +93,24 @@ def train_lwkd(job: Job[DistillOptions]) -> TrainResult:
 
 
 def similar_classes(confusion: Tensor, bank: SoftTargetBank) -> Tensor:
-    """The teacher's class [K] for each of the target's, such that what is confused here is confused there (our choice).
+    """The teacher's class [K] for each class of the data: classes that are confused get classes confused alike.
 
-    A quadratic assignment between both tables of confusion, by the FAQ algorithm (Vogelstein et al. 2015).
+    A quadratic assignment between the two confusion matrices (our choice), by the FAQ algorithm (Vogelstein et al.
+    2015).
 
     Args:
         confusion: [K, K], mean distribution that the student gives to images of each class.
     """
-    from scipy.optimize import quadratic_assignment  # takes a second, which no other method should wait for
+    from scipy.optimize import quadratic_assignment  # takes a second, which other methods should not pay
 
     theirs = torch.stack([rows.float().softmax(-1).mean(0) for rows in bank.logits]).numpy()
     ours = confusion.numpy()
     for table in (theirs, ours):
         np.fill_diagonal(table, 0)
-    found = quadratic_assignment(
+    assignment = quadratic_assignment(
         ours + ours.T, theirs + theirs.T, options={"maximize": True, "rng": np.random.default_rng(0)}
     )
-    return torch.from_numpy(found.col_ind.astype(np.int64))
+    return torch.from_numpy(assignment.col_ind.astype(np.int64))
 
 
 def _confusion(student: Network, data: Data, job: Job[DistillOptions]) -> Tensor:
@@ -121,11 +121,11 @@ def _confusion(student: Network, data: Data, job: Job[DistillOptions]) -> Tensor
 
 
 def _report_collapse(run: Path, job: Job[DistillOptions]) -> None:
-    """Say so where the discriminator, once it had an epoch to learn, always knew or never did."""
+    """Print a notice if the discriminator, after its first epoch, was always right, or never better than chance."""
     with open(run / METRICS) as file:
-        said = [float(row[ACCURACY]) for row in csv.DictReader(file) if row.get(ACCURACY)][1:]
-    taught = "the adversarial loss taught nothing."
-    if said and min(said) > 0.99:
-        job.reporter.note(f"Notice: the discriminator was never fooled (accuracy 1): {taught}")
-    if said and max(abs(value - 0.5) for value in said) < 0.02:
-        job.reporter.note(f"Notice: the discriminator never learned (accuracy 0.5): {taught}")
+        accuracies = [float(row[ACCURACY]) for row in csv.DictReader(file) if row.get(ACCURACY)][1:]
+    consequence = "the adversarial loss had no effect."
+    if accuracies and min(accuracies) > 0.99:
+        job.reporter.note(f"Notice: the discriminator was never fooled (accuracy 1): {consequence}")
+    if accuracies and max(abs(value - 0.5) for value in accuracies) < 0.02:
+        job.reporter.note(f"Notice: the discriminator never learned (accuracy 0.5): {consequence}")

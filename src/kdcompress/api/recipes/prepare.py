@@ -1,4 +1,4 @@
-"""From options to what a task is made of: networks shaped for the data, and batches that suit teacher and student."""
+"""Parts of a task, made from options: networks shaped for the data, and batches that suit teacher and student."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 from kdcompress.api.check import check_enough_classes
 from kdcompress.api.fitting import check_channels, check_classes, open_data
-from kdcompress.api.job import Job
+from kdcompress.api.job import Job, Own
 from kdcompress.api.reference import inherit
 from kdcompress.api.teacher import Teacher, load_teacher
 from kdcompress.data import Data, DataSource, InputAdapter, Preprocess, choose_channels, choose_size
@@ -27,10 +27,10 @@ def fresh(
     pretrained: bool,
     like: Preprocess | None = None,
 ) -> Network:
-    """A network of a spec, shaped for these data.
+    """A new network of a model spec, shaped for the data.
 
     Args:
-        like: Images are normalised as here, unless the spec says how.
+        like: Its mean and std normalise the images, unless the spec gives others.
     """
     spec = ModelSpec.parse(text)
     if like is not None:
@@ -47,12 +47,13 @@ def fresh(
     )
 
 
-def batches_for(source: DataSource, prep: Preprocess, job: Job[Any]) -> Data:
+def batches_for(source: DataSource, prep: Preprocess, job: Job[Own]) -> Data:
+    """The data of a job, preprocessed by ``prep``."""
     return Data(source, prep, job.options, job.place.device, job.place.rank, job.place.world, job.reporter.note)
 
 
 def shared(student: Preprocess, teacher: Preprocess, source: DataSource) -> Preprocess:
-    """Batches are made for the student, at the larger size of the two where the images have so many pixels.
+    """Preprocessing of batches for both: the student's, at the larger input size if the images have as many pixels.
 
     Images enlarged for the teacher and shrunk again would reach the student blurred; so the teacher enlarges its own.
     """
@@ -61,12 +62,13 @@ def shared(student: Preprocess, teacher: Preprocess, source: DataSource) -> Prep
 
 
 def adapter(made_for: Preprocess, wanted: Preprocess) -> InputAdapter | None:
+    """What converts batches from one preprocessing to another; None if they are the same."""
     adapter = InputAdapter(made_for, wanted)
     return None if adapter.same and adapter.size is None else adapter
 
 
 def logit_weights(options: LogitOptions, method: Method | None = None) -> dict[str, Any]:
-    """The loss on logits: what the user set, else the method's defaults; the rest is the loss' own."""
+    """Arguments of the logit loss: what the user set, else the method's defaults; what is missing, the loss sets."""
     other = None if options.logit_loss == "kl" else options.logit_loss
     own = {"alpha": method and method.alpha, "temperature": method and method.temperature}
     values = {**own, **{key: value for key in own if (value := getattr(options, key)) is not None}, "logit_loss": other}
@@ -74,7 +76,7 @@ def logit_weights(options: LogitOptions, method: Method | None = None) -> dict[s
 
 
 def smoothing(options: DistillOptions) -> float:
-    """What the user set, else the method's default."""
+    """Label smoothing that the user set, else the method's default."""
     given = options.label_smoothing
     return METHODS[options.method].label_smoothing if given is None else given
 
@@ -82,10 +84,10 @@ def smoothing(options: DistillOptions) -> float:
 def opened(job: Job[DistillOptions]) -> tuple[Teacher | None, DataSource, int]:
     """The teacher, the data, and the channels that a student sees of them.
 
-    The options of ``job`` are filled in with those that the teacher's run hands on.
+    The options of ``job`` are filled in with those inherited from the teacher's run.
 
     Raises:
-        UserError: Nothing of that name, or networks and data that do not fit together.
+        UserError: No such teacher or data, or networks and data that do not fit together.
     """
     options = job.options
     teacher = load_teacher(options.teacher, options.teacher_arch, job.reporter) if options.teacher is not None else None

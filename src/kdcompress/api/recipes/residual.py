@@ -1,4 +1,4 @@
-"""The training of one more member, for ``add-res-student`` and each trial of its search."""
+"""Training of one more member, for ``add-res-student`` and each trial of its search."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from kdcompress.models.student_assistant import StudentAssistant
 from kdcompress.options import AddResStudentOptions, PolishOptions
 from kdcompress.results import TrainResult
 
-Heir = TypeVar("Heir", AddResStudentOptions, PolishOptions)  # of a run, which names its teacher and its data
+FromRun = TypeVar("FromRun", AddResStudentOptions, PolishOptions)  # the run names the teacher and the data
 
 
 @dataclass
@@ -34,8 +34,8 @@ class Residual:
 
     Attributes:
         base: The cascade of the members so far.
-        teacher: Whose logits they are to add up to.
-        data: Images as the new member sees them, or larger ones where the teacher needs them.
+        teacher: Its logits are what the members should add up to.
+        data: At the new member's input size, or the teacher's if that is larger.
     """
 
     base: Network
@@ -50,7 +50,7 @@ class Residual:
             UserError: Networks and data that do not fit together; a run whose teacher is not known.
         """
         base = as_cascade(_ungated(load_network(job.options.run), job))
-        return cls(base, *take_over(base, job))
+        return cls(base, *teacher_and_data(base, job))
 
     def member(self, arch: str, seed: int) -> Network:
         """A new member, not trained yet, by its model spec."""
@@ -67,8 +67,8 @@ class Residual:
         """Train a member of the architecture ``arch`` into the run folder that the options of ``job`` name.
 
         Args:
-            energies: Whether the result tells the energy of the residual.
-            search: The trials by which ``arch`` was chosen, for the record.
+            energies: Whether the result contains the energy of the residual.
+            search: The trials by which ``arch`` was chosen, to be recorded.
         """
         options, base, teacher, data = job.options, self.base, self.teacher, self.data
         assert isinstance(base.model, ResidualCascade)
@@ -76,7 +76,9 @@ class Residual:
         if options.from_teacher:
             start_from(teacher, member, data, job.reporter)
         weight = options.sum_weight if options.sum_weight is not None else _share(base, member)
-        if not options.residual_warmup:  # it has only the residual to go by, and begins where the sum is
+        if (
+            not options.residual_warmup
+        ):  # trained on the residual alone, it starts with zero logits, from the sum so far
             zero_classifier(member.model)
         frozen = teacher.freeze(adapter(data.prep, teacher.network.prep))
         task = ResKdTask(
@@ -90,7 +92,7 @@ class Residual:
             sum_weight=weight,
             warmup=options.residual_warmup,
         )
-        # the result of a gated cascade is its gate's; that of its training is kept beside it
+        # in a gated run, "result" is of the gate, "training" of the training before
         earlier = (base.record.get("training") or base.record.get("result") or {}).get("energies") or []
         return job.train(
             [Phase(lambda: task)],
@@ -107,23 +109,23 @@ class Residual:
 
 
 def _share(base: Network, member: Network) -> float:
-    """How much of the MACs of both the members so far have: a sum leans on what had more to learn with (our choice)."""
+    """The earlier members' share of the MACs, as their weight in the sum: larger networks weigh more (our choice)."""
     before = macs_of(base.model)
     return round(before / (before + macs_of(member.model)), 4)
 
 
 def _ungated(network: Network, job: Job[AddResStudentOptions]) -> Network:
     if isinstance(network.model, Staged) and network.model.gate is not None:
-        job.reporter.note("Notice: the gate of the run does not fit another member; calibrate it again.")
+        job.reporter.note("Notice: the run's gate is dropped, as it does not cover the new member; calibrate again.")
         network.model.gate = None
         network.model_args = {key: value for key, value in network.model_args.items() if key != "gate"}
     if isinstance(network.model, StudentAssistant):
-        job.reporter.note("Notice: student and assistant are one member from now on; none runs without the other.")
+        job.reporter.note("Notice: student and assistant are one member from now on; neither runs without the other.")
     return network
 
 
-def take_over(base: Network, job: Job[Heir]) -> tuple[Teacher, Data]:
-    """What a run goes on to learn from: its teacher, and images as both or the larger of the two need them.
+def teacher_and_data(base: Network, job: Job[FromRun]) -> tuple[Teacher, Data]:
+    """The teacher to train a run's cascade with, and the data at the larger input size of the two.
 
     The options of ``job`` are filled in with those that are inherited from the run.
 
@@ -142,7 +144,7 @@ def take_over(base: Network, job: Job[Heir]) -> tuple[Teacher, Data]:
     return teacher, batches_for(source, shared(base.prep, teacher.network.prep, source), job)
 
 
-def _teacher_of(base: Network, job: Job[Heir]) -> Teacher:
+def _teacher_of(base: Network, job: Job[FromRun]) -> Teacher:
     options = job.options
     known = base.record.get("teacher")
     if options.teacher is not None:
@@ -152,7 +154,7 @@ def _teacher_of(base: Network, job: Job[Heir]) -> Teacher:
             f"The run {base.reference} has no teacher on record.", "Give the one to learn from: --teacher REF."
         )
     if base.record.get("method") == "lwkd":
-        problem = f"{base.reference} learned from a lightweight teacher, which knows nothing of its images."
+        problem = f"{base.reference} was distilled from a lightweight teacher, which cannot classify its images."
         raise UserError(problem, "Give a teacher of these data: --teacher REF.")
     teacher = load_teacher(known["reference"], known.get("arch"), job.reporter)
     if teacher.entry["fingerprint"] != known["fingerprint"]:

@@ -1,4 +1,4 @@
-"""``distill --method rkd-assistant``: separate the student, match its feature maps with the teacher's, train."""
+"""``distill --method rkd-assistant``: divide the student, match its feature maps with the teacher's, train."""
 
 from __future__ import annotations
 
@@ -26,21 +26,21 @@ from kdcompress.results import TrainResult
 
 
 def train_rkd_assistant(job: Job[DistillOptions]) -> TrainResult:
-    """Train a student and its assistant, or with ``undivided`` the model that they would be made of.
+    """Train a student and its assistant, or with ``undivided`` the model that would be divided into them.
 
     Raises:
-        UserError: A teacher or student without feature maps, a share that no widths meet, a classifier that cannot be
+        UserError: A teacher or student without feature maps, a share that no widths give, a classifier that cannot be
             reused.
     """
     teacher, source, channels = opened(job)
     options = job.options
     assert teacher is not None
     if ModelSpec.parse(options.student).name == ARCHITECTURE:
-        raise usage_error(f"{ARCHITECTURE} is what comes out.", "Give --student the model that is to be divided.")
+        raise usage_error(f"--student {ARCHITECTURE} is already divided.", "Give the model that is to be divided.")
     if not options.undivided:
         _phases(options)
     if options.pretrained and not options.undivided:
-        raise usage_error("--pretrained weights do not fit a narrower student.", "Leave it out, or add --undivided.")
+        raise usage_error("--pretrained weights do not fit the narrower student.", "Leave it out, or add --undivided.")
     whole = fresh(options.student, source, options, channels, options.pretrained)
     classifier = _classifier_of(teacher) if options.reuse_teacher_classifier else None
     teacher_stages = stages_of(teacher.network.model, f"The teacher {teacher.network.reference}")
@@ -62,7 +62,7 @@ def train_rkd_assistant(job: Job[DistillOptions]) -> TrainResult:
     teachers, size = [stage for stage, _ in pairs], (prep.channels, *prep.size)
     shown = FrozenMaps(frozen, teachers, size, features=classifier is not None)
     network = whole if options.undivided else _separated(whole, options, teacher, job)
-    _check_room(job, options, gib(1, data.fit_size(), shown.width))
+    _check_cache_size(job, options, gib(1, data.fit_size(), shown.width))
     matching = [[theirs.reduction, own.reduction] for theirs, own in pairs]
     if options.undivided:
         task = TransferTask(Undivided(whole.model, pairs, transfer.connected), shown, **given)
@@ -95,14 +95,14 @@ def train_rkd_assistant(job: Job[DistillOptions]) -> TrainResult:
     return job.train(phases, network, data, teacher, matched_stages=matching)
 
 
-def _check_room(job: Job[DistillOptions], options: DistillOptions, size: float) -> None:
-    """Say what keeping feature maps would take, where that is not asked for.
+def _check_cache_size(job: Job[DistillOptions], options: DistillOptions, size: float) -> None:
+    """Check that the feature maps to cache fit, or with ``--target-views auto`` print how large they would be.
 
     Args:
-        size: GiB of a view.
+        size: GiB per view.
 
     Raises:
-        UserError: It is asked for, and there is no room.
+        UserError: They do not fit into ``--cache-size``.
     """
     wanted = (options.chosen_views or 0) * size
     if wanted > options.cache_size:
@@ -111,8 +111,8 @@ def _check_room(job: Job[DistillOptions], options: DistillOptions, size: float) 
         raise usage_error(f"{problem}, and --cache-size is {options.cache_size:g}.", remedy)
     if options.chosen_views is None:
         job.reporter.note(
-            "The teacher's feature maps are computed at every step. --target-views K would keep them for K views of "
-            f"the images, {size:.3g} GiB each."
+            "The teacher's feature maps are computed at every step. --target-views K would cache them for K views of "
+            f"the images, {size:.3g} GiB per view."
         )
 
 
@@ -122,32 +122,34 @@ def _note_unmatched(
     if len(pairs) == max(len(teachers), len(own)):
         return
     matching = ", ".join(f"{theirs.reduction} with {mine.reduction}" for theirs, mine in pairs)
-    what = "only the last maps are matched" if len(pairs) == 1 else f"matched are maps of reduction {matching}"
-    job.reporter.note(f"Notice: the stages of {student} are not those of the teacher; {what}.")
+    what = "only the last maps are matched" if len(pairs) == 1 else f"maps are matched by reduction: {matching}"
+    job.reporter.note(f"Notice: {student} and the teacher have different feature stages; {what}.")
 
 
 def _phases(options: DistillOptions) -> list[tuple[str, int]]:
-    """What learns, and for how many of the epochs; all phases together have as many as the user said.
+    """The part that each phase trains, and its epochs, which add up to ``--epochs``.
 
     Raises:
-        UserError: Fewer than there are phases.
+        UserError: Fewer epochs than phases.
     """
     parts = SCHEMES[options.scheme]
     if options.epochs < len(parts):
-        problem = f"--scheme {options.scheme} has {len(parts)} phases: --epochs {options.epochs} are too few."
+        problem = f"--epochs {options.epochs} is too few for the {len(parts)} phases of --scheme {options.scheme}."
         raise usage_error(problem, f"Give {len(parts)} or more, or --scheme end-to-end.")
     later = [max(round(share * options.epochs), 1) for _, share in parts[1:]]
     return list(zip([part for part, _ in parts], [options.epochs - sum(later), *later], strict=True))
 
 
 def _separated(whole: Network, options: DistillOptions, teacher: Teacher, job: Job[DistillOptions]) -> Network:
-    """The given model as a student and an assistant, which take its input."""
+    """The given model, divided into a student and an assistant that take the same input."""
     args = {key: value for key, value in whole.model_args.items() if key not in ("in_chans", "num_classes")}
     features = feature_size(teacher.network.model)
-    if not options.reuse_teacher_classifier:  # else what brings a narrow network to many features costs more than it
+    if (
+        not options.reuse_teacher_classifier
+    ):  # else projecting a narrow network to that many features costs more than it
         features = min(features, feature_size(whole.model))
     prep: Preprocess = whole.prep
-    found = separate(
+    separation = separate(
         ModelSpec(whole.architecture, args),
         options.assistant_share,
         features=features,
@@ -155,16 +157,18 @@ def _separated(whole: Network, options: DistillOptions, teacher: Teacher, job: J
         in_chans=prep.channels,
         size=prep.size,
     )
-    share, integration = (macs / found.undivided_macs for macs in (found.assistant_macs, found.integration_macs))
+    share, integration = (
+        macs / separation.undivided_macs for macs in (separation.assistant_macs, separation.integration_macs)
+    )
     if not 0.75 <= share / options.assistant_share <= 1.33:
         job.reporter.note(
-            f"Notice: the assistant has {share:.0%} of the MACs: widths are whole channels, and {integration:.0%} are "
-            "what brings the two together."
+            f"Notice: the assistant has {share:.0%} of the MACs: widths are whole channels, and the layers that add up "
+            f"the features of both take {integration:.0%}."
         )
-    if found.student_macs < found.assistant_macs:
-        job.reporter.note("Notice: the student is smaller than its assistant. Another --assistant-share is smaller.")
+    if separation.student_macs < separation.assistant_macs:
+        job.reporter.note("Notice: the student is smaller than its assistant. Try a smaller --assistant-share.")
     model = {"architecture": whole.architecture, "model_args": args}
-    spec = ModelSpec(ARCHITECTURE, {"model": model, "widths": list(found.widths), "features": features})
+    spec = ModelSpec(ARCHITECTURE, {"model": model, "widths": list(separation.widths), "features": features})
     network = new_network(
         spec, num_classes=whole.num_classes, channels=prep.channels, size=prep.size, seed=options.seed
     )
@@ -174,10 +178,14 @@ def _separated(whole: Network, options: DistillOptions, teacher: Teacher, job: J
 
 def _classifier_of(teacher: Teacher) -> nn.Linear:
     model = teacher.network.model
-    found = model.get_classifier() if hasattr(model, "get_classifier") else None  # type: ignore[operator]
-    if not isinstance(found, nn.Linear) or found.in_features != feature_size(model) or found.bias is None:
+    classifier = model.get_classifier() if hasattr(model, "get_classifier") else None  # type: ignore[operator]
+    if (
+        not isinstance(classifier, nn.Linear)
+        or classifier.in_features != feature_size(model)
+        or classifier.bias is None
+    ):
         raise UserError(
             f"The classifier of {teacher.network.reference} is not one linear layer on its features.",
             "Leave out --reuse-teacher-classifier.",
         )
-    return found
+    return classifier
