@@ -256,7 +256,7 @@ def test_by_chance_no_trial_is_shut_out(single: Path, tmp_path: Path, monkeypatc
     monkeypatch.setattr(ShortTrainings, "score", score)
     kdcompress.add_res_student(run=single, out=tmp_path / "found", **{**COMMON, **SEARCH, "epochs": 9}, reporter=told)
     assert seen == 3 * [1, 4]
-    assert any("by more than chance. More --epochs" in note for note in told.notes)
+    assert any("by a standard error; more --epochs" in note for note in told.notes)
 
 
 def test_many_processes_are_refused(single: Path) -> None:
@@ -317,7 +317,7 @@ def test_killed_before_the_first_trial(single: Path, tmp_path: Path, monkeypatch
     trained(monkeypatch, stop_at=1)
     with pytest.raises(Interrupted):
         kdcompress.add_res_student(run=single, arch=TINY, out=tmp_path / "other", **COMMON)
-    with pytest.raises(UserError, match="not begun by a search"):
+    with pytest.raises(UserError, match="not started by a search"):
         found(single, tmp_path / "other", resume=True)
 
 

@@ -154,7 +154,7 @@ def test_a_machine_that_dies(single: Path, storage: str, monkeypatch: pytest.Mon
     specs = [spec for _, spec in ran]
     assert len(specs) == len(set(specs)) == len(result.search) == 4
     assert begun[0][1] in specs
-    assert any(f"at work on {begun[0][1]} gave no sign" in note for note in told.notes)
+    assert any(f"training {begun[0][1]} has not responded" in note for note in told.notes)
     ran.clear()
     again = searched(single, storage, resume=True)
     assert (again.search, ran) == (result.search, [])
@@ -199,7 +199,7 @@ def test_a_machine_that_was_only_taken_for_dead(single: Path, storage: str, monk
     assert results[0].search == other.search
     assert len(other.search) == 4
     assert Counter(spec for _, spec in ran)[ran[0][1]] == 2
-    assert any("taking this one for dead" in note for note in told.notes)
+    assert any("this one did not respond" in note for note in told.notes)
 
 
 def test_time_is_up_for_all(single: Path, storage: str, ran: list[Any]) -> None:
@@ -240,11 +240,11 @@ def test_other_options_are_refused(single: Path, storage: str, tmp_path: Path, r
 def test_a_folder_keeps_to_its_storage(single: Path, tmp_path: Path, ran: list[Any]) -> None:
     """Resumed without it, a search would begin anew beside the others."""
     helped = searched(single, tmp_path / "shared.log")
-    with pytest.raises(UserError, match=r"keeps its trials in .*shared\.log"):
+    with pytest.raises(UserError, match=r"stores its trials in .*shared\.log"):
         kdcompress.add_res_student(run=single, search=True, max_macs=0.9, out=helped.run, resume=True, **COMMON)
     kdcompress.add_res_student(run=single, search=True, max_macs=0.9, trials=1, out="alone", **COMMON)
     (tmp_path / "alone" / "run.json").write_text('{"command": "add-res-student", "status": "unfinished"}')
-    with pytest.raises(UserError, match=r"keeps its trials in .*alone/search/journal\.log"):
+    with pytest.raises(UserError, match=r"stores its trials in .*alone/search/journal\.log"):
         searched(single, tmp_path / "shared.log", out="alone", resume=True)
     with pytest.raises(UserError, match=r"began with other architectures|began with no"):
         searched(single, tmp_path / "alone" / FOLDER / JOURNAL)
@@ -256,7 +256,7 @@ def test_a_folder_keeps_to_its_storage(single: Path, tmp_path: Path, ran: list[A
         ("absent/shared.log", "no folder"),
         (".", "is no file"),
         ("pipe", "is no file"),
-        ("nonsense://me:secret@host:port/x", "no URL that SQLAlchemy reads"),
+        ("nonsense://me:secret@host:port/x", "not a URL that SQLAlchemy can parse"),
         ("oracle+cx_oracle://me:secret@host/x", "oracle"),
         ("nonsense://me:secret@host/x", "nonsense"),
         ("sqlite:////absent/folder/x.db", "unable to open"),

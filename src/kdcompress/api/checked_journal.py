@@ -1,6 +1,6 @@
-"""Optuna's journal of a search, each line with a checksum: what has been altered is found, not believed.
+"""Optuna's journal of a search, each line with a checksum, so that altered lines are refused.
 
-Imported only where a search is: Optuna is an extra.
+Imported by searches alone: Optuna is an extra.
 """
 
 from __future__ import annotations
@@ -20,19 +20,19 @@ SUM = "xxh3"
 
 
 class CheckedJournal(JournalFileBackend):
-    """Lines as Optuna writes them, with one more entry, which Optuna itself takes no notice of.
+    """Lines as Optuna writes them, with one more entry, which Optuna ignores.
 
-    A journal of an earlier version begins with lines that have none; from the first one that has, all must.
+    A journal of an earlier version begins with lines without a checksum; after the first with one, all must have it.
 
     Args:
-        path: On NFS, too: the lock is a symbolic link, which is made by one process only (Optuna's).
+        path: It may be on NFS: the lock is a symbolic link, which only one process can create (Optuna's).
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self._starts = [0]  # of each line that has been read, and of the next
         self._first: int | None = None  # line with a checksum
-        # absolute: the lock looks at what its link leads to
+        # an absolute path: the lock follows its link
         super().__init__(str(path), lock_obj=_WholeLines(str(path)))
 
     def append_logs(self, logs: list[dict[str, Any]]) -> None:
@@ -44,16 +44,16 @@ class CheckedJournal(JournalFileBackend):
         try:
             super().append_logs([{**log, SUM: _sum(log)} for log in logs])
         except OSError as error:
-            remedy = "What was saved before is whole: mend that, and run the same command with --resume."
+            remedy = "Earlier trials are saved: fix the cause, then run the same command with --resume."
             raise UserError(f"{self.path} cannot be written: {error.strerror}.", remedy) from error
 
     def read_logs(self, log_number_from: int) -> Iterator[dict[str, Any]]:  # type: ignore[override]
-        """Lines from that number on, up to one that is being written.
+        """Lines from that number on, up to one that is still being written.
 
-        Optuna's own reader passes over a last line that it cannot read.
+        Optuna's own reader would skip a last line that it cannot parse.
 
         Raises:
-            UserError: One is not what was written, or the file cannot be read.
+            UserError: A line was altered, or the file cannot be read.
         """
         number = log_number_from
         try:
@@ -69,28 +69,28 @@ class CheckedJournal(JournalFileBackend):
                     yield log
         except (ValueError, RecursionError) as error:
             problem = f"{self.path} cannot be read: line {number + 1} is damaged ({first_line(error)})."
-            raise UserError(problem, "Restore it, or search anew in another place.") from error
+            raise UserError(problem, "Restore it, or start a new search elsewhere.") from error
         except OSError as error:
             raise UserError(f"{self.path} cannot be read: {error.strerror}.", "Is its disk still there?") from error
 
     def _checked(self, number: int, line: bytes) -> dict[str, Any]:
         log = json.loads(line)
         if not isinstance(log, dict):
-            raise ValueError("it is no object")
-        found = log.pop(SUM, None)
-        if found is None:
+            raise ValueError("not a JSON object")
+        checksum = log.pop(SUM, None)
+        if checksum is None:
             good = (self._first is None or number < self._first) and not _ends_with_sum(log)
         else:
-            good = found == _sum(log)
+            good = checksum == _sum(log)
         if not good:
-            raise ValueError("it is not what was written")
-        if found is not None and self._first is None:
+            raise ValueError("its checksum does not match")
+        if checksum is not None and self._first is None:
             self._first = number
         return log
 
 
 class _WholeLines(JournalFileSymlinkLock):
-    """Whoever holds it finds no half line at the end: one that a kill cut off would spoil the next."""
+    """Removes a half-written last line, left by a killed process, which would corrupt the next one."""
 
     def acquire(self) -> bool:
         taken = super().acquire()
@@ -107,6 +107,6 @@ def _sum(log: Any) -> str:
 
 
 def _ends_with_sum(log: dict[str, Any]) -> bool:
-    """Whether a line has a checksum whose name is no longer what it was."""
+    """Whether a line has a checksum under an altered key."""
     last = list(log.values())[-1:]
     return bool(last) and isinstance(last[0], str) and len(last[0]) == 16

@@ -1,8 +1,8 @@
-"""Who works on the trials of a search: one process, or several that never see each other but in Optuna's storage.
+"""Sharing the trials of a search: one process, or several that communicate through Optuna's storage alone.
 
-No trial is run twice: of two that drew the same architecture the one of the lower number runs it (as in Lamport's
-bakery: who comes later waits until those before have said what they drew). A process is taken for dead when it has
-given no sign for a while, by the clock of whoever looks; its trial is then run by another. All this is our choice.
+No trial is run twice: of two that drew the same architecture, the one with the lower number runs it (as in Lamport's
+bakery algorithm, a trial waits until all earlier ones have published what they drew). A process without a heartbeat
+for a while, by the clock of the observer, counts as dead; its trial is run by another one. All this is our choice.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     import optuna
     from optuna.trial import FrozenTrial
 
-SIGN, DEAD, LOOK = 15.0, 120.0, 2.0  # seconds between two signs of life, without one, between two looks at the others
+HEARTBEAT, DEAD, POLL = 15.0, 120.0, 2.0  # seconds: between heartbeats, without one, between polls of the others
 ABANDONED, BEAT, CLOSED, DRAWN, WORKER = "abandoned", "beat", "closed", "drawn", "worker"
 
 
@@ -34,38 +34,39 @@ class Alone:
         self.study = study
 
     def left(self) -> FrozenTrial | None:
-        """A trial that this run has begun, and not ended."""
+        """A trial that this run began and has not finished."""
         running = self._running()
         return running[0] if running else None
 
     def enough(self, done: int, wanted: int) -> bool:
-        """Whether no other trial need begin, since others are at work on what is missing."""
+        """Whether other processes are already running all trials that are missing."""
         return False
 
     def begin(self) -> optuna.Trial:
+        """Start a new trial."""
         return self.study.ask()
 
     def propose(self, parameters: Mapping[str, Any], scores: Any = None) -> None:
-        """Let the next trial of this run have these parameters, and what it has scored already."""
+        """Give the next trial of this run these parameters, and the scores that it has already."""
         self.study.enqueue_trial(dict(parameters))
 
     @contextlib.contextmanager
     def at_work(self, trial: optuna.Trial, spec: str) -> Iterator[list[str]]:
-        """While a trial runs; gives the specs of others that run and come before it."""
+        """Context in which a trial runs; yields the specs of running trials with lower numbers."""
         yield []
 
     def close(self) -> None:
-        """Let no trial begin any more, and wait for those that run."""
+        """Start no more trials, and wait for those that run."""
 
     def wait(self) -> None:
-        """Until there may be something to do."""
+        """Sleep until there may be something to do."""
 
     def is_done(self, trial: FrozenTrial) -> bool:
-        """Whether a trial counts: it has ended, with an architecture of its own."""
+        """Whether a trial counts: it has finished, with an architecture of its own."""
         return trial.state.is_finished() and "spec" in trial.user_attrs
 
     def is_ours(self, trial: FrozenTrial) -> bool:
-        """Whether this run, or an earlier process of it, has run a trial."""
+        """Whether this run, or an earlier process of it, ran a trial."""
         return True
 
     def _running(self) -> list[FrozenTrial]:
@@ -78,14 +79,14 @@ class Crew(Alone):
     """One of several processes on a study.
 
     Args:
-        name: Of this run, the same when it is resumed.
-        note: Told of waiting, and of others that died.
+        name: Name of this run, the same when it is resumed.
+        note: Receives notices, of waiting and of processes that died.
     """
 
     def __init__(self, study: optuna.Study, name: str, note: Callable[[str], None]) -> None:
         super().__init__(study)
         self.name, self.note = name, note
-        self.seen: dict[int, tuple[Any, float]] = {}  # trial -> its last sign, and when that was first seen
+        self.seen: dict[int, tuple[Any, float]] = {}  # trial -> its last heartbeat, and when this process first saw it
 
     @property
     def closed(self) -> bool:  # type: ignore[override]
@@ -95,8 +96,8 @@ class Crew(Alone):
         return next(filter(self.is_ours, self._running()), None)
 
     def enough(self, done: int, wanted: int) -> bool:
-        living, dead = self._others()
-        if done + len(living) >= wanted:
+        live, dead = self._others()
+        if done + len(live) >= wanted:
             return True
         if dead:
             self._take_over(dead[0])
@@ -108,7 +109,7 @@ class Crew(Alone):
         return optuna.Trial(self.study, self._new({}, {}))
 
     def propose(self, parameters: Mapping[str, Any], scores: Any = None) -> None:
-        # at once this run's own: a trial that waits for whoever comes may be taken by two, where a database locks badly
+        # assigned to this run at once: with a database that locks badly, two processes may take a queued trial
         self._new({"fixed_params": dict(parameters)}, {"scores": scores} if scores else {})
 
     @contextlib.contextmanager
@@ -116,7 +117,7 @@ class Crew(Alone):
         trial.set_user_attr(BEAT, time.time())
         trial.set_user_attr(DRAWN, spec)
         ended = threading.Event()
-        thread = threading.Thread(target=self._live, args=(trial._trial_id, ended), daemon=True)
+        thread = threading.Thread(target=self._heartbeats, args=(trial._trial_id, ended), daemon=True)
         thread.start()
         try:
             yield self._before(trial)
@@ -129,17 +130,17 @@ class Crew(Alone):
             self.study.set_user_attr(CLOSED, True)
         if (left := self.left()) is not None:  # the others would wait for it
             self._end(left)
-        told = False
-        while (found := self._others())[0]:
-            if not told:
-                self.note(f"Waiting for {len(found[0])} trial(s) of other processes.")
-                told = True
+        announced = False
+        while (others := self._others())[0]:
+            if not announced:
+                self.note(f"Waiting for {len(others[0])} trial(s) of other processes.")
+                announced = True
             self.wait()
-        for trial in found[1]:  # whatever becomes of them, they count no more
+        for trial in others[1]:  # even if they finish after all, they no longer count
             self._end(trial)
 
     def wait(self) -> None:
-        time.sleep(LOOK)
+        time.sleep(POLL)
 
     def is_done(self, trial: FrozenTrial) -> bool:
         failed = trial.state.name == "FAIL"
@@ -158,37 +159,39 @@ class Crew(Alone):
         return self.study._storage.create_new_trial(self.study._study_id, made)
 
     def _before(self, trial: optuna.Trial) -> list[str]:
-        """What living trials of a lower number have drawn; waits until each has."""
+        """Architectures drawn by live trials with lower numbers; waits until each has drawn one."""
         while True:
             before = [other.user_attrs.get(DRAWN) for other in self._others()[0] if other.number < trial.number]
             if all(before):
                 return list(map(str, before))
-            time.sleep(LOOK / 10)
+            time.sleep(POLL / 10)
 
     def _others(self) -> tuple[list[FrozenTrial], list[FrozenTrial]]:
-        """Running trials of other processes: of the living, and of the dead."""
+        """Running trials of other processes: of live ones, and of dead ones."""
         now = time.monotonic()
-        living: list[FrozenTrial] = []
+        live: list[FrozenTrial] = []
         dead: list[FrozenTrial] = []
         for trial in self._running():
             if self.is_ours(trial):
                 continue
-            sign, first = self.seen.get(trial._trial_id, (None, now))
-            if sign != trial.user_attrs.get(BEAT):
+            beat, first = self.seen.get(trial._trial_id, (None, now))
+            if beat != trial.user_attrs.get(BEAT):
                 first = now
             self.seen[trial._trial_id] = trial.user_attrs.get(BEAT), first
-            (living if now - first < DEAD else dead).append(trial)
-        return living, dead
+            (live if now - first < DEAD else dead).append(trial)
+        return live, dead
 
     def _take_over(self, trial: FrozenTrial) -> None:
         if self._end(trial):
             spec = trial.user_attrs.get(DRAWN, "a trial")
-            self.note(f"Notice: the process at work on {spec} gave no sign for {DEAD:.0f} s; its trial is taken over.")
+            self.note(
+                f"Notice: the process training {spec} has not responded for {DEAD:.0f} s; its trial is taken over."
+            )
             if trial.params:
                 self.propose(trial.params, trial.user_attrs.get("scores"))
 
     def _end(self, trial: FrozenTrial) -> bool:
-        """Let a trial be none; False if that came too late."""
+        """Mark a trial as abandoned; False if it had finished already."""
         import optuna
 
         try:
@@ -197,14 +200,15 @@ class Crew(Alone):
         except optuna.exceptions.UpdateFinishedTrialError:
             return False
 
-    def _live(self, trial: int, ended: threading.Event) -> None:
-        while not ended.wait(SIGN):
-            with contextlib.suppress(Exception):  # where it lasts, the trial itself meets it
+    def _heartbeats(self, trial: int, ended: threading.Event) -> None:
+        """Show that this process is alive until a trial has ended."""
+        while not ended.wait(HEARTBEAT):
+            with contextlib.suppress(Exception):  # a lasting failure reaches the trial itself
                 self.study._storage.set_trial_user_attr(trial, BEAT, time.time())
 
 
 def name_of(folder: Path, storage: str) -> str:
-    """Of the run that searches in a folder, whatever machine it is on; kept there beside the name of its storage."""
+    """Name of the run that searches in a folder, on any machine; stored there with the name of its storage."""
     path = folder / WORKER
     if not path.exists():
         with atomic_file(path) as file:

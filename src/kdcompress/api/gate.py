@@ -26,7 +26,7 @@ from kdcompress.options import GateCalibrateOptions
 from kdcompress.plot import check_plot, plot
 from kdcompress.results import GateResult
 
-LEAST_DROP = 0.001  # points that can be promised: no split has so many images
+LEAST_DROP = 0.001  # points that can be guaranteed: no split has images enough for less
 
 
 def gate_calibrate(
@@ -34,35 +34,35 @@ def gate_calibrate(
 ) -> GateResult:
     """Give a cascade a gate: a copy of the run whose members are skipped where they are not needed.
 
-    Thresholds of all stages are searched together, on logits of the calibration split that are computed once.
+    Thresholds of all exits are searched together, on logits of the calibration split that are computed once.
 
     Args:
         options: All options at once; else give them by name (the fields of :class:`GateCalibrateOptions`).
-        reporter: Told of notices.
+        reporter: Receives notices.
 
     Raises:
-        UserError: No cascade, a target out of reach (the nearest one is named), thresholds out of range.
+        UserError: No cascade, a target out of reach (the error names the nearest one), thresholds out of range.
 
     Example:
         >>> kdcompress.gate_calibrate(run="runs/cascade", max_drop=0.5).expected_macs_ratio
     """
     options = options or GateCalibrateOptions.resolve(given)
     if sum((options.max_drop is not None, options.target_macs is not None, bool(options.threshold))) != 1:
-        remedy = "Say --max-drop POINTS, --target-macs RATIO or --threshold X."
+        remedy = "Give --max-drop POINTS, --target-macs RATIO or --threshold X."
         raise usage_error("gate-calibrate needs exactly one target.", remedy)
     if options.confidence_level is not None and not LEAST_DROP <= (options.max_drop or 0) < 100:
-        remedy = f"Give --max-drop POINTS, above 0 ({LEAST_DROP} or more) and below 100, beside it."
-        raise usage_error("--confidence-level promises a --max-drop.", remedy)
+        remedy = f"Add --max-drop POINTS, at least {LEAST_DROP} and below 100."
+        raise usage_error("--confidence-level needs a --max-drop to guarantee.", remedy)
     if options.plot is not None:
         check_plot(options.plot)
-    # thresholds compare certainties, so they are found in the arithmetic in which most users will run them
+    # certainties depend on the precision, so thresholds are chosen in the one that most users will run
     place = start(options.device, "fp32" if options.precision == "auto" else options.precision, options.patience)
     options, began = dataclasses.replace(options, run=resolve(options.run)), time.perf_counter()
     reporter = (reporter if place.is_main else None) or Silent()
     options = resuming(options, "gate-calibrate", reporter.note)
     take_free_cores(place, reporter)
     if (done := finished(options, "gate-calibrate", GateResult, reporter)) is not None:
-        return _drawn(done, options, place)
+        return _plotted(done, options, place)
     network = load_network(options.run)
     cascade = network.staged("so there is no gate to calibrate")
     if len(cascade.stages()) < 2:
@@ -75,37 +75,37 @@ def gate_calibrate(
     check_classes(network, source, "cascade")
     check_unchanged(network, source)
     data = Data(source, network.prep, options, place.device, note=reporter.note)
-    found = Calibration.of(network, data, data.evaluation("calibration", options.batch_size), place)
+    calibration = Calibration.of(network, data, data.evaluation("calibration", options.batch_size), place)
     names = list(MEASURES) if options.measure == "auto" else [options.measure]
-    promised = None
+    guaranteed = None
     if network.record.get(SEEN):
-        what = "then the gate may lose" if options.confidence_level is None else "nothing is promised then: it may lose"
+        what = "the gate may" if options.confidence_level is None else "the guarantee does not hold, and the gate may"
         reporter.note(
-            "Notice: the cascade started from a teacher that may have learned from the calibration images; "
-            f"{what} more on new ones."
+            "Notice: the cascade started from a teacher that may have been trained on the calibration images; "
+            f"{what} lose more on new ones."
         )
     if options.confidence_level is None or options.max_drop is None:
-        measure, chosen, curve = _choose(found, names, options)
+        measure, chosen, curve = _choose(calibration, names, options)
     else:
-        promised = promise(
-            found.logits,
-            found.labels,
-            found.macs,
+        guaranteed = promise(
+            calibration.logits,
+            calibration.labels,
+            calibration.macs,
             names,
             max_drop=options.max_drop,
             confidence_level=options.confidence_level,
         )
-        measure = promised.measure
-        stages = found.stages(measure)
-        chosen = outcome(stages, measure, promised.thresholds)
-        curve = search(stages, measure, max_drop=options.max_drop)[1]
-        if all(limit is None for limit in promised.thresholds):
-            reporter.note(f"Notice: every member runs: {_why(promised, len(found.labels))}.")
+        measure = guaranteed.measure
+        scores = calibration.member_scores(measure)
+        chosen = outcome(scores, measure, guaranteed.thresholds)
+        curve = search(scores, measure, max_drop=options.max_drop)[1]
+        if all(limit is None for limit in guaranteed.thresholds):
+            reporter.note(f"Notice: every member runs: {_why_none(guaranteed, len(calibration.labels))}.")
     stem = f"gated-{network.path.name if network.path else network.architecture}"
     with claimed(options, stem, place, reporter) as run:
         if place.is_main:
             run.write_record({"command": "gate-calibrate", "status": "unfinished", **job_key()}, digests={})
-        result = found.save_gated(
+        result = calibration.save_gated(
             run,
             "gate-calibrate",
             options,
@@ -113,56 +113,62 @@ def gate_calibrate(
             began=began,
             parent=network,
             curve=curve,
-            promise=promised.to_dict() if promised else None,
+            promise=guaranteed.to_dict() if guaranteed else None,
         )
-    return _drawn(result, options, place)
+    return _plotted(result, options, place)
 
 
-def _drawn(result: GateResult, options: GateCalibrateOptions, place: Place) -> GateResult:
+def _plotted(result: GateResult, options: GateCalibrateOptions, place: Place) -> GateResult:
+    """Plot the result where ``--plot`` asks for it, and return it."""
     if options.plot is not None and place.is_main:
         plot(result, options.plot)
     return result
 
 
-def _choose(found: Calibration, names: list[str], options: GateCalibrateOptions) -> tuple[str, Outcome, list[Outcome]]:
-    """The measure of the gate, what it does, and the trade-off around it."""
-    measured, teacher = {name: found.stages(name) for name in names}, found.network.record.get("teacher")
-    first, stages = next(iter(measured.items()))
-    count = len(stages.values)
+def _choose(
+    calibration: Calibration, names: list[str], options: GateCalibrateOptions
+) -> tuple[str, Outcome, list[Outcome]]:
+    """The certainty measure of the gate, its outcome, and the trade-off curve around it."""
+    measured = {name: calibration.member_scores(name) for name in names}
+    teacher = calibration.network.record.get("teacher")
+    first, scores = next(iter(measured.items()))
+    count = len(scores.values)
     if options.threshold:
         if len(measured) > 1:
-            raise usage_error("--threshold is in the units of a measure.", "Name it: --measure confidence, say.")
+            raise usage_error(
+                "--threshold needs one measure, not --measure auto.", "Name one, e.g. --measure confidence."
+            )
         thresholds = options.threshold * count if len(options.threshold) == 1 else options.threshold
         if len(thresholds) != count:
-            remedy = "Give one for all of them, or one each by repeating the flag."
-            raise usage_error(f"{len(thresholds)} thresholds for {count} stages.", remedy)
-        return first, outcome(stages, first, thresholds), []
+            remedy = "Give one for all exits, or repeat the flag once per exit."
+            raise usage_error(f"{len(thresholds)} thresholds for {count} exit(s) before the last member.", remedy)
+        return first, outcome(scores, first, thresholds), []
     if options.max_drop is not None:
         limit = {"max_drop": options.max_drop}
         measure = best_measure(measured, **limit)
         return measure, *search(measured[measure], measure, **limit)
     if teacher is None or "macs" not in teacher:
-        raise UserError(
-            "The MACs of the teacher are not on record, so --target-macs has no meaning.", "Use --max-drop."
-        )
+        raise UserError("--target-macs needs the teacher's MACs, which are not on record.", "Use --max-drop.")
     assert options.target_macs is not None
-    least = int(stages.macs[0]) / teacher["macs"]
+    least = int(scores.macs[0]) / teacher["macs"]
     if options.target_macs < least:
-        remedy = f"The nearest reachable is --target-macs {_rounded_up(least)}; for less, distil a smaller student."
-        raise usage_error(f"--target-macs {options.target_macs} is below the first member's own {least:.4f}.", remedy)
+        remedy = f"The lowest possible is --target-macs {_rounded_up(least)}; for less, distil a smaller student."
+        raise usage_error(
+            f"--target-macs {options.target_macs} is below the {least:.4f} of the first member alone.", remedy
+        )
     limit = {"max_macs": options.target_macs * teacher["macs"]}
     measure = best_measure(measured, **limit)
     return measure, *search(measured[measure], measure, **limit)
 
 
-def _why(promised: Promise, images: int) -> str:
-    """Why no gate is promised."""
-    if not promised.gates:
-        return "no gate that skips something loses so little"
-    if promised.enough_for_next is None:
-        return f"{images} images are too few to promise a gate, nor would more images like these do"
-    more = f"about {promised.enough_for_next} would do, if the first gate tested errs as often on them"
-    return f"{images} images are too few to promise a gate; {more}"
+def _why_none(guaranteed: Promise, images: int) -> str:
+    """Why no gate is guaranteed."""
+    if not guaranteed.gates:
+        return "no gate that skips members loses so little"
+    if guaranteed.enough_for_next is None:
+        return f"{images} images are too few to guarantee a gate, and more like these would not suffice"
+    more = f"about {guaranteed.enough_for_next} would suffice if the first gate tested errs as often on them"
+    return f"{images} images are too few to guarantee a gate; {more}"
 
 
 def _rounded_up(ratio: float) -> str:

@@ -1,4 +1,4 @@
-"""A cascade on its calibration split, and the run that it becomes with a gate; for all commands that make one."""
+"""A cascade's logits on its calibration split, and the gated run that commands make from them."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ from kdcompress.runs import RunFolder, file_hash
 
 @dataclass
 class Calibration:
-    """What the stages of a network say about the calibration images.
+    """Logits of a cascade on its calibration images, at each exit.
 
     Attributes:
-        logits: After each stage, [M, N, K].
+        logits: At each exit, [M, N, K].
         labels: [N].
-        profiles: Of each stage by itself.
+        profiles: Of each member by itself.
     """
 
     network: Network
@@ -43,8 +43,8 @@ class Calibration:
 
     @classmethod
     def of(cls, network: Network, data: Data, batches: EvalBatches, place: Place) -> Calibration:
-        """Run every stage on every image of ``batches``, the calibration split of ``data``, as ``place`` says."""
-        model = network.staged("so it has no stages to skip")
+        """Run every member on every image of ``batches``, the calibration split of ``data``."""
+        model = network.staged("so it has no members to skip")
         model.to(place.device).to(memory_format=torch.channels_last)
         logits, labels = collect(model.forward_stages, batches, place)
         model.cpu()
@@ -52,10 +52,11 @@ class Calibration:
 
     @property
     def macs(self) -> list[int]:
-        """Of each stage, for one image."""
-        return [found.macs for found in self.profiles]
+        """MACs per image of each member."""
+        return [profile.macs for profile in self.profiles]
 
-    def stages(self, measure: str) -> Stages:
+    def member_scores(self, measure: str) -> Stages:
+        """Correctness and certainty of each exit on each image, by a certainty measure."""
         return Stages.from_logits(self.logits, self.labels, self.macs, measure)
 
     def save_gated(
@@ -63,28 +64,28 @@ class Calibration:
         run: RunFolder,
         command: str,
         options: DataOptions,
-        found: tuple[str, Outcome],
+        chosen: tuple[str, Outcome],
         *,
         began: float,
         parent: Network,
         curve: Sequence[Outcome] = (),
         **more: Any,
     ) -> GateResult:
-        """Make the run of the network with a gate.
+        """Save the network with a gate as a run.
 
         Args:
-            found: The gate's measure, and what the gate does.
-            began: When the command did.
-            parent: The run that was given to it.
-            curve: Other gates.
+            chosen: The gate's certainty measure, and its outcome.
+            began: ``time.perf_counter()`` at the start of the command.
+            parent: The network that the command was given.
+            curve: Outcomes of other gates, to be recorded as trade-off.
             more: Further fields of the result.
         """
-        measure, chosen = found
+        measure, best = chosen
         network, teacher, source = self.network, self.network.record.get("teacher"), self.data.source
-        gate = Gate(measure, chosen.thresholds)
+        gate = Gate(measure, best.thresholds)
         network.staged("so it takes no gate").gate = gate
         network.model_args = {**network.model_args, "gate": gate.to_dict()}
-        full = outcome(self.stages(measure), measure, [None] * (len(self.profiles) - 1))
+        full = outcome(self.member_scores(measure), measure, [None] * (len(self.profiles) - 1))
         result = GateResult(
             command=command,
             run=str(run.path),
@@ -96,10 +97,10 @@ class Calibration:
             full_top1=round(full.top1, 4),
             curve=[_point(entry, teacher) for entry in curve],
             measure=measure,
-            thresholds=list(chosen.thresholds),
-            exit_rates=[round(rate, 6) for rate in chosen.exit_rates],
-            gated_top1=round(chosen.top1, 4),
-            **expected(chosen.expected_macs, teacher),
+            thresholds=list(best.thresholds),
+            exit_rates=[round(rate, 6) for rate in best.exit_rates],
+            gated_top1=round(best.top1, 4),
+            **expected(best.expected_macs, teacher),
             **facts(network, teacher, self.profiles),
             **more,
         )
@@ -123,6 +124,6 @@ class Calibration:
         return result
 
 
-def _point(found: Outcome, teacher: dict[str, Any] | None) -> dict[str, Any]:
-    values = {**expected(found.expected_macs, teacher), "top1": round(found.top1, 4)}
-    return {**values, "thresholds": list(found.thresholds)}
+def _point(gated: Outcome, teacher: dict[str, Any] | None) -> dict[str, Any]:
+    values = {**expected(gated.expected_macs, teacher), "top1": round(gated.top1, 4)}
+    return {**values, "thresholds": list(gated.thresholds)}

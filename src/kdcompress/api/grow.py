@@ -1,6 +1,6 @@
-"""A whole cascade in one command: S0, and res-students until there are enough (ResKD).
+"""A whole cascade in one command: S0, and res-students until a limit is reached (ResKD).
 
-When there are enough is our choice; that the energy of the residual decides is the paper's idea.
+The limits are our choice; that the energy of the residual is one of them is the paper's idea.
 """
 
 from __future__ import annotations
@@ -51,8 +51,8 @@ MOST = 16  # res-students
 ROUNDING = 1e-6  # of accuracies in percent, which are counts
 REASONS = {
     "target": "the target is met",
-    "macs": "another res-student would cost more than --target-macs",
-    "energy": "the last res-student lowered the energy too little, and is left out",
+    "macs": "another res-student would exceed --target-macs",
+    "energy": "the next res-student lowered the residual's energy too little, and is left out",
     "count": f"--grow adds no more than {MOST} res-students",
 }
 
@@ -65,10 +65,10 @@ class Limits:
     """When a cascade has enough members.
 
     Attributes:
-        count: Of res-students.
-        top1: On the calibration split, percent.
-        macs: Of all members together.
-        energy_drop: Share of the residual's energy that a res-student has to take away.
+        count: Most res-students.
+        top1: Accuracy on the calibration split, in percent, that is enough.
+        macs: Most MACs of all members together.
+        energy_drop: Least share by which a res-student must lower the residual's energy.
     """
 
     count: int = MOST
@@ -78,13 +78,13 @@ class Limits:
 
     @classmethod
     def of(cls, options: DistillOptions, costs: Costs) -> Limits:
-        """Those that the user set, in terms of the teacher.
+        """The limits that the user set, relative to the teacher.
 
         Args:
-            costs: Asked for the teacher's MACs and an S0, where they matter.
+            costs: Gives the teacher's MACs and an S0; called only if needed.
 
         Raises:
-            UserError: S0 alone costs more.
+            UserError: S0 alone exceeds them.
         """
         if not options.grow:
             return cls(options.res_students)
@@ -93,12 +93,12 @@ class Limits:
             teacher, student = costs()
             own = macs_of(student.model)
             if own > options.target_macs * teacher:
-                problem = f"--student {options.student} alone costs {own / teacher:.4f} of the teacher's MACs."
+                problem = f"--student {options.student} alone has {own / teacher:.4f} of the teacher's MACs."
                 raise usage_error(problem, "Give a larger --target-macs, or a smaller student.")
             limits = replace(limits, macs=options.target_macs * teacher)
         if options.max_drop is not None:
             names = {field.name for field in fields(EvalOptions)} & {field.name for field in fields(options)}
-            # in training, too, the teacher has the size that it was made for
+            # as in training, the teacher keeps its own input size
             given = {name: getattr(options, name) for name in names - {"arch", "batch_size", "input_size"}}
             scored = EvalOptions(run=options.teacher or "-", arch=options.teacher_arch, split="calibration", **given)
             limits = replace(limits, top1=evaluate(scored).top1 - options.max_drop)
@@ -109,21 +109,21 @@ class Limits:
         return result.top1 >= self.top1 - ROUNDING
 
     def reached(self, result: TrainResult, arch: str | None) -> str | None:
-        """Why ``arch`` (None: whatever a search finds) is not added to a cascade; None where it is."""
+        """The limit that keeps ``arch`` (None: whatever a search finds) from being added; None if it may be."""
         if self.met_by(result):
             return "target"
         if len(result.members or ()) > self.count:
             return "count"
-        if self.macs < math.inf and result.macs + _least(load_network(str(result.run)), arch)[1] > self.macs:
+        if self.macs < math.inf and result.macs + _cheapest_member(load_network(str(result.run)), arch)[1] > self.macs:
             return "macs"
         return None
 
 
 def grow(options: DistillOptions, reporter: Reporter | None) -> TrainResult:
-    """Train S0 and its res-students, each a run of its own below the folder of the whole.
+    """Train S0 and its res-students, each as a run of its own inside the folder of the whole.
 
     Raises:
-        UserError: As for ``distill``; S0 alone costs more than the target allows.
+        UserError: As for ``distill``; S0 alone exceeds ``--target-macs``.
     """
     began = time.perf_counter()
     place = start(options.device, options.precision, options.patience)
@@ -134,7 +134,7 @@ def grow(options: DistillOptions, reporter: Reporter | None) -> TrainResult:
         check_alone(place)
     for spec in map(ModelSpec.parse, options.arch):
         if not spec.is_code:
-            default_config(spec.name)  # before S0 is trained for nothing
+            default_config(spec.name)  # refuse a misspelt one before S0 is trained
     if (done := finished(options, "distill", TrainResult, reporter)) is not None:
         return done
     costs = functools.cache(lambda: _costs(options))
@@ -143,8 +143,8 @@ def grow(options: DistillOptions, reporter: Reporter | None) -> TrainResult:
         known = load_network(str(options.teacher), options.teacher_arch).record
         if "data_fingerprint" not in known:
             reporter.note(
-                "Notice: the teacher may have learned from the calibration images; --max-drop then counts from more "
-                "than its accuracy on new ones."
+                "Notice: the teacher may have been trained on the calibration images; --max-drop then counts from an "
+                "accuracy that is higher than on new ones."
             )
     if options.max_macs is not None:
         _check_budget(options.max_macs, *costs())
@@ -159,12 +159,12 @@ def grow(options: DistillOptions, reporter: Reporter | None) -> TrainResult:
         seconds=round(time.perf_counter() - began, 3),
         stopped_by=reason if options.grow else None,
     )
-    from_main(lambda: _take(run, len(result.members or ()) - 1, options, result))
+    from_main(lambda: _copy_last_member(run, len(result.members or ()) - 1, options, result))
     return result
 
 
 def _grown(options: DistillOptions, reporter: Reporter | None, limits: Limits, folder: Path) -> tuple[TrainResult, str]:
-    """The cascade, in the folder of its last member, and why no other was added."""
+    """The result of the cascade, in the folder of its last member, and why no further member was added."""
     result = _first(options, reporter, folder)
     number = 0
     while True:
@@ -176,7 +176,7 @@ def _grown(options: DistillOptions, reporter: Reporter | None, limits: Limits, f
         step = replace(step, run=str(result.run), out=str(folder / f"member-{number}"), resume=True)
         longer = add_res_student(step, reporter=reporter)
         assert isinstance(longer, TrainResult)
-        if limits.met_by(longer):  # whatever its energy says
+        if limits.met_by(longer):  # whatever its energy
             return longer, "target"
         assert longer.energies is not None
         before, after = longer.energies[-2:]
@@ -195,12 +195,12 @@ def _first(options: DistillOptions, reporter: Reporter | None, folder: Path) -> 
 
 
 def _step(options: DistillOptions, arch: str | None, left: float, result: TrainResult) -> AddResStudentOptions:
-    """What ``add-res-student`` is told, as far as ``distill`` was told the same.
+    """Options of ``add-res-student`` for the next member, from those of ``distill``.
 
     Args:
         arch: None: it is searched for.
         left: MACs that the next member may have.
-        result: Of the cascade so far.
+        result: Result of the cascade so far.
     """
     own = {"run", "teacher", "teacher_arch", "search_storage"}
     names = {field.name for field in fields(AddResStudentOptions)} - own
@@ -208,24 +208,24 @@ def _step(options: DistillOptions, arch: str | None, left: float, result: TrainR
     if arch is None:
         assert result.teacher_macs is not None
         given["max_macs"] = min(options.max_macs or 1.0, left / result.teacher_macs, 1.0)
-    if options.residual_loss == "mse":  # then they are those of S0 alone
+    if options.residual_loss == "mse":  # with it the logit options apply to S0 alone
         given.update(alpha=None, temperature=None, logit_loss="kl")
     return AddResStudentOptions(**{**given, "arch": () if arch is None else (arch,)})
 
 
 def _check_budget(max_macs: float, teacher: int, student: Network) -> None:
-    """Refuse a search that will find nothing, before S0 is trained for nothing.
+    """Refuse a search that cannot find anything, before S0 is trained.
 
     Raises:
-        UserError: The cheapest architecture is too dear.
+        UserError: Even the cheapest architecture exceeds the budget.
     """
-    spec, macs = _least(student, None)
+    spec, macs = _cheapest_member(student, None)
     if macs > max_macs * teacher:
         raise nothing_affordable(spec, macs, max_macs, teacher)
 
 
-def _least(network: Network, arch: str | None) -> tuple[str, int]:
-    """A member of that architecture, or the cheapest one that a search may find, for a network, and its MACs."""
+def _cheapest_member(network: Network, arch: str | None) -> tuple[str, int]:
+    """Spec and MACs of the next member of a network: ``arch``, or the cheapest one that a search may find."""
     base = as_cascade(network)
 
     @functools.cache
@@ -237,7 +237,7 @@ def _least(network: Network, arch: str | None) -> tuple[str, int]:
 
 
 def _costs(options: DistillOptions) -> tuple[int, Network]:
-    """MACs of the teacher, and an S0."""
+    """MACs of the teacher, and an untrained S0."""
     teacher = load_teacher(str(options.teacher), options.teacher_arch, Silent())
     options = inherit(options, teacher.network.record)
     source = open_data(options)
@@ -245,12 +245,14 @@ def _costs(options: DistillOptions) -> tuple[int, Network]:
     return teacher.entry["macs"], student
 
 
-def _take(run: RunFolder, number: int, options: DistillOptions, result: TrainResult) -> None:
-    """Let the run be what its last member's run is."""
+def _copy_last_member(run: RunFolder, number: int, options: DistillOptions, result: TrainResult) -> None:
+    """Copy the run of the last member into the outer run."""
     member = RunFolder(run.path / f"member-{number}")
     record = member.record()
     for name in (CONFIG, METRICS, WEIGHTS):
         with atomic_file(run.path / name) as file:
             file.write((member.path / name).read_bytes())
-    made = {key: record["options"][key] for key in INHERITED if key in record["options"]}
-    run.finish({**record, "command": "distill", "options": {**options.to_dict(), **made}, "result": result.to_dict()})
+    inherited = {key: record["options"][key] for key in INHERITED if key in record["options"]}
+    run.finish(
+        {**record, "command": "distill", "options": {**options.to_dict(), **inherited}, "result": result.to_dict()}
+    )

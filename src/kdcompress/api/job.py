@@ -51,17 +51,18 @@ from kdcompress.schema import Malformed
 Own = TypeVar("Own", bound=TrainingOptions)
 
 WORTH_COMPILING = 1000  # steps
-ORIGINS = ("run", "teacher", "data")
+ORIGINS = ("run", "teacher", "data")  # what a run is made from
 INHERITED = ("data", "data_dir", "holdout", "skip_bad_images")  # filled in from the run that a command builds on
 
 
 @dataclass(frozen=True)
 class Phase:
-    """One training of a run.
+    """One phase of a training.
 
     Attributes:
-        task: Makes it, when its turn comes: it may choose what of a network learns.
-        epochs: Those that the user asked for where None.
+        task: Makes the task when the phase begins: it may choose which parts of a network are trained.
+        epochs: None for ``--epochs``.
+        name: Shown after the command in the progress.
     """
 
     task: Callable[[], StudentTask]
@@ -71,11 +72,11 @@ class Phase:
 
 @dataclass(frozen=True)
 class Prepared:
-    """What the phases of a training share.
+    """Plans and batches of a training, shared by its phases.
 
     Attributes:
-        plans: One a phase.
-        synced: Whether BatchNorm sees the images of all processes.
+        plans: One per phase.
+        synced: Whether BatchNorm statistics are taken over all processes.
     """
 
     plans: list[Plan]
@@ -89,9 +90,9 @@ class Trained:
     """A task after its last phase.
 
     Attributes:
-        batches, calibration: What it was trained and scored on, with cached targets where it had any.
-        numerics: What it computed with.
-        rows: Of ``metrics.csv``.
+        batches, calibration: It was trained and scored on them; with cached targets if there are any.
+        numerics: Precision and memory format of the training.
+        rows: Those of ``metrics.csv``.
     """
 
     task: StudentTask
@@ -103,10 +104,11 @@ class Trained:
 
 @dataclass
 class Job(Generic[Own]):
-    """Where a training runs, where it writes, and when it began.
+    """One training command: its options, where it runs, and when it began.
 
     Attributes:
-        options: Of the command; those that a run hands on are filled in when it is known.
+        options: Those of the command; inherited ones are filled in once the run that it builds on is loaded.
+        began: ``time.perf_counter()`` at the start.
     """
 
     command: str
@@ -118,8 +120,21 @@ class Job(Generic[Own]):
 
     @classmethod
     def begin(cls, command: str, method: str, options: Own, reporter: Reporter | None) -> Job[Own]:
+        """Set up device, processes and threads, and read standard input if it is asked for.
+
+        Args:
+            command: Name on the command line.
+            method: Recorded in the run.
+            reporter: Receives progress and notices; None for none.
+
+        Raises:
+            UserError: No such device, or a standard input that cannot be used.
+        """
         place = start(options.device, options.precision, options.patience)
-        options, began = piped(options), time.perf_counter()  # waiting for the command before is not our time
+        options, began = (
+            piped(options),
+            time.perf_counter(),
+        )  # the time spent waiting for the command before the pipe does not count
         reporter = (reporter if place.is_main else None) or Silent()
         options = resuming(options, command, reporter.note)
         take_free_cores(place, reporter)
@@ -147,17 +162,17 @@ class Job(Generic[Own]):
         """Fit, score on the calibration split, profile and save.
 
         Args:
-            phases: Train ``network``, one after the other.
-            assemble: From the trained network to the artifact.
+            phases: Run one after the other on ``network``.
+            assemble: Makes the network to save from the trained one.
             residual_of: The teacher whose residual's energy is measured when the training is over.
-            energies: Of the residual so far, to which that one is appended.
+            energies: Those of the residual after each earlier member, to which that one is appended.
             parent: The run that this one builds on.
-            view_shift: Of the views of the images, where each epoch has its own; the members before have fitted those
-                that their own number gave.
+            view_shift: Added to the seed of the augmented views, so that a member sees other views than the members
+                before it were trained on.
             search, matched_stages: As those of :class:`~kdcompress.results.TrainResult`.
 
         Raises:
-            UserError: A batch that is too small, a compiler that does not work, a run that began otherwise.
+            UserError: A batch that is too small, a compiler that does not work, a run that began with other inputs.
         """
         prepared = self._prepare(phases, network, data, view_shift)
         stem = f"{self.command}-{self.method}-{network.architecture}-{Path(data.source.spec).name}"
@@ -191,7 +206,7 @@ class Job(Generic[Own]):
                 loss=round(scores.loss, 6),
                 images_per_second=trained.rows[-1]["images_per_second"],
                 energies=list(energies) if residual_of is not None else None,
-                target_views=trained.batches.views or chosen or None,  # the last phase may ask nobody
+                target_views=trained.batches.views or chosen or None,  # the last phase may have no frozen network
                 calibration_seen=provenance[SEEN],
                 search=search,
                 matched_stages=matched_stages,
@@ -203,7 +218,7 @@ class Job(Generic[Own]):
                 save_network(run, made.model, config)
                 run.finish({**provenance, KEY: run.record().get(KEY, {}), "result": result.to_dict()})
 
-            from_main(save)  # whoever has the result may load the run
+            from_main(save)  # the run can be loaded as soon as the result is returned
             return result
 
     def _take_precision_as_before(self, run: RunFolder) -> None:
@@ -223,14 +238,14 @@ class Job(Generic[Own]):
         plans = [Plan.of(options, data.fit_size(), phase.epochs, network.model) for phase in phases]
         plan = plans[0]
         if plan.batch_size < 2 * place.world:
-            remedy = f"Give {2 * place.world} or more: BatchNorm takes no batch of one image."
+            remedy = f"Give {2 * place.world} or more: BatchNorm needs more than one image per process."
             raise usage_error(f"--batch-size {plan.batch_size} is too small for {place.world} process(es).", remedy)
         if options.compile:
             check_compiler()
         batches = data.training(plan.batch_size, options.seed + view_shift, options.augment)
         calibration = data.evaluation("calibration", forward_batch(place))
         synced = is_wanted(options.sync_bn, plan.batch_size, place)
-        if place.world > 1:  # else processes would wait for each other, or train on something else each
+        if place.world > 1:  # processes that differ would hang, or each train on other data
             splits = {"the fit split": batches.digest(), "the calibration split": calibration.digest()}
             agreed(
                 {**splits, **options.affecting_result(), **vars(plan), "precision": place.precision, "sync_bn": synced}
@@ -246,7 +261,7 @@ class Job(Generic[Own]):
         provenance: dict[str, Any],
         architecture: str,
     ) -> Trained:
-        """All phases, or those that are left of a run that was cut off."""
+        """Run all phases, or those that are left of an interrupted run."""
         options, place = self.options, self.place
 
         def begin() -> int:
@@ -258,7 +273,7 @@ class Job(Generic[Own]):
 
         first = from_main(begin)
         rows: list[dict[str, Any]] = []
-        note = functools.cache(self.reporter.note)  # phases and splits have the same to tell
+        note = functools.cache(self.reporter.note)  # phases and splits give the same notices
         for number in range(first, len(phases)):
             task, plan = phases[number].task(), prepared.plans[number]
             note(f"Training with {plan}, augmentation {prepared.batches.augment}")
@@ -273,7 +288,9 @@ class Job(Generic[Own]):
             title = f"{self.command} {architecture} {phases[number].name}".rstrip()
             with contextlib.ExitStack() as modes:
                 if prepared.synced and layers(student):
-                    note(f"BatchNorm sees the images of all {place.world} processes (--sync-bn {options.sync_bn})")
+                    note(
+                        f"BatchNorm statistics are taken over all {place.world} processes (--sync-bn {options.sync_bn})"
+                    )
                     modes.enter_context(synchronized(student, place.device))
                 modes.enter_context(in_fp32(student, numerics.fp32_layers))
                 modes.enter_context(compiled(self._to_compile(task, plan.epochs * len(batches))))
@@ -299,11 +316,11 @@ class Job(Generic[Own]):
         if not self.options.compile:
             return []
         if steps < WORTH_COMPILING:
-            self.reporter.note(f"Notice: --compile may take longer than it saves: there are {steps} steps.")
+            self.reporter.note(f"Notice: --compile may take longer than it saves in only {steps} steps.")
         return [_student(task), *(module.model for module in task.modules() if isinstance(module, Frozen))]
 
     def energy(self, network: nn.Module, teacher: nn.Module, data: Data) -> float:
-        """Energy of the residual that ``network`` leaves, on the whole calibration split."""
+        """Energy of the residual between ``teacher`` and ``network``, on the whole calibration split."""
         batches = data.alone().evaluation("calibration", forward_batch(self.place))
         teacher.to(self.place.device)
         logits, _ = collect(network.to(self.place.device), batches, self.place)
@@ -328,25 +345,25 @@ class Job(Generic[Own]):
 
 
 def _student(task: StudentTask) -> nn.Module:
-    """What is trained, without what processes wrap around it."""
+    """The trainable module of a task, without the wrapper of several processes."""
     module = task.get_trainable_module()
     assert module is not None
     return unwrap_model(module)
 
 
 def recorded(options: DataOptions, data: Data) -> dict[str, Any]:
-    """Options as a run keeps them: later commands find its data from any folder."""
-    found = {**options.to_dict(), "data": data.source.spec, "holdout": data.holdout}
-    if found.get("data_dir"):
-        found["data_dir"] = str(Path(found["data_dir"]).absolute())
-    return found
+    """Options as ``run.json`` keeps them, with data that are found from any working directory."""
+    values = {**options.to_dict(), "data": data.source.spec, "holdout": data.holdout}
+    if values.get("data_dir"):
+        values["data_dir"] = str(Path(values["data_dir"]).absolute())
+    return values
 
 
 def _check_origin(run: RunFolder, now: dict[str, Any]) -> None:
-    """A run that goes on must do so with the data and the teacher it began with.
+    """Refuse to resume a run with other data, teacher or base than it began with.
 
     Raises:
-        UserError: It has others.
+        UserError: One of them has changed.
     """
 
     def origin(record: dict[str, Any]) -> dict[str, Any]:
@@ -373,15 +390,15 @@ def finished(options: OutputOptions, command: str, kind: type[R], reporter: Repo
     """
     if not options.out:
         return None
-    found = from_main(lambda: _finished(options, command, kind))
-    if found is None:
+    result = from_main(lambda: _finished(options, command, kind))
+    if result is None:
         return None
-    reporter.note(f"{found['run']} is finished already.")
-    return kind.from_dict(found)
+    reporter.note(f"{result['run']} is already finished.")
+    return kind.from_dict(result)
 
 
 def _finished(options: OutputOptions, command: str, kind: type[R]) -> dict[str, Any] | None:
-    """The result, as the disk of the main process has it: no other looks for itself."""
+    """The same for the main process alone: other processes may see the disk at another moment."""
     assert options.out is not None
     check_claim(options.out, resume=options.resume)
     if not options.resume:
@@ -399,7 +416,7 @@ def _finished(options: OutputOptions, command: str, kind: type[R]) -> dict[str, 
             remedy = "Choose another folder, or leave out --resume and --out."
             raise usage_error(f"The run {run.path} is finished, but its {key} is {then[key]}.", remedy)
     if now.get("run", "-") != "-" and record.get("parent_fingerprint") not in (None, file_hash(Path(now["run"]))):
-        remedy = "Choose another folder, or remove this one to make it anew."
+        remedy = "Choose another folder, or remove this one to run it again."
         raise usage_error(f"The run {run.path} is finished, but {now['run']} has changed since.", remedy)
     differing = sorted(options.differing(then, now))
     changed = [key for key in differing if key not in options.changeable() and (key in now or key not in INHERITED)]
@@ -411,14 +428,14 @@ def _finished(options: OutputOptions, command: str, kind: type[R]) -> dict[str, 
     try:
         kind.from_dict(result)
     except Malformed as error:
-        problem = f"{run.path / RECORD} holds no result of {command}: {error}."
+        problem = f"{run.path / RECORD} has no valid result of {command}: {error}."
         raise UserError(problem, "The folder is damaged; choose another.") from error
     return result
 
 
 def versions() -> dict[str, str]:
-    """Of what decides the result."""
-    found = {
+    """Versions of the packages that affect the result."""
+    installed = {
         "kdcompress": version("kdcompress"),
         "torch": torch.__version__,
         "timm": timm.__version__,
@@ -426,5 +443,5 @@ def versions() -> dict[str, str]:
     }
     for extra in ("torch-pruning", "optuna"):
         with contextlib.suppress(PackageNotFoundError):
-            found[extra] = version(extra)
-    return found
+            installed[extra] = version(extra)
+    return installed

@@ -1,6 +1,6 @@
-"""Which res-student: many are trained for a short while, and the best one in full.
+"""Architecture search for a res-student: many candidates are trained briefly, and the best one in full.
 
-That res-students are found by architecture search is ResKD's (arXiv 2006.04719). The families, successive halving
+Finding res-students by architecture search is ResKD's idea (arXiv 2006.04719). The families, successive halving
 (Optuna's, arXiv 1810.05934) and the score are our choice.
 """
 
@@ -25,7 +25,7 @@ def check_alone(place: Place) -> None:
     """Refuse several processes.
 
     Raises:
-        UserError: There are.
+        UserError: There are several.
     """
     if place.world > 1:
         remedy = "Start it without torchrun; add-res-student --search-storage lets machines share its trials."
@@ -35,17 +35,17 @@ def check_alone(place: Place) -> None:
 def search(residual: Residual, job: Job[AddResStudentOptions]) -> TrainResult | SearchResult:
     """Find a res-student and train it in full.
 
-    Trials are trained for an 18th, a sixth and half of ``--epochs`` (no less than one), each time anew, since a
-    learning rate that falls to zero cannot go on. Of each length the best third so far goes on to the next one, told
-    apart by whole standard errors above the members so far: by chance nobody is shut out. A killed search goes on
-    where it was, and draws the candidates that it would have drawn.
+    Trials are trained for an 18th, a sixth and half of ``--epochs`` (at least one), each time from scratch, since a
+    learning rate that has fallen to zero cannot be continued. Of each length the best third so far goes on to the next,
+    ranked by whole standard errors above the members so far, so that noise excludes nobody. A killed search resumes
+    where it stopped, and draws the same candidates as an uninterrupted one.
 
-    With ``--search-storage`` several processes share the trials, and all come to the same winner. Those that were given
-    ``--out`` train it there; for the others the trials are the result.
+    With ``--search-storage`` several processes share the trials, and all choose the same winner. Those with ``--out``
+    train it there; the others return the trials.
 
     Raises:
-        UserError: No candidate is cheap enough, several processes, a search that began otherwise, or a storage that is
-            damaged or cannot be reached.
+        UserError: No candidate is cheap enough, several processes, a search that began with other inputs, or a storage
+            that is damaged or cannot be reached.
         Interrupted: Ctrl-C or SIGTERM; the state is saved.
     """
     check_alone(job.place)

@@ -1,4 +1,4 @@
-"""Where the trials of a search are kept: in its run folder, or in a place that several machines share."""
+"""Where the trials of a search are stored: in its run folder, or in a place that several machines share."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     import optuna
 
 STUDY, FACTOR = "res-student", 3
-TRIES = 5  # of several processes that make the tables of a new database, one is first
+TRIES = 5  # if several processes create the tables of a new database, all but one fail and try again
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class SearchStorage:
 
     Attributes:
         address: Path of the file, or the database's URL for SQLAlchemy.
-        name: The same without what is secret: of a URL neither password nor parameters.
+        name: The same without secrets: a URL without password and parameters.
     """
 
     address: str = field(repr=False)
@@ -32,22 +32,24 @@ class SearchStorage:
 
     @classmethod
     def of(cls, text: str) -> SearchStorage:
-        """What ``--search-storage`` names.
+        """The storage that ``--search-storage`` names.
 
         Raises:
-            UserError: It is no URL that can be read, a file in a folder that is not there, or no file.
+            UserError: An invalid URL, a file in a folder that does not exist, or a path that is not a file.
         """
         if "://" in text:
             return cls(text, _public(text))
         path = Path(text).expanduser().absolute()
         if not path.parent.is_dir():
-            raise usage_error(f"--search-storage {text}: there is no folder {path.parent}.", "Make it first.")
+            raise usage_error(f"--search-storage {text}: there is no folder {path.parent}.", "Create it first.")
         if path.exists() and not path.is_file():
-            raise usage_error(f"--search-storage {text} is no file.", "Name a file in a folder that all machines see.")
+            raise usage_error(
+                f"--search-storage {text} is not a file.", "Name a file in a folder that all machines can access."
+            )
         return cls(str(path), str(path))
 
     def study(self) -> optuna.Study:
-        """A new one, or that which is there.
+        """The study in the storage, created if there is none.
 
         Raises:
             UserError: It cannot be reached, or is damaged.
@@ -66,13 +68,13 @@ class SearchStorage:
                 )
         except (UserError, KeyboardInterrupt):
             raise
-        except Exception as error:  # what reads it takes its content for granted
+        except Exception as error:  # Optuna trusts the content of the file
             problem = f"{self.name} cannot be read: {type(error).__name__}: {first_line(error)}"
-            raise UserError(problem, "Search anew in another place.") from error
+            raise UserError(problem, "Start a new search elsewhere.") from error
 
     @contextlib.contextmanager
     def reached(self) -> Iterator[None]:
-        """Tells of a database that is not, or no longer, to be reached."""
+        """Turn the errors of a database that cannot be reached into a UserError."""
         from optuna.exceptions import StorageInternalError
         from sqlalchemy.exc import SQLAlchemyError
 
@@ -81,7 +83,7 @@ class SearchStorage:
         except (StorageInternalError, SQLAlchemyError) as error:
             cause = error.__cause__ if isinstance(error, StorageInternalError) and error.__cause__ else error
             problem = f"The search storage {self.name} cannot be reached: {first_line(cause)}"
-            remedy = "Check the URL and the server. Saved trials stay: the same command with --resume goes on."
+            remedy = "Check the URL and the server. Saved trials are kept: continue with the same command and --resume."
             raise UserError(self._without_secrets(problem), remedy) from None
 
     def _without_secrets(self, text: str) -> str:
@@ -109,7 +111,7 @@ def _database(url: str) -> Any:
         try:
             return RDBStorage(url, engine_kwargs=waits)
         except ImportError as error:
-            remedy = "Install the driver of that database, or name a journal file that all machines see."
+            remedy = "Install the driver of that database, or name a journal file that all machines can access."
             raise usage_error(f"--search-storage {_public(url)}: {first_line(error)}", remedy) from None
         except SQLAlchemyError:
             if not left:
@@ -119,14 +121,14 @@ def _database(url: str) -> Any:
 
 
 def _public(url: str) -> str:
-    """A URL without what is secret."""
+    """A URL without password and parameters."""
     from sqlalchemy.engine import URL, make_url
     from sqlalchemy.exc import ArgumentError
 
     try:
-        found = make_url(url)
-        public = URL.create(found.drivername, found.username, None, found.host, found.port, found.database)
+        parsed = make_url(url)
+        public = URL.create(parsed.drivername, parsed.username, None, parsed.host, parsed.port, parsed.database)
         return public.render_as_string()
     except (ArgumentError, ValueError):  # not quoted: it may hold a password
         remedy = "Write it like postgresql://user@host/database or sqlite:///search.db, or name a journal file."
-        raise usage_error("--search-storage is no URL that SQLAlchemy reads.", remedy) from None
+        raise usage_error("--search-storage is not a URL that SQLAlchemy can parse.", remedy) from None

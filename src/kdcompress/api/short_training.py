@@ -1,4 +1,4 @@
-"""How good a candidate for the next member is: a short training, and the best gate of the sum with it."""
+"""Scores of candidates for the next member: a short training, then the best gate of the cascade with it."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from kdcompress.ranking import gated, level
 from kdcompress.runs import WEIGHTS, RunFolder
 
 SCORES = ("top1", "expected_macs_ratio")
-RUN_BY = 3  # the expected MACs are those of one image in three running the dearest candidate
+RUN_BY = 3  # expected MACs are limited to those of one image in three running the largest candidate
 
 
 @dataclasses.dataclass
@@ -34,9 +34,9 @@ class ShortTrainings:
     """The trainings by which candidates are compared.
 
     Attributes:
-        options: Of a full training.
-        budget: MACs that a candidate may cost.
-        longest: Epochs of the longest of them.
+        options: Options of a full training.
+        budget: MACs that a candidate may have.
+        longest: Epochs of the longest short training.
         path: Folder of their runs.
     """
 
@@ -48,7 +48,7 @@ class ShortTrainings:
     path: Path
 
     def score(self, candidate: Candidate, epochs: int) -> dict[str, float]:
-        """Train a candidate for so long, and let the best gate run the sum with it."""
+        """Train a candidate for ``epochs``, and score the cascade with it under its best gate."""
         folder = self._folder(candidate, epochs)
         if not RunFolder(folder).is_finished:
             options = self._options(candidate, epochs, folder)
@@ -61,24 +61,24 @@ class ShortTrainings:
         before, teacher = self._before, self.residual.teacher.entry["macs"]
         after = cascade.after(len(before.logits), before.logits[-1], own)
         logits, macs = torch.cat([before.logits, after[None]]), [*before.macs, candidate.macs]
-        found = gated(logits, labels, macs, self._most)
-        return {"top1": round(found.top1, 4), "expected_macs_ratio": round(found.expected_macs / teacher, 6)}
+        best = gated(logits, labels, macs, self._max_macs)
+        return {"top1": round(best.top1, 4), "expected_macs_ratio": round(best.expected_macs / teacher, 6)}
 
     def level(self, score: dict[str, float]) -> int:
-        """By how many standard errors a score is above what the best gate makes of the members so far."""
+        """By how many standard errors a score is above that of the members so far under their best gate."""
         before = self._before
-        alone = gated(before.logits, before.labels, before.macs, self._most)
+        alone = gated(before.logits, before.labels, before.macs, self._max_macs)
         return level(score["top1"], alone.top1, len(before.labels))
 
     def drop(self, candidate: Candidate, epochs: int) -> None:
-        """Remove the weights of one that is scored."""
+        """Remove the weights of a candidate that is scored."""
         run = RunFolder(self._folder(candidate, epochs))
         if (run.path / WEIGHTS).is_file():
             (run.path / WEIGHTS).unlink()
             run.accept()
 
     def _options(self, candidate: Candidate, epochs: int, folder: Path) -> AddResStudentOptions:
-        """Options of a training for so many epochs; its schedule is that of the full one, made shorter."""
+        """Options of a training for ``epochs``; its schedule is that of the full one, shortened."""
         options, share = self.options, epochs / self.options.epochs
         lengths = {name: getattr(options, name) for name in ("warmup_epochs", "decay_epochs")}
         views = shared_views(options, self.residual.data, self.longest, networks=2)
@@ -99,8 +99,8 @@ class ShortTrainings:
         return self.path / f"{re.sub(r'[^a-zA-Z0-9_.=-]+', '-', candidate.spec)}-{epochs}"
 
     @property
-    def _most(self) -> float:
-        """MACs of an image on average."""
+    def _max_macs(self) -> float:
+        """Limit of the expected MACs per image."""
         return sum(self._before.macs) + self.budget / RUN_BY
 
     @functools.cached_property
@@ -123,15 +123,15 @@ class ShortTrainings:
 
     @functools.cached_property
     def _before(self) -> Calibration:
-        """What the members so far say."""
+        """The members so far, on the calibration split."""
         return Calibration.of(self.residual.base, self._data, self._batches, self._place)
 
 
 class Once(Silent):
-    """Passes on what many trainings alike have to tell, once."""
+    """Passes on each notice once, however many trainings repeat it."""
 
     def __init__(self, reporter: Reporter) -> None:
-        self.tell = functools.cache(reporter.note)
+        self.note_once = functools.cache(reporter.note)
 
     def note(self, text: str) -> None:
-        self.tell(text)
+        self.note_once(text)

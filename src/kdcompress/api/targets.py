@@ -1,4 +1,4 @@
-"""How often frozen networks are asked: at every step, or once a view."""
+"""Targets of frozen networks: computed at every step, or once per view and cached."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ from kdcompress.options import AddResStudentOptions, DistillOptions, PolishOptio
 Networks = Mapping[str, Frozen | FrozenMaps]
 
 VIEWS = 8
-AGREEMENT = 0.995  # of the top-1 in lower precision with that in float32
-WORTH_IT = 0.05  # of the frozen networks' and the student's work together
+AGREEMENT = 0.995  # share of images whose top-1 class is the same in lower precision and in float32
+WORTH_IT = 0.05  # share of the MACs of frozen networks and student together
 
 
 def check_views(options: DistillOptions | AddResStudentOptions | PolishOptions) -> None:
-    """Refuse views that there cannot be.
+    """Refuse cached targets of images that are mixed.
 
     Raises:
-        UserError: ``target_views`` is no number, or images are mixed.
+        UserError: ``target_views`` is not a number, or mixup or cutmix is on.
     """
     if options.chosen_views and (options.mixup or options.cutmix):
-        problem = "--target-views does not go with --mixup or --cutmix: no two epochs mix alike."
+        problem = "--target-views cannot be combined with --mixup or --cutmix: each epoch mixes other images."
         raise usage_error(problem, "Leave one of the two out.")
 
 
@@ -42,7 +42,7 @@ def with_cached_targets(
     place: Place,
     note: Callable[[str], None],
 ) -> tuple[TrainBatches | CachedBatches, EvalBatches | CachedEval]:
-    """Batches that bring what the frozen networks of a task say about them, where that is chosen or saves time."""
+    """Batches that carry the cached outputs of a task's frozen networks, if that was asked for or saves time."""
     if not isinstance(options, TargetOptions) or not task.frozen():
         return batches, calibration
     views = from_main(lambda: choose_views(task, batches, options, epochs, data.source.num_classes, note))
@@ -58,16 +58,15 @@ def with_cached_targets(
         return Targets(networks, _widths(networks, data.source.num_classes), split, *shared)
 
     size = gib(views, len(batches.images.ids), sum(_widths(task.frozen(), data.source.num_classes).values()))
-    note(
-        f"What frozen networks say is computed once for {views} view(s) of the images, and kept in {folder} "
-        f"({size:.2g} GiB)"
-    )
-    found, asked = CachedBatches(batches, targets(task.frozen(), batches), views), task.eval_frozen()
-    return found, CachedEval(calibration, targets(asked, calibration)) if asked else calibration
+    outputs = "features" if any(isinstance(network, FrozenMaps) for network in task.frozen().values()) else "logits"
+    kind = "view" if batches.augment == "none" else "augmented view"
+    note(f"Caching teacher {outputs} for {views} {kind}{'s' if views > 1 else ''} in {folder} ({size:.2g} GiB)")
+    cached, eval_networks = CachedBatches(batches, targets(task.frozen(), batches), views), task.eval_frozen()
+    return cached, CachedEval(calibration, targets(eval_networks, calibration)) if eval_networks else calibration
 
 
 def check_precision(task: StudentTask, batches: TrainBatches, place: Place, reporter: Reporter) -> None:
-    """Let frozen networks that lower precision changes run in float32: those whose top-1 differs on over 0.5 %."""
+    """Run a frozen network in float32 if lower precision changes its top-1 class on more than 0.5 % of the images."""
     if place.precision == "fp32":
         return
     for network in [module for module in task.modules() if isinstance(module, Frozen)]:
@@ -76,7 +75,7 @@ def check_precision(task: StudentTask, batches: TrainBatches, place: Place, repo
             network.exact = True
             name = type(network.model).__name__
             reporter.note(
-                f"Notice: in {place.precision} {name} agrees with itself on {agreement:.1%}; it runs in fp32."
+                f"Notice: {name} runs in fp32: {place.precision} changes its top-1 on {1 - agreement:.1%} of images."
             )
 
 
@@ -88,18 +87,18 @@ def choose_views(
     num_classes: int,
     note: Callable[[str], None] = lambda _: None,
 ) -> int:
-    """K, or 0 where every epoch has a view of its own.
+    """K, the number of views to cache; 0 for new views each epoch without a cache.
 
-    The work of the frozen networks that is saved is weighed against the images that are read once more for each view:
-    from memory that is nothing, from the disk as much as the whole step, which may well wait for them (our choice).
+    The MACs saved on the frozen networks are weighed against reading the images once more per view. From memory that
+    costs nothing; from disk it counts as much as a whole step, which may well be waiting for the images (our choice).
 
-    A function of data, networks and options alone, never of what is in the cache or how fast this machine is: a result
-    must not depend on them.
+    Depends on data, networks and options alone, never on the cache or the speed of this machine, so that results do
+    not depend on them either.
     """
     wanted, frozen = options.chosen_views, task.frozen()
     if wanted == 0:
         return 0
-    if getattr(options, "mixup", 0) or getattr(options, "cutmix", 0):  # no two epochs mix alike
+    if getattr(options, "mixup", 0) or getattr(options, "cutmix", 0):  # each epoch mixes other images
         return 0
     if wanted:
         return wanted
@@ -107,25 +106,25 @@ def choose_views(
         return 0
     if batches.augment == "none":
         return 1
-    asked = sum(macs_of(network.model) for network in frozen.values())
-    share = asked / (asked + 3 * macs_of(task.trained()))  # forward and backward: three times the forward
+    frozen_macs = sum(macs_of(network.model) for network in frozen.values())
+    share = frozen_macs / (frozen_macs + 3 * macs_of(task.trained()))  # forward and backward: three times the forward
     read_again = VIEWS / epochs if isinstance(batches.images, StreamImages) else 0.0
     if share * (1 - VIEWS / epochs) - read_again < WORTH_IT:
         return 0
     size = gib(VIEWS + 1, len(batches.images.ids), num_classes * len(frozen))  # one more for the calibration split
     if size > options.cache_size:
         note(
-            f"Notice: --cache-size {options.cache_size:g} has no room for {VIEWS} views ({size:.3g} GiB): what frozen "
-            "networks say is computed at every step."
+            f"Notice: --cache-size {options.cache_size:g} has no room for {VIEWS} views ({size:.3g} GiB): teacher "
+            "logits are computed at every step."
         )
         return 0
     return VIEWS
 
 
 def shared_views(options: TargetOptions, data: Data, epochs: int, networks: int) -> int:
-    """K for many trainings of up to ``epochs`` epochs that ask the same frozen networks; 0 where images are mixed.
+    """K for many trainings of up to ``epochs`` epochs with the same frozen networks; 0 if images are mixed.
 
-    Always worth it: what the first one computes, the others read.
+    Caching always pays: the first training computes the targets, the others read them.
     """
     if options.chosen_views is not None:
         return options.chosen_views
@@ -138,7 +137,7 @@ def shared_views(options: TargetOptions, data: Data, epochs: int, networks: int)
 
 
 def gib(views: int, images: int, width: int) -> float:
-    """Of what is kept: a row [W] in float16 for each image of each view."""
+    """GiB of cached outputs: a row [W] in float16 per image and view."""
     return 2 * views * images * width / GIB
 
 

@@ -1,4 +1,4 @@
-"""The trials of a search for a res-student, kept in its run folder: Optuna draws, short trainings answer."""
+"""The trials of a search for a res-student: Optuna proposes candidates, short trainings score them."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from kdcompress.runs import RECORD, RunFolder, file_hash
 if TYPE_CHECKING:
     import optuna
 
-RUNGS = (18, 6, 2)  # parts of a full training
+RUNGS = (18, 6, 2)  # a trial trains for --epochs divided by these
 TRIALS = 20
 FOLDER, JOURNAL = "search", "journal.log"
 
@@ -38,13 +38,13 @@ class Trials:
     """A search in a run folder.
 
     Attributes:
-        run: Of the whole command; a search keeps to the folder ``search`` in it.
-        options: Of the winner's training.
-        rungs: Epochs, ascending.
+        run: Run folder of the whole command; the search writes to the folder ``search`` in it.
+        options: Those of the winner's training.
+        rungs: Epochs of short trainings, ascending.
         short: The trainings by which candidates are compared.
-        space: What trials draw from.
-        storage: Of the study.
-        crew: Who else works on it.
+        space: The candidates.
+        storage: Where the study is stored.
+        crew: The processes that share it.
     """
 
     residual: Residual
@@ -60,20 +60,21 @@ class Trials:
 
     @classmethod
     def of(cls, residual: Residual, job: Job[AddResStudentOptions], space: list[Candidate], run: RunFolder) -> Trials:
-        """Those that are in a folder, or none yet.
+        """Open the search in a run folder, or begin one.
 
         Raises:
-            UserError: The folder is another run's, or its search began otherwise; or as for :class:`SearchStorage`.
+            UserError: The folder belongs to another run, or its search began with other inputs; or as for
+                :class:`SearchStorage`.
         """
         folder = run.path / FOLDER
         if "options" in run.record() and not folder.exists():
-            raise usage_error(f"The run {run.path} was not begun by a search.", "Choose another folder.")
+            raise usage_error(f"The run {run.path} was not started by a search.", "Choose another folder.")
         if not (run.path / RECORD).exists():
             begun = {"command": job.command, "status": "unfinished", "threads": torch.get_num_threads()}
             run.write_record(begun)
         folder.mkdir(exist_ok=True)
         storage = _storage(folder, job.options.search_storage)
-        # what is recorded, of the winner and of the trials, holds no password
+        # the recorded options contain no password
         shared = job.options.search_storage and storage.name
         options = dataclasses.replace(job.options, out=str(run.path), resume=True, search_storage=shared)
         rungs = sorted({max(1, options.epochs // parts) for parts in RUNGS})
@@ -81,16 +82,16 @@ class Trials:
         short = ShortTrainings(residual, job, options, budget, rungs[-1], folder)
         study = storage.study()
         crew = Crew(study, name_of(folder, storage.name), job.reporter.note) if shared else Alone(study)
-        found = cls(residual, job, run, options, rungs, short, space, storage, study, crew)
+        trials = cls(residual, job, run, options, rungs, short, space, storage, study, crew)
         with storage.reached():
-            found.check_origin()
-        return found
+            trials.check_origin()
+        return trials
 
     def check_origin(self) -> None:
-        """Scores can only be compared where all else is equal.
+        """Refuse to continue a search under other conditions: its scores could not be compared.
 
         Raises:
-            UserError: The search was begun with other options, data or networks.
+            UserError: The search was started with other options, data or networks.
         """
         given = self.options.affecting_result()
         given.pop("trials", None)
@@ -100,25 +101,25 @@ class Trials:
             "teacher": self.residual.teacher.entry["fingerprint"],
             "run": file_hash(self.residual.base.path),
         }
-        if self.options.search_storage:  # other versions may have other architectures to choose from
+        if self.options.search_storage:  # other versions may have other candidates
             now["candidates"] = " ".join(candidate.spec for candidate in self.space)
         then = self.study.user_attrs.get("origin")
         if then is None:
             self.study.set_user_attr("origin", now)
             return
         if not isinstance(then, dict):
-            raise self._damaged(f"the origin {then!r}")
+            raise self._damaged(f"an invalid origin: {then!r}")
         changed = self.options.differing(then, now)
         if changed:
             shared, name = self.options.search_storage, changed[0]
             remedy = f"Resume with the same, or choose another {'--search-storage' if shared else 'folder'}."
             detail = f"another {name}" if name in ORIGINS else shown(name, then.get(name))
             if name == "candidates":
-                detail = "other architectures to choose from"
+                detail = "other candidate architectures"
             raise usage_error(f"The search in {shared or self.run.path} began with {detail}.", remedy)
 
     def winner(self) -> str:
-        """Run the trials that are left, and choose.
+        """Run the remaining trials, and choose the best candidate.
 
         Raises:
             UserError: No trial could be trained.
@@ -134,7 +135,7 @@ class Trials:
         while len(done := self._done()) < wanted and not self.crew.closed:
             if done and spent + time.perf_counter() - began >= self.options.time_limit:
                 self.job.reporter.note(
-                    f"Notice: --time-budget {self.options.time_budget} is spent after {len(done)} trial(s)."
+                    f"Notice: --time-budget {self.options.time_budget} is used up after {len(done)} trial(s)."
                 )
                 break
             if (trial := self._next(len(done), wanted)) is None:
@@ -149,15 +150,15 @@ class Trials:
             )
         if not self.short.level(best):
             self.job.reporter.note(
-                f"Notice: after {best['epochs']} epoch(s) no candidate betters the members so far by more than chance. "
-                "More --epochs would tell them apart."
+                f"Notice: after {best['epochs']} epoch(s) no candidate improves the cascade by a standard error; "
+                "more --epochs would tell the candidates apart."
             )
         self.study.set_user_attr("winner", best["spec"])
         self.job.reporter.note(f"Search: {best['spec']} is the best{'; it is trained in full' if self.trains else ''}")
         return best["spec"]
 
     def rows(self) -> list[dict[str, Any]]:
-        """The trials that are done, as :class:`~kdcompress.results.TrainResult` tells them."""
+        """The finished trials, as in :class:`~kdcompress.results.TrainResult`."""
         macs = {candidate.spec: candidate.macs for candidate in self.space}
         teacher = self.residual.teacher.entry["macs"]
         rows = []
@@ -170,51 +171,51 @@ class Trials:
 
     @property
     def trains(self) -> bool:
-        """Whether this process trains the winner: of several, those whose user has named a folder for it."""
+        """Whether this process trains the winner: of several, those with ``--out``."""
         return not self.options.search_storage or self.job.options.out is not None
 
     def _done(self) -> list[optuna.trial.FrozenTrial]:
         return [trial for trial in self.study.trials if self.crew.is_done(trial)]
 
     def _spent(self) -> float:
-        """Seconds of earlier processes on this search, but for the trials that they left unfinished."""
+        """Seconds that earlier processes of this run spent on finished trials."""
         return sum(trial.user_attrs.get("seconds", 0.0) for trial in self._done() if self.crew.is_ours(trial))
 
     def _known(self, spec: Any) -> str:
-        """A spec that the storage names, which must be one of those that there are to choose from.
+        """A spec from the storage, which must be one of the candidates.
 
         Raises:
-            UserError: It is none: whoever wrote it could else have any network built.
+            UserError: It is not: otherwise whoever can write to the storage could have any network built.
         """
         if spec not in [candidate.spec for candidate in self.space]:
-            raise self._damaged(f"the architecture {spec!r}, which is none of this search's")
+            raise self._damaged(f"the architecture {spec!r}, which is not a candidate of this search")
         return str(spec)
 
     def _scores(self, trial: optuna.trial.FrozenTrial | optuna.Trial) -> dict[str, dict[str, float]]:
-        """Epochs -> what a candidate reached after so many.
+        """Scores of a candidate by epochs.
 
         Raises:
-            UserError: What the storage holds is something else.
+            UserError: The storage holds malformed ones.
         """
         scores = trial.user_attrs.get("scores", {})
         for epochs, score in scores.items() if isinstance(scores, dict) else [("", scores)]:
             numbers = score.values() if isinstance(score, dict) and score.keys() == set(SCORES) else [None]
             good = all(isinstance(number, (int, float)) and math.isfinite(number) for number in numbers)
             if not good or epochs not in map(str, self.rungs):
-                raise self._damaged(f"scores that are none: {scores!r:.80}")
+                raise self._damaged(f"malformed scores: {scores!r:.80}")
         return dict(scores)
 
     def _damaged(self, what: str) -> UserError:
-        return UserError(f"{self.storage.name} names {what}.", "Search anew in another place.")
+        return UserError(f"{self.storage.name} holds {what}.", "Start a new search elsewhere.")
 
     def _next(self, done: int, wanted: int) -> optuna.Trial | None:
-        """The trial that was cut off, else a new one; a function of the seed and the trials so far.
+        """The trial that was interrupted, else a new one; a function of the seed and the trials so far.
 
-        None: others are at work on all that is missing.
+        None: other processes are running all that are missing.
         """
         import optuna
 
-        if self.options.search_storage:  # two that began at the same moment may each have taken itself for the first
+        if self.options.search_storage:  # two processes that start at once may each believe to be the first
             self.check_origin()
         left = self.crew.left()
         if left is None and self.crew.enough(done, wanted):
@@ -233,7 +234,7 @@ class Trials:
                 self._try(trial, candidate, others, wanted)
         except UpdateFinishedTrialError:
             self.job.reporter.note(
-                f"Notice: another process has taken over {candidate.spec}, taking this one for dead."
+                f"Notice: another process has taken over {candidate.spec}, because this one did not respond."
             )
 
     def _try(self, trial: optuna.Trial, candidate: Candidate, others: list[str], wanted: int) -> None:
@@ -242,7 +243,7 @@ class Trials:
         began, pruned = time.perf_counter(), optuna.trial.TrialState.PRUNED
         tried = {*(self._known(done.user_attrs["spec"]) for done in self._done()), *others}
         surplus = self.crew.closed or len(self._done()) + len(others) >= wanted
-        if surplus or candidate.spec in tried:  # its score is known: another one takes its place
+        if surplus or candidate.spec in tried:  # already scored: try another candidate instead
             self.study.tell(trial, state=optuna.trial.TrialState.FAIL)
             untried = [other for other in self.space if other.spec not in tried]
             if untried and not surplus:
@@ -267,9 +268,10 @@ class Trials:
             state = optuna.trial.TrialState.FAIL
         trial.set_user_attr("seconds", time.perf_counter() - began)
         self.study.tell(trial, None if state else scores[str(epochs)]["top1"], state=state)
-        self._tell(candidate, scores, wanted)
+        self._report(candidate, scores, wanted)
 
-    def _tell(self, candidate: Candidate, scores: dict[str, Any], wanted: int) -> None:
+    def _report(self, candidate: Candidate, scores: dict[str, Any], wanted: int) -> None:
+        """Print the score after the longest training of a trial."""
         for epochs, score in list(scores.items())[-1:]:
             self.job.reporter.note(
                 f"trial {len(self._done())}/{wanted}  {candidate.spec}  gated {score['top1']:.2f} % "
@@ -282,39 +284,41 @@ def _seed(seed: int, number: int) -> int:
 
 
 def space_of(residual: Residual, job: Job[AddResStudentOptions]) -> list[Candidate]:
-    """All candidates within the budget.
+    """All candidates within ``--max-macs``.
 
     Raises:
-        UserError: There is none.
+        UserError: There are none.
     """
     share = job.options.max_macs
-    assert share is not None  # check_search has seen to it
+    assert share is not None  # see check_search
     teacher, size = residual.teacher.entry["macs"], residual.base.prep.size
     counted = functools.cache(lambda spec: macs_of(residual.member(spec, job.options.seed).model))
     series = series_for(size)
-    found = affordable(series, counted, share * teacher)
-    if not found:
+    candidates = affordable(series, counted, share * teacher)
+    if not candidates:
         least = cheapest(series, counted)
         raise nothing_affordable(least, counted(least), share, teacher)
-    return found
+    return candidates
 
 
 def nothing_affordable(spec: str, macs: int, max_macs: float, teacher: int) -> UserError:
-    """The error where even the cheapest architecture is too dear."""
+    """The error if even the cheapest architecture exceeds the budget."""
     ratio = math.ceil(1e4 * macs / teacher) / 1e4
     problem = f"No architecture is within --max-macs {max_macs:g} of the teacher's {teacher:,} MACs."
     return usage_error(problem, f"The cheapest, {spec}, needs --max-macs {ratio:g}.")
 
 
 def _storage(folder: Path, shared: str | None) -> SearchStorage:
-    """The one that the user names, or a journal in the folder of the search.
+    """The storage that the user names, or a journal in the folder of the search.
 
     Raises:
-        UserError: As for :meth:`SearchStorage.of`, or the search in this folder began with another one.
+        UserError: As for :meth:`SearchStorage.of`, or the search in this folder began with another storage.
     """
     journal, name = folder / JOURNAL, folder / WORKER
     storage = SearchStorage.of(shared if shared is not None else str(journal))
     began = str(journal) if journal.exists() else name.read_text().split("\n")[1] if name.exists() else storage.name
     if began != storage.name:
-        raise usage_error(f"The search in {folder.parent} keeps its trials in {began}.", "Name no other storage.")
+        raise usage_error(
+            f"The search in {folder.parent} stores its trials in {began}.", "Use the same storage, or another --out."
+        )
     return storage
