@@ -20,7 +20,7 @@ def main() -> None:
     parser = arguments(__doc__, epochs=20)
     parser.add_argument("--teacher", required=True)
     parser.add_argument("--student", default="resnet8_cifar")
-    parser.add_argument("--views", type=int, nargs="+", default=[0, 8], help="0: new ones each epoch")
+    parser.add_argument("--views", type=int, nargs="+", default=[0, 8], help="0: new views each epoch, no cache")
     parser.add_argument("--front", type=Path, help="file with the marks of the sentence that sums it up")
     given = parser.parse_args()
     study = Study.of(given)

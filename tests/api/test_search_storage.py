@@ -56,7 +56,7 @@ def single(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(trials_module, "series_for", lambda size: FEW)
-    monkeypatch.setattr(crew, "LOOK", 0.02)
+    monkeypatch.setattr(crew, "POLL", 0.02)
     monkeypatch.chdir(tmp_path)
 
 
@@ -371,9 +371,9 @@ def test_half_a_line_is_taken_away_by_the_next(journal: Path) -> None:
 @pytest.mark.parametrize(
     ("changed", "words"),
     [
-        ({"winner": " py:os:getcwd"}, r"names the architecture ' py:os:getcwd'"),
-        ({"origin": 3}, "names the origin 3"),
-        ({"spec": "resnet8_cifar,width=64"}, "names the architecture 'resnet8_cifar,width=64'"),
+        ({"winner": " py:os:getcwd"}, r"holds the architecture ' py:os:getcwd'"),
+        ({"origin": 3}, "holds an invalid origin: 3"),
+        ({"spec": "resnet8_cifar,width=64"}, "holds the architecture 'resnet8_cifar,width=64'"),
         ({"scores": {"1": {"top1": float("nan"), "expected_macs_ratio": 0.1}}}, "names scores"),
         ({"scores": {"../1": {"top1": 9.0, "expected_macs_ratio": 0.1}}}, "names scores"),
     ],
@@ -402,5 +402,5 @@ def test_the_journal_of_one_process_is_checked_too(single: Path, tmp_path: Path,
     (tmp_path / "best" / "run.json").write_text('{"command": "add-res-student", "status": "unfinished"}')
     study = SearchStorage.of(str(tmp_path / "best" / FOLDER / JOURNAL)).study()
     study.set_user_attr("winner", " py:os:getcwd")
-    with pytest.raises(UserError, match="names the architecture ' py:os:getcwd'"):
+    with pytest.raises(UserError, match="holds the architecture ' py:os:getcwd'"):
         kdcompress.add_res_student(**given, resume=True)

@@ -343,10 +343,10 @@ def test_terminals_are_not_steered_by_what_we_quote(cli: Cli) -> None:
 @pytest.mark.parametrize(
     ("error", "words"),
     [
-        (KeyError("lost"), "Something unforeseen went wrong (KeyError: 'lost')"),
+        (KeyError("lost"), "Unexpected error (KeyError: 'lost')"),
         (ValueError("one\ntwo"), "(ValueError: one)"),
-        (MemoryError(), "Memory ran out"),
-        (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried"), "Memory ran out"),
+        (MemoryError(), "Out of memory"),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried"), "Out of memory"),
         (OSError(errno.EIO, "Input/output error", "/data/disk"), "/data/disk: Input/output error"),
         (RecursionError("maximum recursion depth"), "RecursionError"),
     ],

@@ -230,7 +230,7 @@ def test_environment_and_config_are_checked_like_flags(cli: Cli, here: Path, mon
     monkeypatch.setenv("KDCOMPRESS_EPOCHS", "soon")
     cli("train-teacher").error("--epochs", "'soon'", status=2)
     monkeypatch.setenv("KDCOMPRESS_EPOCH", "3")
-    assert "KDCOMPRESS_EPOCH is no option; did you mean KDCOMPRESS_EPOCHS?" in cli("train-teacher").err
+    assert "KDCOMPRESS_EPOCH is not an option; did you mean KDCOMPRESS_EPOCHS?" in cli("train-teacher").err
 
 
 # --- data ---------------------------------------------------------------------------------------------------------

@@ -41,7 +41,7 @@ Example: kdcompress distill runs/teacher --method rkd-assistant --student resnet
 
 Example: kdcompress distill --method lwkd --student resnet20_cifar --data cifar10/
 """
-ADD_HELP = """Freeze the members of RUN, and train one more on what they still miss of the teacher (ResKD).
+ADD_HELP = """Freeze the members of RUN, and train one more on their residual to the teacher's logits (ResKD).
 
 Example: kdcompress add-res-student runs/cascade --arch resnet8_cifar,width=0.5 --epochs 15
 
@@ -49,19 +49,19 @@ Example: kdcompress add-res-student runs/cascade --search --max-macs 0.1 --time-
 
 Example: kdcompress add-res-student runs/cascade --search --max-macs 0.1 --search-storage /shared/search.log
 """
-GATE_HELP = """Let a cascade stop early: choose the thresholds of all stages together, on the calibration split.
+GATE_HELP = """Let a cascade stop early: choose the thresholds of all exits together, on the calibration split.
 
 Example: kdcompress gate-calibrate runs/cascade --max-drop 0.5
 
 Example: kdcompress gate-calibrate runs/cascade --target-macs 0.15 --measure margin
 """
-POLISH_HELP = """Fine-tune all members of a gated cascade together, each from the images that reach it.
+POLISH_HELP = """Fine-tune all members of a gated cascade together, each on the images that reach it.
 
-The weights are kept where the calibration accuracy improves, at the same expected MACs.
+The new weights are kept if the calibration accuracy improves, at the same expected MACs.
 
 Example: kdcompress polish runs/gated --epochs 5
 """
-PROFILE_HELP = """Parameters, MACs and FLOPs of any network, for one image; counted by fvcore, attention included.
+PROFILE_HELP = """Parameters of any network, and MACs and FLOPs per image; counted by fvcore, attention included.
 
 Example: kdcompress profile-flops runs/gated --by-module
 
@@ -74,21 +74,21 @@ Example: kdcompress eval runs/gated
 Example: kdcompress eval resnet56.safetensors --arch resnet56_cifar,shortcut=A --data cifar10/
 """
 
-DATA_HELP = """What a data set is: its classes, splits and sizes, and a contact sheet of its images.
+DATA_HELP = """Describe a data set: classes, splits and sizes, and a contact sheet of its images.
 
 Example: kdcompress data photos/ --preview sheet.png --augment auto
 
 Example: kdcompress data synth-digits:100 --preview numbers.png
 """
 
-CACHE_HELP = """What is kept for later runs: targets of frozen networks, and lightweight teachers.
+CACHE_HELP = """List what is cached for later runs: targets of frozen networks, and lightweight teachers.
 
 Example: kdcompress cache
 
 Example: kdcompress cache --clear
 """
 
-VERIFY_HELP = """Whether a run is whole: its files are what was written. Exits with 1 where they are not.
+VERIFY_HELP = """Check that the files of a run are the ones that were written. Exits with 1 if one is not.
 
 Example: kdcompress verify runs/gated
 
@@ -111,23 +111,23 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "verify": ("verify", "VerifyOptions", VERIFY_HELP),
     "cache": ("manage_cache", "CacheCommandOptions", CACHE_HELP),
 }
-# in the list of commands, where a line has no room for more
+# shorter texts for the list of commands
 IN_SHORT = {
     "train-teacher": "Train, or fine-tune, a network on labels.",
     "distill": "Train a student, with or without a teacher.",
-    "add-res-student": "Train one more network on what is still missed.",
+    "add-res-student": "Train one more network on the residual.",
     "gate-calibrate": "Choose when a cascade may stop early.",
     "polish": "Fine-tune the members of a gated cascade together.",
     "profile-flops": "Parameters, MACs and FLOPs of any network.",
     "eval": "Accuracy, cost and speed on the test split.",
-    "data": "What a data set is, with a contact sheet.",
-    "verify": "Whether a run is whole.",
-    "cache": "What is kept for later runs.",
+    "data": "Describe a data set, with a contact sheet.",
+    "verify": "Check that the files of a run are intact.",
+    "cache": "List or remove what is cached for later runs.",
 }
 
 
 def _app(arguments: list[str]) -> typer.Typer:
-    """All commands by name, and the options of the one that is asked for: the rest would only cost time."""
+    """All commands, but only the options of the one in ``arguments``: building the rest would cost time."""
     arguments = arguments or completion.typed()
     app = typer.Typer(
         name="kdcompress",
@@ -135,7 +135,7 @@ def _app(arguments: list[str]) -> typer.Typer:
         epilog="Every command prints its result as one line of JSON into a pipe, and '-' reads it from one.",
         no_args_is_help=True,
         pretty_exceptions_enable=False,
-        # plain help at the top: importing Rich would take it a third longer than it has
+        # plain help at the top: importing Rich would exceed the 0.2 s that it may take
         rich_markup_mode="rich" if arguments[:1] and arguments[0] in COMMANDS else None,
         context_settings={"help_option_names": ["-h", "--help"]},
     )
@@ -147,7 +147,7 @@ def _app(arguments: list[str]) -> typer.Typer:
     return app
 
 
-def _main(version: bool = typer.Option(False, "--version", help="Show the version and leave.")) -> None:
+def _main(version: bool = typer.Option(False, "--version", help="Show the version and exit.")) -> None:
     if version:
         from importlib.metadata import version as installed
 
@@ -166,17 +166,20 @@ def _command(name: str) -> Callable[..., int]:
         config = _read_config(path, name)
         of_shell = {key: config.pop(key) for key in list(config) if _name(key) in own}
         if of_shell.get("trust_code"):
-            raise usage_error(f"--config {path} asks to trust code.", "Type --trust-code if you do.")
+            raise usage_error(
+                f"--config {path} sets trust_code, which a file may not.",
+                "Give --trust-code on the command line if you trust the code.",
+            )
         shell = sets.ShellOptions.resolve(own, of_shell, os.environ)
         options = option_set.resolve(values, config, os.environ)
         if shell.trust_code:
             os.environ[trust.VARIABLE] = "1"
         if not shell.verbose:
             warnings.simplefilter("ignore")
-            # a process that leaves is told in two lines, without the stack of PyTorch's C++
+            # a process that ends is reported in two lines, without the C++ stack of PyTorch
             os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
         threads.spin_less(os.environ)
-        # imported here: torch comes with it
+        # imported here, since they import torch
         from kdcompress import api
         from kdcompress.engine.precision import Process
         from kdcompress.engine.progress import Silent, Terminal
@@ -185,16 +188,16 @@ def _command(name: str) -> Callable[..., int]:
         Process.is_ours = True
         reporter = Silent() if shell.quiet else Terminal(shell.verbose)
         try:
-            # what a library, or code of the user's own, prints is not the result
+            # standard output is for the result, not for what libraries or the user's code print
             with contextlib.redirect_stdout(sys.stderr):
                 result = getattr(api, function_name)(options, reporter=reporter)
         except KeyboardInterrupt as interrupt:
-            # told here: Typer makes an Abort of it that knows nothing of the run
+            # converted here: Typer would turn it into an Abort, which does not name the run
             raise _interrupted(interrupt) from interrupt
         except BrokenPipeError as error:
-            # Typer would leave without a word
-            remedy = "A process that reads images may have been killed, for want of memory: try fewer --workers."
-            raise UserError("A process that this one talks to has ended.", remedy) from error
+            # Typer would exit without a message
+            remedy = "A process that reads images may have been killed when memory ran out: try fewer --workers."
+            raise UserError("A process that this one depends on has ended.", remedy) from error
         if int(os.environ.get("RANK", "0")) == 0:
             try:
                 print_result(result, shell.json)
@@ -211,7 +214,7 @@ def run(arguments: list[str]) -> int:
     for number in stop_signals():
         signal.signal(number, interrupt)
     try:
-        # standalone_mode off: what goes wrong comes here as an exception
+        # standalone_mode off, so that errors arrive here as exceptions
         return int(_app(arguments)(arguments, standalone_mode=False) or 0)
     except UserError as error:
         if os.environ.get("KDCOMPRESS_DEBUG") == "1":
@@ -221,7 +224,7 @@ def run(arguments: list[str]) -> int:
     except KeyboardInterrupt:
         status = 130
     except BrokenPipeError:
-        forget_output()  # of help: its reader has read enough
+        forget_output()  # the reader of the help has closed the pipe
         status = 1
     except Exception as error:
         if os.environ.get("KDCOMPRESS_DEBUG") == "1":
@@ -235,7 +238,7 @@ def _interrupted(interrupt: KeyboardInterrupt) -> UserError:
 
 
 def _not_printed(error: Unprinted, options: Options, run: str | None) -> UserError:
-    """Standard output was closed, full, or its reader has left: nothing is lost."""
+    """The error of a standard output that was closed or is full; the run itself is saved."""
     forget_output()
     if run is not None and isinstance(options, sets.OutputOptions):
         return UserError(f"Standard output failed ({error}); the run is finished, and its result is in {run}/run.json.")
@@ -243,7 +246,7 @@ def _not_printed(error: Unprinted, options: Options, run: str | None) -> UserErr
 
 
 def _report(error: Exception, arguments: list[str]) -> int:
-    """Errors that are not ours: Typer's about usage, and those of the libraries below."""
+    """Print an error that is not a UserError: Typer's about usage, or a library's. Returns the exit status."""
     if type(error).__name__ == "NoArgsIsHelpError":
         print(error.format_message(), file=sys.stderr)  # type: ignore[attr-defined]
         return 2
@@ -253,18 +256,18 @@ def _report(error: Exception, arguments: list[str]) -> int:
         return 2
     if type(error).__name__ == "Abort":
         return 130
-    print_error(_nature(error), "KDCOMPRESS_DEBUG=1 shows where it happened.")
+    print_error(_one_line(error), "KDCOMPRESS_DEBUG=1 shows where it happened.")
     return 1
 
 
-def _nature(error: Exception) -> str:
-    """One line on an error that nobody has foreseen."""
+def _one_line(error: Exception) -> str:
+    """One line about an unexpected error."""
     first = next((line for line in str(error).splitlines() if line.strip()), "")
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or "allocate memory" in first:
-        return f"Memory ran out: {first or 'no more could be had'}"
+        return f"Out of memory: {first or 'no more could be allocated'}"
     if isinstance(error, OSError) and error.strerror:
         return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
-    return f"Something unforeseen went wrong ({type(error).__name__}: {first})"
+    return f"Unexpected error ({type(error).__name__}: {first})"
 
 
 def _option_names() -> dict[str, set[str]]:
@@ -272,25 +275,27 @@ def _option_names() -> dict[str, set[str]]:
 
 
 def _check_environment() -> None:
-    """A variable of ours that no command knows is a slip of the pen; said, for it may be another version's.
+    """Print a notice of KDCOMPRESS_ variables that are no option: misspelt, or of another version.
 
     Raises:
-        UserError: What a launcher of several processes sets is no number.
+        UserError: A variable of a launcher (torchrun) is not a number.
     """
     for name in LAUNCHER:
         value = os.environ.get(name, "0")
         if not (value.isascii() and value.isdigit() and len(value) < 10):
-            raise usage_error(f"The environment variable {name} is {value!r}, no number.", "Unset it, or use torchrun.")
+            raise usage_error(
+                f"The environment variable {name} is {value!r}, not a number.", "Unset it, or use torchrun."
+            )
     names = set().union(sets.ShellOptions.__dataclass_fields__, *_option_names().values())
     known = {"KDCOMPRESS_DEBUG", *map(variable, names)}
     for name in sorted(os.environ):
         if name.startswith("KDCOMPRESS_") and name not in known:
             near = difflib.get_close_matches(name, known, n=1)
-            print(f"Notice: {name} is no option{f'; did you mean {near[0]}?' if near else '.'}", file=sys.stderr)
+            print(f"Notice: {name} is not an option{f'; did you mean {near[0]}?' if near else '.'}", file=sys.stderr)
 
 
 def _read_config(path: str | None, command: str) -> dict[str, Any]:
-    """Options of a config file: those at the top level that are no command's section, and this command's section."""
+    """Options of a config file for a command: those at the top level, and those of its own section."""
     if path is None:
         return {}
     import yaml
@@ -299,22 +304,24 @@ def _read_config(path: str | None, command: str) -> dict[str, Any]:
         with open(path, "rb") as file:
             text = file.read(MAX_CONFIG + 1).decode("utf-8")
         if len(text) >= MAX_CONFIG:
-            raise ValueError("it is too large for options")
+            raise ValueError(f"it is larger than {MAX_CONFIG // 2**20} MiB")
         content = yaml.safe_load(text) or {}
     except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
-        # of YAML's errors the first line says the least
+        # the first line of a YAML error says the least
         what = str(error) if isinstance(error, yaml.YAMLError) else first_line(error)
         raise usage_error(f"--config {path} cannot be read: {what}", "Give a YAML or JSON file of options.") from error
     if not isinstance(content, dict):
-        raise usage_error(f"--config {path} holds no options.", "Write lines like 'epochs: 30'.")
-    # one file serves a whole pipeline: at its top may be what only other commands know
+        raise usage_error(f"--config {path} contains no options.", "Write lines like 'epochs: 30'.")
+    # one file serves a whole pipeline: options at its top may be of other commands only
     fields = _option_names()
     others = set().union(*fields.values()) - fields[command]
     # data is a command and an option: its section holds options, the option is text
     sections = {key for key, value in content.items() if key in COMMANDS and (key != "data" or _is_section(value))}
     section = content[command] if command in sections else {}
     if not _is_section(section):
-        raise usage_error(f"--config {path}: {command} holds no options.", "Write lines like '  epochs: 30' below it.")
+        raise usage_error(
+            f"--config {path}: {command} contains no options.", "Write lines like '  epochs: 30' below it."
+        )
     common = {key: value for key, value in content.items() if key not in sections and _name(key) not in others}
     return {**common, **(section or {})}
 

@@ -1,7 +1,7 @@
-"""What a shell offers for the values of options: choices, and names of networks. Nothing here imports torch.
+"""Shell completion of option values: choices, and names of networks. Nothing here imports torch.
 
-timm takes seconds to say which networks it has. So the first command that needs timm anyway leaves their names in the
-cache; until then there are our own.
+Listing timm's networks takes seconds. So the first command that needs timm anyway writes their names to the cache;
+until then our own are offered.
 """
 
 from __future__ import annotations
@@ -16,29 +16,29 @@ from typing import Any
 
 from kdcompress.option_set import variable
 
-ASKED = "_KDCOMPRESS_COMPLETE"  # set by the shell's own script, that Typer writes
+ASKED = "_KDCOMPRESS_COMPLETE"  # set by the completion script that Typer installs in the shell
 OURS = (
     *(f"resnet{depth}_cifar" for depth in (8, 14, 20, 32, 44, 56, 110)),
     *(f"wrn_{shape}_cifar" for shape in ("16_1", "16_2", "16_4", "28_10", "40_1", "40_2", "40_4")),
     "lenet5",
 )
 SPECS = ("model", "student", "arch", "teacher_arch")  # options that name a network
-FILE = "networks.txt"  # timm's version, then a name a line
+FILE = "networks.txt"  # timm's version, then one name per line
 UNUSABLE = (
     OSError,
     RuntimeError,
     UnicodeDecodeError,
-)  # a cache without a place, without permission, or with other text
+)  # no home folder, no permission, or other content
 
 
 def typed() -> list[str]:
-    """The line that a shell wants to complete, without the program's name; empty where none does."""
+    """Words of the command line to complete, without the program's name; empty if no shell asks."""
     line = os.environ.get("COMP_WORDS") or os.environ.get("_TYPER_COMPLETE_ARGS", "") if ASKED in os.environ else ""
     return line.split()[1:]
 
 
 def completer(field: dataclasses.Field[Any]) -> Callable[[str], list[str]] | None:
-    """What Typer asks for the values of an option that begin so; None where only files fit, or anything."""
+    """A function from the beginning of an option's value to its completions; None for files and free text."""
     choices = field.metadata["choices"]
     if not choices and field.name not in SPECS:
         return None
@@ -46,15 +46,15 @@ def completer(field: dataclasses.Field[Any]) -> Callable[[str], list[str]] | Non
 
 
 def networks() -> list[str]:
-    """All that are known without timm."""
+    """Names of networks that are known without importing timm."""
     with contextlib.suppress(*UNUSABLE):
-        if (file := _file()).is_file():  # a pipe of that name would keep us waiting
+        if (file := _file()).is_file():  # reading a named pipe would block
             return file.read_text(encoding="utf-8").splitlines()[1:]
     return list(OURS)
 
 
 def remember_networks() -> None:
-    """Leave the names for :func:`networks` once timm is loaded; a cache that cannot be written costs nothing."""
+    """Write the names for :func:`networks` once timm is loaded; a cache that cannot be written is ignored."""
     timm = sys.modules["timm"]
     head = f"timm {timm.__version__}"
     with contextlib.suppress(*UNUSABLE):
@@ -68,6 +68,6 @@ def remember_networks() -> None:
 
 
 def _file() -> Path:
-    from kdcompress.cache import cache_dir  # NumPy comes with it
+    from kdcompress.cache import cache_dir  # it imports NumPy
 
     return cache_dir(os.environ.get(variable("cache_dir"))) / FILE

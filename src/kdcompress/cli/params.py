@@ -20,10 +20,10 @@ METAVARS = {int: "INTEGER", float: "NUMBER", str: "TEXT"}
 
 
 def with_options(function: Callable[[dict[str, Any]], int], *option_sets: type[Options]) -> Callable[..., int]:
-    """A function that Typer can read, whose parameters are the fields of the option sets.
+    """A function for Typer whose parameters are the fields of the option sets.
 
-    Values reach ``function`` as the text that the user typed, None where nothing was: the option sets convert and
-    check them, with the same messages as for the environment, the config file and Python.
+    Values reach ``function`` as the text that the user typed, None if nothing was: the option sets convert and check
+    them, with the same messages as for the environment, the config file and Python.
     """
 
     def command(**values: Any) -> int:
@@ -42,7 +42,7 @@ def with_options(function: Callable[[dict[str, Any]], int], *option_sets: type[O
             parameter = inspect.Parameter(field.name, kind, default=None, annotation=annotation)
             (arguments if field.metadata["argument"] else options).append(parameter)
             if field_type(option_set, field.name) is bool and field.default is False:
-                # undoes what the environment or the config file says; listed, it would take the room of the help
+                # overrides the environment and the config file; hidden, to keep the help short
                 undo = typer.Option(f"--no-{field.name.replace('_', '-')}", hidden=True)
                 options.append(
                     inspect.Parameter(NOT + field.name, kind, default=False, annotation=Annotated[bool, undo])
@@ -61,10 +61,10 @@ def _annotation(option_set: type[Options], field: dataclasses.Field[Any]) -> Any
         help_text += f": {', '.join(meta['choices'])}"
     if not meta["argument"] and field.default not in (None, ()) and field.default is not False:
         help_text += f" (default: {field.default})"
-    told: dict[str, Any] = {"help": help_text, "show_default": False, "autocompletion": completer(field)}
+    common: dict[str, Any] = {"help": help_text, "show_default": False, "autocompletion": completer(field)}
     if meta["argument"]:
-        return Annotated[Optional[str], typer.Argument(metavar=field.name.upper(), **told)]  # noqa: UP045
-    shared = {**told, "rich_help_panel": meta["panel"] or "Options"}
+        return Annotated[Optional[str], typer.Argument(metavar=field.name.upper(), **common)]  # noqa: UP045
+    shared = {**common, "rich_help_panel": meta["panel"] or "Options"}
     if kind is bool:
         no = f"/--no-{field.name.replace('_', '-')}" if field.default is None else ""
         names = flag(field.name) + no
