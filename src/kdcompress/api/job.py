@@ -48,7 +48,7 @@ from kdcompress.results import R, TrainResult
 from kdcompress.runs import CONFIG, RECORD, WEIGHTS, RunFolder, check_claim, file_hash
 from kdcompress.schema import Malformed
 
-Own = TypeVar("Own", bound=TrainingOptions)
+JobOptions = TypeVar("JobOptions", bound=TrainingOptions)
 
 WORTH_COMPILING = 1000  # steps
 ORIGINS = ("run", "teacher", "data")  # what a run is made from
@@ -103,7 +103,7 @@ class Trained:
 
 
 @dataclass
-class Job(Generic[Own]):
+class Job(Generic[JobOptions]):
     """One training command: its options, where it runs, and when it began.
 
     Attributes:
@@ -113,13 +113,13 @@ class Job(Generic[Own]):
 
     command: str
     method: str
-    options: Own
+    options: JobOptions
     reporter: Reporter
     place: Place
     began: float
 
     @classmethod
-    def begin(cls, command: str, method: str, options: Own, reporter: Reporter | None) -> Job[Own]:
+    def begin(cls, command: str, method: str, options: JobOptions, reporter: Reporter | None) -> Job[JobOptions]:
         """Set up device, processes and threads, and read standard input if it is asked for.
 
         Args:

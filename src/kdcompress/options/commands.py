@@ -35,6 +35,8 @@ MEASURES = ("confidence", "margin", "entropy", "energy", "agreement")
 
 @dataclass(kw_only=True)
 class TrainTeacherOptions(TrainingOptions):
+    """Options of ``train-teacher``."""
+
     model: str = option("resnet32_cifar", "model spec, NAME[,key=value…]: ours or any of timm's")
     pretrained: bool = option(False, "start from timm's pretrained weights")
 
@@ -51,6 +53,8 @@ class DistillOptions(
     TargetOptions,
     TrainingOptions,
 ):
+    """Options of ``distill``."""
+
     teacher: str | None = option(
         None,
         "run folder, '-', timm name, local-dir:PATH, hf-hub:ORG/NAME, or a checkpoint with --arch or --teacher-arch",
@@ -75,6 +79,8 @@ class DistillOptions(
 class AddResStudentOptions(
     SearchOptions, ResidualOptions, StartOptions, TeacherOptions, TargetOptions, TrainingOptions
 ):
+    """Options of ``add-res-student``."""
+
     run: str = option(
         "-", "a distilled student or a cascade; '-' reads it from standard input", argument=True, affects_result=False
     )
@@ -90,6 +96,8 @@ class AddResStudentOptions(
 
 @dataclass(kw_only=True)
 class GateCalibrateOptions(DataOptions, DeviceOptions, OutputOptions):
+    """Options of ``gate-calibrate``."""
+
     run: str = option("-", "a cascade; '-' reads it from standard input", argument=True, affects_result=False)
     max_drop: float | None = option(
         None, "fewest MACs that lose at most this many points of top-1 against running all members", low=0, high=100
@@ -120,6 +128,8 @@ class GateCalibrateOptions(DataOptions, DeviceOptions, OutputOptions):
 
 @dataclass(kw_only=True)
 class PolishOptions(LogitOptions, TeacherOptions, TargetOptions, TrainingOptions):
+    """Options of ``polish``."""
+
     run: str = option("-", "a gated cascade; '-' reads it from standard input", argument=True, affects_result=False)
     teacher: str | None = option(None, "the teacher, if not the one that RUN was distilled from", affects_result=False)
     epochs: int = option(5, "passes over the fit split", low=1, high=MOST_EPOCHS, panel=TRAINING)
@@ -127,6 +137,7 @@ class PolishOptions(LogitOptions, TeacherOptions, TargetOptions, TrainingOptions
 
     @property
     def fine_tunes(self) -> bool:
+        """Always: polishing starts from trained weights."""
         return True
 
 
@@ -139,6 +150,8 @@ class ModelOptions(Options):
 
 @dataclass(kw_only=True)
 class ProfileFlopsOptions(ModelOptions):
+    """Options of ``profile-flops``."""
+
     model: str = option(
         "-", "a run, '-', a model spec, local-dir:…, hf-hub:…, or a checkpoint with --arch", argument=True
     )
@@ -151,6 +164,8 @@ class ProfileFlopsOptions(ModelOptions):
 
 @dataclass(kw_only=True)
 class EvalOptions(ModelOptions, DataOptions, DeviceOptions):
+    """Options of ``eval``."""
+
     run: str = option("-", "a run, '-', or any other trained network with --data", argument=True, affects_result=False)
     split: str = option("test", "split to evaluate on", choices=("test", "calibration"))
     batch_size: int = option(128, "images per batch", low=1, high=MOST_IMAGES)
@@ -164,6 +179,8 @@ class EvalOptions(ModelOptions, DataOptions, DeviceOptions):
 
 @dataclass(kw_only=True)
 class DescribeDataOptions(DataOptions):
+    """Options of ``data``."""
+
     data: str | None = option(
         "digits",
         "digits, synth-digits:K, a folder, torch/NAME, hfds/NAME, wds/NAME or py:module:function",
@@ -181,12 +198,16 @@ class DescribeDataOptions(DataOptions):
 
 @dataclass(kw_only=True)
 class VerifyOptions(Options):
+    """Options of ``verify``."""
+
     run: str = option("-", "a run folder; '-' reads it from standard input", argument=True, affects_result=False)
     accept: bool = option(False, "record the files as they are now, after a change of your own")
 
 
 @dataclass(kw_only=True)
 class CacheCommandOptions(CacheOptions):
+    """Options of ``cache``."""
+
     clear: bool = option(False, "remove all cached files")
 
 

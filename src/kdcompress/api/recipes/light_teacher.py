@@ -53,19 +53,21 @@ def light_teacher(classes: int, options: DistillOptions, place: Place, reporter:
     epochs = min(max(IMAGES // synth_digits.SynthDigits.parse(_data(classes)).n, LEAST_EPOCHS), MOST_EPOCHS)
     stop = f"{options.teacher_top1:g}-percent"
     name = f"lenet5-{classes}-classes-{stop}-{_recipe(epochs)}"
-    kept = cache_dir(options.cache_dir) / TEACHERS / name
+    cached = cache_dir(options.cache_dir) / TEACHERS / name
 
     def made() -> Network:
         with alone():
-            return _loaded(kept) or _trained(kept, _data(classes), epochs, options, place, reporter)
+            return _loaded(cached) or _trained(cached, _data(classes), epochs, options, place, reporter)
 
     return from_main(made)  # other hosts have other caches, and so small a network trains no faster on several
 
 
-def _trained(kept: Path, data: str, epochs: int, options: DistillOptions, place: Place, reporter: Reporter) -> Network:
+def _trained(
+    cached: Path, data: str, epochs: int, options: DistillOptions, place: Place, reporter: Reporter
+) -> Network:
     with contextlib.ExitStack() as stack:
-        work = _work_folder(kept, place, stack, reporter)
-        if work != kept:
+        work = _work_folder(cached, place, stack, reporter)
+        if work != cached:
 
             def make(folder: Path) -> None:
                 own = TrainTeacherOptions(
@@ -89,13 +91,13 @@ def _trained(kept: Path, data: str, epochs: int, options: DistillOptions, place:
                 remedy = "Run the same command again: the lightweight teacher resumes where it stopped."
                 raise Interrupted(interrupted.path, remedy) from interrupted
             except UserError as error:
-                if work.parent != kept.parent or (problem := _disk_error(error)) is None:
+                if work.parent != cached.parent or (problem := _disk_error(error)) is None:
                     raise
                 shutil.rmtree(work, ignore_errors=True)
-                work = _not_kept(kept, problem, reporter)
+                work = _not_kept(cached, problem, reporter)
                 make(work)
-            if work.parent == kept.parent:
-                work = _moved(work, kept)
+            if work.parent == cached.parent:
+                work = _moved(work, cached)
     network = load_network(str(work))
     reached = network.record["result"]["top1"]
     if reached < options.teacher_top1:
@@ -187,28 +189,30 @@ def _loaded(folder: Path) -> Network | None:
     return None
 
 
-def _work_folder(kept: Path, place: Place, stack: contextlib.ExitStack, reporter: Reporter) -> Path:
-    """Where to train, locked until the stack closes; ``kept`` itself if another process has just trained it."""
+def _work_folder(cached: Path, place: Place, stack: contextlib.ExitStack, reporter: Reporter) -> Path:
+    """Where to train, locked until the stack closes; ``cached`` itself if another process has just trained it."""
     try:
-        kept.parent.mkdir(parents=True, exist_ok=True)
+        cached.parent.mkdir(parents=True, exist_ok=True)
         note_once = functools.cache(reporter.note)
         waiting = functools.partial(note_once, "Another run trains this lightweight teacher; waiting for it.")
-        stack.enter_context(Lock(kept.parent / f".{kept.name}.lock").awaited(waiting))
-        if _loaded(kept) is not None:
-            return kept
-        if kept.exists():
-            reporter.note(f"Warning: the lightweight teacher {kept} is altered or damaged; it is trained again.")
-            shutil.rmtree(kept, ignore_errors=True)
+        stack.enter_context(Lock(cached.parent / f".{cached.name}.lock").awaited(waiting))
+        if _loaded(cached) is not None:
+            return cached
+        if cached.exists():
+            reporter.note(f"Warning: the lightweight teacher {cached} is altered or damaged; it is trained again.")
+            shutil.rmtree(cached, ignore_errors=True)
     except OSError as error:
-        return _not_kept(kept, error, reporter)
-    return kept.parent / f".{kept.name}-{place.precision}-1"
+        return _not_kept(cached, error, reporter)
+    return cached.parent / f".{cached.name}-{place.precision}-1"
 
 
-def _not_kept(kept: Path, problem: OSError, reporter: Reporter) -> Path:
+def _not_kept(cached: Path, problem: OSError, reporter: Reporter) -> Path:
     """A folder to train in that is removed when the process ends."""
-    reporter.note(f"Warning: the lightweight teacher cannot be cached in {kept.parent}: {problem.strerror or problem}.")
+    reporter.note(
+        f"Warning: the lightweight teacher cannot be cached in {cached.parent}: {problem.strerror or problem}."
+    )
     _temporary.append(tempfile.TemporaryDirectory(prefix="kdcompress-", ignore_cleanup_errors=True))
-    return Path(_temporary[-1].name) / kept.name
+    return Path(_temporary[-1].name) / cached.name
 
 
 def _disk_error(error: BaseException | None) -> OSError | None:
@@ -218,10 +222,10 @@ def _disk_error(error: BaseException | None) -> OSError | None:
     return error
 
 
-def _moved(work: Path, kept: Path) -> Path:
+def _moved(work: Path, cached: Path) -> Path:
     """Move the finished teacher into the cache, and return its folder; where that fails, it is used from ``work``."""
     try:
-        return work.rename(kept)
+        return work.rename(cached)
     except OSError:
         return work
 

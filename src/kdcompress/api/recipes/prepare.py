@@ -8,7 +8,7 @@ from typing import Any
 
 from kdcompress.api.check import check_enough_classes
 from kdcompress.api.fitting import check_channels, check_classes, open_data
-from kdcompress.api.job import Job, Own
+from kdcompress.api.job import Job, JobOptions
 from kdcompress.api.reference import inherit
 from kdcompress.api.teacher import Teacher, load_teacher
 from kdcompress.data import Data, DataSource, InputAdapter, Preprocess, choose_channels, choose_size
@@ -47,7 +47,7 @@ def fresh(
     )
 
 
-def batches_for(source: DataSource, prep: Preprocess, job: Job[Own]) -> Data:
+def batches_for(source: DataSource, prep: Preprocess, job: Job[JobOptions]) -> Data:
     """The data of a job, preprocessed by ``prep``."""
     return Data(source, prep, job.options, job.place.device, job.place.rank, job.place.world, job.reporter.note)
 
