@@ -133,7 +133,7 @@ def test_a_teacher_that_nothing_is_known_of_may_have_seen_the_images(chain: Chai
 
 def test_a_student_that_is_too_large_is_refused_before_it_is_trained(chain: Chain, tmp_path: Path) -> None:
     """Hours later the user would learn that the target was out of reach from the start."""
-    with pytest.raises(UserError, match=r"alone costs 0\.\d+ of the teacher"):
+    with pytest.raises(UserError, match=r"alone has 0\.\d+ of the teacher"):
         grow(chain, tmp_path / "grown", res_students=0, grow=True, target_macs=0.01)
     assert not (tmp_path / "grown").exists()
 

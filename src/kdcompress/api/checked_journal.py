@@ -20,7 +20,7 @@ SUM = "xxh3"
 
 
 class CheckedJournal(JournalFileBackend):
-    """Lines as Optuna writes them, with one more entry, which Optuna ignores.
+    """Lines as Optuna writes them, with the checksum as one more entry, which Optuna ignores.
 
     A journal of an earlier version begins with lines without a checksum; after the first with one, all must have it.
 
@@ -36,7 +36,7 @@ class CheckedJournal(JournalFileBackend):
         super().__init__(str(path), lock_obj=_WholeLines(str(path)))
 
     def append_logs(self, logs: list[dict[str, Any]]) -> None:
-        """Write lines.
+        """Append lines.
 
         Raises:
             UserError: The file cannot be written.

@@ -41,7 +41,7 @@ def gate_calibrate(
         reporter: Receives notices.
 
     Raises:
-        UserError: No cascade, a target out of reach (the error names the nearest one), thresholds out of range.
+        UserError: No cascade, a target out of reach (the error names the lowest possible), thresholds out of range.
 
     Example:
         >>> kdcompress.gate_calibrate(run="runs/cascade", max_drop=0.5).expected_macs_ratio

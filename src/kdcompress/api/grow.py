@@ -48,7 +48,7 @@ from kdcompress.results import TrainResult
 from kdcompress.runs import CONFIG, METRICS, WEIGHTS, RunFolder, atomic_file
 
 MOST = 16  # res-students
-ROUNDING = 1e-6  # of accuracies in percent, which are counts
+ROUNDING = 1e-6  # tolerance of accuracies in percent, which are ratios of counts
 REASONS = {
     "target": "the target is met",
     "macs": "another res-student would exceed --target-macs",

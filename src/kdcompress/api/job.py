@@ -131,10 +131,8 @@ class Job(Generic[JobOptions]):
             UserError: No such device, or a standard input that cannot be used.
         """
         place = start(options.device, options.precision, options.patience)
-        options, began = (
-            piped(options),
-            time.perf_counter(),
-        )  # the time spent waiting for the command before the pipe does not count
+        # began after standard input was read: waiting for the command before does not count
+        options, began = piped(options), time.perf_counter()
         reporter = (reporter if place.is_main else None) or Silent()
         options = resuming(options, command, reporter.note)
         take_free_cores(place, reporter)
