@@ -210,7 +210,7 @@ def test_values_out_of_range_are_refused(name: str, value: Any) -> None:
     assert caught.value.remedy.startswith("It takes a")
 
 
-def test_the_range_is_told_in_full() -> None:
+def test_the_error_names_both_bounds_of_the_range() -> None:
     """The user would have to guess which bound is open."""
     with pytest.raises(UserError) as caught:
         TrainTeacherOptions(holdout=1)
@@ -331,13 +331,13 @@ def test_replacing_an_option_checks_it_again() -> None:
 @pytest.mark.parametrize(
     ("text", "seconds"), [("90", 90), ("90s", 90), ("5m", 300), ("1.5h", 5400), (None, 300), (7, 7)]
 )
-def test_how_long_processes_are_waited_for(text: object, seconds: float) -> None:
+def test_durations_of_dist_timeout(text: object, seconds: float) -> None:
     """Minutes would be read as seconds, and a host that is slow for a moment given up."""
     assert EvalOptions(dist_timeout=text).patience == seconds  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("text", ["0", "4.9s", "-5m", "m", "soon", "1e9h", "8000h", "nan"])
-def test_times_that_nobody_can_be_waited_for(text: str) -> None:
+def test_dist_timeouts_out_of_range_are_refused(text: str) -> None:
     """Every job would end at its first step, or hang for ever."""
     with pytest.raises(UserError, match=f"--dist-timeout {text}") as caught:
         _ = EvalOptions(dist_timeout=text).patience

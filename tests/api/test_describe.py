@@ -14,7 +14,7 @@ from kdcompress.data import load_source
 from kdcompress.errors import UserError
 
 
-def test_what_data_are() -> None:
+def test_classes_splits_and_sizes_are_described() -> None:
     """Counts that are not those of the splits that training uses."""
     found = kdcompress.describe_data(data="digits")
     assert (found.num_classes, found.input_size, found.fit, found.calibration, found.test) == (
@@ -43,7 +43,7 @@ def test_a_sheet_shows_the_images(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("data", "images"), [("digits", 64), ("digits", 7), ("synth-digits:100,n=1000", 64)])
-def test_as_many_pictures_as_were_asked_for(tmp_path: Path, data: str, images: int) -> None:
+def test_the_sheet_has_the_requested_number_of_images(tmp_path: Path, data: str, images: int) -> None:
     """Else half of a sheet is missing, and with it a class."""
     size = {"digits": 8}.get(data, 32)
     for augment in ("none", "crop"):
@@ -76,7 +76,7 @@ def test_folders_of_colour_images(tmp_path: Path) -> None:
     assert Image.open(tmp_path / "sheet.png").size[0] > 8
 
 
-def test_what_cannot_be_shown(tmp_path: Path) -> None:
+def test_invalid_previews_are_refused(tmp_path: Path) -> None:
     """A file of the user's written over, or a traceback of Pillow."""
     (tmp_path / "there.png").write_text("mine")
     for given, words in (

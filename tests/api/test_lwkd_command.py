@@ -1,4 +1,4 @@
-"""LW-KD as a command: its teacher is made once and kept, its bank is what that teacher says, and any data will do."""
+"""LW-KD as a command: its teacher is trained once and cached, the bank holds its logits, and any data will do."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def record_of(run: str | None) -> dict[str, Any]:
     return json.loads((Path(str(run)) / RECORD).read_text())
 
 
-def test_the_teacher_is_made_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_lightweight_teacher_is_trained_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Seconds for each student would be the price of a method whose promise is that they are spent once."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     quick(monkeypatch)
@@ -86,7 +86,7 @@ def test_the_teacher_is_made_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert all(float(row["train_adversarial_loss"]) > 0 for row in rows)
 
 
-def test_a_teacher_that_breaks_off_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_teacher_training_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Half a teacher in the cache would teach every later student."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
 
@@ -100,7 +100,7 @@ def test_a_teacher_that_breaks_off_leaves_nothing(tmp_path: Path, monkeypatch: p
     assert not list((cache_dir() / "teachers").glob("lenet5*"))
 
 
-def test_a_teacher_that_was_cut_off_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupted_teacher_training_resumes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """For a thousand classes it takes minutes; and what is left of it must not lie about."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     quick(monkeypatch, epochs=3)
@@ -125,7 +125,7 @@ def test_a_teacher_that_was_cut_off_goes_on(tmp_path: Path, monkeypatch: pytest.
     assert left == {Path(str(result.teacher)).name}
 
 
-def test_a_damaged_teacher_is_made_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_damaged_teacher_is_trained_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The user never made it, and cannot be asked to mend it."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     quick(monkeypatch)
@@ -138,7 +138,7 @@ def test_a_damaged_teacher_is_made_anew(tmp_path: Path, monkeypatch: pytest.Monk
         shutil.rmtree(tmp_path / "again")
 
 
-def test_without_a_cache_the_teacher_serves_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_cache_the_teacher_is_used_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A folder that cannot be written must neither stop the training nor be replaced by litter elsewhere."""
     (tmp_path / "cache").write_text("a file where the folder should be")
     monkeypatch.setenv("TMPDIR", str(tmp_path / "tmp"))
@@ -154,7 +154,7 @@ def test_without_a_cache_the_teacher_serves_once(tmp_path: Path, monkeypatch: py
     assert not list((tmp_path / "tmp").iterdir())
 
 
-def test_the_bank_is_what_the_teacher_says(light: TrainResult) -> None:
+def test_the_bank_holds_the_teachers_logits(light: TrainResult) -> None:
     """Soft targets of other images, other classes or another network would still train something."""
     network = load_network(str(light.run))
     job = Job("distill", "lwkd", None, Silent(), Place(torch.device("cpu"), "fp32"), 0.0)
@@ -171,10 +171,10 @@ def test_the_bank_is_what_the_teacher_says(light: TrainResult) -> None:
 
 
 @pytest.mark.parametrize(("data", "split"), [("digits", "fit"), (NUMBERS, "calibration")])
-def test_a_teacher_of_other_data_tells_nothing_of_a_test_split(
+def test_the_bank_never_uses_the_test_split(
     tmp_path: Path, data: str, split: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What it says of the test images, by their labels, would reach the student."""
+    """Its logits on test images, sorted by their labels, would reach the student."""
     made = kdcompress.train_teacher(model=TINY, data="digits", epochs=1, out=str(tmp_path / "t"), device="cpu")
     asked: list[str] = []
     genuine = Data.evaluation
@@ -280,7 +280,7 @@ def test_options_reach_the_method(light: TrainResult, tmp_path: Path, monkeypatc
         kdcompress.distill(**COMMON, teacher_top1=42.0, out=str(tmp_path / "other"))
 
 
-def test_what_cannot_be_is_told(light: TrainResult, tmp_path: Path) -> None:
+def test_impossible_options_are_refused(light: TrainResult, tmp_path: Path) -> None:
     """Before anything is trained."""
     cases: list[tuple[dict[str, Any], str]] = [
         ({"teacher": light.run, "data": "synth-digits:12,n=100"}, "has 10 classes"),
@@ -303,7 +303,7 @@ def test_what_cannot_be_is_told(light: TrainResult, tmp_path: Path) -> None:
     assert [light_teacher.bank_images(classes, None) for classes in (10, 100, 1000, 10_000)] == [128, 128, 20, 2]
 
 
-def test_a_lightweight_teacher_is_no_teacher_of_a_cascade(light: TrainResult, tmp_path: Path) -> None:
+def test_a_cascade_does_not_learn_from_a_lightweight_teacher(light: TrainResult, tmp_path: Path) -> None:
     """The residual to a network that has never seen such images is noise."""
     given = {**COMMON, "epochs": 1}
     student = kdcompress.distill(**given, teacher=light.run, out=str(tmp_path / "student"))

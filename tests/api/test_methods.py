@@ -71,7 +71,7 @@ def test_the_average_is_what_is_saved(tmp_path: Path, monkeypatch: pytest.Monkey
     assert result.top1 == pytest.approx(top1(logits, labels), abs=1e-3)
 
 
-def test_wrong_combinations_are_told_before_anything_is_done(chain: Chain, tmp_path: Path) -> None:
+def test_wrong_combinations_are_refused_before_any_work(chain: Chain, tmp_path: Path) -> None:
     """Each ends in a line and a remedy, and leaves no folder behind."""
     run, teacher = str(chain.student.run), str(chain.teacher.run)
     cases = [

@@ -1,4 +1,4 @@
-"""What a training computes with is found out once, kept with the run, and told."""
+"""Precision and memory format of a training are checked once, recorded in the run, and reported."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def found_at_the_start(monkeypatch: pytest.MonkeyPatch, found: Numerics) -> list
     return asked
 
 
-def test_a_resumed_run_takes_what_it_began_with(
+def test_a_resumed_run_keeps_its_numerics(
     tmp_path: Path, interrupted: Callable[[Path], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Checked anew, perhaps on another machine, its steps would not be those of the unbroken run."""
@@ -101,7 +101,7 @@ def watched_formats(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     return used
 
 
-def test_a_run_from_before_there_was_a_check_goes_on_as_it_began(
+def test_a_run_older_than_the_check_resumes_unchanged(
     tmp_path: Path, interrupted: Callable[[Path], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """An update in the middle of a long training must not change its arithmetic."""

@@ -272,7 +272,7 @@ def test_a_new_member_starts_at_zero(chain: Chain, tmp_path: Path, monkeypatch: 
     assert torch.equal(first[0]["output"], 0.5 * first[0]["sum"])
 
 
-def test_the_sum_so_far_weighs_what_its_members_cost(chain: Chain, tmp_path: Path) -> None:
+def test_sum_weight_defaults_to_the_share_of_the_macs(chain: Chain, tmp_path: Path) -> None:
     """In full it hands on a small student's errors to a large res-student; in part it loses what a large one knows."""
     first, second, third = chain.longer.members
     config = json.loads((Path(str(chain.longer.run)) / "config.json").read_text())
@@ -315,7 +315,7 @@ def test_a_student_starts_from_the_teacher(chain: Chain, tmp_path: Path, monkeyp
     assert any("100% of its parameters" in line for line in heard.notes)
 
 
-def test_who_may_know_the_calibration_images_is_told_on(chain: Chain, tmp_path: Path) -> None:
+def test_a_teacher_that_may_have_seen_calibration_images_is_reported(chain: Chain, tmp_path: Path) -> None:
     """A gate whose images the weights have learned from would promise what it cannot keep, and nobody would know."""
     spec = json.loads((Path(str(chain.teacher.run)) / "run.json").read_text())["options"]["model"]
     weights = Path(str(chain.teacher.run)) / WEIGHTS
@@ -355,7 +355,7 @@ def test_a_student_takes_the_normalisation_it_starts_with(chain: Chain, tmp_path
     assert prep["resnet8_cifar,mean=0.2"].mean == (0.2,)
 
 
-def test_a_student_that_cannot_start_from_the_teacher_is_told(chain: Chain, tmp_path: Path) -> None:
+def test_a_student_that_cannot_start_from_the_teacher_is_reported(chain: Chain, tmp_path: Path) -> None:
     """Who asked for it would take the result for what it is not."""
     heard = Heard()
     given = {**COMMON, "teacher": chain.teacher.run, "method": "kd", "student": TINY}

@@ -1,4 +1,4 @@
-"""``polish``: what is kept, what is refused, and that it goes on where it was cut off."""
+"""``polish``: what is kept, what is refused, and that it resumes."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def same(one: Any, other: Any) -> bool:
     return left.keys() == right.keys() and all(torch.equal(left[key], right[key]) for key in left)
 
 
-def test_what_is_better_is_kept(gated: Path, tmp_path: Path) -> None:
+def test_better_weights_are_kept(gated: Path, tmp_path: Path) -> None:
     """The weights, the gate and the figures must be of one network, for no more MACs than before."""
     result = kdcompress.polish(run=str(gated), epochs=3, out=str(tmp_path / "polished"), **COMMON)
     former = json.loads((gated / RECORD).read_text())["result"]
@@ -72,7 +72,7 @@ def test_what_is_better_is_kept(gated: Path, tmp_path: Path) -> None:
     assert len(longer.members or ()) == 3
 
 
-def test_what_is_not_better_is_left_as_it_was(gated: Path, tmp_path: Path) -> None:
+def test_without_improvement_the_old_weights_stay(gated: Path, tmp_path: Path) -> None:
     """A pipeline goes on with a cascade that is worse than the one that it had."""
     heard = Heard()
     given = {"run": str(gated), "epochs": 1, "out": str(tmp_path / "polished"), **COMMON}
@@ -87,7 +87,7 @@ def test_what_is_not_better_is_left_as_it_was(gated: Path, tmp_path: Path) -> No
     assert kdcompress.polish(**given, lr=3.0, resume=True).to_dict() == result.to_dict()
 
 
-def test_it_goes_on_where_it_was_cut_off(gated: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupted_polish_resumes(gated: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Hours of training would be lost, or their result differ."""
     given = {"run": str(gated), "epochs": 2, **COMMON}
     whole = kdcompress.polish(**given, out=str(tmp_path / "whole"))
@@ -112,7 +112,7 @@ def test_it_goes_on_where_it_was_cut_off(gated: Path, tmp_path: Path, monkeypatc
     assert result.gated_top1 == whole.gated_top1
 
 
-def test_thresholds_alone_are_no_reason_to_keep_weights(
+def test_a_gain_from_thresholds_alone_keeps_no_weights(
     gated: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A gate set by hand leaves room for a better one: weights that learned nothing would be called better.
@@ -147,7 +147,7 @@ def test_another_gate_is_another_run(gated: Path, tmp_path: Path) -> None:
         kdcompress.polish(resume=True, **given)
 
 
-def test_what_is_refused_leaves_nothing(gated: Path, tmp_path: Path) -> None:
+def test_a_refused_polish_leaves_no_folder(gated: Path, tmp_path: Path) -> None:
     """The corrected command would find its folder taken."""
     with pytest.raises(UserError, match="sdg"):
         kdcompress.polish(run=str(gated), epochs=1, opt="sdg", out=str(tmp_path / "polished"), **COMMON)

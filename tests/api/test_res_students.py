@@ -38,7 +38,7 @@ def grow(chain: Chain, out: Path, **given: Any) -> TrainResult:
     )  # fmt: skip
 
 
-def test_res_students_in_one_command_are_the_chain(chain: Chain, tmp_path: Path) -> None:
+def test_res_students_in_one_command_equal_the_chain_of_commands(chain: Chain, tmp_path: Path) -> None:
     """--res-students is a shorthand: the same weights as one command after another."""
     result = grow(chain, tmp_path / "grown")
     assert result.command == "distill"
@@ -71,7 +71,7 @@ def test_res_students_resume_in_the_middle(chain: Chain, tmp_path: Path, monkeyp
         ({"target_macs": 50.0, "min_energy_drop": 1.0}, 1, "energy"),
     ],
 )
-def test_a_cascade_grows_until_it_is_enough(
+def test_a_cascade_grows_until_a_limit_is_reached(
     chain: Chain, tmp_path: Path, given: dict[str, Any], members: int, reason: str
 ) -> None:
     """Members would be paid for that nobody asked for, or the target missed while there was room."""
@@ -93,7 +93,7 @@ def test_a_cascade_grows_until_it_is_enough(
     assert len(longer.members or ()) == members + 1
 
 
-def test_enough_is_within_so_many_points_of_the_teacher(chain: Chain, tmp_path: Path) -> None:
+def test_max_drop_is_counted_from_the_teacher(chain: Chain, tmp_path: Path) -> None:
     """Measured against anything else, the cascade would stop too early or never."""
     teacher = kdcompress.evaluate(run=chain.teacher.run, split="calibration", **WHERE).top1
     drop = teacher - chain.student.top1
@@ -104,7 +104,7 @@ def test_enough_is_within_so_many_points_of_the_teacher(chain: Chain, tmp_path: 
         assert len(more.members or ()) > 1
 
 
-def test_who_meets_the_target_stays_whatever_its_energy_says(
+def test_a_member_that_meets_the_target_is_kept_whatever_its_energy(
     chain: Chain, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A res-student that was trained, and is all that was asked for, would be thrown away."""
@@ -119,7 +119,7 @@ def test_who_meets_the_target_stays_whatever_its_energy_says(
         assert result is (longer if reason == "target" else first)
 
 
-def test_a_teacher_that_nothing_is_known_of_may_have_seen_the_images(chain: Chain, tmp_path: Path) -> None:
+def test_an_unknown_teacher_may_have_seen_the_images(chain: Chain, tmp_path: Path) -> None:
     """The bar would be an accuracy that was learned by heart, and growing end somewhere else without a word."""
     foreign = tmp_path / "foreign.safetensors"
     foreign.write_bytes((Path(chain.teacher.run) / WEIGHTS).read_bytes())

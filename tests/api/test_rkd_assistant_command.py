@@ -67,8 +67,8 @@ def test_an_assisted_student_costs_what_the_undivided_does(chain: Chain, assiste
     assert all(sum(p.numel() for p in model.get_submodule(name).parameters()) == rows[name]["params"] for name in rows)
 
 
-def test_a_wide_teacher_takes_nothing_from_a_student(chain: Chain, assisted: TrainResult, tmp_path: Path) -> None:
-    """Its features would be those of S and A too: what brings narrow networks to them cost more than the networks."""
+def test_a_wide_teacher_does_not_narrow_the_student(chain: Chain, assisted: TrainResult, tmp_path: Path) -> None:
+    """S and A would have as many features as it: projecting narrow networks to them cost more than the networks."""
     told = json.loads(Path(str(assisted.run), "config.json").read_text())["model_args"]
     teachers = json.loads(Path(str(chain.teacher.run), "config.json").read_text())["num_features"]
     assert told["features"] == teachers / 2
@@ -117,7 +117,7 @@ def test_a_run_of_phases_resumes_in_any_of_them(
     assert same_weights(assist(chain, tmp_path / "run", resume=True).run, assisted.run)
 
 
-def test_views_are_told_by_a_run_that_was_cut_off_in_its_last_phase(
+def test_a_run_interrupted_in_its_last_phase_reports_its_views(
     chain: Chain, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The classifier's phase asks nobody; the result would say that every epoch had a view of its own."""
@@ -162,7 +162,7 @@ def test_teacher_and_student_of_other_families_and_sizes(chain: Chain, tmp_path:
     assert kdcompress.evaluate(run=result.run, **WHERE).n == TEST
 
 
-def test_a_promised_gate_says_how_it_was_tested(chain: Chain, tmp_path: Path) -> None:
+def test_a_guaranteed_gate_records_its_test(chain: Chain, tmp_path: Path) -> None:
     """The promise would be a figure without a ground, or the gate another than the one that was tested."""
     given = {"run": chain.longer.run, "max_drop": 20.0, "confidence_level": 0.9, "measure": "auto", **WHERE}
     found = kdcompress.gate_calibrate(**given, out=str(tmp_path / "promised"))
@@ -212,7 +212,7 @@ def test_another_loss_on_logits_reaches_an_assistant(chain: Chain, tmp_path: Pat
     assert assisted["kl"] != assisted["dist"]
 
 
-def test_the_commands_draw_what_they_found(chain: Chain, tmp_path: Path) -> None:
+def test_commands_plot_their_results(chain: Chain, tmp_path: Path) -> None:
     """--plot would be taken, and no picture made; also by a run that is finished already."""
     given = {"run": chain.cascade.run, "threshold": (0.5,), "out": str(tmp_path / "gated"), **WHERE}
     for number, resume in enumerate((False, True)):

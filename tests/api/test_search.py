@@ -95,7 +95,7 @@ def trained(monkeypatch: pytest.MonkeyPatch, stop_at: int | None = None) -> list
 # --- what it prefers
 
 
-def test_a_candidate_is_worth_what_the_gated_sum_reaches() -> None:
+def test_a_candidate_is_scored_by_the_gated_cascade() -> None:
     """Judged alone, a network that repeats the first member would win over one that mends its errors."""
     labels = torch.zeros(100, dtype=torch.long)
     first = torch.zeros(100, 2)
@@ -111,7 +111,7 @@ def test_a_candidate_is_worth_what_the_gated_sum_reaches() -> None:
     assert all(score.expected_macs <= 115 for score in scores)
 
 
-def test_a_dear_candidate_may_run_on_some_images_only() -> None:
+def test_an_expensive_candidate_may_run_on_few_images() -> None:
     """Else the search could only ever find networks so light that all images can run them."""
     labels = torch.zeros(100, dtype=torch.long)
     first, mends = torch.zeros(100, 2), torch.zeros(100, 2)
@@ -244,7 +244,7 @@ def test_only_good_trials_are_trained_for_longer(single: Path, tmp_path: Path, m
     assert result.search[0]["spec"] == seen[-1][0]
 
 
-def test_by_chance_no_trial_is_shut_out(single: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_noise_excludes_no_trial(single: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where no gate has a use for any of them after an epoch, those would go on that were lucky by two images."""
     alone, seen, told = record_of(single)["result"]["top1"], list[int](), Told()
     luck = itertools.cycle([0.0, 0.2, 0.0, 0.1])
@@ -267,7 +267,7 @@ def test_many_processes_are_refused(single: Path) -> None:
         search_module.search(Residual.of(job), job)
 
 
-def test_a_killed_search_goes_on(single: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_killed_search_resumes(single: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Hours of trials would be lost, or a resumed search find something else than an unbroken one."""
     with monkeypatch.context() as patch:
         whole_seen = trained(patch)
@@ -292,7 +292,7 @@ def test_a_killed_search_goes_on(single: Path, tmp_path: Path, monkeypatch: pyte
     assert second == []
 
 
-def test_a_journal_that_was_cut_off(single: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_truncated_journal(single: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A power cut in the middle of a line would make all trials before it worthless."""
     with monkeypatch.context() as patch:
         trained(patch, stop_at=2)
@@ -362,7 +362,7 @@ def test_the_first_trial_is_always_finished(single: Path, tmp_path: Path) -> Non
     assert any("--time-budget 0.001s" in note for note in told.notes)
 
 
-def test_a_budget_that_none_meets(single: Path, tmp_path: Path) -> None:
+def test_a_budget_below_every_architecture(single: Path, tmp_path: Path) -> None:
     """The user would have to guess what the least is that can be asked for."""
     with pytest.raises(UserError, match=r"resnet8_cifar,width=0.25, needs --max-macs 0\.2632") as caught:
         found(single, tmp_path / "found", max_macs=1e-6)
@@ -388,7 +388,7 @@ def test_time_budgets(text: str | None, seconds: float) -> None:
 
 
 @pytest.mark.parametrize("text", ["0", "0s", "0.0h", "30", "m", "-5m", "1h30m", "1e3s", "nan", "soon", "٣m"])
-def test_times_that_are_none(text: str) -> None:
+def test_invalid_durations_are_refused(text: str) -> None:
     """A typing error would search for ever, or not at all."""
     with pytest.raises(UserError, match="--time-budget") as caught:
         _ = AddResStudentOptions(time_budget=text).time_limit
@@ -396,7 +396,7 @@ def test_times_that_are_none(text: str) -> None:
 
 
 def test_a_cascade_grows_by_searching(single: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is left of the budget is what the next res-student may cost; and when nothing fits, it ends."""
+    """The next res-student may have the MACs that are left of the budget; when nothing fits, the cascade is done."""
     monkeypatch.setattr(grow_module, "series_for", lambda size: FEW)
     teacher, student = single.parent / "teacher", record_of(single)["result"]["macs_ratio"]
     target = student + 0.35

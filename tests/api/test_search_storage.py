@@ -160,7 +160,7 @@ def test_a_machine_that_dies(single: Path, storage: str, monkeypatch: pytest.Mon
     assert (again.search, ran) == (result.search, [])
 
 
-def test_a_machine_that_goes_on_where_it_was(single: Path, storage: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_machine_that_resumes(single: Path, storage: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """After a restart its own trial would be taken for another's, and be waited for."""
     count = iter(range(9))
 
@@ -178,7 +178,7 @@ def test_a_machine_that_goes_on_where_it_was(single: Path, storage: str, monkeyp
     assert len(before + after[1:]) == len(result.search) == 4
 
 
-def test_a_machine_that_was_only_taken_for_dead(single: Path, storage: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_slow_machine_that_counted_as_dead(single: Path, storage: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """A laptop that wakes up would overwrite what another has made of its trial, or end in a traceback."""
     asleep, taken, told = threading.Event(), threading.Event(), Told()
 
@@ -262,7 +262,7 @@ def test_a_folder_keeps_to_its_storage(single: Path, tmp_path: Path, ran: list[A
         ("sqlite:////absent/folder/x.db", "unable to open"),
     ],
 )
-def test_storages_that_are_none(tmp_path: Path, text: str, words: str) -> None:
+def test_invalid_storages_are_refused(tmp_path: Path, text: str, words: str) -> None:
     """The password would stand in the log; or a pipe be waited for."""
     os.mkfifo(tmp_path / "pipe")
     with pytest.raises(UserError, match=words) as caught:
@@ -270,7 +270,7 @@ def test_storages_that_are_none(tmp_path: Path, text: str, words: str) -> None:
     assert "secret" not in str(caught.value)
 
 
-def test_passwords_are_told_nobody(single: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_passwords_are_never_shown(single: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A run folder that is passed on would hand over the database."""
     genuine = search_storage._database
     monkeypatch.setattr(search_storage, "_database", lambda url: genuine(f"sqlite:///{tmp_path}/shared.db"))
@@ -290,7 +290,7 @@ def test_passwords_are_told_nobody(single: Path, tmp_path: Path, monkeypatch: py
     assert "sec&ret" not in str(caught.value)
 
 
-def test_it_goes_with_a_search_only(single: Path) -> None:
+def test_search_storage_needs_a_search(single: Path) -> None:
     """An option that does nothing would be believed to do something."""
     with pytest.raises(UserError, match="--search-storage has no effect"):
         kdcompress.add_res_student(run=single, arch=TINY, search_storage="x.log", **COMMON)
@@ -357,7 +357,7 @@ def test_journals_of_optuna_and_for_optuna(journal: Path, tmp_path: Path) -> Non
     assert sum(b"xxh3" in line for line in plain.read_bytes().splitlines()) == 2
 
 
-def test_half_a_line_is_taken_away_by_the_next(journal: Path) -> None:
+def test_a_half_written_line_is_removed(journal: Path) -> None:
     """A kill in the middle of a line would spoil the one after it, and with it the whole search."""
     whole = journal.read_bytes()
     journal.write_bytes(whole + b'{"op_code":2,"wor')
@@ -378,7 +378,7 @@ def test_half_a_line_is_taken_away_by_the_next(journal: Path) -> None:
         ({"scores": {"../1": {"top1": 9.0, "expected_macs_ratio": 0.1}}}, "names scores"),
     ],
 )
-def test_what_others_wrote_is_checked(
+def test_content_of_a_shared_storage_is_checked(
     single: Path, storage: str, ran: list[Any], changed: dict[str, Any], words: str
 ) -> None:
     """Whoever can write to the storage could have any network built and trained, or code imported."""

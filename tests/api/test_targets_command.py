@@ -56,7 +56,7 @@ def same(one: TrainResult, other: TrainResult) -> bool:
     return all(getattr(one, key) == getattr(other, key) for key in SAME)
 
 
-def test_later_runs_begin_with_what_is_kept(tmp_path: Path, teacher: str, computed: list[Any]) -> None:
+def test_later_runs_use_cached_targets(tmp_path: Path, teacher: str, computed: list[Any]) -> None:
     """Another student, another seed and the next res-student would each pay for the teacher again."""
     common = {**COMMON, "teacher": teacher, "cache_dir": tmp_path / "cache"}
     first = kdcompress.distill(**common, method="reskd", out=tmp_path / "first")
@@ -99,7 +99,7 @@ def test_the_result_depends_on_no_cache(tmp_path: Path, teacher: str, command: s
     assert str(blocked) in warnings[0]
 
 
-def test_live_targets_come_to_nearly_the_same(tmp_path: Path, teacher: str) -> None:
+def test_live_targets_give_nearly_the_same_result(tmp_path: Path, teacher: str) -> None:
     """With as many views as epochs only the rounding and the seed of the views differ."""
     kept = kdcompress.distill(**{**COMMON, "target_views": 3}, teacher=teacher, out=tmp_path / "kept")
     live = kdcompress.distill(**{**COMMON, "target_views": 0}, teacher=teacher, out=tmp_path / "live")
@@ -107,7 +107,7 @@ def test_live_targets_come_to_nearly_the_same(tmp_path: Path, teacher: str) -> N
     assert kept.loss == pytest.approx(live.loss, rel=0.15)
 
 
-def test_maps_are_kept_only_where_they_are_asked_for(tmp_path: Path, teacher: str, computed: list[Any]) -> None:
+def test_feature_maps_are_cached_only_on_request(tmp_path: Path, teacher: str, computed: list[Any]) -> None:
     """They are thousands of times the size of logits: a disk would fill by itself, or a promise would not be kept."""
     more = {**COMMON, "method": "rkd-assistant", "teacher": teacher, "undivided": True, "cache_dir": tmp_path / "cache"}
     heard = Heard()
@@ -158,7 +158,7 @@ def test_how_many_views(given: dict[str, Any], epochs: int, views: int) -> None:
     assert choose_views(task, batches, options, epochs, 10) == views
 
 
-def test_a_teacher_that_costs_next_to_nothing_is_asked_each_time() -> None:
+def test_a_cheap_teacher_is_not_cached() -> None:
     """Fewer views for no time saved would be a bad bargain."""
     task, batches, options = parts()
     small = new_network(ModelSpec.parse("resnet8_cifar,width=0.05"), num_classes=10, channels=1, size=(8, 8), seed=0)
@@ -177,7 +177,7 @@ def test_a_teacher_that_costs_next_to_nothing_is_asked_each_time() -> None:
         ({"target_views": "2", "method": "lwkd", "teacher": None}, "no effect"),
     ],
 )
-def test_views_that_cannot_be_are_refused(tmp_path: Path, teacher: str, given: dict[str, Any], word: str) -> None:
+def test_invalid_views_are_refused(tmp_path: Path, teacher: str, given: dict[str, Any], word: str) -> None:
     """The option would be taken and do nothing."""
     out = tmp_path / "run"
     with pytest.raises(UserError, match=word) as caught:
@@ -186,7 +186,7 @@ def test_views_that_cannot_be_are_refused(tmp_path: Path, teacher: str, given: d
     assert not out.exists()
 
 
-def test_a_run_goes_on_with_the_views_that_it_began_with(tmp_path: Path, teacher: str) -> None:
+def test_a_resumed_run_keeps_its_views(tmp_path: Path, teacher: str) -> None:
     """Half of a run would be of other images."""
     common = {**COMMON, "teacher": teacher, "out": tmp_path / "run"}
 
@@ -218,7 +218,7 @@ class Unsteady(nn.Module):
 
 
 @pytest.mark.parametrize(("every", "exact"), [(10_000, False), (250, False), (100, True)])
-def test_a_teacher_that_lower_precision_changes_runs_in_full(every: int, exact: bool) -> None:
+def test_a_teacher_that_lower_precision_changes_runs_in_fp32(every: int, exact: bool) -> None:
     """bf16 would hand down errors that the teacher does not make."""
     task, batches, _ = parts()
     assert isinstance(task, KdTask)

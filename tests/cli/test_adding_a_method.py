@@ -54,7 +54,7 @@ def test_it_is_offered_and_trained(cli: Cli, here: Path, runs: Path, method: str
     "options",
     [["--logit-loss", "dkd"], ["--from-teacher"], ["--scheme", "progressive"], ["--bank-size", 3], ["--grow"]],
 )
-def test_it_refuses_what_it_does_not_read(
+def test_options_of_other_methods_are_refused(
     cli: Cli,
     here: Path,
     runs: Path,

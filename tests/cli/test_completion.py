@@ -76,7 +76,7 @@ def test_a_cache_that_cannot_be_used_costs_nothing(
     assert completion.networks() == list(completion.OURS)
 
 
-def test_our_names_are_those_that_there_are() -> None:
+def test_the_offered_names_of_our_networks_are_complete() -> None:
     """Tab offers a network of ours that does not exist, or leaves one out."""
     registered = {name for module in ("cifar_resnet", "cifar_wrn", "lenet") for name in timm.list_models(module=module)}
     assert set(completion.OURS) == registered

@@ -67,7 +67,7 @@ def change(file: Path, path: str, value: Any) -> None:
     ],
     ids=["binary", "utf-16", "deep", "nan", "nul", "endless", "long", "list", "long path", "nul path"],
 )
-def test_standard_input_that_is_no_result(stdin: bytes, words: str, cli: Cli, here: Path) -> None:
+def test_standard_input_that_is_not_a_result(stdin: bytes, words: str, cli: Cli, here: Path) -> None:
     """Else a slip in a pipeline ends in a traceback."""
     cli("eval", "-", stdin=stdin).error(words)
 
@@ -116,7 +116,7 @@ def test_a_result_after_a_log_with_a_mark_of_its_encoding(cli: Cli, runs: Path) 
         ("single", "run.json", "teacher.macs", "few", "teacher.macs"),
     ],
 )
-def test_a_run_folder_that_cannot_be(
+def test_malformed_run_folders(
     name: str, file: str, path: str, value: Any, words: str, cli: Cli, here: Path, runs: Path
 ) -> None:
     """Else a folder that was edited by hand ends in a traceback, or scores nonsense."""
@@ -202,9 +202,7 @@ def make():
         ("return", "returned NoneType"),
     ],
 )
-def test_python_data_that_are_none(
-    body: str, words: str, cli: Cli, here: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_invalid_python_data(body: str, words: str, cli: Cli, here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Else a wrong network is trained without a word, 64 GB are asked for, or --lr gets the blame for NaN."""
     (here / "edge_data.py").write_text(f"{MODULE}    {body}\n")
     monkeypatch.delitem(sys.modules, "edge_data", raising=False)
@@ -318,7 +316,7 @@ def test_long_names_are_not_there(data: str, cli: Cli, here: Path) -> None:
     ],
     ids=["binary", "deep", "large", "nul", "list", "dict", "data", "data list", "nan", "laughs", "key"],
 )  # fmt: skip
-def test_config_files_that_cannot_be(content: bytes, words: str, cli: Cli, here: Path) -> None:
+def test_invalid_config_files(content: bytes, words: str, cli: Cli, here: Path) -> None:
     """Else a wrong file ends in a traceback, or takes all the memory."""
     (here / "wrong.yaml").write_bytes(content)
     cli("train-teacher", "--model", TINY, "--config", "wrong.yaml").error(words, status=2)
@@ -326,13 +324,13 @@ def test_config_files_that_cannot_be(content: bytes, words: str, cli: Cli, here:
 
 
 @pytest.mark.parametrize("name", ["RANK", "WORLD_SIZE", "LOCAL_RANK"])
-def test_a_launcher_that_counts_strangely(name: str, cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_launcher_with_an_invalid_rank(name: str, cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
     """Else a variable that a batch system left behind loses the result at the very end."""
     monkeypatch.setenv(name, "zero")
     cli("train-teacher", *ONCE).error(name, "'zero'", status=2)
 
 
-def test_terminals_are_not_steered_by_what_we_quote(cli: Cli) -> None:
+def test_quoted_input_cannot_control_the_terminal(cli: Cli) -> None:
     """Else the name of a file can rewrite what the user sees."""
     assert "\x1b" not in cli("eval", "evil\x1b[2Jname").err
 
@@ -351,7 +349,9 @@ def test_terminals_are_not_steered_by_what_we_quote(cli: Cli) -> None:
         (RecursionError("maximum recursion depth"), "RecursionError"),
     ],
 )
-def test_errors_of_nobody_are_one_line(error: Exception, words: str, cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unexpected_errors_are_one_line(
+    error: Exception, words: str, cli: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Else a user faces a traceback of thirty files, of which none is theirs."""
 
     def fail(*_: object, **__: object) -> None:
@@ -370,7 +370,7 @@ def test_errors_of_nobody_are_one_line(error: Exception, words: str, cli: Cli, m
         cli("data", "digits")
 
 
-def test_a_broken_pipe_within_is_told(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_broken_pipe_between_processes_is_reported(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
     """Else a worker that the system has killed ends a training without a word."""
 
     def fail(*_: object, **__: object) -> None:
@@ -420,7 +420,7 @@ def test_a_disk_that_turns_read_only(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert "--out" in caught.value.remedy
 
 
-def test_a_checkpoint_that_is_none(cli: Cli, here: Path, runs: Path) -> None:
+def test_a_file_that_is_not_a_checkpoint(cli: Cli, here: Path, runs: Path) -> None:
     """Else --resume with a file of another program ends in a traceback."""
     run = copied(runs, "teacher", here)
     change(run / "run.json", "status", "unfinished")

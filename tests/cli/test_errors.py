@@ -266,7 +266,7 @@ def broken_folder(root: Path, how: str) -> Path:
         ("classes differ", ["bird", "dog"]),
     ],
 )
-def test_folder_that_is_no_data_set(how: str, words: list[str], cli: Cli, here: Path) -> None:
+def test_a_folder_that_is_not_a_data_set(how: str, words: list[str], cli: Cli, here: Path) -> None:
     """Else a network is trained on something else than the user meant."""
     root = broken_folder(here / "photos", how)
     before = tree(here)
@@ -707,7 +707,7 @@ def test_errors_of_real_commands(here: Path, runs: Path) -> None:
     assert tree(here, runs) == before
 
 
-def test_debug_shows_the_traceback_of_what_is_not_ours(cli: Cli, here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_debug_shows_the_traceback_of_unexpected_errors(cli: Cli, here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Else an accident in a library can neither be reported nor found."""
     (here / "odd.py").write_text("def make():\n    raise ZeroDivisionError('odd data')\n")
     plain = cli("train-teacher", "--data", "py:odd:make")
@@ -721,7 +721,7 @@ def test_debug_shows_the_traceback_of_what_is_not_ours(cli: Cli, here: Path, mon
 
 
 @pytest.mark.parametrize("command", [["gate-calibrate", "--max-drop", "1"], ["eval", "--split", "calibration"]])
-def test_images_that_were_fitted_on_never_calibrate(command: list[str], cli: Cli, here: Path, runs: Path) -> None:
+def test_images_that_were_trained_on_never_calibrate(command: list[str], cli: Cli, here: Path, runs: Path) -> None:
     """Else thresholds come from images on which every member is surer than it will ever be again."""
     name, *rest = command
     cli(name, runs / "cascade", *rest, "--holdout", "0.6").error("--holdout 0.6", status=2)
@@ -739,7 +739,7 @@ def test_a_last_step_that_diverges_is_named(cli: Cli, here: Path) -> None:
     "options",
     [["ce", "--alpha", "0.3"], ["label-smoothing", "--temperature", "9"], ["tf-kd", "--residual-loss", "mse"]],
 )
-def test_options_without_meaning_are_refused(options: list[str], cli: Cli, here: Path) -> None:
+def test_options_without_effect_are_refused(options: list[str], cli: Cli, here: Path) -> None:
     """Else a user believes that an option did something."""
     cli("distill", "--method", *options).error(options[1], status=2)
 

@@ -92,7 +92,7 @@ def test_the_pipeline_of_the_readme(here: Path) -> None:
 
 
 @pytest.mark.parametrize("form", ["path", "relative path", "JSON", "indented JSON", "log and JSON", "weights"])
-def test_what_dash_reads(form: str, cli: Cli, here: Path, runs: Path) -> None:
+def test_dash_reads_a_run_from_standard_input(form: str, cli: Cli, here: Path, runs: Path) -> None:
     """Else a pipeline from find, jq, tee or a notebook needs glue."""
     relative = os.path.relpath(runs / "gated", here)
     as_json = json.dumps({"command": "gate-calibrate", "run": str(runs / "gated")})

@@ -87,7 +87,7 @@ def test_a_pipe_that_is_full_and_does_not_wait() -> None:
     os.close(reader)
 
 
-def test_python_is_told_of_streams_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_undecodable_names_are_printed(monkeypatch: pytest.MonkeyPatch) -> None:
     """Else names that are no text of the terminal's encoding end in an error of encoding."""
     monkeypatch.setattr(sys, "stderr", sys.stderr)
     monkeypatch.setattr(sys, "stdout", sys.stdout)

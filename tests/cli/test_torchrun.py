@@ -150,7 +150,7 @@ def test_batch_norm_of_two_processes(here: Path) -> None:
 
 @pytest.mark.attack("a killed process under --max-restarts")
 @pytest.mark.skipif(sys.platform != "linux", reason="looks for a process in /proc")
-def test_a_killed_process_is_started_anew(here: Path) -> None:
+def test_a_killed_process_is_restarted(here: Path) -> None:
     """Else --max-restarts hangs on the addresses of the dead, or begins a second run, or ends elsewhere."""
     command = f"train-teacher --model {TINY} --epochs 12 --seed 3 --sync-bn off"
     program, *arguments = TORCHRUN.replace("torchrun", "torchrun --max-restarts 1").split()

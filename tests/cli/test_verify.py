@@ -30,7 +30,7 @@ def states(cli: Cli, run: Path, status: int) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("name", [CONFIG, WEIGHTS, METRICS])
-def test_a_pipe_in_a_run_keeps_nobody_waiting(cli: Cli, run: Path, name: str) -> None:
+def test_a_named_pipe_in_a_run_does_not_block(cli: Cli, run: Path, name: str) -> None:
     """verify of a folder from somebody else would hang."""
     (run / name).unlink()
     os.mkfifo(run / name)
