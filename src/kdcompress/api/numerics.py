@@ -33,7 +33,7 @@ def numerics_of(
     A resumed training keeps its numerics, so that its steps are those of an uninterrupted one.
 
     Args:
-        may_choose: Whether the user left the precision to us; on a CPU float32 is chosen if lower precision is not faster.
+        may_choose: Whether ``--precision`` is auto; on a CPU float32 is then used if bf16 is not faster.
 
     Raises:
         Interrupted: Ctrl-C or SIGTERM; the phase has not begun.
