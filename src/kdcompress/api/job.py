@@ -175,7 +175,7 @@ class Job(Generic[JobOptions]):
         prepared = self._prepare(phases, network, data, view_shift)
         stem = f"{self.command}-{self.method}-{network.architecture}-{Path(data.source.spec).name}"
         with claimed(self.options, stem, self.place, self.reporter) as run:
-            self._take_precision_as_before(run)
+            self._keep_precision(run)
             provenance = self._provenance(data, teacher, parent)
             provenance[SEEN] = any(each.record.get(SEEN, False) for each in (network, parent) if each is not None)
             provenance["sync_bn"] = prepared.synced
@@ -219,11 +219,11 @@ class Job(Generic[JobOptions]):
             from_main(save)  # the run can be loaded as soon as the result is returned
             return result
 
-    def _take_precision_as_before(self, run: RunFolder) -> None:
-        """A run that goes on under ``--precision auto`` keeps its precision, whatever a trial says now.
+    def _keep_precision(self, run: RunFolder) -> None:
+        """A run resumed under ``--precision auto`` keeps its precision, whatever a trial would choose now.
 
         Raises:
-            UserError: It is one that this machine does not have.
+            UserError: This machine does not support it.
         """
         before = from_main(run.record).get("precision")
         if self.options.precision == "auto" and before is not None and before != self.place.precision:
