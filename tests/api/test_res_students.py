@@ -128,7 +128,7 @@ def test_an_unknown_teacher_may_have_seen_the_images(chain: Chain, tmp_path: Pat
         heard = Heard()
         of = {} if known else {"teacher": str(foreign), "teacher_arch": chain.teacher.architecture}
         grow(chain, tmp_path / f"known-{known}", reporter=heard, **given, **of)
-        assert any("may have learned from" in note for note in heard.notes) != known
+        assert any("may have been trained on" in note for note in heard.notes) != known
 
 
 def test_a_student_that_is_too_large_is_refused_before_it_is_trained(chain: Chain, tmp_path: Path) -> None:

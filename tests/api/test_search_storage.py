@@ -246,7 +246,7 @@ def test_a_folder_keeps_to_its_storage(single: Path, tmp_path: Path, ran: list[A
     (tmp_path / "alone" / "run.json").write_text('{"command": "add-res-student", "status": "unfinished"}')
     with pytest.raises(UserError, match=r"stores its trials in .*alone/search/journal\.log"):
         searched(single, tmp_path / "shared.log", out="alone", resume=True)
-    with pytest.raises(UserError, match=r"began with other architectures|began with no"):
+    with pytest.raises(UserError, match=r"began with other candidate architectures|began with no"):
         searched(single, tmp_path / "alone" / FOLDER / JOURNAL)
 
 
@@ -254,8 +254,8 @@ def test_a_folder_keeps_to_its_storage(single: Path, tmp_path: Path, ran: list[A
     ("text", "words"),
     [
         ("absent/shared.log", "no folder"),
-        (".", "is no file"),
-        ("pipe", "is no file"),
+        (".", "is not a file"),
+        ("pipe", "is not a file"),
         ("nonsense://me:secret@host:port/x", "not a URL that SQLAlchemy can parse"),
         ("oracle+cx_oracle://me:secret@host/x", "oracle"),
         ("nonsense://me:secret@host/x", "nonsense"),
@@ -374,8 +374,8 @@ def test_a_half_written_line_is_removed(journal: Path) -> None:
         ({"winner": " py:os:getcwd"}, r"holds the architecture ' py:os:getcwd'"),
         ({"origin": 3}, "holds an invalid origin: 3"),
         ({"spec": "resnet8_cifar,width=64"}, "holds the architecture 'resnet8_cifar,width=64'"),
-        ({"scores": {"1": {"top1": float("nan"), "expected_macs_ratio": 0.1}}}, "names scores"),
-        ({"scores": {"../1": {"top1": 9.0, "expected_macs_ratio": 0.1}}}, "names scores"),
+        ({"scores": {"1": {"top1": float("nan"), "expected_macs_ratio": 0.1}}}, "holds malformed scores"),
+        ({"scores": {"../1": {"top1": 9.0, "expected_macs_ratio": 0.1}}}, "holds malformed scores"),
     ],
 )
 def test_content_of_a_shared_storage_is_checked(
