@@ -129,7 +129,7 @@ class TrainingOptions(DataOptions, DeviceOptions, OutputOptions):
     )
     lr: float | None = option(
         None,
-        "peak learning rate (default: sgd 0.1 x batch/128, a tenth of it to fine-tune; others 0.001, up to a batch "
+        "peak learning rate (default: sgd 0.1 x batch/128, a tenth of that to fine-tune; others 0.001, up to a batch "
         "of 128, then 0.001 x √(batch/128))",
         above=0,
         panel=TRAINING,
