@@ -3,21 +3,19 @@
 import math
 import textwrap
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from fvcore.nn import FlopCountAnalysis
-from fvcore.nn.jit_handles import get_shape
 from torch import nn
 from torch.nn.modules.module import register_module_forward_pre_hook
 
 from kdcompress.errors import UserError, usage_error
-
-# What fvcore calls with the inputs and outputs (torch._C.Value) of one traced operation.
-Handle = Callable[[Sequence[Any], Sequence[Any]], int]
+from kdcompress.flop_handlers import HANDLES, by_kind
+from kdcompress.linear_ops import is_linear
 
 
 @dataclass(frozen=True)
@@ -46,6 +44,8 @@ class Profile:
             out. A module with several names appears under the first, with the MACs of all its calls.
         unsupported_ops: Operation to how often it ran uncounted, such as ``{'aten::gelu': 12}``, most frequent
             first.
+        macs_by_operator: ``macs`` in four parts: ``convolution``, ``matrix_product`` (linear layers, attention,
+            recurrent layers), ``normalization`` and ``other`` (average pooling and resizing).
     """
 
     params: int
@@ -53,6 +53,7 @@ class Profile:
     input_size: tuple[int, ...]
     by_module: dict[str, ModuleCost]
     unsupported_ops: dict[str, int]
+    macs_by_operator: dict[str, int]
 
     @property
     def missed(self) -> list[str]:
@@ -60,7 +61,7 @@ class Profile:
 
         The others visit each element a few times at most: activations, copies, pooling.
         """
-        return [name for name in self.unsupported_ops if not _is_linear(name)]
+        return [name for name in self.unsupported_ops if not is_linear(name)]
 
     @property
     def flops(self) -> int:
@@ -72,9 +73,10 @@ def profile(model: nn.Module, input_size: Sequence[int]) -> Profile:
     """Count the parameters and MACs of ``model`` for one image, in evaluation mode.
 
     MACs are fvcore's count (``fvcore.nn.FlopCountAnalysis``: convolutions, linear layers and matrix products,
-    plus small terms for normalisation, pooling and resizing), with handlers for the matrix products that
-    fvcore does not know. Attention counts in full, whether or not a mask or ``is_causal`` hides a part of it.
-    Only the branch that this one input takes is followed.
+    plus small terms for normalization, pooling and resizing), with handlers for the matrix products and the RMS
+    norm that it misses. Attention counts in full, whether or not a mask or ``is_causal`` hides a part of it; a chain
+    of products (``einsum``) counts in the order in which torch runs it. Only the branch that this one input takes
+    is followed.
 
     Args:
         model: Any network whose forward takes a batch of images ``[1, C, H, W]``. It is run once where it is,
@@ -99,9 +101,10 @@ def profile(model: nn.Module, input_size: Sequence[int]) -> Profile:
         params = {name: _params(module) for name, module in network.named_modules()}
         with _untouched(network), _call_order() as order:
             analysis = FlopCountAnalysis(network, (_blank_image(network, size),))
-            analysis.set_op_handle(**_HANDLES)
+            analysis.set_op_handle(**HANDLES)
             analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False)
             macs = {name: int(analysis.total(name)) for name in params}
+            parts = by_kind(analysis.by_operator())
             unsupported = dict(analysis.unsupported_ops().most_common())
     except Exception as error:
         # A network's forward may raise anything at all.
@@ -112,17 +115,7 @@ def profile(model: nn.Module, input_size: Sequence[int]) -> Profile:
         ) from error
     names = _in_forward_order(network, order)
     by_module = {name: ModuleCost(params[name], macs[name]) for name in names if params[name] or macs[name]}
-    return Profile(params[""], macs[""], size, by_module, unsupported)
-
-
-def _is_linear(operation: str) -> bool:
-    """Whether an operation's work grows with its elements alone."""
-    namespace, _, name = operation.partition("::")
-    if name.rstrip("_") in _LINEAR:
-        return True
-    packet = getattr(getattr(torch.ops, namespace), name, None)
-    overloads = [getattr(packet, overload) for overload in packet.overloads()] if packet is not None else []
-    return any(torch.Tag.pointwise in overload.tags for overload in overloads)
+    return Profile(params[""], macs[""], size, by_module, unsupported, parts)
 
 
 def _params(module: nn.Module) -> int:
@@ -146,13 +139,18 @@ def _untouched(network: nn.Module) -> Iterator[None]:
     fast_path = torch.backends.mha.get_fastpath_enabled()
     # nn.MultiheadAttention and nn.TransformerEncoderLayer would run as one operation that hides its products.
     torch.backends.mha.set_fastpath_enabled(False)
+    function = torch.autograd.Function
+    apply = vars(function)["apply"]
     try:
         for module in training:
             module.training = False
+        # The tracer sees one opaque call, or fails (reentrant checkpoints), where it should see what the function does.
+        function.apply = classmethod(_forward)
         with torch.no_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:
+        function.apply = apply
         torch.backends.mha.set_fastpath_enabled(fast_path)
         for module, mode in training.items():
             module.training = mode
@@ -160,6 +158,21 @@ def _untouched(network: nn.Module) -> Iterator[None]:
         for registry, before in zip(hooks, hooks_before, strict=True):
             for key in set(registry) - before:
                 del registry[key]
+
+
+class _Context(torch.autograd.function.FunctionCtx):
+    """What a custom autograd function keeps for a backward pass that never comes."""
+
+    needs_input_grad: tuple[bool, ...] = ()
+
+
+def _forward(function: type[torch.autograd.Function], *args: Any, **kwargs: Any) -> Any:
+    """The forward pass of a custom autograd function, run like any other code."""
+    if function.setup_context is not torch.autograd.Function.setup_context:
+        return function.forward(*args, **kwargs)
+    context = _Context()
+    context.needs_input_grad = (False,) * len(args)
+    return function.forward(context, *args, **kwargs)
 
 
 @contextmanager
@@ -190,66 +203,3 @@ def _in_forward_order(network: nn.Module, order: dict[nn.Module, int]) -> list[s
         return [position[".".join(parts[: i + 1])] for i in range(len(parts))]
 
     return sorted((name for name in position if name), key=path)
-
-
-def _product(left: int) -> Handle:
-    """A matrix product with its left factor at input ``left``: a dot product for each output element."""
-    return lambda inputs, outputs: math.prod(get_shape(outputs[0])) * get_shape(inputs[left])[-1]
-
-
-def _attention(inputs: Sequence[Any], outputs: Sequence[Any]) -> int:
-    """Q Kᵀ and P V, for q ``[…, heads, L, E]``, k ``[…, S, E]``, v ``[…, S, Ev]``, output ``[…, heads, L, Ev]``.
-
-    The output's heads count: in grouped-query attention several of them share one head of k and v.
-    """
-    *rows, _ = get_shape(outputs[0])
-    keys, dim = get_shape(inputs[1])[-2:]
-    return math.prod(rows) * keys * (dim + get_shape(inputs[2])[-1])
-
-
-def _convolution(inputs: Sequence[Any], outputs: Sequence[Any]) -> int:
-    """A forward convolution with its weight ``[out, in / groups, …]`` second, such as padding='same' makes."""
-    return math.prod(get_shape(outputs[0])) * math.prod(get_shape(inputs[1])[1:])
-
-
-def _tensordot(inputs: Sequence[Any], outputs: Sequence[Any]) -> int:
-    """Factors of A·K and K·B elements make A·B outputs at K MACs each: the root of their product is A·K·B."""
-    shapes = [get_shape(value) for value in (*inputs[:2], outputs[0])]
-    return math.isqrt(math.prod(math.prod(shape) for shape in shapes))
-
-
-def _recurrent(inputs: Sequence[Any], _: Sequence[Any]) -> int:
-    """LSTM, GRU, RNN over ``[B, T, F]`` or ``[T, B, F]``: each weight matrix is applied once a step."""
-    *steps, _features = get_shape(inputs[0])
-    weights = [get_shape(value) for value in inputs[2].node().inputs()]
-    return math.prod(steps) * sum(math.prod(shape) for shape in weights if len(shape) == 2)
-
-
-# What torch does not tag as pointwise, though it only moves, pools or reduces.
-_LINEAR = frozenset(
-    """
-    all amax amin any arange argmax avg_pool1d avg_pool2d avg_pool3d col2im constant_pad_nd cumsum
-    expand_as fill gather hardswish im2col index_select linalg_norm linalg_vector_norm log_softmax
-    logsumexp max max_pool1d max_pool2d max_pool3d mean min norm one_hot pad prod reflection_pad2d
-    repeat repeat_interleave replication_pad2d reshape_as roll scatter softmax sort std sum topk type_as
-    unfold upsample_bicubic2d upsample_linear1d var view_as
-    """.split()  # noqa: SIM905
-)
-
-_HANDLES: dict[str, Handle] = {
-    # fvcore's own handler counts a product too low when the left factor is broadcast, and refuses vectors.
-    "aten::matmul": _product(0),
-    "aten::mv": _product(0),
-    "aten::dot": _product(0),
-    "aten::inner": _product(0),
-    "aten::baddbmm": _product(1),
-    "aten::addmv": _product(1),
-    "aten::tensordot": _tensordot,
-    "aten::scaled_dot_product_attention": _attention,
-    "aten::_convolution_mode": _convolution,
-    "torchvision::deform_conv2d": _convolution,
-    "aten::lstm": _recurrent,
-    "aten::gru": _recurrent,
-    "aten::rnn_tanh": _recurrent,
-    "aten::rnn_relu": _recurrent,
-}

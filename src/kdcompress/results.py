@@ -173,12 +173,18 @@ class GateResult(GateFacts, NetworkFacts, Result):
 
 @dataclass(kw_only=True)
 class ProfileResult(NetworkFacts, Result):
-    """Of ``profile-flops``."""
+    """Of ``profile-flops``.
+
+    Attributes:
+        macs_by_operator: ``macs`` in four parts: ``convolution``, ``matrix_product``, ``normalization``, ``other``.
+        unsupported_ops: Operation to how often it ran uncounted.
+    """
 
     expected_macs: float | None = None
     expected_macs_ratio: float | None = None
     exit_rates: list[float] | None = None
     by_module: list[dict[str, Any]] | None = None
+    macs_by_operator: dict[str, int] = field(default_factory=dict)
     unsupported_ops: dict[str, int] = field(default_factory=dict)
 
 

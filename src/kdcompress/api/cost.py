@@ -1,4 +1,4 @@
-"""What a network costs, members by themselves, as the facts that every result carries."""
+"""The cost of a network and of each of its members, as the facts that every result carries."""
 
 from __future__ import annotations
 
@@ -16,13 +16,19 @@ from kdcompress.models.student_assistant import ARCHITECTURE, StudentAssistant
 
 
 def member_profiles(network: Network) -> list[Profile]:
-    """One profile per stage; of a single network, its own. Never through a gate: a tracer follows one branch only."""
+    """One profile per stage, at the network's input size; of a single network, one.
+
+    Never through a gate: a tracer follows one branch only.
+
+    Raises:
+        UserError: A stage cannot be traced.
+    """
     return _stage_profiles(network.model, network.input_size)
 
 
 def macs_of(model: nn.Module) -> int:
-    """MACs of a network at its own input size, with every stage run."""
-    return sum(found.macs for found in _stage_profiles(model, config_of(model)["input_size"]))
+    """MACs for one image of the network's own input size, with every stage run."""
+    return sum(cost.macs for cost in _stage_profiles(model, config_of(model)["input_size"]))
 
 
 def _stage_profiles(model: nn.Module, size: tuple[int, int, int]) -> list[Profile]:
@@ -31,14 +37,18 @@ def _stage_profiles(model: nn.Module, size: tuple[int, int, int]) -> list[Profil
 
 
 def note_missed(profiles: list[Profile], name: str, reporter: Reporter) -> None:
-    """Say so where the MACs that follow are too few."""
-    missed = sorted({operation for found in profiles for operation in found.missed})
+    """Warn that MACs are too few where an operation may hide products that are not counted.
+
+    Args:
+        name: The network's, for the message.
+    """
+    missed = sorted({operation for each in profiles for operation in each.missed})
     if missed:
         reporter.note(f"Notice: fvcore cannot count {', '.join(missed)}; the MACs of {name} are too few.")
 
 
 def expected(macs: float, teacher: dict[str, Any] | None) -> dict[str, Any]:
-    """Expected MACs, and their ratio to the teacher's where that is known."""
+    """``expected_macs`` for one image, and ``expected_macs_ratio`` to the teacher's, None where that is unknown."""
     ratio = round(macs / teacher["macs"], 6) if teacher and "macs" in teacher else None
     return {"expected_macs": round(macs, 1), "expected_macs_ratio": ratio}
 
@@ -48,14 +58,18 @@ def facts(network: Network, teacher: dict[str, Any] | None, profiles: list[Profi
 
     Args:
         teacher: The ``teacher`` entry of ``run.json``, with its ``reference`` and ``macs``.
+        profiles: The network's :func:`member_profiles`, if they are known already.
+
+    Raises:
+        UserError: A stage cannot be traced.
     """
     profiles = profiles or member_profiles(network)
-    macs = sum(found.macs for found in profiles)
+    macs = sum(stage.macs for stage in profiles)
     teacher_macs = teacher.get("macs") if teacher else None
     parts = _parts(network)
     members: list[dict[str, Any]] = [
-        {"architecture": name, "params": params, "macs": found.macs}
-        for name, params, found in zip(parts, _own_params(network.model), profiles, strict=False)
+        {"architecture": name, "params": params, "macs": stage.macs}
+        for name, params, stage in zip(parts, _own_params(network.model), profiles, strict=False)
     ]
     if isinstance(network.model, ResidualCascade):
         for member, weight in list(zip(members, network.model.sum_weights, strict=True))[1:]:
@@ -76,7 +90,7 @@ def facts(network: Network, teacher: dict[str, Any] | None, profiles: list[Profi
 
 
 def _parts(network: Network) -> list[str]:
-    """What the stages of a network are, as specs; none of a single network."""
+    """Specs of a network's stages; empty for a single network."""
     if isinstance(network.model, ResidualCascade):
         members = network.model_args["members"]
         return [_pair(entry) if entry["architecture"] == ARCHITECTURE else spec_of(entry) for entry in members]
@@ -87,7 +101,7 @@ def _parts(network: Network) -> list[str]:
 
 
 def _own_params(model: nn.Module) -> list[int]:
-    """Parameters of each stage, without those that it shares with an earlier one."""
+    """Parameters of each stage, not counting those shared with an earlier one."""
     counts: list[int] = []
     seen: set[int] = set()
     for stage in model.stages() if isinstance(model, Staged) else []:
@@ -98,25 +112,25 @@ def _own_params(model: nn.Module) -> list[int]:
 
 
 def _pair(entry: dict[str, Any]) -> str:
-    """A student with its assistant as one member."""
+    """Spec of a student and its assistant, which are one member."""
     args = entry["model_args"]
     return f"{spec_of(args['model'])} x {' + '.join(f'{width:g}' for width in args['widths'])}"
 
 
 def _separation(network: Network, profiles: list[Profile]) -> dict[str, int]:
-    """What S, A and that which brings them together cost, and what the undivided model would."""
+    """MACs of student, assistant, their integration, and of the model that they were split from."""
     assert isinstance(network.model, StudentAssistant)
-    student, assistant = (found.by_module["backbone"].macs for found in profiles)
+    student, assistant = (stage.by_module["backbone"].macs for stage in profiles)
     return {
         "student_macs": student,
         "assistant_macs": assistant,
-        "integration_macs": sum(found.macs for found in profiles) - student - assistant,
+        "integration_macs": sum(stage.macs for stage in profiles) - student - assistant,
         "undivided_macs": profile(network.model.undivided(), network.input_size).macs,
     }
 
 
 def spec_of(entry: dict[str, Any]) -> str:
-    """``NAME[,key=value…]`` of an architecture and its arguments, without those that follow from data or members."""
+    """``NAME[,key=value…]`` of an architecture and its arguments, without those set by the data or the members."""
     hidden = ("in_chans", "members", "gate", "img_size", "model", "widths", "features")
     args = {key: value for key, value in entry.get("model_args", {}).items() if key not in hidden}
     return str(ModelSpec(entry["architecture"], args))

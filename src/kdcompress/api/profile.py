@@ -1,8 +1,9 @@
-"""``profile-flops``: what a network costs, counted by fvcore."""
+"""``profile-flops``: parameters and MACs of a network, counted by fvcore."""
 
 from __future__ import annotations
 
 import time
+from collections.abc import Iterable
 from typing import Any
 
 from torch import nn
@@ -24,14 +25,17 @@ from kdcompress.results import ProfileResult
 def profile_flops(
     options: ProfileFlopsOptions | None = None, /, *, reporter: Reporter | None = None, **given: Any
 ) -> ProfileResult:
-    """Parameters and MACs of any network, for one image; of a cascade also by member and as expected with its gate.
+    """Parameters and MACs of any network for one image; of a cascade also by member, and as expected with its gate.
 
     Args:
         options: All options at once; else give them by name (the fields of :class:`ProfileFlopsOptions`).
-        reporter: Told what is not counted.
+        reporter: Gets a notice of operations that are not counted.
+
+    Returns:
+        The costs; ``macs_by_operator`` adds up to ``macs``.
 
     Raises:
-        UserError: Nothing to load, or a network that cannot be traced at that input size.
+        UserError: The network cannot be loaded, or cannot be traced at that input size.
 
     Example:
         >>> kdcompress.profile_flops(model="resnet50").macs
@@ -54,7 +58,8 @@ def profile_flops(
         command="profile-flops",
         run=str(network.path) if network.path else None,
         seconds=0.0,
-        unsupported_ops=_added(profiles),
+        macs_by_operator=_added(stage.macs_by_operator for stage in profiles),
+        unsupported_ops=_added(stage.unsupported_ops for stage in profiles),
         by_module=_by_module(profiles, network.model) if options.by_module else None,
         **(_gated(network, profiles, teacher) if same_size else {}),
         **facts(network, teacher if same_size else None, profiles),
@@ -62,30 +67,30 @@ def profile_flops(
     result.seconds = round(time.perf_counter() - began, 3)
     if reporter is not None:
         note_missed(profiles, network.reference, reporter)
-        missed = {name for found in profiles for name in found.missed}
+        missed = {name for stage in profiles for name in stage.missed}
         if small := [name.removeprefix("aten::") for name in result.unsupported_ops if name not in missed]:
-            reporter.note(f"Not counted, as linear in the elements: {', '.join(small)}.")
+            reporter.note(f"Not counted, as they multiply no matrices: {', '.join(small)}.")
     return result
 
 
 def _gated(network: Network, profiles: list[Profile], teacher: dict[str, Any] | None) -> dict[str, Any]:
-    """Expected cost with the exits that the calibration split showed."""
+    """Expected cost with the exit rates on the calibration split."""
     rates = network.record.get("result", {}).get("exit_rates")
     if not isinstance(network.model, Staged) or network.model.gate is None or not rates:
         return {}
     if len(rates) != len(profiles):
         problem = f"{network.reference} has {len(profiles)} stages, but {len(rates)} exit rates on record."
         raise UserError(problem, "The folder is damaged; use another run.")
-    macs = expected_macs(rates, [found.macs for found in profiles])
+    macs = expected_macs(rates, [stage.macs for stage in profiles])
     return {"exit_rates": rates, **expected(macs, teacher)}
 
 
 def _by_module(profiles: list[Profile], model: nn.Module) -> list[dict[str, Any]]:
-    """Costs by the names that modules have in the model; of one that several stages use, the MACs of all of them."""
+    """Costs by module of the whole model; a module that several stages use has the MACs of all of them."""
     rows: dict[str, dict[str, Any]] = {}
     stages = model.stage_names() if isinstance(model, Staged) else [""]
-    for stage, found in zip(stages, profiles, strict=True):
-        for name, cost in found.by_module.items():
+    for stage, stage_profile in zip(stages, profiles, strict=True):
+        for name, cost in stage_profile.by_module.items():
             whole = model.module_name(stage, name) if isinstance(model, Staged) else name
             row = rows.setdefault(whole, {"module": whole, "params": 0, "macs": 0})
             row["params"] = max(row["params"], cost.params)
@@ -93,9 +98,9 @@ def _by_module(profiles: list[Profile], model: nn.Module) -> list[dict[str, Any]
     return list(rows.values())
 
 
-def _added(profiles: list[Profile]) -> dict[str, int]:
+def _added(counts: Iterable[dict[str, int]]) -> dict[str, int]:
     total: dict[str, int] = {}
-    for found in profiles:
-        for name, count in found.unsupported_ops.items():
+    for stage in counts:
+        for name, count in stage.items():
             total[name] = total.get(name, 0) + count
     return total

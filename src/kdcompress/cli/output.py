@@ -89,6 +89,8 @@ def _shown(key: str, value: Any) -> str:
     if isinstance(value, dict):
         if key == "unsupported_ops":
             return ", ".join(f"{name} x{count}" for name, count in value.items())
+        if key == "macs_by_operator":
+            return ", ".join(f"{name} {100 * part / max(sum(value.values()), 1):.1f} %" for name, part in value.items())
         return ", ".join(f"{name} {_shown(name, part)}" for name, part in value.items())
     return str(value)
 
