@@ -276,9 +276,16 @@ def test_operations_that_may_hide_products_are_missed(missed: str, function: Cal
     assert profile(Apply(lambda x: F.gelu(function(x))), (3, 4, 4)).missed == [missed]
 
 
+@pytest.mark.parametrize("name", ["dropout_", "relu6_", "zero_", "numel", "multiply", "eq_", "special_expit", "t_"])
+def test_variants_are_as_harmless_as_their_originals(name: str) -> None:
+    """In-place dropout alone would raise a warning in an EfficientNet of torchvision."""
+    assert is_linear(f"aten::{name}")
+
+
 def test_nothing_that_is_counted_counts_as_harmless() -> None:
     """A product that lost its handler would be left out without a warning."""
     assert [name for name in {**CONVOLUTIONS, **PRODUCTS} if is_linear(name)] == []
+    assert not is_linear("mine::softmax"), "an operation of the user's own may do anything"
 
 
 class Product(torch.autograd.Function):
@@ -404,11 +411,12 @@ def test_device_changes_nothing() -> None:
     [
         (nn.Conv2d(3, 4, 3), (1, 8, 8), "3 channels"),
         (Apply(lambda x: x.no_such_thing), (3, 8, 8), "no_such_thing"),
+        (Apply(lambda x: next(iter(()))), (3, 8, 8), "3x8x8: StopIteration"),
         (torch.jit.script(nn.Linear(8, 8)), (3, 8, 8), "ScriptModule"),
         (nn.LazyLinear(8), (3, 8, 8), "uninitialized"),
         (nn.Conv2d(3, 4, 3), (3, 0, 8), "(3, 0, 8)"),
     ],
-    ids=["wrong size", "broken forward", "scripted", "lazy", "no size"],
+    ids=["wrong size", "broken forward", "no message", "scripted", "lazy", "no size"],
 )
 def test_what_cannot_be_profiled_is_a_users_error(network: nn.Module, size: tuple, cause: str) -> None:
     """Users would get a page of tracer internals in place of what is wrong and how to mend it."""

@@ -3,8 +3,9 @@
 python examples/benchmarks/compare_flops.py [--out FILE.json] [--readme FILE.md] [--only-table]
 
 torch.utils.flop_counter counts what runs; we count what fvcore traces. Attention runs by its plain implementation,
-since torch's counter does not know the CPU's fused one. The architectures are the smallest of their families (timm's modules)
-and some more, with random weights. Takes some minutes on one core. --only-table makes the table from the JSON as it is.
+since torch's counter does not know the CPU's fused one. The architectures are the smallest of their families (timm's
+modules) and some more, with random weights. Takes some minutes on one core. --only-table makes the table from the JSON
+as it is.
 """
 
 from __future__ import annotations
@@ -117,6 +118,13 @@ def table(found: dict[str, Any]) -> list[str]:
     ]
 
 
+def write(rows: list[dict[str, Any]], path: Path) -> None:
+    """JSON with a line per architecture."""
+    found = {"timm": timm.__version__, "torch": torch.__version__, "machine": platform.machine()}
+    lines = ",\n".join(json.dumps(row) for row in rows)
+    path.write_text(f'{json.dumps(found)[:-1]}, "rows": [\n{lines}\n]}}\n')
+
+
 def main() -> None:
     results = Path(__file__).parents[1] / "results" / "flops.json"
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -129,10 +137,7 @@ def main() -> None:
         for name in ARCHITECTURES:
             rows.append(compare(name))
             print(f"{name:40} {difference(rows[-1]):+.3f} % {' '.join(rows[-1]['missed'])}", flush=True)
-        found = {"timm": timm.__version__, "torch": torch.__version__, "machine": platform.machine()}
-        head = json.dumps(found)[:-1]
-        lines = ",\n".join(json.dumps(row) for row in rows)
-        options.out.write_text(f'{head}, "rows": [\n{lines}\n]}}\n')
+        write(rows, options.out)
     lines = table(json.loads(options.out.read_text()))
     before, rest = options.readme.read_text().split("<!-- flops: begin -->\n")
     after = rest.split("\n<!-- flops: end -->")[1]

@@ -2,19 +2,16 @@
 
 import math
 import textwrap
-import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from fvcore.nn import FlopCountAnalysis
 from torch import nn
-from torch.nn.modules.module import register_module_forward_pre_hook
 
 from kdcompress.errors import UserError, usage_error
 from kdcompress.flop_handlers import HANDLES, by_kind
+from kdcompress.flop_tracing import call_order, untouched
 from kdcompress.linear_ops import is_linear
 
 
@@ -99,7 +96,7 @@ def profile(model: nn.Module, input_size: Sequence[int]) -> Profile:
     network: nn.Module = getattr(model, "_orig_mod", model)
     try:
         params = {name: _params(module) for name, module in network.named_modules()}
-        with _untouched(network), _call_order() as order:
+        with untouched(network), call_order() as order:
             analysis = FlopCountAnalysis(network, (_blank_image(network, size),))
             analysis.set_op_handle(**HANDLES)
             analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False)
@@ -107,8 +104,8 @@ def profile(model: nn.Module, input_size: Sequence[int]) -> Profile:
             parts = by_kind(analysis.by_operator())
             unsupported = dict(analysis.unsupported_ops().most_common())
     except Exception as error:
-        # A network's forward may raise anything at all.
-        cause = textwrap.shorten(f"{type(error).__name__}: {error}", 300, placeholder=" …")
+        # A network's forward may raise anything, also without a message.
+        cause = textwrap.shorten(f"{type(error).__name__}: {error}".removesuffix(": "), 300, placeholder=" …")
         raise UserError(
             f"{type(network).__name__} cannot be profiled on input {'x'.join(map(str, size))}: {cause}",
             "Give the input size that it takes, and a network that torch.jit.trace follows, not yet compiled.",
@@ -127,67 +124,6 @@ def _blank_image(network: nn.Module, size: tuple[int, ...]) -> torch.Tensor:
     tensors = [*network.parameters(), *network.buffers()]
     like = next((t for t in tensors if t.is_floating_point()), torch.empty(0))
     return torch.zeros(1, *size, dtype=like.dtype, device=like.device)
-
-
-@contextmanager
-def _untouched(network: nn.Module) -> Iterator[None]:
-    """Trace in evaluation mode, silently and without fused kernels; then put everything back."""
-    # train() and eval() are not used: networks override them, some to fuse weights or drop caches.
-    training = {module: module.training for module in network.modules()}
-    hooks = [registry for m in training for registry in (m._forward_pre_hooks, m._forward_hooks)]
-    hooks_before = [set(registry) for registry in hooks]
-    fast_path = torch.backends.mha.get_fastpath_enabled()
-    # nn.MultiheadAttention and nn.TransformerEncoderLayer would run as one operation that hides its products.
-    torch.backends.mha.set_fastpath_enabled(False)
-    function = torch.autograd.Function
-    apply = vars(function)["apply"]
-    try:
-        for module in training:
-            module.training = False
-        # The tracer sees one opaque call, or fails (reentrant checkpoints), where it should see what the function does.
-        function.apply = classmethod(_forward)
-        with torch.no_grad(), warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        function.apply = apply
-        torch.backends.mha.set_fastpath_enabled(fast_path)
-        for module, mode in training.items():
-            module.training = mode
-        # fvcore removes its own hooks only when the trace succeeds.
-        for registry, before in zip(hooks, hooks_before, strict=True):
-            for key in set(registry) - before:
-                del registry[key]
-
-
-class _Context(torch.autograd.function.FunctionCtx):
-    """What a custom autograd function keeps for a backward pass that never comes."""
-
-    needs_input_grad: tuple[bool, ...] = ()
-
-
-def _forward(function: type[torch.autograd.Function], *args: Any, **kwargs: Any) -> Any:
-    """The forward pass of a custom autograd function, run like any other code."""
-    if function.setup_context is not torch.autograd.Function.setup_context:
-        return function.forward(*args, **kwargs)
-    context = _Context()
-    context.needs_input_grad = (False,) * len(args)
-    return function.forward(context, *args, **kwargs)
-
-
-@contextmanager
-def _call_order() -> Iterator[dict[nn.Module, int]]:
-    """Note the modules that are called, each with its place in the order of first calls."""
-    order: dict[nn.Module, int] = {}
-
-    def note(module: nn.Module, _: Any) -> None:
-        order.setdefault(module, len(order))
-
-    handle = register_module_forward_pre_hook(note)
-    try:
-        yield order
-    finally:
-        handle.remove()
 
 
 def _in_forward_order(network: nn.Module, order: dict[nn.Module, int]) -> list[str]:

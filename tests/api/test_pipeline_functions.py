@@ -207,6 +207,7 @@ def test_profile_of_a_gated_cascade(chain: Chain) -> None:
     )
     assert result.expected_macs == pytest.approx(chain.gated.expected_macs, rel=1e-4)
     assert result.macs_ratio == chain.longer.macs_ratio
+    assert sum(result.macs_by_operator.values()) == result.macs
     assert result.by_module is not None
     assert any(entry["module"] == "members.1.conv1" for entry in result.by_module)
     assert kdcompress.profile_flops(model=chain.longer.run).expected_macs is None

@@ -181,6 +181,7 @@ def test_table_into_a_pipe(cli: Cli) -> None:
     assert done.status == 0
     result = cli("profile-flops", "lenet5").result
     assert f"{result['macs']:,}" in done.out
+    assert f"convolution {100 * result['macs_by_operator']['convolution'] / result['macs']:.1f} %" in done.out
     assert result["macs"] > 1000
     assert not ESCAPE.search(done.out)
 
