@@ -182,6 +182,11 @@ def test_products_agree_with_torchs_own_counter(name: str, script: ModuleType) -
     assert script.difference(row) == pytest.approx(0, abs=0.01)
 
 
+def normalization(row: dict[str, Any]) -> float:
+    """Its share of fvcore's MACs, in percent."""
+    return 100 * row["macs_by_operator"]["normalization"] / row["macs"]
+
+
 def test_a_hundred_architectures_agree_with_torchs_own_counter(script: ModuleType) -> None:
     """The page would claim an agreement that nobody has measured."""
     results = json.loads((ROOT / "examples" / "results" / "flops.json").read_text())
@@ -193,6 +198,11 @@ def test_a_hundred_architectures_agree_with_torchs_own_counter(script: ModuleTyp
     page = (ROOT / "examples" / "benchmarks" / "README.md").read_text()
     printed = page.split("<!-- flops: begin -->\n")[1].split("\n<!-- flops: end -->")[0]
     assert printed.splitlines() == script.table(results)
+    page = (ROOT / "docs" / "how-numbers-are-made.md").read_text()
+    assert f"{len(rows)} architectures of {len({row['family'] for row in rows})}" in page
+    for row in rows:
+        if row["architecture"] in ("efficientnet_b0", "repghostnet_050", "resnet18"):
+            assert f"{normalization(row):.1f} % in\n`{row['architecture']}`" in page.replace(" in `", " in\n`")
 
 
 def test_operators_add_up() -> None:

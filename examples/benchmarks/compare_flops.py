@@ -4,7 +4,7 @@ python examples/benchmarks/compare_flops.py [--out FILE.json] [--readme FILE.md]
 
 torch.utils.flop_counter counts what runs; we count what fvcore traces. Attention runs by its plain implementation,
 since torch's counter does not know the CPU's fused one. The architectures are the smallest of their families (timm's
-modules) and some more, with random weights. Takes some minutes on one core. --only-table makes the table from the JSON
+modules) and some more, with random weights. Takes two minutes on one core. --only-table makes the table from the JSON
 as it is.
 """
 
@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
 import statistics
 from contextlib import nullcontext
 from pathlib import Path
@@ -85,7 +84,7 @@ def compare(name: str) -> dict[str, Any]:
 
 
 def difference(row: dict[str, Any]) -> float:
-    """Of convolutions and matrix products to torch's count, in percent."""
+    """Our convolutions and matrix products above torch's count, in percent."""
     parts = row["macs_by_operator"]
     return 100 * ((parts["convolution"] + parts["matrix_product"]) / row["torch_macs"] - 1)
 
@@ -96,13 +95,13 @@ def left_out(row: dict[str, Any]) -> float:
     return 100 * (parts["normalization"] + parts["other"]) / row["macs"]
 
 
-def table(found: dict[str, Any]) -> list[str]:
-    """Lines of Markdown: the networks where the two counters differ most, then all in one sentence."""
-    rows = found["rows"]
+def table(results: dict[str, Any]) -> list[str]:
+    """Markdown: the networks of which torch's counter leaves out most, then all in one sentence."""
+    rows = results["rows"]
     families = len({row["family"] for row in rows})
     most = sorted(rows, key=left_out, reverse=True)[:SHOWN]
     return [
-        "| architecture | side | MACs, fvcore | convolutions and products | torch | difference | not products |",
+        "| architecture | side | MACs, fvcore | convolutions and products | torch | difference | left out by torch |",
         "| --- | ---: | ---: | ---: | ---: | ---: | ---: |",
         *(
             f"| `{row['architecture']}` | {row['input_size'][1]} | {row['macs'] / 1e6:.1f} M "
@@ -112,23 +111,23 @@ def table(found: dict[str, Any]) -> list[str]:
         ),
         "",
         f"The {SHOWN} with the largest share of normalization and pooling, of {len(rows)} architectures of {families} "
-        f"families. Largest difference of all: {max(abs(difference(row)) for row in rows):.2f} %; median share of "
-        f"normalization and pooling: {statistics.median(map(left_out, rows)):.1f} %. "
-        f"timm {found['timm']}, torch {found['torch']}; made by `examples/benchmarks/compare_flops.py`.",
+        f"families. Over all of them, the largest difference is {max(abs(difference(row)) for row in rows):.2f} %, and "
+        f"the median share of normalization and pooling {statistics.median(map(left_out, rows)):.1f} %. "
+        f"timm {results['timm']}, torch {results['torch']}; made by `examples/benchmarks/compare_flops.py`.",
     ]
 
 
 def write(rows: list[dict[str, Any]], path: Path) -> None:
     """JSON with a line per architecture."""
-    found = {"timm": timm.__version__, "torch": torch.__version__, "machine": platform.machine()}
+    versions = {"timm": timm.__version__, "torch": torch.__version__}
     lines = ",\n".join(json.dumps(row) for row in rows)
-    path.write_text(f'{json.dumps(found)[:-1]}, "rows": [\n{lines}\n]}}\n')
+    path.write_text(f'{json.dumps(versions)[:-1]}, "rows": [\n{lines}\n]}}\n')
 
 
 def main() -> None:
-    results = Path(__file__).parents[1] / "results" / "flops.json"
+    figures = Path(__file__).parents[1] / "results" / "flops.json"
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=results)
+    parser.add_argument("--out", type=Path, default=figures)
     parser.add_argument("--readme", type=Path, default=Path(__file__).with_name("README.md"))
     parser.add_argument("--only-table", action="store_true")
     options = parser.parse_args()
