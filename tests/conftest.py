@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from kdcompress import trust
-from kdcompress.engine.precision import Process, remembered
+from kdcompress.engine.precision import Process, bf16_support
 
 ATTACKS = pytest.StashKey[dict[str, dict[str, int]]]()
 
@@ -116,5 +116,5 @@ def _nothing_typed(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(scope="session")
 def bf16(_alone: None) -> None:
     """Only where the processor has it; where oneDNN must be told to do without AMX, it is too late in this process."""
-    if remembered().runs != "native":
+    if bf16_support().runs != "native":
         pytest.skip("bf16 does not run in this process")

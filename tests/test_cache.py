@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 
 from kdcompress import locks
-from kdcompress.cache import FORMAT, KEY, ArrayStore, clear, kept
+from kdcompress.cache import FORMAT, KEY, ArrayStore, cached_entries, clear
 
 pytestmark = pytest.mark.attack("a cache that is damaged, full, locked or somebody else's")
 
@@ -47,8 +47,8 @@ def files(folder: Path) -> set[str]:
     return {re.sub(r"(view-\d{4})-[0-9a-f]{32}", r"\1", name) for name in names}
 
 
-def test_what_was_kept_is_found_again(tmp_path: Path) -> None:
-    """Targets would be computed for nothing, or those of another network or view served."""
+def test_a_written_array_is_read_again(tmp_path: Path) -> None:
+    """Targets would be computed in vain, or those of another network or view used."""
     fill(store(tmp_path), {"network": "a", "size": (8, 8)}, 0, 1.5)
     fill(store(tmp_path), {"network": "a", "size": (8, 8)}, 1, 2.5)
     fill(store(tmp_path), {"network": "b", "size": (8, 8)}, 0, 3.5)
@@ -63,8 +63,8 @@ def test_what_was_kept_is_found_again(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("damage", ["key", "shape", "cut", "text", "format", "pickle"])
-def test_what_is_stale_or_damaged_is_not_served(tmp_path: Path, damage: str) -> None:
-    """A student would learn from another teacher, or from rubbish."""
+def test_stale_and_damaged_arrays_are_not_read(tmp_path: Path, damage: str) -> None:
+    """A student would learn from another teacher, or from garbage."""
     key = {"network": "a"}
     fill(store(tmp_path), key)
     (array,) = tmp_path.rglob("*.npy")
@@ -82,7 +82,7 @@ def test_what_is_stale_or_damaged_is_not_served(tmp_path: Path, damage: str) -> 
     assert store(tmp_path).open(key, 0, shape) is None
 
 
-def test_an_altered_array_is_told_and_made_anew(tmp_path: Path) -> None:
+def test_an_altered_array_is_reported_and_computed_again(tmp_path: Path) -> None:
     """A student would learn from logits that no teacher gave, and end with other weights."""
     key, told = {"network": "a"}, []
     fill(store(tmp_path), key)
@@ -103,8 +103,8 @@ def test_an_altered_array_is_told_and_made_anew(tmp_path: Path) -> None:
     assert files(tmp_path) == {FORMAT, KEY, "view-0000.npy"}
 
 
-def test_an_array_of_before_there_were_digests_is_made_anew(tmp_path: Path) -> None:
-    """Nobody could tell whether it was altered, and it would fill the disk beside the new one."""
+def test_an_array_without_digest_is_computed_again(tmp_path: Path) -> None:
+    """Its integrity is unknown, and it would take disk space beside the new one."""
     fill(store(tmp_path), {"network": "a"})
     (array,) = tmp_path.rglob("*.npy")
     array.rename(array.with_name("view-0000.npy"))
@@ -114,8 +114,8 @@ def test_an_array_of_before_there_were_digests_is_made_anew(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("which", ["view", "key", "format", "lock"])
-def test_a_pipe_in_the_cache_keeps_nobody_waiting(tmp_path: Path, which: str) -> None:
-    """Every later run would hang without a word."""
+def test_a_pipe_in_the_cache_does_not_block(tmp_path: Path, which: str) -> None:
+    """Every later run would hang."""
     fill(store(tmp_path), {"network": "a"})
     (array,) = tmp_path.rglob("*.npy")
     path = {
@@ -130,11 +130,11 @@ def test_a_pipe_in_the_cache_keeps_nobody_waiting(tmp_path: Path, which: str) ->
         assert store(tmp_path).open({"network": "a"}, 0, SHAPE) is None
     with contextlib.suppress(OSError), store(tmp_path).lock({"network": "a"}, 0):
         fill(store(tmp_path), {"network": "a"})
-    assert len(kept(tmp_path)) == 1
+    assert len(cached_entries(tmp_path)) == 1
     clear(tmp_path)
 
 
-def test_a_link_in_the_cache_is_cleared_and_what_it_points_to_stays(tmp_path: Path) -> None:
+def test_clear_removes_a_link_but_not_its_target(tmp_path: Path) -> None:
     """--clear would end in an error half-way, or remove what is not ours."""
     fill(store(tmp_path), {"network": "a"})
     (entry,) = store(tmp_path).entries()
@@ -168,8 +168,8 @@ def test_a_stopped_process_is_given_up(tmp_path: Path, monkeypatch: pytest.Monke
         pass
 
 
-def test_who_works_long_is_not_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A run that waits for a large view would compute it, too."""
+def test_a_slow_holder_is_not_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run that waits for a large view would compute it a second time."""
     monkeypatch.setattr(locks, "PATIENCE", 1.0)
     monkeypatch.setattr(locks, "BEAT", 0.1)
     order = []
@@ -208,7 +208,7 @@ def _killed(folder: Path) -> None:
         os._exit(9)
 
 
-def test_what_a_killed_process_leaves_is_neither_served_nor_kept(tmp_path: Path) -> None:
+def test_leftovers_of_a_killed_process_are_neither_read_nor_kept(tmp_path: Path) -> None:
     """A lock that outlives its holder would stop every later run, and its file fill the disk."""
     process = multiprocessing.get_context("fork").Process(target=_killed, args=(tmp_path,))
     process.start()
@@ -221,8 +221,8 @@ def test_what_a_killed_process_leaves_is_neither_served_nor_kept(tmp_path: Path)
     assert files(tmp_path) == {FORMAT, KEY, "view-0000.npy"}
 
 
-def test_what_a_killed_process_leaves_makes_room(tmp_path: Path) -> None:
-    """Half a view that looks like work would be in the way of all that comes later."""
+def test_leftovers_of_a_killed_process_can_be_evicted(tmp_path: Path) -> None:
+    """Half a view that seems to be in progress would take its space forever."""
     process = multiprocessing.get_context("fork").Process(target=_killed, args=(tmp_path,))
     process.start()
     process.join()
@@ -230,29 +230,29 @@ def test_what_a_killed_process_leaves_makes_room(tmp_path: Path) -> None:
     assert files(tmp_path) == {FORMAT, KEY, "view-0000.npy"}
 
 
-def test_what_is_in_work_or_needed_along_makes_no_room(tmp_path: Path) -> None:
-    """Two networks of one run would take each other's place, and nothing ever be read again."""
+def test_entries_in_use_or_needed_together_are_not_evicted(tmp_path: Path) -> None:
+    """Two networks of one run would evict each other, and nothing ever be read."""
     fill(store(tmp_path), {"network": "a"})
     with (
         store(tmp_path).lock({"network": "b"}, 0),
         store(tmp_path).create({"network": "b"}, 0, SHAPE),
         pytest.raises(OSError, match="cache-size"),
-        store(tmp_path, SIZE + 300).create({"network": "c"}, 0, SHAPE, beside=[{"network": "a"}]),
+        store(tmp_path, SIZE + 300).create({"network": "c"}, 0, SHAPE, spared=[{"network": "a"}]),
     ):
         pass
     assert {entry.key["network"] for entry in store(tmp_path).entries()} >= {"a", "b"}
 
 
-def test_nothing_makes_room_for_what_has_none(tmp_path: Path) -> None:
-    """A shared cache would be wiped, and nothing be kept in it."""
+def test_nothing_is_evicted_for_an_array_that_does_not_fit(tmp_path: Path) -> None:
+    """A shared cache would be emptied, and nothing be written to it."""
     fill(store(tmp_path), {"network": "a"})
     with pytest.raises(OSError, match="cache-size"), store(tmp_path, SIZE / 2).create({"network": "b"}, 0, SHAPE):
         pass
     assert "a" in {entry.key.get("network") for entry in store(tmp_path).entries()}
 
 
-def test_who_is_about_to_write_makes_no_room(tmp_path: Path) -> None:
-    """Of a run that waits for its second lock the first would be taken from under it."""
+def test_an_entry_with_a_held_lock_is_not_evicted(tmp_path: Path) -> None:
+    """The first entry of a run that waits for its second lock would be removed."""
     with store(tmp_path).lock({"network": "a"}, 0):
         fill(store(tmp_path), {"network": "b"})
         with pytest.raises(OSError, match="cache-size"):
@@ -261,8 +261,8 @@ def test_who_is_about_to_write_makes_no_room(tmp_path: Path) -> None:
         assert {entry.key["network"] for entry in store(tmp_path).entries()} == {"a", "c"}
 
 
-def test_who_waits_can_leave(tmp_path: Path) -> None:
-    """Ctrl-C would not be heard while another run computes a view for minutes."""
+def test_waiting_for_a_lock_can_be_interrupted(tmp_path: Path) -> None:
+    """Ctrl-C would have no effect while another run computes a view for minutes."""
     asked = iter(range(2))
 
     def waiting() -> None:
@@ -286,8 +286,8 @@ def test_who_waits_can_leave(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("damage", ["format", "key", "no key", "no view"])
-def test_what_is_damaged_is_listed_cleared_and_made_anew(tmp_path: Path, damage: str) -> None:
-    """It would fill the disk unseen, or every later run would be told that the cache is another version's."""
+def test_damaged_entries_are_listed_cleared_and_computed_again(tmp_path: Path, damage: str) -> None:
+    """It would fill the disk unseen, or make every later run report a cache of another version."""
     fill(store(tmp_path), {"network": "a"})
     (entry,) = store(tmp_path).entries()
     if damage == "format":
@@ -298,7 +298,7 @@ def test_what_is_damaged_is_listed_cleared_and_made_anew(tmp_path: Path, damage:
         (entry.folder / KEY).unlink()
     else:
         next(entry.folder.glob("view-0000-*.npy")).unlink()
-    (listed,) = kept(tmp_path)
+    (listed,) = cached_entries(tmp_path)
     assert (listed.kind, listed.folder) == ("targets", entry.folder)
     if damage != "format":  # nobody writes into what another version made
         fill(store(tmp_path), {"network": "a"}, 0, 3.0)
@@ -332,8 +332,8 @@ def test_of_two_at_once_one_works_and_the_other_waits(tmp_path: Path) -> None:
     assert order == [f"{first} in", f"{first} out", f"{second} in", f"{second} out"]
 
 
-def test_whoever_begins_at_the_same_moment_finds_a_cache_of_ours(tmp_path: Path) -> None:
-    """A sweep's first runs would take one another's half-made cache for somebody else's folder and go on without."""
+def test_processes_that_start_together_agree_on_a_new_cache(tmp_path: Path) -> None:
+    """The first runs of a sweep would take each other's new cache for a foreign folder and not use it."""
 
     def begin(into: ArrayStore) -> None:
         together.wait()
@@ -352,14 +352,14 @@ def test_whoever_begins_at_the_same_moment_finds_a_cache_of_ours(tmp_path: Path)
     assert len(begun) == 25 * 4
 
 
-def test_what_was_not_used_for_longest_goes_first(tmp_path: Path) -> None:
-    """A cache that only grows fills the disk; one that forgets what is in use is none."""
+def test_the_least_recently_used_entry_is_evicted_first(tmp_path: Path) -> None:
+    """A cache that only grows fills the disk; one that evicts what is in use is useless."""
     for number, name in enumerate("abc"):
         fill(store(tmp_path), {"network": name})
         (place,) = [entry.folder for entry in store(tmp_path).entries() if entry.key["network"] == name]
         os.utime(place / KEY, (number, number))
     assert store(tmp_path).open({"network": "a"}, 0, SHAPE) is not None, "and is used now"
-    each = kept(tmp_path)[0].bytes
+    each = cached_entries(tmp_path)[0].bytes
     fill(store(tmp_path, 3.1 * each), {"network": "d"})
     left = {entry.key["network"] for entry in store(tmp_path).entries()}
     assert left == {"a", "c", "d"}
@@ -392,14 +392,14 @@ def test_a_folder_that_cannot_be_used_says_so_at_once(
     assert all(path.read_bytes() == content for path, content in before.items())
 
 
-def test_entries_say_what_is_there(tmp_path: Path) -> None:
+def test_entries_list_the_cache(tmp_path: Path) -> None:
     """Nobody could see what fills the disk."""
     fill(store(tmp_path), {"network": "a"}, 0)
     fill(store(tmp_path), {"network": "a"}, 1)
     (tmp_path / "teachers" / "lenet5").mkdir(parents=True)
     (tmp_path / "teachers" / "lenet5" / "run.json").write_text("{}")
-    targets, teacher = kept(tmp_path)
+    targets, teacher = cached_entries(tmp_path)
     assert (targets.key["network"], targets.arrays) == ("a", 2)
     assert targets.bytes == sum(path.stat().st_size for path in targets.folder.iterdir())
     assert (teacher.key["network"], teacher.bytes) == ("lenet5", 2)
-    assert kept(tmp_path / "nothing") == []
+    assert cached_entries(tmp_path / "nothing") == []

@@ -16,15 +16,15 @@ from torch import Tensor
 
 from kdcompress.errors import UserError
 from kdcompress.gate_search import descent, search, towards
-from kdcompress.gating import Gate, Stages, outcome
-from kdcompress.guarantee import drop_p_value, least_images, promise
+from kdcompress.gating import Gate, MemberScores, outcome
+from kdcompress.guarantee import drop_p_value, guaranteed_gate, least_images
 
 MACS = (2, 1)
 
 
 @pytest.mark.parametrize("error", [0.05, 0.2])
-def test_the_test_errs_no_more_often_than_it_says(error: float) -> None:
-    """The promise would be broken more often than told. All outcomes of 40 images, at the edge of what is allowed."""
+def test_the_error_rate_is_at_most_the_level(error: float) -> None:
+    """The guarantee would fail more often than stated. All outcomes of 40 images, at the edge of the hypothesis."""
     samples, drop = 40, 0.1
     pairs = [pair for pair in itertools.product(range(samples + 1), repeat=2) if sum(pair) <= samples]
     passed = [pair for pair in pairs if drop_p_value(*pair, samples, 100 * drop, error) <= error]
@@ -35,8 +35,8 @@ def test_the_test_errs_no_more_often_than_it_says(error: float) -> None:
         assert stats.multinomial.pmf(counts, samples, rates).sum() <= error
 
 
-def test_it_is_nearly_the_best_test_there_is() -> None:
-    """A bound that always holds because it never says yes would promise nothing to anybody."""
+def test_the_test_is_nearly_as_powerful_as_the_best_one() -> None:
+    """A test that never passes a gate would be valid, but useless."""
     samples, drop, mended = 4000, 0.005, 0.01
     loss = 8  # of the 20 that are allowed
     spread = math.sqrt(samples * (2 * mended + drop))
@@ -45,7 +45,7 @@ def test_it_is_nearly_the_best_test_there_is() -> None:
     assert known < found < 2 * known
 
 
-def test_more_broken_answers_are_more_doubtful() -> None:
+def test_more_broken_predictions_give_a_larger_p_value() -> None:
     """A worse gate would pass where a better one failed."""
     for mended in (0, 5, 40):
         values = [drop_p_value(broken, mended, 2000, 1.0) for broken in range(0, 120, 3)]
@@ -55,8 +55,8 @@ def test_more_broken_answers_are_more_doubtful() -> None:
 
 
 @pytest.mark.parametrize(("max_drop", "level"), [(0.5, 0.95), (2.0, 0.9), (50.0, 0.5)])
-def test_the_least_images_are_the_least(max_drop: float, level: float) -> None:
-    """The user would be told to fetch images that do not help, or more than are needed."""
+def test_fewer_images_than_the_least_do_not_pass(max_drop: float, level: float) -> None:
+    """The advice would be for too few images, or for more than needed."""
     needed = least_images(max_drop, level)
     assert drop_p_value(0, 0, needed, max_drop, 1 - level) <= 1 - level
     assert drop_p_value(0, 0, needed - 1, max_drop, 1 - level) > 1 - level
@@ -64,7 +64,7 @@ def test_the_least_images_are_the_least(max_drop: float, level: float) -> None:
 
 
 def population(seed: int = 0, count: int = 60_000) -> tuple[Tensor, Tensor]:
-    """Logits ``[2, N, K]`` after a first member that is surer where it is right, and after one that mends it."""
+    """Logits ``[2, N, K]`` after a first member that is surer where it is correct, and after a better one."""
     random = torch.Generator().manual_seed(seed)
     labels = torch.randint(0, 5, (count,), generator=random)
     signal = torch.nn.functional.one_hot(labels, 5).float()
@@ -90,12 +90,12 @@ def digits() -> tuple[Tensor, Tensor]:
     ("made", "macs", "measures"),
     [(population, MACS, ["confidence"]), (digits, (1, 2, 4), ["confidence", "agreement"])],
 )
-def test_promises_are_kept(
+def test_the_guarantee_holds(
     made: Callable[[], tuple[Tensor, Tensor]], macs: tuple[int, ...], measures: list[str]
 ) -> None:
-    """The whole point: of 200 calibrations at most 5 % may lose more than allowed; by the plain rule far more do."""
+    """Of 200 calibrations at most 5 % may lose more than allowed; with plain thresholds far more do."""
     logits, labels = made()
-    true = {measure: Stages.from_logits(logits, labels, macs, measure) for measure in measures}
+    true = {measure: MemberScores.from_logits(logits, labels, macs, measure) for measure in measures}
     first = measures[0]
     limit = outcome(true[first], first, [None] * (len(macs) - 1)).top1 - 1.0
     random = torch.Generator().manual_seed(1)
@@ -103,19 +103,19 @@ def test_promises_are_kept(
     for draw in range(200):
         chosen = torch.randint(0, len(labels), (1500,), generator=random)
         one = logits[:, chosen], labels[chosen], macs
-        found = promise(*one, measures, max_drop=1.0, confidence_level=0.95, seed=draw)
+        found = guaranteed_gate(*one, measures, max_drop=1.0, confidence_level=0.95, seed=draw)
         kept = outcome(true[found.measure], found.measure, found.thresholds)
         broken += kept.top1 < limit
         saved += 1 - kept.expected_macs / sum(macs)
-        thresholds = search(Stages.from_logits(*one, first), first, max_drop=1.0)[0].thresholds
+        thresholds = search(MemberScores.from_logits(*one, first), first, max_drop=1.0)[0].thresholds
         plain += outcome(true[first], first, thresholds).top1 < limit
     assert broken / 200 <= 0.05 + 2 * math.sqrt(0.05 * 0.95 / 200)
     assert plain / 200 > 0.25
     assert saved / 200 > 0.03, "kept by running everything"
 
 
-def test_nothing_is_tested_after_a_gate_that_fails(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Among many gates one passes by luck: what is found behind a failure is promised by nothing."""
+def test_testing_ends_with_the_first_gate_that_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Among many gates one passes by chance: nothing is guaranteed after the first failure."""
     logits, labels = population(count=3000)
     given = (logits, labels, MACS, ["confidence"])
     asked: list[int] = []
@@ -127,64 +127,64 @@ def test_nothing_is_tested_after_a_gate_that_fails(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr("kdcompress.guarantee.drop_p_value", p_value)
     monkeypatch.setattr("kdcompress.guarantee.least_images", lambda *_: 10)
     monkeypatch.setattr("kdcompress.guarantee._enough", lambda *_: None)
-    found = promise(*given, max_drop=1.0, confidence_level=0.95)
+    found = guaranteed_gate(*given, max_drop=1.0, confidence_level=0.95)
     assert (len(asked), found.gates) == (3, 3)
     asked[:] = [1] * 10  # none fails
-    bolder = promise(*given, max_drop=1.0, confidence_level=0.95)
-    stages = Stages.from_logits(logits, labels, MACS, "confidence")
-    costs = [outcome(stages, "confidence", each.thresholds).expected_macs for each in (found, bolder)]
+    bolder = guaranteed_gate(*given, max_drop=1.0, confidence_level=0.95)
+    scores = MemberScores.from_logits(logits, labels, MACS, "confidence")
+    costs = [outcome(scores, "confidence", each.thresholds).expected_macs for each in (found, bolder)]
     assert costs[1] < costs[0] < sum(MACS)
 
 
-def test_the_path_goes_down_from_the_dearest() -> None:
+def test_gates_are_tested_from_the_most_expensive() -> None:
     """A gate that fails must not hide behind a cheaper one that passed."""
     logits, labels = population(count=800)
-    stages = Stages.from_logits(logits, labels, MACS, "confidence")
-    path = descent(stages, "confidence", 2.0)
+    scores = MemberScores.from_logits(logits, labels, MACS, "confidence")
+    path = descent(scores, "confidence", 2.0)
     costs = [each.expected_macs for each in path]
     assert len(path) > 5
     assert costs == sorted(costs, reverse=True)
-    assert all(each.top1 >= outcome(stages, "confidence", [None]).top1 - 2.0 for each in path)
+    assert all(each.top1 >= outcome(scores, "confidence", [None]).top1 - 2.0 for each in path)
 
 
-def test_few_images_promise_a_careful_gate() -> None:
-    """The best trade-offs stop most images at once; if the first of them fails, careful gates would not be tried."""
+def test_few_images_guarantee_a_conservative_gate() -> None:
+    """The first gate of the Pareto front may stop most images; if it fails, conservative ones are never tested."""
     logits, labels = population()
     random = torch.Generator().manual_seed(1)
     found = []
     for draw in range(10):
         chosen = torch.randint(0, len(labels), (2 * least_images(0.5, 0.95) + 100,), generator=random)
         given = logits[:, chosen], labels[chosen], MACS, ["confidence"]
-        found.append(promise(*given, max_drop=0.5, confidence_level=0.95, seed=draw))
+        found.append(guaranteed_gate(*given, max_drop=0.5, confidence_level=0.95, seed=draw))
     assert sum(each.thresholds != (None,) for each in found) >= 9
 
 
 @pytest.mark.parametrize("measure", ["confidence", "entropy"])
-def test_the_way_to_a_gate(measure: str) -> None:
-    """Fixed-sequence testing needs gates that are ever bolder; else one that fails hides those that would hold."""
+def test_the_gates_before_the_pareto_front(measure: str) -> None:
+    """Fixed-sequence testing needs gates of growing risk, or one that fails hides others that would pass."""
     logits, labels = population(count=800)
-    stages = Stages.from_logits(torch.cat([logits, logits[-1:] + logits[:1]]), labels, (2, 1, 1), measure)
-    goal = outcome(stages, measure, [0.6, 0.5])
-    way = [*towards(stages, measure, goal.thresholds, 10), goal]
+    scores = MemberScores.from_logits(torch.cat([logits, logits[-1:] + logits[:1]]), labels, (2, 1, 1), measure)
+    goal = outcome(scores, measure, [0.6, 0.5])
+    way = [*towards(scores, measure, goal.thresholds, 10), goal]
     stopped = [each.exit_rates[0] + each.exit_rates[1] for each in way]
     assert stopped == sorted(stopped)
     assert stopped[0] == pytest.approx(stopped[-1] / 10, abs=0.01)
-    assert all(limit is None for limit in towards(stages, measure, [None, None], 3)[0].thresholds)
+    assert all(limit is None for limit in towards(scores, measure, [None, None], 3)[0].thresholds)
 
 
 def test_too_few_images_are_named() -> None:
     """The user could not know whether to fetch more images, or how many."""
     logits, labels = population(count=200)
     with pytest.raises(UserError, match=str(2 * least_images(0.5, 0.95))):
-        promise(logits, labels, MACS, ["confidence"], max_drop=0.5, confidence_level=0.95)
+        guaranteed_gate(logits, labels, MACS, ["confidence"], max_drop=0.5, confidence_level=0.95)
 
 
 def test_where_no_gate_passes_all_members_run() -> None:
-    """A first member that is equally sure of all leaves nothing to skip. What is returned is still true."""
+    """With a first member that is equally sure of all images, no gate passes; the result must still be valid."""
     logits, labels = population(count=1500)
     logits[0] = torch.eye(5)[torch.randint(0, 5, (1500,), generator=torch.Generator().manual_seed(2))]
     logits[1] *= 20
-    found = promise(logits, labels, MACS, ["confidence", "energy"], max_drop=1.0, confidence_level=0.95)
+    found = guaranteed_gate(logits, labels, MACS, ["confidence", "energy"], max_drop=1.0, confidence_level=0.95)
     assert found.thresholds == (None,)
     assert found.gates == 0
     assert found.p_value is None
@@ -196,7 +196,9 @@ def test_the_choice_of_the_measure_does_not_see_the_test(monkeypatch: pytest.Mon
     logits, labels = population(count=3000)
     given = {"max_drop": 1.0, "confidence_level": 0.9, "seed": 3}
     order = torch.randperm(3000, generator=torch.Generator().manual_seed(3))
-    found = promise(logits, labels, MACS, ["confidence", "energy", "margin"], **given)
+    found = guaranteed_gate(logits, labels, MACS, ["confidence", "energy", "margin"], **given)
     scrambled = labels.clone()
     scrambled[order[1500:]] = (labels[order[1500:]] + 1) % 5
-    assert promise(logits, scrambled, MACS, ["confidence", "energy", "margin"], **given).measure == found.measure
+    assert (
+        guaranteed_gate(logits, scrambled, MACS, ["confidence", "energy", "margin"], **given).measure == found.measure
+    )

@@ -40,7 +40,7 @@ def test_every_format_is_written(tmp_path: Path, ending: str, result: GateResult
 
 
 def test_the_points_are_those_of_the_result(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The picture would say something else than the figures."""
+    """The plot would contradict the printed numbers."""
     from matplotlib.axes import Axes
 
     drawn: dict[str, list[tuple[float, float]]] = {}
@@ -70,7 +70,7 @@ def test_the_points_are_those_of_the_result(tmp_path: Path, monkeypatch: pytest.
     ("name", "word"),
     [("out.bmp", "format"), ("out", "format"), ("no/out.png", "folder"), ("pictures.png", "is a folder")],
 )
-def test_what_cannot_be_drawn_is_said_first(tmp_path: Path, name: str, word: str) -> None:
+def test_an_impossible_plot_is_refused_first(tmp_path: Path, name: str, word: str) -> None:
     """The scores of an hour would be lost for a misspelt name."""
     (tmp_path / "pictures.png").mkdir()
     with pytest.raises(UserError, match=word):

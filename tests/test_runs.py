@@ -69,8 +69,8 @@ def names(path: Path) -> list[str]:
 # --- files ---
 
 
-def test_a_file_is_there_only_when_it_is_whole(tmp_path: Path) -> None:
-    """A reader would meet half a file while it is being written."""
+def test_a_file_appears_only_when_it_is_complete(tmp_path: Path) -> None:
+    """A reader would find half a file while it is being written."""
     path = tmp_path / "weights"
     path.write_bytes(b"old")
     with atomic_file(path) as file:
@@ -119,7 +119,7 @@ def test_a_kill_in_the_middle_leaves_the_old_file_and_a_later_finish_cleans_up(t
     assert names(tmp_path) == [RECORD]
 
 
-def test_a_missing_parent_is_told(tmp_path: Path) -> None:
+def test_a_missing_parent_is_an_error(tmp_path: Path) -> None:
     """A run folder deleted while it trains would end in a traceback."""
     with pytest.raises(UserError, match="could not be written: No such file"):
         RunFolder(tmp_path / "gone").write_json(RECORD, {})
@@ -129,7 +129,7 @@ def test_a_missing_parent_is_told(tmp_path: Path) -> None:
     ("number", "words"), [(errno.ENOSPC, "disk is full"), (errno.EDQUOT, "disk is full"), (errno.EIO, "Input/output")]
 )
 @pytest.mark.parametrize("moment", ["write", "fsync", "rename"])
-def test_an_error_of_the_disk_is_told_and_the_old_file_stays(
+def test_a_disk_error_is_reported_and_the_old_file_stays(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, words: str, moment: str
 ) -> None:
     """A disk that fills would cost the run, not just the epoch in hand."""
@@ -221,7 +221,7 @@ def test_json_is_standard(tmp_path: Path) -> None:
 
 
 def test_a_checkpoint_comes_back_equal(tmp_path: Path) -> None:
-    """A resumed run would not go on where it was."""
+    """A resumed run would not continue where it was."""
     run = RunFolder(tmp_path)
     assert not run.has_checkpoint
     state = {"model": {"w": torch.randn(3, 2)}, "epoch": 2, "rows": [{"loss": 0.5}]}
@@ -238,7 +238,7 @@ class _Trap:
 
 
 @pytest.mark.parametrize("damage", ["truncated", "nonsense", "empty", "pickle"])
-def test_a_damaged_checkpoint_is_told_and_runs_no_code(
+def test_a_damaged_checkpoint_is_refused_and_runs_no_code(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, damage: str
 ) -> None:
     """--resume would end in a traceback, or execute what somebody put into a shared run."""
@@ -265,7 +265,7 @@ def test_a_damaged_checkpoint_is_told_and_runs_no_code(
             torch.load(path, weights_only=True)
 
 
-def test_finish_is_the_last_word(tmp_path: Path) -> None:
+def test_finish_marks_the_run_and_cleans_up(tmp_path: Path) -> None:
     """A run that is done would look unfinished, or keep its large checkpoint."""
     run = RunFolder(tmp_path)
     run.write_json(RECORD, {"status": "unfinished"})
@@ -324,7 +324,7 @@ def test_an_out_that_exists(tmp_path: Path, kind: str, resume: bool) -> None:
 def test_an_out_that_cannot_be_made(tmp_path: Path) -> None:
     """A traceback instead of two lines."""
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match="could not be made") as caught:
+    with pytest.raises(UserError, match="could not be created") as caught:
         claim(str(tmp_path / "file" / "run"), "stem", resume=False)
     assert "--out" in caught.value.remedy
 
@@ -355,7 +355,7 @@ def test_resume_without_out_finds_the_unfinished_run(tmp_path: Path, monkeypatch
     assert claim(None, "stem", resume=True).path.name == "stem-4"
 
 
-def test_a_run_that_is_being_written_is_nobody_elses(tmp_path: Path) -> None:
+def test_a_run_that_is_being_written_is_refused(tmp_path: Path) -> None:
     """Of two processes one would leave its record, and the other its weights."""
     out = str(tmp_path / "run")
     claimed, go_on = FORK.Event(), FORK.Event()
@@ -380,7 +380,7 @@ def test_a_run_that_is_being_written_is_nobody_elses(tmp_path: Path) -> None:
 
 
 def test_of_two_claims_at_the_same_moment_one_is_refused(tmp_path: Path) -> None:
-    """The slower one would end in an accident of the file system's, or both write."""
+    """The slower one would end with a file system error, or both would write."""
     each, workers = 60, 3
     barrier, queue = FORK.Barrier(workers), FORK.SimpleQueue()
 
@@ -407,7 +407,7 @@ def test_of_two_claims_at_the_same_moment_one_is_refused(tmp_path: Path) -> None
     assert all(sorted(row) == ["claimed", *["refused"] * (workers - 1)] for row in zip(*found, strict=True)), found
 
 
-def test_a_folder_without_a_name_of_ones_own_is_passed_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_resume_skips_a_folder_that_another_process_holds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """--resume would fail because of another run of the same kind that is at work."""
     monkeypatch.chdir(tmp_path)
     claimed, go_on = FORK.Event(), FORK.Event()
@@ -457,7 +457,7 @@ def _refused(path: Path) -> bool:
 
 @pytest.mark.parametrize("name", [RECORD, CONFIG, WEIGHTS])
 def test_every_altered_byte_of_a_run_is_found(tmp_path: Path, name: str) -> None:
-    """A bit that flips on the disk would change what the network says, and nobody know."""
+    """A flipped bit on the disk would change the predictions unnoticed."""
     run = finished(tmp_path / "run", command="distill")
     path = run.path / name
     whole = path.read_bytes()
@@ -476,7 +476,7 @@ def test_every_altered_byte_of_a_run_is_found(tmp_path: Path, name: str) -> None
 
 
 def test_a_record_without_its_digests_is_altered(tmp_path: Path) -> None:
-    """One letter of the key, and nothing would be checked."""
+    """With one letter of the key altered, nothing would be checked."""
     run = finished(tmp_path / "run")
     content = json.loads((run.path / RECORD).read_text())
     for key in ("digest", "digests"):
@@ -485,7 +485,7 @@ def test_a_record_without_its_digests_is_altered(tmp_path: Path) -> None:
             open_run(run.path)
 
 
-def test_a_run_of_before_there_were_digests_opens(tmp_path: Path) -> None:
+def test_a_run_without_digests_opens(tmp_path: Path) -> None:
     """All earlier work would be lost."""
     run = finished(tmp_path / "run")
     run.write_json(RECORD, {"command": "distill", "status": "finished"})
@@ -494,7 +494,7 @@ def test_a_run_of_before_there_were_digests_opens(tmp_path: Path) -> None:
     assert run.is_sealed
 
 
-def test_a_change_of_ones_own_is_accepted(tmp_path: Path) -> None:
+def test_a_users_own_change_can_be_accepted(tmp_path: Path) -> None:
     """Whoever adds the names of the classes by hand could never load the run again."""
     run = finished(tmp_path / "run")
     run.write_json(CONFIG, {"architecture": "lenet5", "label_names": ["a", "b"]})
@@ -508,7 +508,7 @@ def test_a_change_of_ones_own_is_accepted(tmp_path: Path) -> None:
 def test_a_kill_around_a_checkpoint_leaves_one_that_is_known(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: str
 ) -> None:
-    """What kill -9 leaves would be taken for damaged, and the run be lost."""
+    """The checkpoint would count as damaged after kill -9, and the run be lost."""
     run = RunFolder(tmp_path)
     run.write_record({"status": "unfinished"})
     run.write_checkpoint({"epoch": 1})
@@ -575,8 +575,8 @@ def test_a_model_folder_of_others_opens(tmp_path: Path) -> None:
     assert not run.is_finished
 
 
-def test_what_cannot_be_opened_is_told(tmp_path: Path) -> None:
-    """A traceback, or a hunt for what is wrong with a folder."""
+def test_what_cannot_be_opened_is_a_user_error(tmp_path: Path) -> None:
+    """A traceback in place of what is wrong with the folder."""
     with pytest.raises(UserError, match="There is no run folder"):
         open_run(tmp_path / "none")
     (tmp_path / "empty").mkdir()

@@ -43,7 +43,7 @@ def content(base: dict[str, Any], path: str, value: Any) -> bytes:
 
 
 @pytest.mark.parametrize("config", [CONFIG, {}, {"architecture": "vit", "num_classes": 0, "pretrained_cfg": None}])
-def test_what_others_wrote_passes_with_all_its_keys(config: dict[str, Any]) -> None:
+def test_foreign_files_keep_all_their_keys(config: dict[str, Any]) -> None:
     """Else folders from the hub, or of an older version, no longer load."""
     assert read_config(json.dumps(config).encode()) == config
 
@@ -84,13 +84,13 @@ def test_old_records_pass(record: dict[str, Any]) -> None:
         ("pretrained_cfg.label_names", [["ant"], "bee", "cat"]),
     ],
 )
-def test_a_config_that_cannot_be(path: str, value: Any) -> None:
+def test_an_impossible_config_is_refused(path: str, value: Any) -> None:
     """Else it ends as a traceback, as hours of NaN, or as 64 GB of memory."""
     with pytest.raises(Malformed) as caught:
         read_config(content(CONFIG, path, value))
     message = str(caught.value)
     assert "\n" not in message
-    assert path.split(".")[-1] in message or "is no JSON" in message
+    assert path.split(".")[-1] in message or "is not valid JSON" in message
 
 
 @pytest.mark.parametrize(
@@ -114,7 +114,7 @@ def test_a_config_that_cannot_be(path: str, value: Any) -> None:
         ("parents", "runs/teacher"),
     ],
 )
-def test_a_record_that_cannot_be(path: str, value: Any) -> None:
+def test_an_impossible_record_is_refused(path: str, value: Any) -> None:
     """Else the next command ends in a traceback, or computes with a teacher that costs nothing."""
     with pytest.raises(Malformed) as caught:
         read_record(content(RECORD, path, value))
@@ -140,7 +140,7 @@ def test_a_record_that_cannot_be(path: str, value: Any) -> None:
         b'{"a": ' * 500 + b"1" + b"}" * 500,
     ],
 )
-def test_what_is_no_json_object(bad: bytes) -> None:
+def test_input_that_is_not_a_json_object_is_refused(bad: bytes) -> None:
     """Else a damaged or hostile file ends in a traceback, or in Python's recursion limit."""
     for read in (read_config, read_record):
         with pytest.raises(ValueError) as caught:  # noqa: PT011
@@ -148,7 +148,7 @@ def test_what_is_no_json_object(bad: bytes) -> None:
         assert "\n" not in str(caught.value)
 
 
-def test_names_that_are_no_utf8_pass() -> None:
+def test_names_that_are_not_utf8_pass() -> None:
     """Else a class folder with a name of another encoding can be trained on, and then not be evaluated."""
     names = ["ant", "bee", "caf\udce9"]
     assert read_config(content(CONFIG, "label_names", names))["label_names"] == names
@@ -163,7 +163,7 @@ def result(**values: Any) -> TrainResult:
     return TrainResult(**{**more, **values})
 
 
-def test_results_are_json_whatever_is_in_them() -> None:
+def test_results_are_always_valid_json() -> None:
     """Else every reader but Python's refuses the result, after the work is done."""
     odd = result(loss=math.nan, energies=[1.0, math.inf], members=[{"macs": -math.inf}])
     assert set(odd.not_finite()) == {"loss", "energies", "members"}

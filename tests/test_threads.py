@@ -63,7 +63,7 @@ def test_a_containers_quota(quota: str, cores: int, tmp_path: Path, monkeypatch:
     assert threads.available() == cores
 
 
-def test_commands_of_the_same_pipeline_are_no_others(tmp_path: Path) -> None:
+def test_commands_of_the_same_pipeline_do_not_count(tmp_path: Path) -> None:
     """The first command of a pipeline would leave a core to those that only wait for it."""
     if not threads.PROC.is_dir():
         pytest.skip("needs /proc")
@@ -90,7 +90,7 @@ def test_others_are_counted() -> None:
 
 
 def test_a_command_chooses_once_and_says_so(ours: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each training of a growing cascade would choose anew, and a resumed one end with other bits."""
+    """Each training of a growing cascade would choose again, and a resumed one differ in the last bits."""
     monkeypatch.setattr(threads, "free_cores", lambda: (2, 4))
     reporter = Heard()
     reporter.detail = reporter.note  # type: ignore[method-assign]
@@ -103,7 +103,7 @@ def test_a_command_chooses_once_and_says_so(ours: None, monkeypatch: pytest.Monk
 
 
 @pytest.mark.parametrize("whose", ["the user's", "somebody else's"])
-def test_what_is_not_ours_to_choose(ours: None, monkeypatch: pytest.MonkeyPatch, whose: str) -> None:
+def test_threads_of_libraries_and_users_are_left_alone(ours: None, monkeypatch: pytest.MonkeyPatch, whose: str) -> None:
     """A notebook's threads, or those that the user asked for, would be taken away."""
     if whose == "the user's":
         monkeypatch.setenv(threads.COUNT, "1")
@@ -118,7 +118,7 @@ def test_what_is_not_ours_to_choose(ours: None, monkeypatch: pytest.MonkeyPatch,
     assert [f"began with {before + 1} threads" in note for note in reporter.notes] == [True]
 
 
-def test_a_run_goes_on_with_the_threads_that_it_began_with(
+def test_a_resumed_run_has_the_threads_that_it_started_with(
     ours: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Resumed on a busier machine, it would end with other weights than an unbroken one."""

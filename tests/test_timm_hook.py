@@ -63,6 +63,6 @@ def test_the_import_and_the_command_line_are_light() -> None:
 
 
 @pytest.mark.parametrize("order", ORDERS)
-def test_our_networks_are_known_to_timm(problems: dict[str, str], order: str) -> None:
+def test_our_networks_are_registered_with_timm(problems: dict[str, str], order: str) -> None:
     """``timm.create_model('local-dir:…')`` of a cascade would fail, depending on the order of imports."""
     assert problems[order] == ""

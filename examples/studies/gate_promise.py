@@ -25,8 +25,8 @@ from kdcompress.data import Data
 from kdcompress.engine.distributed import start
 from kdcompress.engine.evaluate import collect
 from kdcompress.gate_search import search
-from kdcompress.gating import Outcome, Stages, outcome
-from kdcompress.guarantee import promise
+from kdcompress.gating import MemberScores, Outcome, outcome
+from kdcompress.guarantee import guaranteed_gate
 from kdcompress.models.loading import load_network
 from kdcompress.options import MEASURES, GateCalibrateOptions
 
@@ -42,7 +42,7 @@ def main() -> None:
     parser.add_argument("--table", type=Path, help="file with the marks of the table")
     given = parser.parse_args()
     logits, labels, macs, name = collected(given.run)
-    everybody = Stages.from_logits(logits, labels, macs, given.measure)
+    everybody = MemberScores.from_logits(logits, labels, macs, given.measure)
     full = outcome(everybody, given.measure, [None] * (len(macs) - 1))
     print(f"{name}: {len(labels)} images, top-1 {full.top1:.2f} with all members", flush=True)
     lines = [
@@ -55,9 +55,9 @@ def main() -> None:
         for seed in range(given.draws):
             drawn = torch.randint(0, len(labels), (images,), generator=random)
             one, ones = logits[:, drawn], labels[drawn]
-            plain = search(Stages.from_logits(one, ones, macs, given.measure), given.measure, max_drop=drop)[0]
+            plain = search(MemberScores.from_logits(one, ones, macs, given.measure), given.measure, max_drop=drop)[0]
             level = given.confidence_level
-            kept = promise(one, ones, macs, [given.measure], max_drop=drop, confidence_level=level, seed=seed)
+            kept = guaranteed_gate(one, ones, macs, [given.measure], max_drop=drop, confidence_level=level, seed=seed)
             for rule, thresholds in (("plain", plain.thresholds), ("promised", kept.thresholds)):
                 found[rule].append(outcome(everybody, given.measure, thresholds))
         for rule, gates in found.items():

@@ -1,7 +1,7 @@
-"""Compress a trained image classifier by knowledge distillation, and know exactly what the result costs.
+"""Compress a trained image classifier by knowledge distillation, and report exactly what the result costs.
 
-The commands are functions here, and importing the package makes its networks known to timm. Nothing heavy is imported
-until it is needed: ``kdcompress --help`` goes through this module too.
+Every command is a function here, and importing the package registers its networks with timm. Heavy modules are imported
+when they are first needed, because ``kdcompress --help`` imports this module, too.
 """
 
 from __future__ import annotations

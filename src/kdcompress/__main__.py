@@ -1,4 +1,4 @@
-"""``python -m kdcompress``, and under torchrun ``torchrun … -m kdcompress``."""
+"""``python -m kdcompress``, or ``torchrun … -m kdcompress``."""
 
 import signal
 import sys
@@ -13,7 +13,7 @@ def main() -> None:
         from kdcompress.cli import run
 
         status = run(sys.argv[1:])
-        for name in ("SIGINT", "SIGTERM", "SIGHUP"):  # what there was to save is saved; libraries tidy up
+        for name in ("SIGINT", "SIGTERM", "SIGHUP"):  # everything is saved; only libraries clean up
             if hasattr(signal, name):
                 signal.signal(getattr(signal, name), signal.SIG_IGN)
     except KeyboardInterrupt:

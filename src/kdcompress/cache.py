@@ -1,7 +1,7 @@
-"""Where things that can be made anew are kept: lightweight teachers, and what frozen networks say about images.
+"""The cache: targets (outputs of frozen networks) and lightweight teachers, all of which can be computed again.
 
-Arrays are whole or not there, whatever is killed when, and their digests are in their names; a folder that cannot be
-used, or a file in it that was altered, costs time, never a result.
+An array is written completely or not at all, whenever a process is killed, and its digest is in its file name. A cache
+folder that cannot be used, or an altered file in it, costs time but never changes a result.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ TARGETS, TEACHERS = "targets", "teachers"
 FORMAT, KEY = "format.json", "key.json"
 VERSION = 1
 GIB = 2**30
-OURS = re.compile(r"[0-9a-f]{20}")  # folders of entries
+ENTRY_NAME = re.compile(r"[0-9a-f]{20}")  # of the folder of an entry
 HEADER = 128  # bytes before an array in its file
-MOST_TEXT = 2**20  # bytes of a file that says what an entry is
+MAX_TEXT = 2**20  # bytes of the file with the key of an entry
 
 
 def cache_dir(chosen: str | None = None) -> Path:
@@ -45,13 +45,13 @@ def cache_dir(chosen: str | None = None) -> Path:
 
 @dataclass(frozen=True)
 class Entry:
-    """What is kept under one key.
+    """What the cache holds under one key.
 
     Attributes:
         kind: ``targets`` or ``teacher``.
-        key: Empty where it cannot be read any more.
-        arrays, bytes: How many, and their size.
-        used: When one of them was last read or written, seconds since the epoch.
+        key: Empty where it cannot be read.
+        arrays, bytes: Number of arrays, and size of the entry.
+        used: When one of them was last read or written, in seconds since the epoch.
     """
 
     kind: str
@@ -64,12 +64,12 @@ class Entry:
 
 @dataclass(frozen=True)
 class ArrayStore:
-    """Two-dimensional float16 arrays on the disk, by key and number.
+    """Two-dimensional float16 arrays on disk, by key and number.
 
     Args:
-        folder: Made when something is written.
-        limit: Bytes; what was not used for longest goes first.
-        note: Told of arrays that were altered.
+        folder: Created when something is written.
+        limit: Bytes; the least recently used entries are removed first.
+        note: Called with a warning about each altered array.
     """
 
     folder: Path
@@ -78,55 +78,55 @@ class ArrayStore:
     known: dict[Path, tuple[tuple[int, ...], bool]] = field(default_factory=dict, compare=False)
 
     def open(self, key: Mapping[str, Any], number: int, shape: tuple[int, int]) -> np.ndarray | None:
-        """An array, mapped into memory read-only, or None where there is none that is whole and of this key."""
+        """An array, memory-mapped read-only; None where there is none of this key and shape that is intact."""
         place = self.place(key)
         try:
-            if not self._is_ours() or not _says(place / KEY, key):
+            if not self._is_ours() or not _holds(place / KEY, key):
                 return None
-            whole = next((path for path in _arrays(place, number) if self._is_whole(path)), None)
-            if whole is None:
+            intact = next((path for path in _arrays(place, number) if self._is_intact(path)), None)
+            if intact is None:
                 return None
-            found = np.load(whole, mmap_mode="r", allow_pickle=False)
+            array = np.load(intact, mmap_mode="r", allow_pickle=False)
         except (OSError, ValueError, EOFError):
             return None
-        if found.shape != shape or found.dtype != np.float16:
+        if array.shape != shape or array.dtype != np.float16:
             return None
         with contextlib.suppress(OSError):  # it may be read-only
             os.utime(place / KEY)
-        return found
+        return array
 
     @contextlib.contextmanager
     def lock(self, key: Mapping[str, Any], number: int, waiting: Callable[[], None] = lambda: None) -> Iterator[None]:
-        """Of several processes that want to write one array let one do it, and the others wait.
+        """Hold the lock of an array, so that only one of several processes writes it and the others wait.
 
-        Whoever wants several locks takes them in the order of :meth:`place`, lest two wait for each other.
+        Several locks must be taken in the order of :meth:`place`, so that two processes cannot wait for each other.
 
         Args:
-            waiting: Called every now and then while another one holds it; what it raises ends the waiting.
+            waiting: Called repeatedly while another process holds the lock; raise in it to stop waiting.
 
         Raises:
-            OSError: The folder cannot be written, or whoever holds the lock has stopped.
+            OSError: The folder cannot be written, or the process that holds the lock has stopped.
         """
         with Lock(self._made(key) / f".{_name(number)}.npy.lock").awaited(waiting):
             yield
 
     @contextlib.contextmanager
     def create(
-        self, key: Mapping[str, Any], number: int, shape: tuple[int, int], beside: Collection[Mapping[str, Any]] = ()
+        self, key: Mapping[str, Any], number: int, shape: tuple[int, int], spared: Collection[Mapping[str, Any]] = ()
     ) -> Iterator[np.ndarray]:
-        """An array to fill; kept if nothing is raised meanwhile.
+        """An array to fill; kept unless an exception leaves the context.
 
         Args:
-            beside: Other keys that are needed along with this one: no room is made at their cost.
+            spared: Other keys that are needed along with this one: their entries are not removed to make room.
 
         Raises:
             OSError: The folder cannot be written, is full, was made by another version, or the limit is too low. Never
-                while the array is filled: its room is taken first.
+                while the array is filled: its disk space is allocated first.
         """
         place = self._made(key)
-        self._make_room(2 * shape[0] * shape[1] + HEADER, {place, *map(self.place, beside)})
-        for left in place.glob(f".{_name(number)}.npy.*.tmp"):  # by a process that was killed
-            left.unlink(missing_ok=True)
+        self._make_room(2 * shape[0] * shape[1] + HEADER, {place, *map(self.place, spared)})
+        for leftover in place.glob(f".{_name(number)}.npy.*.tmp"):  # of a process that was killed
+            leftover.unlink(missing_ok=True)
         temporary = place / f".{_name(number)}.npy.{os.getpid()}.tmp"
         try:
             array = np.lib.format.open_memmap(temporary, "w+", np.float16, shape)
@@ -137,7 +137,7 @@ class ArrayStore:
             array.flush()
             made = place / f"{_name(number)}-{digest_of(temporary)}.npy"
             temporary.replace(made)
-            for other in place.glob(f"{_name(number)}*.npy"):  # altered ones, or of a version without digests
+            for other in place.glob(f"{_name(number)}*.npy"):  # altered, or written by a version without digests
                 if other != made:
                     other.unlink(missing_ok=True)
         finally:
@@ -145,17 +145,17 @@ class ArrayStore:
                 temporary.unlink(missing_ok=True)
 
     def entries(self) -> list[Entry]:
-        """What is kept, what was used last first."""
-        found = []
+        """All entries, the most recently used first."""
+        listed = []
         for place in self._places():
-            with contextlib.suppress(OSError):  # another process may be clearing it away
+            with contextlib.suppress(OSError):  # another process may be removing it
                 arrays = len(list(place.glob("view-*.npy")))
                 used = (place / KEY if (place / KEY).exists() else place).stat().st_mtime
-                found.append(Entry("targets", place, _key_in(place), arrays, _size(place), used))
-        return sorted(found, key=lambda entry: -entry.used)
+                listed.append(Entry("targets", place, _key_in(place), arrays, _size(place), used))
+        return sorted(listed, key=lambda entry: -entry.used)
 
     def clear(self) -> None:
-        """Remove all that is kept, whatever state it is in, and whatever version made it.
+        """Remove all entries, whatever state they are in, and whatever version made them.
 
         Raises:
             OSError: Something cannot be removed.
@@ -165,23 +165,24 @@ class ArrayStore:
         (self.folder / FORMAT).unlink(missing_ok=True)
 
     def _places(self) -> list[Path]:
-        there = self.folder.iterdir() if self.folder.is_dir() else ()
-        return [place for place in there if OURS.fullmatch(place.name) and place.is_dir()]
+        inside = self.folder.iterdir() if self.folder.is_dir() else ()
+        return [place for place in inside if ENTRY_NAME.fullmatch(place.name) and place.is_dir()]
 
     def place(self, key: Mapping[str, Any]) -> Path:
+        """The folder of an entry."""
         return self.folder / hashlib.sha256(_text(key).encode()).hexdigest()[:20]
 
-    def _is_whole(self, path: Path) -> bool:
-        """Whether an array is what was written; found out once, and told once where it is not."""
+    def _is_intact(self, path: Path) -> bool:
+        """Whether an array is as it was written; checked once per state of the file, with a warning if it is not."""
         state = path.stat()
         if not stat.S_ISREG(state.st_mode):
             return False
         now = (state.st_mtime_ns, state.st_size, state.st_ino)
         if self.known.get(path, ((), False))[0] != now:
-            whole = path.stem.endswith(f"-{digest_of(path)}")
-            self.known[path] = now, whole
-            if not whole:
-                self.note(f"Warning: {path} was altered since it was written; it is made anew.")
+            intact = path.stem.endswith(f"-{digest_of(path)}")
+            self.known[path] = now, intact
+            if not intact:
+                self.note(f"Warning: {path} was altered since it was written; it is computed again.")
         return self.known[path][1]
 
     def _is_ours(self) -> bool:
@@ -192,48 +193,48 @@ class ArrayStore:
             return not self._is_ours()
         except ValueError:
             return True
-        except OSError as error:  # another process may be making it at this moment
-            there = [path.name for path in self.folder.iterdir()] if self.folder.is_dir() else []
+        except OSError as error:  # another process may be creating it at this moment
+            names = [path.name for path in self.folder.iterdir()] if self.folder.is_dir() else []
             if (self.folder / FORMAT).exists() and isinstance(error, FileNotFoundError):
                 return self._is_foreign()
-            return not all(OURS.fullmatch(name) or name.startswith(f".{FORMAT}.") for name in there)
+            return not all(ENTRY_NAME.fullmatch(name) or name.startswith(f".{FORMAT}.") for name in names)
 
     def _made(self, key: Mapping[str, Any]) -> Path:
         place = self.place(key)
         if self._is_foreign():
-            raise OSError(errno.EPERM, "made by another version, or not a cache of ours")
+            raise OSError(errno.EPERM, "made by another version, or not a cache of kdcompress")
         place.mkdir(parents=True, exist_ok=True)
         for file, content in ((self.folder / FORMAT, {"version": VERSION}), (place / KEY, key)):
-            if not _says(file, content):
+            if not _holds(file, content):
                 temporary = file.with_name(f".{file.name}.{threading.get_native_id()}.tmp")
                 temporary.write_text(_text(content))
                 temporary.replace(file)
         return place
 
     def _make_room(self, size: int, spared: set[Path]) -> None:
-        can_go = {place for place in self._places() if place not in spared and not _in_work(place)}
+        removable = {place for place in self._places() if place not in spared and not _in_use(place)}
         entries = self.entries()
         total = size + sum(entry.bytes for entry in entries)
-        if total - sum(entry.bytes for entry in entries if entry.folder in can_go) > self.limit:
+        if total - sum(entry.bytes for entry in entries if entry.folder in removable) > self.limit:
             raise OSError(errno.ENOSPC, f"more than --cache-size {self.limit / GIB:g} GiB would be needed")
         for entry in reversed(entries):
-            if total > self.limit and entry.folder in can_go:
+            if total > self.limit and entry.folder in removable:
                 shutil.rmtree(entry.folder, ignore_errors=True)
                 total -= entry.bytes
 
 
-def kept(cache: Path) -> list[Entry]:
-    """All that a cache holds: targets of frozen networks, and lightweight teachers."""
-    found = ArrayStore(cache / TARGETS, math.inf).entries()
+def cached_entries(cache: Path) -> list[Entry]:
+    """All entries of a cache: targets, and lightweight teachers."""
+    entries = ArrayStore(cache / TARGETS, math.inf).entries()
     for record in (cache / TEACHERS).glob("*/run.json"):
         with contextlib.suppress(OSError):
             name, used = record.parent.name, record.stat().st_mtime
-            found.append(Entry("teacher", record.parent, {"network": name}, 0, _size(record.parent), used))
-    return found
+            entries.append(Entry("teacher", record.parent, {"network": name}, 0, _size(record.parent), used))
+    return entries
 
 
 def clear(cache: Path) -> None:
-    """Remove all that a cache holds.
+    """Remove all entries of a cache.
 
     Raises:
         OSError: Something cannot be removed.
@@ -244,7 +245,7 @@ def clear(cache: Path) -> None:
 
 
 def _remove(place: Path) -> None:
-    if place.is_symlink():  # what it points to is not ours
+    if place.is_symlink():  # its target is not part of the cache
         place.unlink()
     else:
         shutil.rmtree(place)
@@ -259,23 +260,23 @@ def _arrays(place: Path, number: int) -> list[Path]:
 
 
 def _read(file: Path) -> str:
-    """A short text; never from what is no plain file, for a pipe would keep us waiting.
+    """A short text; only from a regular file, for reading from a pipe could block.
 
     Raises:
-        OSError: It is none, or cannot be read.
-        ValueError: It is too long, or no text.
+        OSError: It is not a regular file, or cannot be read.
+        ValueError: It is too long, or not UTF-8.
     """
     check_plain(file)
-    if file.stat().st_size > MOST_TEXT:
+    if file.stat().st_size > MAX_TEXT:
         raise ValueError(f"{file} is too long")
     return file.read_text(encoding="utf-8")
 
 
-def _in_work(place: Path) -> bool:
-    """Whether a process writes here, or is about to; what one that was killed has left is removed."""
+def _in_use(place: Path) -> bool:
+    """Whether a process writes here, or is about to; removes the temporary files of killed processes."""
     for held in place.glob(".view-*.lock"):
         lock = Lock(held)
-        if not lock.taken():
+        if not lock.acquire():
             return True
         for temporary in place.glob(f"{held.name.removesuffix('.lock')}.*.tmp"):
             temporary.unlink(missing_ok=True)
@@ -290,7 +291,7 @@ def _key_in(place: Path) -> dict[str, Any]:
     return {}
 
 
-def _says(file: Path, content: Mapping[str, Any]) -> bool:
+def _holds(file: Path, content: Mapping[str, Any]) -> bool:
     try:
         return _read(file) == _text(content)
     except (OSError, ValueError):

@@ -1,6 +1,6 @@
-"""Digests of files: a bit that flips on a disk, or a file put in another's place, is found before it is used.
+"""Digests of files, so that a flipped bit or a swapped file is noticed before the file is used.
 
-They guard against accidents, not against who can write the record, too.
+They guard against accidents, not against somebody who can also write the record of the digests.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from typing import Any
 
 import xxhash
 
-CHUNK = 2**20  # bytes; what fits a core's cache is hashed while it is there
+CHUNK = 2**20  # bytes; fits a core's cache
 
 
 def digest_of(path: Path) -> str:
     """XXH3 of a file's content, 32 hexadecimal digits.
 
     Raises:
-        OSError: It cannot be read, or is no plain file.
+        OSError: It cannot be read, or is not a regular file.
     """
     check_plain(path)
     state, buffer = xxhash.xxh3_128(), memoryview(bytearray(CHUNK))
@@ -33,15 +33,15 @@ def digest_of(path: Path) -> str:
 
 
 def check_plain(path: str | Path) -> None:
-    """Refuse a pipe, which would keep us waiting for ever, a device, or a folder.
+    """Refuse a pipe, which might block forever, a device, or a folder.
 
     Raises:
-        OSError: It is no plain file, or not there.
+        OSError: It is not a regular file, or does not exist.
     """
     if not stat.S_ISREG(os.stat(path).st_mode):
-        raise OSError(errno.EINVAL, "not a plain file", str(path))
+        raise OSError(errno.EINVAL, "not a regular file", str(path))
 
 
 def digest_of_json(content: Mapping[str, Any]) -> str:
-    """The same of a JSON object, however it is spaced and ordered."""
+    """XXH3 of a JSON object, independent of white space and key order."""
     return xxhash.xxh3_128_hexdigest(json.dumps(content, sort_keys=True, separators=(",", ":")).encode())

@@ -1,16 +1,15 @@
-"""The one error type that users see."""
+"""The error that users see, and its helpers."""
 
 
 class UserError(Exception):
-    """A mistake that the user can mend: bad input, an option out of range, a file that does not fit.
+    """An error that the user can fix: bad input, an option out of range, a file that does not fit.
 
-    The command line prints it as two lines and exits with ``exit_code``; from Python it is an ordinary
-    exception.
+    The command line prints it as two lines and exits with ``exit_code``; in Python it is an ordinary exception.
 
     Args:
-        problem: One line that says what is wrong and quotes the user's own input.
-        remedy: One line that says how to mend it.
-        exit_code: 2 for wrong usage (an option or argument), 1 for anything that failed on the way.
+        problem: One line that says what is wrong and quotes the user's input.
+        remedy: One line that says how to fix it.
+        exit_code: 2 for wrong usage (an option or argument), 1 for anything else.
     """
 
     def __init__(self, problem: str, remedy: str = "", *, exit_code: int = 1) -> None:
@@ -33,5 +32,5 @@ def usage_error(problem: str, remedy: str = "") -> UserError:
 
 
 def first_line(error: BaseException) -> str:
-    """What an error of a library below says, short enough for a :class:`UserError`; its type where it says nothing."""
+    """First line of a library's error message, short enough for a :class:`UserError`; its type if there is none."""
     return (str(error).splitlines() or [type(error).__name__])[0]

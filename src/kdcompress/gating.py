@@ -1,8 +1,8 @@
-"""When may a cascade stop: certainty measures, thresholds and what they cost (ResKD, arXiv 2006.04719).
+"""Early exit: certainty measures, thresholds and what they cost (ResKD, arXiv 2006.04719).
 
-After each member there are logits from what all members so far say. A sample whose certainty passes that
-stage's threshold stops there, and the members after it are never run. That inference adapts to the sample
-is the paper's idea; the measures and the joint search for the thresholds are our choice.
+After each member of a cascade there are logits from all members so far. A sample whose certainty passes the threshold
+of that exit stops there, and the members after it do not run. That inference adapts to the sample is the paper's idea;
+the measures and the joint search for the thresholds are our choice.
 
 Everything here is a pure function of tensors. M is members, N samples, B a batch, K classes.
 """
@@ -30,11 +30,11 @@ class Measure:
 
     Args:
         name: Its key in :data:`MEASURES`.
-        value: Logits ``[B, K]`` after a stage, then those after each stage before it, to ``[B]`` in [0, 1], computed in
-            float32. NaN where the logits are.
-        higher_is_surer: Whether a sample stops at or above the threshold, or at or below it.
-        looks_back: Whether it needs the stages before.
-        unbounded: From its values to ones without the bounds 0 and 1, near which most of them lie.
+        value: Logits ``[B, K]`` after a member, then those after each member before it, to ``[B]`` in [0, 1], computed
+            in float32. NaN where the logits are.
+        higher_is_surer: Whether a sample stops at or above the threshold; else at or below it.
+        looks_back: Whether it needs the logits after earlier members.
+        unbounded: Maps values from [0, 1], where most lie near a bound, to the real line.
     """
 
     name: str
@@ -56,41 +56,41 @@ def confidence(logits: Tensor, *earlier: Tensor) -> Tensor:
 
 
 def margin(logits: Tensor, *earlier: Tensor) -> Tensor:
-    """Largest softmax probability less the second: logits ``[B, K]`` to ``[B]`` in [0, 1]."""
+    """Largest softmax probability minus the second largest: logits ``[B, K]`` to ``[B]`` in [0, 1]."""
     first, second = _softmax(logits).topk(2, dim=-1).values.unbind(-1)
     return first - second
 
 
 def entropy(logits: Tensor, *earlier: Tensor) -> Tensor:
-    """Entropy of the softmax over its greatest value, log K: logits ``[B, K]`` to ``[B]`` in [0, 1], 0 is sure."""
+    """Entropy of the softmax divided by its maximum, log K: logits ``[B, K]`` to ``[B]`` in [0, 1], 0 is sure."""
     p = _softmax(logits)
-    # xlogy is 0 at p = 0, where p * log p would be NaN (a class that underflows); rounding can leave [0, 1].
+    # xlogy is 0 at p = 0 (a class that underflows), where p * log p would be NaN; rounding may exceed [0, 1]
     return (torch.xlogy(p, p).sum(-1) / -math.log(p.shape[-1])).clamp(0.0, 1.0)
 
 
 def energy(logits: Tensor, *earlier: Tensor) -> Tensor:
-    """Log of the summed exponentials, the negative energy of arXiv 2010.03759: ``[B, K]`` to ``[B]`` in [0, 1].
+    """Logsumexp, the negative energy of arXiv 2010.03759: logits ``[B, K]`` to ``[B]`` in [0, 1].
 
-    ``e / (1 + |e|)`` brings it there (our choice): that changes no order, and large values stay apart in float32.
+    ``e / (1 + |e|)`` maps it to that range (our choice): it keeps the order, and large values stay distinct in float32.
     """
-    found = logits.float().logsumexp(-1)
-    return 0.5 + 0.5 * found / (1 + found.abs())
+    value = logits.float().logsumexp(-1)
+    return 0.5 + 0.5 * value / (1 + value.abs())
 
 
 def _as_energy(value: Tensor) -> Tensor:
-    """What :func:`energy` was before it was brought to [0, 1]."""
+    """The logsumexp of which :func:`energy` made ``value``."""
     inner = 2 * value.clamp(1e-6, 1 - 1e-6) - 1
     return inner / (1 - inner.abs())
 
 
 def agreement(logits: Tensor, *earlier: Tensor) -> Tensor:
-    """Mean probability that this stage and those before give the class predicted now: ``[B, K]`` each to ``[B]``.
+    """Mean over this exit and all before of the probability of the class predicted here: ``[B, K]`` each to ``[B]``.
 
-    After the first stage it is the confidence (our choice).
+    After the first member it is the confidence (our choice).
     """
     predicted = logits.argmax(-1, keepdim=True)
-    given = [_softmax(each).gather(-1, predicted) for each in (logits, *earlier)]
-    return torch.cat(given, -1).mean(-1)
+    probabilities = [_softmax(each).gather(-1, predicted) for each in (logits, *earlier)]
+    return torch.cat(probabilities, -1).mean(-1)
 
 
 MEASURES: dict[str, Measure] = {
@@ -103,16 +103,21 @@ MEASURES: dict[str, Measure] = {
 
 
 def measure_of(name: str) -> Measure:
+    """The measure of that name.
+
+    Raises:
+        UserError: There is none.
+    """
     if name not in MEASURES:
         raise usage_error(f"There is no measure {name!r}.", f"Choose from: {', '.join(MEASURES)}.")
     return MEASURES[name]
 
 
 def _passes(measure: Measure, values: Tensor, threshold: float | None) -> Tensor:
-    """Which of ``values`` ``[B]`` are sure enough. NaN never is, so such a sample runs every member."""
+    """Which of ``values`` ``[B]`` pass the threshold. NaN never does, so such a sample runs every member."""
     if threshold is None:
         return torch.zeros_like(values, dtype=torch.bool)
-    # Both sides in float32, always: calibration on one device must agree with inference on another.
+    # always compared in float32: calibration on one device must agree with inference on another
     limit = torch.tensor(threshold, dtype=torch.float32)
     return values.float() >= limit if measure.higher_is_surer else values.float() <= limit
 
@@ -123,7 +128,7 @@ class Gate:
 
     Args:
         measure: A key of :data:`MEASURES`.
-        thresholds: One for each stage but the last (M - 1), in the measure's own units; None: nobody stops there.
+        thresholds: One for each member but the last (M - 1), in the units of the measure; None: no sample stops there.
 
     Raises:
         UserError: The measure is unknown, or a threshold is outside [0, 1].
@@ -141,20 +146,22 @@ class Gate:
 
     @property
     def measured(self) -> Measure:
+        """The measure itself."""
         return MEASURES[self.measure]
 
     @property
     def looks_back(self) -> bool:
-        """Whether :meth:`stops` needs the logits after earlier stages."""
+        """Whether :meth:`stops` needs the logits after earlier members."""
         return self.measured.looks_back
 
-    def stops(self, logits: Tensor, stage: int, earlier: Sequence[Tensor] = ()) -> Tensor:
-        """Which samples stop after ``stage``: summed logits ``[B, K]`` to bool ``[B]`` on the same device.
+    def stops(self, logits: Tensor, member: int, earlier: Sequence[Tensor] = ()) -> Tensor:
+        """Which samples stop after a member: summed logits ``[B, K]`` to bool ``[B]`` on the same device.
 
         Args:
-            earlier: Those after each stage before, where the gate looks back.
+            member: From 0.
+            earlier: Summed logits after each earlier member, where the gate looks back.
         """
-        measure, threshold = self.measured, self.thresholds[stage]
+        measure, threshold = self.measured, self.thresholds[member]
         if threshold is None:
             return torch.zeros(logits.shape[0], dtype=torch.bool, device=logits.device)
         return _passes(measure, measure.value(logits, *earlier), threshold)
@@ -165,15 +172,23 @@ class Gate:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Gate:
-        """The gate that :meth:`to_dict` wrote. Raises :class:`UserError` when it is not one."""
+        """The gate that :meth:`to_dict` wrote.
+
+        Raises:
+            UserError: ``data`` does not describe a gate.
+        """
         try:
             return cls(data["measure"], tuple(data["thresholds"]))
         except (KeyError, TypeError) as error:
-            raise UserError(f"{data!r} is no gate.", "It needs 'measure' and a list of 'thresholds'.") from error
+            raise UserError(f"{data!r} is not a gate.", "It needs 'measure' and a list of 'thresholds'.") from error
 
 
 def whole_macs(macs: Tensor | Sequence[int]) -> tuple[int, ...]:
-    """MACs as integers, so that sums and ties are exact."""
+    """MACs as integers, so that sums and ties are exact.
+
+    Raises:
+        UserError: They are negative, or not whole numbers.
+    """
     given = macs.tolist() if isinstance(macs, Tensor) else macs
     counts = tuple(int(m) for m in given)
     if any(c != m or c < 0 for c, m in zip(counts, given, strict=True)):
@@ -182,12 +197,12 @@ def whole_macs(macs: Tensor | Sequence[int]) -> tuple[int, ...]:
 
 
 @dataclass(frozen=True, eq=False)
-class Stages:
-    """What a cascade says about N labelled samples: all that calibrating a gate needs.
+class MemberScores:
+    """Certainty and correctness after each member on N labelled samples: all that calibrating a gate needs.
 
     Args:
-        values: ``[M - 1, N]``, the measure after each stage but the last.
-        correct: ``[M, N]`` bool, whether the summed prediction is right after each stage.
+        values: ``[M - 1, N]``, the measure after each member but the last.
+        correct: ``[M, N]`` bool, whether the prediction of the sum is correct after each member.
         macs: ``[M]``, MACs of each member by itself.
 
     Raises:
@@ -202,18 +217,18 @@ class Stages:
         members, samples = self.correct.shape
         if self.values.shape != (members - 1, samples) or len(whole_macs(self.macs)) != members:
             shapes = f"values {list(self.values.shape)}, correct {list(self.correct.shape)}, {len(self.macs)} MACs"
-            raise UserError(f"The stages do not fit together: {shapes}.", "Give [M - 1, N], [M, N] and M.")
+            raise UserError(f"The shapes do not match: {shapes}.", "Give [M - 1, N], [M, N] and M.")
         if samples == 0:
             raise UserError("There are no images to calibrate a gate on.", "Use a larger --holdout.")
         if bool(self.values.isnan().any()):
             raise UserError("A certainty is NaN.", "Check the members' logits for NaN and infinity.")
 
     @classmethod
-    def from_logits(cls, logits: Tensor, labels: Tensor, macs: Tensor | Sequence[int], measure: str) -> Stages:
-        """Measure each prefix of the cascade.
+    def from_logits(cls, logits: Tensor, labels: Tensor, macs: Tensor | Sequence[int], measure: str) -> MemberScores:
+        """Certainty and correctness from summed logits.
 
         Args:
-            logits: ``[M, N, K]``, those after each member.
+            logits: ``[M, N, K]``, summed logits after each member.
             labels: ``[N]`` class indices.
             macs: ``[M]``, MACs of each member by itself.
             measure: A key of :data:`MEASURES`.
@@ -225,12 +240,12 @@ class Stages:
         members, samples, _ = logits.shape
         values = torch.empty(members - 1, samples, device=logits.device)
         correct = torch.empty(members, samples, dtype=torch.bool, device=logits.device)
-        for stage, after in enumerate(logits):
-            correct[stage] = after.argmax(-1) == labels.to(logits.device)
-            if stage < members - 1:
-                values[stage] = value(after, *logits[:stage])
-            if bool(after.isnan().any() | values[: stage + 1].isnan().any()):
-                raise UserError(f"The logits of member {stage} hold NaN or infinity.", "Train that member again.")
+        for member, after in enumerate(logits):
+            correct[member] = after.argmax(-1) == labels.to(logits.device)
+            if member < members - 1:
+                values[member] = value(after, *logits[:member])
+            if bool(after.isnan().any() | values[: member + 1].isnan().any()):
+                raise UserError(f"The logits of member {member} hold NaN or infinity.", "Train that member again.")
         return cls(values, correct, macs)
 
 
@@ -239,9 +254,9 @@ class Outcome:
     """What a gate does on given samples.
 
     Args:
-        thresholds: One for each stage but the last; None: nobody stops there.
-        exit_rates: Share of the samples that stop after each of the M stages; they sum to 1.
-        expected_macs: MACs of one sample, on average.
+        thresholds: One for each member but the last; None: no sample stops there.
+        exit_rates: Share of the samples that stop after each of the M members; they sum to 1.
+        expected_macs: Average MACs per sample.
         top1: Accuracy in percent.
     """
 
@@ -252,10 +267,10 @@ class Outcome:
 
 
 def expected_macs(exit_rates: Sequence[float], macs: Tensor | Sequence[int]) -> float:
-    """MACs of one sample on average: the sum over members of (share of samples that ran it) x (its MACs).
+    """Average MACs per sample: the sum over members of (share of samples that run it) x (its MACs).
 
     Args:
-        exit_rates: ``[M]``, share of the samples that stop after each stage.
+        exit_rates: ``[M]``, share of the samples that stop after each member.
         macs: ``[M]``, MACs of each member by itself.
     """
     costs = macs.tolist() if isinstance(macs, Tensor) else macs
@@ -263,32 +278,35 @@ def expected_macs(exit_rates: Sequence[float], macs: Tensor | Sequence[int]) -> 
     return math.fsum(share * cost for share, cost in zip(ran, costs, strict=True))
 
 
-def stops_at(stages: Stages, measure: str, thresholds: Sequence[float | None]) -> Tensor:
-    """The stage ``[N]`` after which the gate (``measure``, ``thresholds``) lets each sample stop.
+def stops_at(scores: MemberScores, measure: str, thresholds: Sequence[float | None]) -> Tensor:
+    """The member ``[N]`` after which each sample stops at the gate (``measure``, ``thresholds``).
 
     Raises:
-        UserError: The measure is unknown, a threshold is outside [0, 1], or there is not one for each stage.
+        UserError: The measure is unknown, a threshold is outside [0, 1], or their number does not match.
     """
-    gate, (count, samples) = Gate(measure, tuple(thresholds)), stages.values.shape
+    gate, (count, samples) = Gate(measure, tuple(thresholds)), scores.values.shape
     if len(gate.thresholds) != count:
         raise usage_error(f"{len(gate.thresholds)} thresholds for {count + 1} members.", "Give one fewer than members.")
-    found = torch.full((samples,), count, device=stages.values.device)
-    for stage in reversed(range(count)):
-        found[_passes(MEASURES[measure], stages.values[stage], gate.thresholds[stage])] = stage
-    return found
+    last = torch.full((samples,), count, device=scores.values.device)
+    for member in reversed(range(count)):
+        last[_passes(MEASURES[measure], scores.values[member], gate.thresholds[member])] = member
+    return last
 
 
-def outcome(stages: Stages, measure: str, thresholds: Sequence[float | None]) -> Outcome:
-    """What the gate (``measure``, ``thresholds``) does on these samples; ``stages`` must hold that measure.
+def outcome(scores: MemberScores, measure: str, thresholds: Sequence[float | None]) -> Outcome:
+    """Exit rates, cost and accuracy of the gate (``measure``, ``thresholds``) on these samples.
+
+    Args:
+        scores: By that measure.
 
     Raises:
         UserError: As :func:`stops_at`.
     """
-    macs, samples = whole_macs(stages.macs), stages.correct.shape[1]
-    found = stops_at(stages, measure, thresholds)
-    exits = found.bincount(minlength=len(macs)).tolist()
-    right = int(stages.correct.gather(0, found[None]).sum())
-    # In whole MACs and divided once, so that two gates that cost the same compare equal.
-    total = sum(count * sum(macs[: stage + 1]) for stage, count in enumerate(exits))
+    macs, samples = whole_macs(scores.macs), scores.correct.shape[1]
+    last = stops_at(scores, measure, thresholds)
+    exits = last.bincount(minlength=len(macs)).tolist()
+    correct = int(scores.correct.gather(0, last[None]).sum())
+    # in whole MACs and divided once, so that two gates that cost the same compare equal
+    total = sum(count * sum(macs[: member + 1]) for member, count in enumerate(exits))
     limits = Gate(measure, tuple(thresholds)).thresholds
-    return Outcome(limits, tuple(e / samples for e in exits), total / samples, 100 * right / samples)
+    return Outcome(limits, tuple(e / samples for e in exits), total / samples, 100 * correct / samples)

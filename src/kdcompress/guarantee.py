@@ -1,15 +1,16 @@
-"""Gates that keep a promise: on new images they lose at most so much, with a chosen probability.
+"""Gates with a distribution-free guarantee: a bound on the accuracy lost on new images, at a chosen confidence level.
 
-Learn then Test (arXiv 2110.01052) with fixed-sequence testing: on one half of the calibration images a path of gates is
-laid from the dearest to the cheapest: first ever more of the surest images stop, then it follows the best trade-offs.
-On the other half each is tested in that order against "it loses more than allowed", until one fails. The probability
-that a gate that does lose more is chosen is at most 1 - confidence level, whatever the images' distribution is, as long
-as calibration and new images are drawn from the same one, and the calibration images have not chosen the cascade.
+Learn then Test (arXiv 2110.01052) with fixed-sequence testing. One half of the calibration images yields a sequence of
+gates from the most expensive to the cheapest: first a growing share of the surest images stops, then the gates follow
+the Pareto front. On the other half the gates are tested in that order against the hypothesis "it loses more than
+allowed", until one fails; the last one that passed is chosen. The probability that the chosen gate does lose more is at
+most 1 - confidence level, whatever the distribution of the images, as long as calibration and new images are drawn from
+the same one, and no weights or architecture were chosen on the calibration images.
 
-A gate loses the images on which it breaks a right answer of the whole cascade, and wins those on which it mends a wrong
-one. How often the two disagree is unknown and does not matter to the user; the test is the exact one at the worst rate
-that a confidence bound leaves (Berger and Boos 1994, doi 10.1080/01621459.1994.10476836). That this test is used, and
-that the images are halved, is our choice.
+A gate breaks an image that the full cascade classifies correctly and the gated one does not, and fixes one in the
+opposite case; its loss is the difference. The rate at which the two disagree is a nuisance parameter: the test is the
+exact one, at the worst rate within a confidence bound (Berger and Boos 1994, doi 10.1080/01621459.1994.10476836). That
+this test is used, and that the images are halved, is our choice.
 """
 
 from __future__ import annotations
@@ -25,28 +26,28 @@ from torch import Tensor
 
 from kdcompress.errors import UserError
 from kdcompress.gate_search import best_measure, descent, towards
-from kdcompress.gating import Stages, stops_at
+from kdcompress.gating import MemberScores, stops_at
 
-BOUND = 0.1  # part of the allowed error that is spent on the bound of the disagreement
-RATES = 33  # of disagreement, between the least possible and the bound, at which the test is looked at
-TAIL = 1e-12
-STEPS = 20  # to the first of the best trade-offs, which may stop many images already
+BOUND = 0.1  # share of the allowed error that is spent on the bound of the disagreement rate
+RATES = 33  # number of disagreement rates, from the least possible to the bound, at which the test is evaluated
+TAIL = 1e-12  # probability left out at either end of a binomial distribution
+STEPS = 20  # gates before the first one of the Pareto front, which may already stop many images
 
 
 @dataclass(frozen=True)
-class Promise:
-    """A gate, and what is promised of it.
+class GuaranteedGate:
+    """A gate and its guarantee.
 
     Attributes:
-        measure, thresholds: The gate; without any threshold where no gate that skips something passed.
+        measure, thresholds: The gate; all thresholds are None where no gate passed, so that every member runs.
         max_drop: Percentage points of top-1 that it loses at most against running every member.
-        confidence_level: With this probability over the draw of the calibration images.
-        images: On which gates were tested; as many others laid the path.
-        gates: Tested, the failing one included.
-        broken, mended: Of ``images``, right with every member and wrong with the gate, and the other way round.
-        p_value: Of the gate; None where none passed and every member runs.
-        enough_for_next: Calibration images with which the cheaper gate that failed would pass, if it erred as often on
-            them; None where it would not, or none failed.
+        confidence_level: Of the guarantee, over the draw of the calibration images.
+        images: Number of images on which gates were tested; the other half yielded the sequence of gates.
+        gates: Number of gates tested, including the one that failed.
+        broken, mended: Of ``images``, those correct with every member and wrong with the gate, and the reverse.
+        p_value: Of the gate; None where no gate passed.
+        enough_for_next: Number of calibration images with which the cheaper gate that failed would pass at the same
+            error rates; None where no number would do, or none failed.
     """
 
     measure: str
@@ -65,7 +66,7 @@ class Promise:
         return {key: value for key, value in asdict(self).items() if key not in ("measure", "thresholds")}
 
 
-def promise(
+def guaranteed_gate(
     logits: Tensor,
     labels: Tensor,
     macs: Sequence[int],
@@ -74,73 +75,74 @@ def promise(
     max_drop: float,
     confidence_level: float,
     seed: int = 0,
-) -> Promise:
-    """The cheapest gate that can be promised to lose at most ``max_drop``.
+) -> GuaranteedGate:
+    """The cheapest gate for which a loss of at most ``max_drop`` can be guaranteed.
 
     Args:
-        logits: ``[M, N, K]``, those after each member.
+        logits: ``[M, N, K]``, summed logits after each member, on the calibration images.
         labels: ``[N]`` class indices.
         macs: ``[M]``, of each member by itself.
-        measures: The best of them on the first half is taken.
+        measures: Certainty measures, of which the one that is best on the first half is used.
         max_drop: Percentage points of top-1, in (0, 100).
         confidence_level: In (0, 1).
-        seed: Of the halving.
+        seed: Of the split into halves.
 
     Raises:
-        UserError: There are so few images that not even a gate that never errs could be promised.
+        UserError: There are too few images for a guarantee even for a gate that makes no error.
     """
     error, samples = 1 - confidence_level, len(labels)
     needed = 2 * least_images(max_drop, confidence_level)
     if samples < needed:
         raise UserError(
-            f"{samples} calibration images can promise nothing: a drop of {max_drop:g} points at level "
-            f"{confidence_level:g} needs {needed}, even of a gate that never errs.",
-            f"Train the cascade with as many held out (--holdout), "
+            f"{samples} calibration images are too few for a guarantee: a drop of {max_drop:g} points at confidence "
+            f"level {confidence_level:g} needs {needed}, even if the gate makes no error.",
+            f"Train the cascade with that many held out (--holdout), "
             f"{_larger_drop(samples, confidence_level)}or leave out --confidence-level.",
         )
     order = torch.randperm(samples, generator=torch.Generator().manual_seed(seed))
     first, second = order[: samples // 2], order[samples // 2 :]
 
-    def half(chosen: Tensor, measure: str) -> Stages:
-        return Stages.from_logits(logits[:, chosen], labels[chosen], macs, measure)
+    def half(chosen: Tensor, measure: str) -> MemberScores:
+        return MemberScores.from_logits(logits[:, chosen], labels[chosen], macs, measure)
 
     measure = best_measure({name: half(first, name) for name in measures}, max_drop=max_drop)
     test = half(second, measure)
-    found = Promise(measure, (None,) * (len(macs) - 1), max_drop, confidence_level, len(second), 0, 0, 0, None)
-    laid = half(first, measure)
-    best = descent(laid, measure, min(100.0, 2 * max_drop))
-    path = [*towards(laid, measure, best[0].thresholds, STEPS), *best]
-    skipping = [gate for gate in path if any(limit is not None for limit in gate.thresholds)]
+    passed = GuaranteedGate(measure, (None,) * (len(macs) - 1), max_drop, confidence_level, len(second), 0, 0, 0, None)
+    fit = half(first, measure)
+    front = descent(fit, measure, min(100.0, 2 * max_drop))
+    sequence = [*towards(fit, measure, front[0].thresholds, STEPS), *front]
+    skipping = [gate for gate in sequence if any(limit is not None for limit in gate.thresholds)]
     for gates, gate in enumerate(skipping, start=1):
-        whole = test.correct[-1]
+        full = test.correct[-1]
         gated = test.correct.gather(0, stops_at(test, measure, gate.thresholds)[None])[0]
-        broken, mended = int((whole & ~gated).sum()), int((~whole & gated).sum())
+        broken, mended = int((full & ~gated).sum()), int((~full & gated).sum())
         p_value = drop_p_value(broken, mended, len(second), max_drop, error)
         if p_value > error:
             enough = _enough(broken, mended, len(second), max_drop, error)
-            return replace(found, gates=gates, enough_for_next=enough and 2 * enough)
-        found = replace(found, thresholds=gate.thresholds, gates=gates, broken=broken, mended=mended, p_value=p_value)
-    return found
+            return replace(passed, gates=gates, enough_for_next=enough and 2 * enough)
+        passed = replace(passed, thresholds=gate.thresholds, gates=gates, broken=broken, mended=mended, p_value=p_value)
+    return passed
 
 
 def drop_p_value(broken: int, mended: int, samples: int, max_drop: float, error: float = 0.05) -> float:
-    """How probable so small a loss would be, if the true one were more than allowed: a p-value, exact for any N.
+    """p-value of the hypothesis that the true loss is more than ``max_drop``; valid for any number of samples.
 
-    Broken and mended answers are the cells of a trinomial. Their difference has mean ``N max_drop / 100`` at the edge
-    of the hypothesis, and a spread that grows with their sum, whose rate is unknown. A Clopper-Pearson bound that fails
-    with probability ``BOUND * error`` limits it; the p-value is the greatest one below, plus that probability.
+    The counts of broken and fixed predictions are trinomial. At the edge of the hypothesis their difference has mean
+    ``N max_drop / 100`` and a spread that grows with the unknown rate of their sum. A Clopper-Pearson bound, which
+    fails with probability ``BOUND * error``, limits that rate; the result is the greatest p-value below the bound, plus
+    that probability.
 
     Args:
-        broken, mended: Of ``samples``, right with every member and wrong with the gate, and the other way round.
+        broken, mended: Of ``samples``, those correct with every member and wrong with the gate, and the reverse.
         max_drop: Percentage points.
-        error: The level at which the p-value will be looked at; it must not be chosen by the counts.
+        error: The significance level of the test; it must not depend on the counts.
     """
-    from scipy import stats  # takes seconds, which no other command should wait for
+    from scipy import stats  # takes seconds to import, for which no other command should wait
 
     allowed, spent = max_drop / 100, BOUND * error
     differ = broken + mended
     bound = float(stats.beta.ppf(1 - spent, differ + 1, samples - differ)) if differ < samples else 1.0
-    if bound <= allowed:  # a gate that differs so rarely cannot lose so much
+    if bound <= allowed:  # predictions differ too rarely for such a loss
         return spent
     rates = np.geomspace(allowed, bound, RATES)
     worst = _probability(broken - mended, samples, rates, allowed).max()
@@ -148,20 +150,20 @@ def drop_p_value(broken: int, mended: int, samples: int, max_drop: float, error:
 
 
 def _probability(loss: int, samples: int, rates: np.ndarray, drop: float) -> np.ndarray:
-    """That broken less mended answers are at most ``loss``, if answers differ at ``rates`` [R] and lose ``drop``."""
+    """P(broken - mended <= loss) [R], where predictions differ at ``rates`` [R] and the true loss is ``drop``."""
     from scipy import stats
 
     low = int(stats.binom.ppf(TAIL, samples, rates.min()))
     high = int(stats.binom.ppf(1 - TAIL, samples, rates.max()))
     differ = np.arange(low, high + 1)
     rates = rates[:, None]
-    share = np.minimum(1.0, 0.5 + drop / (2 * rates))  # of the answers that differ, those that are broken
+    share = np.minimum(1.0, 0.5 + drop / (2 * rates))  # of broken among predictions that differ
     at_most = stats.binom.cdf((differ + loss) // 2, differ, share)
     return (stats.binom.pmf(differ, samples, rates) * at_most).sum(1)
 
 
 def _enough(broken: int, mended: int, samples: int, max_drop: float, error: float) -> int | None:
-    """With how many images a gate would pass that errs at the same rates; None if not with a thousand times as many."""
+    """Number of images with which the gate would pass at the same rates; None if a thousand times as many do not do."""
 
     def passes(count: int) -> bool:
         scale = count / samples
@@ -171,14 +173,14 @@ def _enough(broken: int, mended: int, samples: int, max_drop: float, error: floa
     if high is None:
         return None
     low = high // 2
-    while high - low > samples // 16 + 1:  # about; the rates are those of a sample
+    while high - low > samples // 16 + 1:  # no more precisely, for the rates are estimates
         middle = (low + high) // 2
         low, high = (low, middle) if passes(middle) else (middle, high)
     return high
 
 
 def _larger_drop(samples: int, confidence_level: float) -> str:
-    """What these images could promise, in words."""
+    """Advice on the drop for which this number of images is enough; "" if there is none."""
     drops = [
         drop for drop in (0.1, 0.2, 0.5, 1, 2, 3, 5, 10, 20) if 2 * least_images(drop, confidence_level) <= samples
     ]
@@ -186,9 +188,17 @@ def _larger_drop(samples: int, confidence_level: float) -> str:
 
 
 def least_images(max_drop: float, confidence_level: float) -> int:
-    """How many images test a gate that agrees with the whole cascade on all of them, so that it can be promised."""
+    """Number of test images with which a gate passes that agrees with the full cascade on all of them.
+
+    Args:
+        max_drop: Percentage points.
+        confidence_level: In (0, 1).
+    """
     error = 1 - confidence_level
-    low, high = 0, math.ceil(math.log(BOUND * error) / math.log1p(-max_drop / 100)) + 1  # the bound alone suffices
+    low, high = (
+        0,
+        math.ceil(math.log(BOUND * error) / math.log1p(-max_drop / 100)) + 1,
+    )  # here the bound is enough
     while high - low > 1:
         middle = (low + high) // 2
         low, high = (low, middle) if drop_p_value(0, 0, middle, max_drop, error) <= error else (middle, high)

@@ -1,4 +1,4 @@
-"""Accuracy against MACs, as a picture: what a gate gives for what it costs. Needs matplotlib (extra: plot)."""
+"""Plots accuracy over MACs of a gated network. Needs matplotlib (extra: plot)."""
 
 from __future__ import annotations
 
@@ -15,27 +15,27 @@ MILLION = 1e6
 
 
 def check_plot(file: str) -> None:
-    """Before the work that would be lost.
+    """Check ``--plot`` before any work that would be lost.
 
     Raises:
-        UserError: Another format, no such folder, or no matplotlib.
+        UserError: The format is unknown, the folder does not exist, or matplotlib is not installed.
     """
     path = Path(file)
     if path.suffix.lower() not in FORMATS:
-        raise usage_error(f"--plot {file} is of no format that is known.", f"Choose from: {', '.join(FORMATS)}.")
+        raise usage_error(f"--plot {file} has an unknown format.", f"Choose from: {', '.join(FORMATS)}.")
     if not path.absolute().parent.is_dir():
-        raise usage_error(f"There is no folder {path.absolute().parent} for --plot.", "Make it, or choose another.")
+        raise usage_error(f"There is no folder {path.absolute().parent} for --plot.", "Create it, or choose another.")
     if path.is_dir():
-        raise usage_error(f"--plot {file} is a folder.", "Choose the name of a file.")
+        raise usage_error(f"--plot {file} is a folder.", "Give the name of a file.")
     if find_spec("matplotlib") is None:
         raise UserError("--plot needs matplotlib.", "pip install 'kdcompress[plot]'", exit_code=2)
 
 
 def plot(result: GateResult | EvalResult, file: str) -> None:
-    """Draw top-1 over the MACs of an image: each stage, the gate, and for a calibration what other thresholds give.
+    """Plot top-1 over MACs per image: each exit, the gate, and for a calibration the trade-offs of other thresholds.
 
     Args:
-        file: Where to; its ending says the format.
+        file: Path of the image; its ending decides the format.
 
     Raises:
         UserError: It cannot be written.
@@ -47,18 +47,18 @@ def plot(result: GateResult | EvalResult, file: str) -> None:
     if isinstance(result, GateResult):
         if result.curve:
             axes.plot(*_columns(result.curve), ".-", markersize=4, label="other thresholds")
-        stages = [(result.macs, result.full_top1)]
+        exits = [(result.macs, result.full_top1)]
     else:
-        stages = list(zip(_stage_macs(result), result.stage_top1 or [result.top1], strict=True))
-    together = "all members" if result.members else result.architecture
-    axes.plot(*_scaled(stages), "s", label=together if len(stages) == 1 else "first member, first two, …")
+        exits = list(zip(_exit_macs(result), result.stage_top1 or [result.top1], strict=True))
+    full = "all members" if result.members else result.architecture
+    axes.plot(*_scaled(exits), "s", label=full if len(exits) == 1 else "first member, first two, …")
     if result.gated_top1 is not None:
         axes.plot(*_scaled([(result.expected_macs, result.gated_top1)]), "*", markersize=14, label="gated")
-    axes.set(xlabel="MACs of an image, millions", ylabel=f"top-1 on the {result.split} split, %", title=result.data)
+    axes.set(xlabel="million MACs per image", ylabel=f"top-1 on the {result.split} split, %", title=result.data)
     if result.teacher_macs:
-        whole = result.teacher_macs / MILLION / 100
-        ways: Any = (lambda macs: macs / whole, lambda percent: percent * whole)
-        share = axes.secondary_xaxis("top", functions=ways)
+        one_percent = result.teacher_macs / MILLION / 100
+        functions: Any = (lambda macs: macs / one_percent, lambda percent: percent * one_percent)
+        share = axes.secondary_xaxis("top", functions=functions)
         share.set_xlabel("% of the teacher's MACs")
     axes.grid(alpha=0.3)
     axes.legend()
@@ -76,8 +76,8 @@ def _scaled(points: list[tuple[Any, Any]]) -> tuple[list[float], list[float]]:
     return [macs / MILLION for macs, _ in points], [top1 for _, top1 in points]
 
 
-def _stage_macs(result: EvalResult) -> list[int]:
-    """MACs after each stage, as many as there are accuracies."""
+def _exit_macs(result: EvalResult) -> list[int]:
+    """Cumulative MACs at each exit, one for each accuracy."""
     if result.stage_top1 is None:
         return [result.macs]
     if result.student_macs is not None:

@@ -1,4 +1,4 @@
-"""What a candidate for a res-student is worth, and which of many is the best (our choice).
+"""Scores and ranks candidate res-students (our choice).
 
 M is members, N samples, K classes.
 """
@@ -11,44 +11,48 @@ from typing import Any
 from torch import Tensor
 
 from kdcompress.gate_search import search
-from kdcompress.gating import Outcome, Stages
+from kdcompress.gating import MemberScores, Outcome
 
 MEASURE = "confidence"
 
 
 def gated(logits: Tensor, labels: Tensor, macs: list[int], most: float) -> Outcome:
-    """The best gate whose expected MACs are at most ``most``: what a candidate is worth is what this one reaches.
+    """The best gate whose expected MACs are at most ``most``; a candidate's score is what this gate reaches.
 
     Args:
-        logits: ``[M, N, K]`` on the calibration split, after each member.
-        labels: ``[N]``.
+        logits: ``[M, N, K]``, summed logits on the calibration split, after each member.
+        labels: ``[N]`` class indices.
         macs: ``[M]``, of each member by itself.
+        most: MACs per sample.
+
+    Raises:
+        UserError: ``most`` is less than the first member alone.
     """
-    return search(Stages.from_logits(logits, labels, macs, MEASURE), MEASURE, max_macs=most)[0]
+    return search(MemberScores.from_logits(logits, labels, macs, MEASURE), MEASURE, max_macs=most)[0]
 
 
 def level(top1: float, before: float, samples: int) -> int:
-    """By how many standard errors of an accuracy ``top1`` is above ``before``, both in percent; whole ones.
+    """By how many whole standard errors ``top1`` exceeds ``before``, both in percent, on ``samples`` images.
 
-    After few steps no gate has a use for a candidate yet, be it good or bad: what is left is chance, and level 0.
+    After few steps no gate uses a candidate yet, good or bad: all differences are then noise, and the level is 0.
     """
-    right = before / 100
-    error = 100 * math.sqrt(max(right * (1 - right), 1 / samples) / samples)
+    share = before / 100
+    error = 100 * math.sqrt(max(share * (1 - share), 1 / samples) / samples)
     return int((top1 - before) / error)
 
 
 def with_front(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The trials, the best first, with ``pareto``: no other is as good in top-1 and expected MACs and better in one.
+    """The trials, the best first, with ``pareto``: whether no other dominates it in top-1 and expected MACs.
 
-    Each is taken as far as it was trained. Longer trained ones come first; of equal accuracy, cheaper ones.
+    Trials that were trained longer come first; then the more accurate ones; of equal accuracy, the cheaper ones.
     """
 
-    def beats(one: dict[str, Any], other: dict[str, Any]) -> bool:
+    def dominates(one: dict[str, Any], other: dict[str, Any]) -> bool:
         gains = one["top1"] - other["top1"], other["expected_macs_ratio"] - one["expected_macs_ratio"]
         return min(gains) >= 0 and max(gains) > 0
 
     scored = [row for row in rows if row["top1"] is not None]
-    front = [row for row in scored if not any(beats(other, row) for other in scored)]
+    front = [row for row in scored if not any(dominates(other, row) for other in scored)]
     marked = [{**row, "pareto": row in front} for row in rows]
     return sorted(marked, key=_rank)
 

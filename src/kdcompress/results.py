@@ -1,4 +1,4 @@
-"""What the commands return: typed results, whose fields are the keys of the JSON that the command line prints."""
+"""Typed results of the commands; their fields are the keys of the JSON that the command line prints."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ R = TypeVar("R", bound="Result")
 
 @dataclass(kw_only=True)
 class Result:
-    """Common to all.
+    """Fields that all results have.
 
     Attributes:
-        command: Which command it is the result of.
-        run: Absolute path of the run folder; None for a network that is in none.
+        command: Name of the command.
+        run: Absolute path of the run folder; None for a network that is not in one.
         seconds: Wall-clock seconds of the command.
     """
 
@@ -31,13 +31,13 @@ class Result:
 
     @property
     def exit_status(self) -> int:
-        """Of the command line that prints it."""
+        """Exit status of the command line that prints it."""
         return 0
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON values; what does not apply is left out, and a number that is not finite is None."""
-        found = dataclasses.asdict(self)
-        return {key: schema.finite(value) for key, value in found.items() if value is not None or key in self.optional}
+        """Plain JSON values; fields that do not apply are left out, and a number that is not finite is None."""
+        values = dataclasses.asdict(self)
+        return {key: schema.finite(value) for key, value in values.items() if value is not None or key in self.optional}
 
     def not_finite(self) -> list[str]:
         """Keys of numbers that are NaN or infinite, and so None in :meth:`to_dict`."""
@@ -45,24 +45,24 @@ class Result:
 
     @classmethod
     def from_dict(cls: type[R], values: dict[str, Any]) -> R:
-        """The result that :meth:`to_dict` wrote; keys of other versions are left out.
+        """The result that :meth:`to_dict` wrote; unknown keys (of other versions) are ignored.
 
         Raises:
-            Malformed: A value is missing, or is none of its kind.
+            Malformed: A value is missing, or has a wrong type.
         """
         hints = typing.get_type_hints(cls)
-        # a number that was not finite
+        # to_dict writes None for a number that is not finite
         lost = {key: math.nan for key, value in values.items() if value is None and hints.get(key) is float}
         return schema.check({**values, **lost}, cls)
 
 
 @dataclass(kw_only=True)
 class NetworkFacts:
-    """What a network is and costs. MACs are of one image.
+    """Architecture and cost of a network. MACs are per image.
 
     Attributes:
         student_macs, assistant_macs, integration_macs: Of a student with an assistant; they sum to ``macs``.
-        undivided_macs: Of the model that the two were made of.
+        undivided_macs: Of the model that was divided into student and assistant.
     """
 
     architecture: str
@@ -90,16 +90,17 @@ class TrainResult(NetworkFacts, Result):
     """Of ``train-teacher``, ``distill`` and ``add-res-student``. Accuracies are on the calibration split.
 
     Attributes:
-        energies: Of the residual against the teacher after each member; the last two are before and after.
-        stopped_by: Why a cascade that grew has no further member: ``target``, ``macs``, ``energy`` or ``count``.
-        target_views: Views of the images whose targets were computed once; None where every epoch had its own.
-        calibration_seen: Whether the network started from weights that may have learned from the calibration images,
-            and so looks better on them than on new ones.
+        energies: Residual energy (mean squared difference from the teacher's logits) after each member; the last two
+            are before and after this training.
+        stopped_by: Why growing stopped: ``target``, ``macs``, ``energy`` or ``count``.
+        target_views: Number of augmented views with cached targets; None where every epoch had new views.
+        calibration_seen: Whether the network started from weights that may have been trained on calibration images, on
+            which it then looks better than on new ones.
         search: The trials of an architecture search, the best first: ``spec``, ``macs_ratio`` to the teacher,
             ``epochs`` trained, then of the gated sum ``top1`` and ``expected_macs_ratio`` (None where the training
-            failed), and whether no other trial is as good in both (``pareto``).
-        matched_stages: Feature maps that were matched, by the side of the image over that of the map: the teacher's and
-            the student's, a pair each.
+            failed), and whether no other trial dominates it (``pareto``).
+        matched_stages: Pairs of matched feature stages, the teacher's and the student's, each given by its reduction
+            (side of the image divided by side of the map).
     """
 
     method: str
@@ -124,11 +125,11 @@ class TrainResult(NetworkFacts, Result):
 
 @dataclass(kw_only=True)
 class SearchResult(Result):
-    """Of ``add-res-student --search-storage`` without ``--out``: of a process that has helped with the trials.
+    """Of ``add-res-student --search-storage`` without ``--out``: of a process that only ran trials.
 
     Attributes:
-        arch: The best architecture; it is trained where the same command is given ``--out``.
-        search: As that of :class:`TrainResult`.
+        arch: The best architecture; the same command with ``--out`` trains it.
+        search: As in :class:`TrainResult`.
     """
 
     arch: str
@@ -137,7 +138,7 @@ class SearchResult(Result):
 
 @dataclass(kw_only=True)
 class GateFacts:
-    """A gate and what it does on a split; ``None`` in ``thresholds``: nobody stops after that member."""
+    """A gate and its results on a split; ``None`` in ``thresholds``: no image stops after that member."""
 
     measure: str | None = None
     thresholds: list[float | None] | None = None
@@ -150,15 +151,16 @@ class GateFacts:
 
 @dataclass(kw_only=True)
 class GateResult(GateFacts, NetworkFacts, Result):
-    """Of ``gate-calibrate`` and ``polish``, all of it measured on the calibration split.
+    """Of ``gate-calibrate`` and ``polish``, measured on the calibration split.
 
     Attributes:
-        calibration_seen: As that of :class:`TrainResult`.
-        former_top1: Of the best gate for the weights before they were polished, at the same expected MACs.
-        polished: Whether the new weights were kept, for being better.
-        curve: The best trade-offs that other thresholds would give.
-        promise: How it was tested that new images lose at most ``max_drop``; None where that was not asked for. In it
-            ``p_value`` is None where no gate passed, and every member runs.
+        calibration_seen: As in :class:`TrainResult`.
+        former_top1: Of the best gate for the weights before polishing, at the same expected MACs.
+        polished: Whether the new weights were kept, because they are better.
+        curve: The Pareto front of other thresholds.
+        promise: The guarantee that new images lose at most ``max_drop``, and its test (see
+            :class:`~kdcompress.guarantee.GuaranteedGate`); None without ``--confidence-level``. Its ``p_value`` is None
+            where no gate passed, so that every member runs.
     """
 
     data: str
@@ -190,12 +192,12 @@ class ProfileResult(NetworkFacts, Result):
 
 @dataclass(kw_only=True)
 class EvalResult(GateFacts, NetworkFacts, Result):
-    """Of ``eval``. For a gated cascade ``top1`` is the gated one, and ``full_…`` is with every member run.
+    """Of ``eval``. For a gated cascade ``top1`` is that of the gated one, and ``full_…`` is with every member run.
 
     Attributes:
         ece: Expected calibration error, percent.
-        stage_top1: Where a network has several stages, accuracy with the first of them alone, with two, and so on.
-        speedup: Wall-clock of the full cascade over that of the gated one; ``macs_speedup`` is what MACs promise.
+        stage_top1: Of a cascade, accuracy with the first member alone, with the first two, and so on.
+        speedup: Wall-clock time of the full cascade over that of the gated one; ``macs_speedup`` is the ratio of MACs.
     """
 
     data: str
@@ -222,7 +224,7 @@ class CacheResult(Result):
     Attributes:
         folder: Absolute path.
         bytes: Of all entries.
-        freed: Bytes, where it was cleared.
+        freed: Bytes that were freed; None unless the cache was cleared.
         entries: Targets (views of a data set by a network) and lightweight teachers.
     """
 
@@ -237,9 +239,9 @@ class VerifyResult(Result):
     """Of ``verify``.
 
     Attributes:
-        whole: Whether all files are what was written.
+        whole: Whether all files are as they were written.
         files: Of the run and of runs within it: ``file``, and its ``state``: ``whole``, ``altered``, ``missing``, or
-            ``no digest`` where the run is of a version that kept none.
+            ``no digest`` for runs of older versions.
     """
 
     whole: bool
@@ -255,8 +257,8 @@ class DataResult(Result):
     """Of ``data``.
 
     Attributes:
-        input_size: (C, H, W) that a new network would see.
-        fit, calibration, test: Images of each split.
+        input_size: (C, H, W) of the input of a new network.
+        fit, calibration, test: Number of images in each split.
         preview: Absolute path of the contact sheet.
     """
 

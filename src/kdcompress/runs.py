@@ -1,8 +1,9 @@
-"""The run folder: a timm model folder with provenance, written so that no crash leaves a half file.
+"""The run folder: a timm model folder with provenance, written so that no crash leaves a partial file.
 
-``config.json`` and ``model.safetensors`` are timm's ``local-dir`` layout, ``run.json`` is what was done and measured,
-``metrics.csv`` a row per epoch, ``checkpoint.pt`` the state of an unfinished run. ``run.json`` holds digests of the
-others, and of itself: what was altered is refused. ``.lock`` is held by whoever writes the run, as long as it lives.
+``config.json`` and ``model.safetensors`` are timm's ``local-dir`` layout, ``run.json`` records what was done and
+measured, ``metrics.csv`` has a row per epoch, ``checkpoint.pt`` the state of an unfinished run. ``run.json`` holds
+digests of the other files and of itself, so that altered files are refused. The process that writes the run holds
+``.lock`` as long as it lives.
 """
 
 from __future__ import annotations
@@ -36,23 +37,23 @@ WEIGHTS, CONFIG, RECORD, METRICS, CHECKPOINT = (
     "checkpoint.pt",
 )
 LOCK = ".lock"
-OWN, OTHERS = "digest", "digests"  # in run.json: of the rest of it, and of the other files by name
+OWN, OTHERS = "digest", "digests"  # keys in run.json: digest of the rest of it, and of the other files by name
 
-_held: dict[Path, tuple[Lock, int]] = {}  # by this process, and how often it was claimed
+_held: dict[Path, tuple[Lock, int]] = {}  # locks of this process, and how often each was claimed
 
 
-RUNS = "runs"  # in the working directory: folders that the user has not chosen
+RUNS = "runs"  # in the working directory, for runs without --out
 
 
 @contextlib.contextmanager
-def atomic_file(path: Path, whole: Callable[[Path], None] = lambda _: None) -> Iterator[IO[bytes]]:
-    """Write to a temporary name, flush to the disk, then rename.
+def atomic_file(path: Path, before_rename: Callable[[Path], None] = lambda _: None) -> Iterator[IO[bytes]]:
+    """Write to a temporary file, flush it to disk, then rename it.
 
     Args:
-        whole: Called with the temporary file before it is renamed.
+        before_rename: Called with the complete temporary file.
 
     Raises:
-        UserError: The disk is full or the folder cannot be written; an older file of that name is still whole.
+        UserError: The disk is full or the folder cannot be written; an older file of that name is unchanged.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -60,10 +61,10 @@ def atomic_file(path: Path, whole: Callable[[Path], None] = lambda _: None) -> I
             yield file
             file.flush()
             os.fsync(file.fileno())
-        whole(temporary)
+        before_rename(temporary)
         os.replace(temporary, path)
     except (OSError, RuntimeError) as error:
-        # torch.save hides the OSError of the file below it behind a RuntimeError
+        # torch.save wraps the OSError of the file in a RuntimeError
         cause = error if isinstance(error, OSError) else error.__context__
         if not isinstance(cause, OSError):
             raise
@@ -74,31 +75,37 @@ def atomic_file(path: Path, whole: Callable[[Path], None] = lambda _: None) -> I
             f"{path} could not be written: {cause.strerror}.", "Choose another folder with --out."
         ) from error
     finally:
-        with contextlib.suppress(OSError):  # of a disk that has turned read-only; what went wrong is said above
+        with contextlib.suppress(OSError):  # of a disk that has become read-only, which the error above reports
             temporary.unlink(missing_ok=True)
 
 
 @dataclass(frozen=True)
 class RunFolder:
-    """One run on the disk."""
+    """A run on disk.
+
+    Args:
+        path: Absolute path of the folder.
+    """
 
     path: Path
 
     @property
     def is_finished(self) -> bool:
+        """Whether its training has ended and all files are written."""
         return (self.path / WEIGHTS).is_file() and self.record().get("status") == "finished"
 
     @property
     def is_sealed(self) -> bool:
-        """Whether it keeps digests of its files; runs of before there were any do not."""
+        """Whether it has digests of its files; those of older versions have none."""
         return OWN in _read_json(self.path / RECORD)
 
     @property
     def has_checkpoint(self) -> bool:
+        """Whether it has the state of an unfinished training."""
         return (self.path / CHECKPOINT).is_file()
 
     def record(self) -> dict[str, Any]:
-        """The content of ``run.json`` but for the digests; empty if there is none (a model folder that others made).
+        """The content of ``run.json`` without the digests; empty if there is none (a model folder of another tool).
 
         Raises:
             UserError: It was altered, or cannot be read.
@@ -107,24 +114,25 @@ class RunFolder:
         return {key: value for key, value in content.items() if key not in (OWN, OTHERS)}
 
     def digests(self) -> dict[str, list[str]]:
-        """What ``run.json`` says of the other files: the digests that each may have.
+        """The valid digests of the other files, by name, from ``run.json``.
 
-        Of a checkpoint there are two, the former one's and that of the next, for a kill may come between.
+        A checkpoint has two, of the last one and the next, because the process may be killed between the writes of
+        ``run.json`` and of the checkpoint.
         """
         return {name: [known] if isinstance(known, str) else known for name, known in self._record()[OTHERS].items()}
 
     def check(self, *names: str) -> None:
-        """Refuse files that are not what the run wrote; what a run has no digest of, as old ones, passes.
+        """Refuse files that were altered; files without a digest, as in older runs, pass.
 
         Raises:
-            UserError: A file was altered since, or cannot be read.
+            UserError: A file was altered, or cannot be read.
         """
         for name, known in self.digests().items():
             if name in names and _digest(self.path / name) not in known:
                 raise _altered(self.path / name)
 
     def accept(self) -> None:
-        """Take the files as they are for what the run wrote.
+        """Accept the files as they are now: write their digests to ``run.json``.
 
         Raises:
             UserError: ``run.json`` cannot be read, the folder cannot be written, or another process writes it.
@@ -136,22 +144,22 @@ class RunFolder:
             finished = record.get("status") == "finished"
             self.write_record(
                 {key: value for key, value in record.items() if key not in (OWN, OTHERS)},
-                self._there(CONFIG, WEIGHTS, METRICS) if finished else self._there(CHECKPOINT),
+                self._present(CONFIG, WEIGHTS, METRICS) if finished else self._present(CHECKPOINT),
             )
             if finished:
                 (self.path / LOCK).unlink(missing_ok=True)
         finally:
             release(self)
 
-    def _there(self, *names: str) -> dict[str, str]:
-        """Digests of those files that there are."""
+    def _present(self, *names: str) -> dict[str, str]:
+        """Digests of those of the files that exist."""
         return {name: _digest(self.path / name) for name in names if (self.path / name).is_file()}
 
     def _record(self) -> dict[str, Any]:
         if not (self.path / RECORD).is_file():
             return {OTHERS: {}}
         content = _read_json(self.path / RECORD)
-        if OWN not in content and OTHERS not in content:  # an old one
+        if OWN not in content and OTHERS not in content:  # of an older version
             return {**content, OTHERS: {}}
         rest = {key: value for key, value in content.items() if key != OWN}
         if content.get(OWN) != digest_of_json(rest) or not isinstance(content.get(OTHERS), dict):
@@ -159,9 +167,19 @@ class RunFolder:
         return content
 
     def config(self) -> dict[str, Any]:
+        """The content of ``config.json``.
+
+        Raises:
+            UserError: It cannot be read.
+        """
         return _read_json(self.path / CONFIG)
 
     def write_json(self, name: str, content: Mapping[str, Any]) -> None:
+        """Write a JSON file.
+
+        Raises:
+            UserError: As :func:`atomic_file`; so do the methods below.
+        """
         with atomic_file(self.path / name) as file:
             file.write((json.dumps(content, indent=2, allow_nan=False) + "\n").encode())
 
@@ -169,14 +187,15 @@ class RunFolder:
         """Write ``run.json``.
 
         Args:
-            digests: Of the other files; None: those that it holds already.
+            digests: Of the other files; None: those that it already holds.
         """
         known = self.digests() if digests is None else digests
-        sealed = json.loads(json.dumps({**content, OTHERS: known}, allow_nan=False))  # as it will be read
+        sealed = json.loads(json.dumps({**content, OTHERS: known}, allow_nan=False))  # as a reader will get it
         self.write_json(RECORD, {**sealed, OWN: digest_of_json(sealed)})
 
     def write_weights(self, state_dict: Mapping[str, torch.Tensor]) -> None:
-        # a clone each: safetensors refuses tensors that share memory, and channels-last ones
+        """Write ``model.safetensors``."""
+        # clones, because safetensors refuses tensors that share memory, and channels-last ones
         tensors = {
             key: value.detach().cpu().clone(memory_format=torch.contiguous_format) for key, value in state_dict.items()
         }
@@ -184,7 +203,7 @@ class RunFolder:
             file.write(safetensors_bytes(tensors, metadata={"format": "pt"}))
 
     def write_metrics(self, rows: Sequence[Mapping[str, Any]]) -> None:
-        """All rows anew, so that a resumed run never holds an epoch twice."""
+        """Write all rows of ``metrics.csv``, so that a resumed run never has an epoch twice."""
         text = io.StringIO()
         columns = dict.fromkeys(column for row in rows for column in row)
         writer = csv.DictWriter(text, fieldnames=columns or ["epoch"], restval="", lineterminator="\n")
@@ -194,14 +213,14 @@ class RunFolder:
             file.write(text.getvalue().encode())
 
     def write_checkpoint(self, state: Mapping[str, Any]) -> None:
-        """Replace the checkpoint; whenever a kill comes, ``run.json`` knows the one that is there."""
+        """Replace the checkpoint; whenever the process is killed, ``run.json`` has the digest of the present one."""
 
-        def announce(temporary: Path) -> None:
-            there = [digest_of(self.path / CHECKPOINT)] if self.has_checkpoint else []
-            digests = {**self.digests(), CHECKPOINT: [digest_of(temporary), *there]}
+        def record_digest(temporary: Path) -> None:
+            present = [digest_of(self.path / CHECKPOINT)] if self.has_checkpoint else []
+            digests = {**self.digests(), CHECKPOINT: [digest_of(temporary), *present]}
             self.write_record(self.record(), digests)
 
-        with atomic_file(self.path / CHECKPOINT, announce) as file:
+        with atomic_file(self.path / CHECKPOINT, record_digest) as file:
             torch.save(dict(state), file)
 
     def read_checkpoint(self) -> dict[str, Any]:
@@ -218,46 +237,46 @@ class RunFolder:
             raise UserError(f"{self.path / CHECKPOINT} cannot be read: {first_line(error)}", remedy) from error
 
     def discard(self) -> None:
-        """Take back a run that never began: its record, and the folder if nothing else is in it."""
+        """Remove a run that never started: its record, and the folder if nothing else is in it."""
         for name in (RECORD, LOCK):
             (self.path / name).unlink(missing_ok=True)
         with contextlib.suppress(OSError):
             self.path.rmdir()
 
     def finish(self, record: Mapping[str, Any]) -> None:
-        """Mark the run as done; the last thing written, so that a finished run is a whole one."""
-        self.write_record({**record, "status": "finished"}, self._there(CONFIG, WEIGHTS, METRICS))
-        # a process killed while it wrote leaves a temporary file; who comes for the lock finds a run that is done
-        for left in (self.path / CHECKPOINT, self.path / LOCK, *self.path.glob(".*.tmp")):
-            left.unlink(missing_ok=True)
+        """Mark the run as finished; this is written last, so that a finished run is complete."""
+        self.write_record({**record, "status": "finished"}, self._present(CONFIG, WEIGHTS, METRICS))
+        # killed processes leave temporary files; a process that waits for the lock will see that the run is finished
+        for leftover in (self.path / CHECKPOINT, self.path / LOCK, *self.path.glob(".*.tmp")):
+            leftover.unlink(missing_ok=True)
 
 
 def claim(out: str | None, stem: str, *, resume: bool) -> RunFolder:
-    """The folder of a run that is about to start, or to go on; locked until it is released, or this process ends.
+    """The folder of a run that starts or resumes; locked until it is released, or this process ends.
 
-    A process may claim a folder that it holds already; it releases it as often.
+    A process may claim a folder several times, and must release it as often.
 
     Args:
-        out: What the user asked for.
-        stem: Name under ``runs/`` where the user asked for nothing; a number is added until it is free.
+        out: The user's ``--out``.
+        stem: Name under ``runs/`` without ``--out``; a number is appended until the name is free.
         resume: Take an unfinished run of that name instead of refusing it.
 
     Raises:
-        UserError: ``out`` exists and ``resume`` is off, it is not a run, or another process writes it, or has just
+        UserError: ``out`` exists and ``resume`` is off, it is not a run, or another process is writing it, or has just
             finished it.
     """
     if out is not None:
         path = Path(out).absolute()
         check_claim(out, resume=resume)
         if _is_free(path):
-            _made(path, exist_ok=True)  # whose it is, the lock says
+            _made(path, exist_ok=True)  # the lock decides which process gets it
         if not _locked(path):
             raise _busy(path)
         run = RunFolder(path)
         try:  # another process may have been faster
             check_claim(out, resume=resume)
             if run.is_finished:
-                remedy = "Give the same command again to take its result, or choose another folder."
+                remedy = "Run the same command again to use its result, or choose another folder."
                 raise UserError(f"The run {path} was finished by another process just now.", remedy)
         except UserError:
             release(run)
@@ -281,7 +300,7 @@ def claim(out: str | None, stem: str, *, resume: bool) -> RunFolder:
 
 
 def release(run: RunFolder) -> None:
-    """Let others write a run; nothing where this process has not claimed it."""
+    """Release the lock of a run; does nothing where this process has not claimed it."""
     lock, count = _held.pop(run.path, (None, 0))
     if lock is not None and count > 1:
         _held[run.path] = (lock, count - 1)
@@ -290,11 +309,11 @@ def release(run: RunFolder) -> None:
 
 
 def _locked(path: Path) -> bool:
-    """Whether this process has the lock of a run folder, from now on or already."""
+    """Take the lock of a run folder; whether this process has it now."""
     lock, count = _held.get(path, (None, 0))
     try:
         lock = lock or Lock(path / LOCK)
-        if not count and not lock.taken():
+        if not count and not lock.acquire():
             return False
     except OSError as error:
         remedy = "Choose another folder with --out."
@@ -304,21 +323,25 @@ def _locked(path: Path) -> bool:
 
 
 def file_hash(path: Path | None) -> str | None:
-    """Of the weights in a run folder, and of its gate; None where there is no folder, or no weights in it."""
+    """Hash of the weights in a run folder and of its gate; None where there is no folder, or no weights in it.
+
+    Raises:
+        UserError: ``config.json`` cannot be read.
+    """
     if path is None or not (path / WEIGHTS).is_file():
         return None
     digest = hashlib.sha256((path / WEIGHTS).read_bytes())
     config = _read_json(path / CONFIG) if (path / CONFIG).is_file() else {}
-    if gate := (config.get("model_args") or {}).get("gate"):  # cascades with other gates have the same weights
+    if gate := (config.get("model_args") or {}).get("gate"):  # cascades may differ in their gates only
         digest.update(json.dumps(gate, sort_keys=True).encode())
     return digest.hexdigest()[:16]
 
 
 def check_claim(out: str, *, resume: bool) -> None:
-    """Whether :func:`claim` would take this folder; asked before anything is loaded.
+    """Check that :func:`claim` would take this folder, before anything is loaded.
 
     Raises:
-        UserError: It exists and ``resume`` is off, or it is not a run.
+        UserError: It exists and ``resume`` is off, it is not a run, or another process is writing it.
     """
     path = Path(out).absolute()
     try:
@@ -326,25 +349,25 @@ def check_claim(out: str, *, resume: bool) -> None:
     except OSError as error:
         raise usage_error(f"--out {out} cannot be used: {error.strerror}.", "Choose another folder.") from error
     if free and path.is_symlink() and not path.exists():
-        raise usage_error(f"--out {out} is a link that leads nowhere.", "Remove it, or choose another folder.")
+        raise usage_error(f"--out {out} is a broken link.", "Remove it, or choose another folder.")
     if free:
         return
     if _is_held(path):
         raise _busy(path)
     if not resume:
-        raise usage_error(f"--out {out} exists already.", "Choose another folder, or add --resume to go on with it.")
+        raise usage_error(f"--out {out} exists already.", "Choose another folder, or add --resume to continue it.")
     if not (path / RECORD).is_file():
-        raise usage_error(f"--out {out} is not a run that could be resumed.", "Choose another folder.")
+        raise usage_error(f"--out {out} is not a run that can be resumed.", "Choose another folder.")
 
 
 def _is_held(path: Path) -> bool:
-    """Whether another process writes this run."""
+    """Whether another process is writing this run."""
     if path in _held or not (path / LOCK).is_file():
         return False
     lock = Lock(path / LOCK)
     try:
-        held = not lock.taken()
-    except OSError:  # a folder that may only be read
+        held = not lock.acquire()
+    except OSError:  # a read-only folder
         return False
     if not held:
         lock.release()
@@ -360,7 +383,7 @@ def open_run(path: str | Path) -> RunFolder:
     """A finished run, or any other folder that timm could load.
 
     Raises:
-        UserError: No such folder, no weights in it, or its files cannot be read.
+        UserError: There is no such folder, it has no weights, or its files were altered or cannot be read.
     """
     run = RunFolder(Path(path).absolute())
     if not run.path.is_dir():
@@ -380,14 +403,14 @@ def open_run(path: str | Path) -> RunFolder:
 
 
 def _is_free(path: Path) -> bool:
-    """Not there, or empty but for what a run left that was killed before its first file was whole."""
+    """Whether it does not exist, or is empty except for what a run leaves that is killed before its first file."""
     return not path.exists() or (
         path.is_dir() and all(re.fullmatch(r"\.lock|\..*\.tmp", entry.name) for entry in path.iterdir())
     )
 
 
 def _made(path: Path, *, exist_ok: bool = False) -> RunFolder:
-    """Make the folder, or take an empty one.
+    """Create the folder, or take an empty one.
 
     Raises:
         FileExistsError: Another process was faster.
@@ -397,7 +420,8 @@ def _made(path: Path, *, exist_ok: bool = False) -> RunFolder:
     except OSError as error:
         if isinstance(error, FileExistsError) and not exist_ok:
             raise
-        raise UserError(f"{path} could not be made: {error.strerror}.", "Choose another folder with --out.") from error
+        problem = f"{path} could not be created: {error.strerror}."
+        raise UserError(problem, "Choose another folder with --out.") from error
     return RunFolder(path)
 
 
@@ -424,6 +448,6 @@ def _digest(path: Path) -> str:
 
 
 def _altered(path: Path) -> UserError:
-    what = "start again without --resume in another folder" if path.name == CHECKPOINT else "train anew"
-    remedy = f"Take it from a copy, or {what}. If the change is yours: kdcompress verify {path.parent} --accept"
+    other = "start again without --resume in another folder" if path.name == CHECKPOINT else "train again"
+    remedy = f"Restore it from a copy, or {other}. If the change is yours: kdcompress verify {path.parent} --accept"
     return UserError(f"{path} is not what the run wrote: it was altered, or cut off.", remedy)

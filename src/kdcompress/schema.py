@@ -1,7 +1,7 @@
-"""JSON that comes from outside (run folders, pipes), checked once, where it enters: inside, its types are trusted.
+"""Validation of JSON from outside (run folders, pipes), once, where it enters; inside, its types are trusted.
 
-A schema names the keys that are read later, with the bounds of their values (ours). All other keys are kept as they
-are: folders that others made have many.
+A schema names the keys that are read later, with bounds of their values (our choice). All other keys pass unchecked:
+model folders of other tools have many.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ RGB = 3
 WITHOUT_NUL = r"^[^\0]*\Z"
 Text = Annotated[str, Meta(max_length=100_000)]
 Name = Annotated[str, Meta(min_length=1, max_length=1000)]
-Place = Annotated[str, Meta(max_length=4096, pattern=WITHOUT_NUL)]  # of a file or folder; a NUL is in none
+Place = Annotated[str, Meta(max_length=4096, pattern=WITHOUT_NUL)]  # of a file or folder; a path has no NUL
 Count = Annotated[int, Meta(ge=0, le=2**53)]
 Share = Annotated[float, Meta(ge=0, le=1)]
 Classes = Annotated[int, Meta(ge=0, le=MAX_CLASSES)]
@@ -56,7 +56,7 @@ class Config(TypedDict, total=False):
 
 
 class RunOptions(TypedDict, total=False):
-    """What later commands look at of the options of a run."""
+    """The options of a run that later commands read."""
 
     run: Place | None
     teacher: Place | None
@@ -67,19 +67,21 @@ class RunOptions(TypedDict, total=False):
 
 
 class Reference(TypedDict):
-    """By which a network is found again."""
+    """How to find a network again."""
 
     reference: Place
 
 
 class Teacher(Reference, total=False):
+    """The teacher of a run."""
+
     arch: Text | None
     fingerprint: Name | None
     macs: Annotated[int, Meta(ge=1, le=2**62)]
 
 
 class RunResult(TypedDict, total=False):
-    """What the next command takes over from the result of a run; all of it is checked where it is printed again."""
+    """What the next command takes from the result of a run; all of it is checked where it is printed again."""
 
     run: Place | None
     seconds: float | None
@@ -90,7 +92,7 @@ class RunResult(TypedDict, total=False):
 
 
 class Numerics(TypedDict, total=False):
-    """What a phase of a training computes with."""
+    """Precision and memory layout of a training phase."""
 
     precision: Name
     channels_last: bool
@@ -126,7 +128,7 @@ class Piped(TypedDict, total=False):
 
 
 class Malformed(ValueError):
-    """Something from outside is not what it should be; the message says what, in one line."""
+    """Invalid input from outside; the message says in one line what is wrong."""
 
 
 def read_config(content: bytes) -> dict[str, Any]:
@@ -135,18 +137,18 @@ def read_config(content: bytes) -> dict[str, Any]:
     Raises:
         Malformed: As :func:`read_object`, or numbers of classes or channels that contradict each other.
     """
-    found = read_object(content, Config)
-    pretrained = found.get("pretrained_cfg") or {}
-    classes = found.get("num_classes") or pretrained.get("num_classes")
-    names = found.get("label_names") or pretrained.get("label_names")
+    config = read_object(content, Config)
+    pretrained = config.get("pretrained_cfg") or {}
+    classes = config.get("num_classes") or pretrained.get("num_classes")
+    names = config.get("label_names") or pretrained.get("label_names")
     if classes and names and len(names) != classes:
-        raise Malformed(f"label_names: {len(names)} of them for {classes} classes")
+        raise Malformed(f"label_names: {len(names)} names for {classes} classes")
     channels = (pretrained.get("input_size") or (RGB,))[0]
     for key in ("mean", "std"):
         values = pretrained.get(key)
         if values and len(values) not in (1, RGB, channels):
             raise Malformed(f"pretrained_cfg.{key}: {len(values)} numbers for {channels} channels")
-    return found
+    return config
 
 
 def read_record(content: bytes) -> dict[str, Any]:
@@ -159,33 +161,34 @@ def read_record(content: bytes) -> dict[str, Any]:
 
 
 def read_object(content: bytes, kind: Any) -> dict[str, Any]:
-    """A JSON object with all its keys, of which those that ``kind`` names have the types and bounds that it says.
+    """A JSON object with all its keys; those that ``kind`` names are checked for their types and bounds.
 
     Args:
         content: UTF-8.
         kind: A :class:`~typing.TypedDict`.
 
     Raises:
-        Malformed: No JSON (NaN and infinity are none), no object, nested too deeply, or a value that does not fit.
+        Malformed: It is not JSON (which has no NaN and no infinity), not an object, nested too deeply, or has a value
+            that does not fit.
     """
     try:
-        found = json.loads(content.decode("utf-8"), parse_constant=_refuse)
+        parsed = json.loads(content.decode("utf-8"), parse_constant=_refuse)
     except UnicodeDecodeError as error:
-        raise Malformed("it is no UTF-8 text") from error
+        raise Malformed("it is not UTF-8 text") from error
     except RecursionError as error:
         raise Malformed("it is nested too deeply") from error
-    if not isinstance(found, dict):
-        raise Malformed("it holds no JSON object")
-    _check_values(found)
-    check(found, kind)
-    return found
+    if not isinstance(parsed, dict):
+        raise Malformed("it is not a JSON object")
+    _check_values(parsed)
+    check(parsed, kind)
+    return parsed
 
 
 def check(value: Any, kind: type[T]) -> T:
-    """``value`` as a ``kind``, without what that does not name.
+    """``value`` converted to ``kind``; keys that it does not name are left out.
 
     Raises:
-        Malformed: A value that does not fit.
+        Malformed: A value does not fit.
     """
     try:
         return msgspec.convert(value, kind)
@@ -203,7 +206,7 @@ def check(value: Any, kind: type[T]) -> T:
 
 
 def finite(value: Any) -> Any:
-    """JSON has no NaN and no infinity: None in their place, at any depth."""
+    """The value with None in place of NaN and infinity, which JSON does not have, at any depth."""
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, dict):
@@ -214,7 +217,7 @@ def finite(value: Any) -> Any:
 
 
 def is_finite(value: Any) -> bool:
-    """Whether no number in it is NaN or infinite, at any depth."""
+    """Whether all numbers in it are finite, at any depth."""
     if isinstance(value, float):
         return math.isfinite(value)
     if isinstance(value, dict):
@@ -223,12 +226,12 @@ def is_finite(value: Any) -> bool:
 
 
 def _refuse(constant: str) -> NoReturn:
-    raise Malformed(f"{constant} is no JSON")
+    raise Malformed(f"{constant} is not valid JSON")
 
 
-def _check_values(found: dict[str, Any]) -> None:
-    """Bounded depth, and no number that overflowed (``1e999``)."""
-    level: list[Any] = [found]
+def _check_values(parsed: dict[str, Any]) -> None:
+    """Refuse deep nesting, and numbers that overflow (``1e999``)."""
+    level: list[Any] = [parsed]
     for _ in range(MAX_DEPTH):
         inner = [part for each in level for part in (each.values() if isinstance(each, dict) else each)]
         if any(isinstance(part, float) and not math.isfinite(part) for part in inner):

@@ -1,4 +1,4 @@
-"""Standard streams that cannot end a command: what goes to standard error may be lost, the work is not."""
+"""Standard streams that cannot end a command: if standard error fails, its text is lost, but not the work."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from typing import Any
 
 
 def secure() -> None:
-    """Make the standard streams safe to write to; first of all, before anything is opened.
+    """Make the standard streams safe to write to; call it before any file is opened.
 
-    A descriptor that is missing is opened on the null device, lest a file of ours gets its number and a library's
-    warning lands in it. What was to be standard output then cannot be written, so that the result is not lost unsaid.
-    Standard error takes anything from now on, also when it is full or its reader has left.
+    A closed descriptor is opened on the null device, so that no file of ours gets its number and a library's warnings.
+    Standard output is then opened read-only, so that a lost result is an error. Writing to standard error never fails,
+    even if its disk is full or its reader has exited.
     """
     for number, mode in ((0, os.O_RDONLY), (1, os.O_RDONLY), (2, os.O_WRONLY)):
         try:
@@ -31,7 +31,7 @@ def secure() -> None:
 
 
 def forget_output() -> None:
-    """Standard output has failed: Python would complain once more when it flushes at its end."""
+    """After standard output has failed, redirect it to the null device: Python would fail again when it exits."""
     null = os.open(os.devnull, os.O_WRONLY)
     os.dup2(null, sys.stdout.fileno())
     os.close(null)
@@ -45,4 +45,5 @@ class _Lossy(io.FileIO):
             written = super().write(content)
         except OSError:
             written = None
-        return memoryview(content).nbytes if written is None else written  # None: nobody reads, and it does not wait
+        # None: a non-blocking stream that is full
+        return memoryview(content).nbytes if written is None else written

@@ -1,8 +1,8 @@
-"""How many threads PyTorch gets, and how long they spin, on a machine that others use, too.
+"""How many threads PyTorch gets, and how long they spin, on a machine with other load.
 
-Threads of OpenMP wait for each other by spinning, 300 000 times by default: some 10 ms in which another process could
-work. Where several trainings have as many threads as there are cores, each waits for threads that do not run at all,
-and all of them together become slower than one. So a command takes the cores that are free when it begins, and its
+OpenMP threads wait for each other by spinning, 300 000 times by default: some 10 ms in which another process could
+compute. Where several trainings have as many threads as there are cores, each waits for threads that are not scheduled,
+and all of them together become slower than one alone. So a command uses the cores that are free when it starts, and its
 threads go to sleep sooner. Measured by ``examples/benchmarks/bench_threads.py``.
 """
 
@@ -17,56 +17,56 @@ from collections.abc import Iterator, MutableMapping
 from pathlib import Path
 
 COUNT, SPIN, POLICY = "OMP_NUM_THREADS", "GOMP_SPINCOUNT", "OMP_WAIT_POLICY"
-SPINS = 20_000  # of GNU's OpenMP, which PyTorch's Linux packages bring; an idle machine loses a few percent at most
-SAMPLES, PAUSE = 6, 0.01  # looks at the machine, and seconds between them
+SPINS = 20_000  # for GNU's OpenMP, which PyTorch's Linux packages contain; costs a few percent at most when idle
+SAMPLES, PAUSE = 6, 0.01  # samples of the machine's load, and seconds between them
 PROC, QUOTA = Path("/proc"), Path("/sys/fs/cgroup/cpu.max")
 
 
 def spin_less(environment: MutableMapping[str, str]) -> None:
-    """Let waiting threads go to sleep sooner, unless the user has said how they wait.
+    """Let waiting threads go to sleep sooner, unless the user has set how they wait.
 
     Args:
-        environment: Of this process, in which PyTorch is not loaded yet.
+        environment: Of this process, before PyTorch is loaded.
     """
     if SPIN not in environment and POLICY not in environment:
         environment[SPIN] = str(SPINS)
 
 
 def free_cores() -> tuple[int, int]:
-    """Cores that nobody else uses, at least one, of those that this process may use."""
+    """Number of free cores, at least one, and of cores that this process may use."""
     cores = available()
-    # where most of a large machine is idle, it is not our cores that the others use
+    # on a large, mostly idle machine, other processes run on cores that we do not use anyway
     return max(1, min(cores, (os.cpu_count() or 1) - running())), cores
 
 
 def available() -> int:
-    """Cores that this process may use: its affinity, and what a container's quota leaves of it."""
+    """Number of cores that this process may use, by its affinity and its container's quota."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    with contextlib.suppress(OSError, ValueError):  # no control groups, or "max"
+    with contextlib.suppress(OSError, ValueError):  # no control groups, or no quota ("max")
         quota, period = QUOTA.read_text().split()
         cores = min(cores, max(1, math.ceil(int(quota) / int(period))))
     return cores
 
 
 def running() -> int:
-    """Threads of others that run, or wait for a core; 0 where the system does not tell.
+    """Number of other processes' threads that run or wait for a core; 0 where the system does not report it.
 
-    Commands of the same pipeline are not others: they wait for this one as soon as they have started.
+    Commands of the same pipeline do not count: as soon as they have started, they wait for this one.
     """
     counts, own = [], list(_pipeline())
     with contextlib.suppress(OSError, ValueError, IndexError):
         for _ in range(SAMPLES):
-            everybody = int((PROC / "loadavg").read_text().split()[3].split("/")[0])
-            counts.append(everybody - 1 - sum(map(_running_in, own)))
+            of_all = int((PROC / "loadavg").read_text().split()[3].split("/")[0])
+            counts.append(of_all - 1 - sum(map(_running_in, own)))
             time.sleep(PAUSE)
     return max(0, round(statistics.median(counts))) if counts else 0
 
 
 def _pipeline() -> Iterator[str]:
-    """Numbers of the processes that pipes lead to from standard output, and come from to standard input."""
+    """Ids of the processes that are connected to this one by pipes, on standard output and on standard input."""
     ends = {}
     for process in PROC.glob("[0-9]*") if PROC.is_dir() else ():
-        with contextlib.suppress(OSError):  # somebody else's, or gone
+        with contextlib.suppress(OSError):  # another user's, or gone
             ends[process.name] = tuple(os.readlink(process / "fd" / number) for number in "01")
     for near, far in ((0, 1), (1, 0)):
         at = str(os.getpid())

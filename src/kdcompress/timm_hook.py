@@ -1,8 +1,8 @@
-"""Registers our networks with timm as soon as both are imported, in whichever order.
+"""Registers our networks with timm as soon as both are imported, in either order.
 
-``import kdcompress`` has to be enough for ``timm.create_model('local-dir:…')`` to know a cascade, yet it must not
-import torch by itself, or the command line could not answer ``--help`` at once. So: register now if timm is there
-already, else right after its import.
+After ``import kdcompress``, ``timm.create_model('local-dir:…')`` must know our cascades; but that import must not
+import torch, or ``kdcompress --help`` would be slow. So the networks are registered at once if timm is already
+imported, else right after its import.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any
 
 
 def install() -> None:
-    """Register now, or arrange for it."""
+    """Register now if timm is imported, else after its import."""
     if "timm" in sys.modules:
         importlib.import_module("kdcompress.models")
     else:
@@ -24,10 +24,10 @@ def install() -> None:
 
 
 class _AfterTimm:
-    """Finds timm as everyone does, with one thing to do after it is loaded.
+    """A finder of timm that wraps its loader, to register our networks after the import.
 
-    A finder and a loader by their methods alone: the abstract classes for them take longer to import than the rest of
-    the command line's own code.
+    It does not inherit from the abstract classes for finders, whose import takes longer than the rest of the command
+    line's own code.
     """
 
     def find_spec(
@@ -56,6 +56,6 @@ class _Loader:
         assert module.__spec__ is not None
         module.__spec__.loader = module.__loader__ = self.inner
         self.inner.exec_module(module)
-        # only now: to find is not to import, and some libraries merely ask whether timm is there
+        # not earlier: some libraries only look for the spec, to see whether timm is installed
         sys.meta_path[:] = [finder for finder in sys.meta_path if finder is not self.finder]
         importlib.import_module("kdcompress.models")

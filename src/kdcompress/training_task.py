@@ -1,4 +1,4 @@
-"""timm's training task; the one place that imports it, for it is young and has changed between releases."""
+"""timm's training task; imported only here, because its API is young and has changed between releases."""
 
 from timm.task import TrainingTask
 

@@ -1,7 +1,7 @@
-"""The one gate to code that a name brings in: ``py:module:function`` is imported where the user typed that name.
+"""The only place that imports code by name: ``py:module:function``, and only if the user typed that name.
 
-Files, pipes and journals name code, too, and whoever wrote them is not who runs the command. So a name is refused here
-unless this process was given it as a flag, an environment variable or a keyword, or the user trusts all of them.
+Files, pipes and search journals may name code, too, but whoever wrote them need not be the user. So a name is refused
+unless it was given to this process as a flag, an environment variable or a keyword argument, or the user trusts all.
 """
 
 from __future__ import annotations
@@ -21,7 +21,11 @@ _typed: set[str] = set()
 
 
 def typed(text: Any) -> None:
-    """What the user gave in this process; remembers the code that it names, as a data set or in a model spec."""
+    """Remember code that the user's own input names, as a data set or in a model spec.
+
+    Args:
+        text: An option's value, or several.
+    """
     if isinstance(text, (tuple, list)):
         for part in text:
             typed(part)
@@ -30,21 +34,21 @@ def typed(text: Any) -> None:
 
 
 def import_callable(spec: str) -> Callable[..., Any]:
-    """The function behind ``py:package.module:function``; the working directory is on the path.
+    """The function that ``py:package.module:function`` names; the working directory is on the path.
 
     Raises:
         UserError: The user did not type this very name, it cannot be imported, or it is not callable.
     """
     if spec not in _typed and os.environ.get(VARIABLE, "").lower() not in ("1", "true", "yes", "on"):
         remedy = "If you trust that code, add --trust-code (in Python: KDCOMPRESS_TRUST_CODE=1 in the environment)."
-        raise UserError(f"A file or a pipe names code that would be run: {spec}", remedy)
+        raise UserError(f"A file or a pipe names code to run: {spec}", remedy)
     module_name, _, name = spec.removeprefix(PREFIX).partition(":")
     here = str(Path.cwd())
     if here not in sys.path:
         sys.path.insert(0, here)
     try:
         function = getattr(importlib.import_module(module_name), name)
-    except Exception as error:  # what a module does when it is imported may fail in any way
+    except Exception as error:  # importing an arbitrary module may fail in any way
         remedy = "Write py:package.module:function; the module must be importable from here."
         raise usage_error(f"{spec!r} cannot be imported: {error}", remedy) from error
     if not callable(function):

@@ -42,4 +42,4 @@ def rewrite(path: Path, content: object) -> None:
     if (run.path / RECORD).is_file():
         record = json.loads((run.path / RECORD).read_text())
         rest = {key: value for key, value in record.items() if key not in (OWN, OTHERS)}
-        run.write_record(rest, run._there(CONFIG, WEIGHTS, METRICS, CHECKPOINT))
+        run.write_record(rest, run._present(CONFIG, WEIGHTS, METRICS, CHECKPOINT))

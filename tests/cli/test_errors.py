@@ -158,7 +158,7 @@ USAGE = [
     (["gate-calibrate", "RUNS/cascade", "--confidence-level", "0.9", "--max-drop", "1e-300"], ["at least 0.001"]),
     (["distill", "RUNS/teacher", "--logit-loss", "mse", "--temperature", "2"], ["--temperature has no effect"]),
     (["gate-calibrate", "RUNS/cascade", "--confidence-level", "1", "--max-drop", "1"], ["less than 1"]),
-    (["gate-calibrate", "RUNS/cascade", "--confidence-level", "0.9", "--max-drop", "0.5"], ["can promise nothing"]),
+    (["gate-calibrate", "RUNS/cascade", "--confidence-level", "0.9", "--max-drop", "0.5"], ["too few for a guarantee"]),
     (["gate-calibrate", "RUNS/cascade", "--measure", "auto", "--threshold", "0.5"], ["needs one measure"]),
     (["gate-calibrate", "RUNS/cascade", "--max-drop", "1", "--plot", "gate.bmp"], ["--plot gate.bmp", ".svg"]),
     (["eval", "RUNS/cascade", "--plot", "no/such/eval.png"], ["no folder", "--plot"]),

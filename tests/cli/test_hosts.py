@@ -77,7 +77,7 @@ def test_hosts_with_caches_of_their_own(hosts: list[Host], here: Path, runs: Pat
     command = f"distill {runs}/teacher --epochs 5 {settings} --out run"
     done = Job(command.split(), here, "slow.py", hosts, SLOW="8").finished()
     result = done.result
-    assert "targets cannot be kept" not in done.err
+    assert "targets cannot be cached" not in done.err
     seen = [json.loads((here / f"seen-{rank}").read_text()) for rank in (0, 1)]
     assert sum(seen) == 2 * (1437 - result["n"]), "two views of the images that it fits on"
     assert abs(seen[0] - seen[1]) < 100
@@ -103,7 +103,7 @@ def test_hosts_with_other_images(here: Path) -> None:
     (here / "other.py").write_text(OTHER_IMAGES)
     done = Job(f"train-teacher --model {TINY} --epochs 1 --data py:other:make".split(), here).finished()
     assert done.status == 1
-    assert "Error: The processes do not have the same: the fit split is 32 images" in done.err
+    assert "Error: The processes differ: the fit split is 32 images" in done.err
     assert "Traceback" not in done.err
     assert not (here / "runs").exists()
 
@@ -120,7 +120,10 @@ def test_a_cut_link_ends_both_hosts(hosts: list[Host], here: Path) -> None:
     assert job.statuses == [1, 1], done.err
     assert done.err.count(f"Error: Lost contact with process 1 on {hosts[1].name}: ") == 1
     assert done.err.count(f"Error: Lost contact with process 0 on {hosts[0].name}: ") == 1
-    assert done.err.count(f"What was saved is in {here}/run: run the same command with --resume --out {here}/run") == 2
+    assert (
+        done.err.count(f"The last saved state is in {here}/run: run the same command with --resume --out {here}/run")
+        == 2
+    )
     assert "Traceback" not in done.err
     assert (here / "run" / "checkpoint.pt").is_file()
 

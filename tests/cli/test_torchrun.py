@@ -264,7 +264,7 @@ def test_targets_of_two_processes(here: Path, runs: Path) -> None:
     assert kept.result["target_views"] == 2
     assert len(list((here / "cache").rglob("view-*.npy"))) == 2
     assert kept.result["loss"] == blocked.result["loss"]
-    assert blocked.err.count("Warning: targets cannot be kept") == 1
+    assert blocked.err.count("Warning: targets cannot be cached") == 1
 
 
 def test_lwkd_of_two_processes(here: Path) -> None:

@@ -31,7 +31,7 @@ print(faults() - before)
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="of glibc alone")
 def test_a_step_finds_the_memory_of_the_one_before() -> None:
-    """Page faults took a third of the time of two trainings beside each other."""
+    """Page faults took a third of the time of two trainings side by side."""
     counts = {}
     for how in ("kept", "usual"):
         done = subprocess.run([sys.executable, "-c", STEPS, how], capture_output=True, text=True, check=True)

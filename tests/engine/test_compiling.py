@@ -50,7 +50,7 @@ def test_without_a_compiler_it_is_refused(tmp_path: Path, monkeypatch: pytest.Mo
 
 
 def test_student_and_teacher_are_compiled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An option that is taken and does nothing; or one that leaves its trace in the artifact."""
+    """The option would do nothing, or change the saved files."""
     made: list[nn.Module] = []
     monkeypatch.setattr(nn.Module, "compile", lambda module, **given: made.append(module))
     common: dict[str, Any] = {"device": "cpu", "precision": "fp32", "epochs": 1}

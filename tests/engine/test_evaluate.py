@@ -36,7 +36,7 @@ def linear(classes: int) -> torch.nn.Module:
 @pytest.mark.parametrize("classes", [2, 5, 6, 10])
 @pytest.mark.parametrize("batch", [1, 16, 53, 100])
 @torch.no_grad()
-def test_scores_are_the_naive_ones(classes: int, batch: int) -> None:
+def test_scores_equal_a_naive_implementation(classes: int, batch: int) -> None:
     """The figure that every claim rests on; a last, smaller batch must count by its images."""
     batches, x, labels = split(classes=classes, batch=batch)
     model = linear(classes)
@@ -72,10 +72,10 @@ def test_compared_networks_score_as_alone_and_take_turns() -> None:
     models = [linear(10), torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(16, 10)).eval()]
     seen: list[int] = []
 
-    def told(number: int) -> Callable[[Tensor], Tensor]:
+    def recording(number: int) -> Callable[[Tensor], Tensor]:
         return lambda x: seen.append(number) or models[number](x)  # type: ignore[func-returns-value]
 
-    both = compare([told(0), told(1)], batches, CPU, passes=2, stages=(0, 0))
+    both = compare([recording(0), recording(1)], batches, CPU, passes=2, exits=(0, 0))
     for scores, model in zip(both, models, strict=True):
         alone = evaluate(model, batches, CPU)
         assert (scores.top1, scores.loss, scores.n) == (alone.top1, alone.loss, alone.n)
@@ -83,7 +83,7 @@ def test_compared_networks_score_as_alone_and_take_turns() -> None:
 
 
 def test_exits_are_counted() -> None:
-    """Expected MACs are these counts times each member's cost."""
+    """Expected MACs are these counts times the cost of each member."""
     batches, x, _labels = split()
     model = linear(10)
     stage_of = {tuple(image.flatten().tolist()): number % 3 for number, image in enumerate(x)}
@@ -92,12 +92,12 @@ def test_exits_are_counted() -> None:
         stages = [stage_of[tuple(image.flatten().tolist())] for image in batch]
         return model(batch), torch.tensor(stages)
 
-    (scores,) = compare([gated], batches, CPU, stages=[4])
+    (scores,) = compare([gated], batches, CPU, exits=[4])
     assert scores.exits == (18, 18, 17, 0)
     assert scores.top1 == evaluate(model, batches, CPU).top1
 
 
-def test_further_passes_change_the_speed_only() -> None:
+def test_more_passes_change_only_the_speed() -> None:
     """Counting each pass would report several times the images."""
     batches, _, _ = split()
     calls: list[int] = []
@@ -136,7 +136,7 @@ def test_collect_gives_all_outputs_in_order() -> None:
     torch.testing.assert_close(stacked[1], -model(x))
 
 
-def test_shares_of_processes_are_all_images_once() -> None:
+def test_shares_of_processes_cover_each_image_once() -> None:
     """Two processes that score the same images would weigh them double."""
     batches, x, _ = split()
     parts = [EvalBatches(batches.images, 16, rank, 2) for rank in range(2)]

@@ -133,7 +133,7 @@ def rates() -> Iterator[list[float]]:
 
 
 def test_one_epoch_learns(tmp_path: Path) -> None:
-    """The job itself: on digits one epoch takes a ResNet-8 from one in ten to most."""
+    """The training loop itself: on digits one epoch takes a ResNet-8 from 10 % to most."""
     options = TrainingOptions(epochs=1)
     task = task_of("resnet8_cifar")
     batches, calibration = data(images=1300, batch=32)
@@ -159,7 +159,7 @@ def test_the_plan_fits_small_and_large_sets() -> None:
 
 
 @pytest.mark.parametrize("opt", ["sgd", "adamw", "lamb"])
-def test_optimisers_of_timm_learn(tmp_path: Path, opt: str) -> None:
+def test_every_timm_optimiser_learns(tmp_path: Path, opt: str) -> None:
     """--opt is handed to timm; the rate must reach it."""
     rows, _ = train(tmp_path, opt=opt, lr=0.05 if opt == "sgd" else 0.01, epochs=4)
     assert rows[-1]["train_loss"] < 0.95 * rows[0]["train_loss"]
@@ -201,7 +201,7 @@ def assert_same_end(
 
 @pytest.mark.parametrize("kind", list(KINDS))
 @pytest.mark.parametrize("at", [1, 3, STEPS, STEPS + 3])
-def test_interrupted_and_resumed_is_the_unbroken_run(tmp_path: Path, kind: str, at: int) -> None:
+def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path: Path, kind: str, at: int) -> None:
     """A night's training that was stopped must end with the very weights it would have had."""
     spec = f"{RESNET},drop_rate=0.2"
     whole = unbroken(tmp_path, spec, KINDS[kind])
@@ -219,10 +219,10 @@ def test_interrupted_and_resumed_is_the_unbroken_run(tmp_path: Path, kind: str, 
     assert_same_end(whole, again)
 
 
-def test_a_stop_is_heard_while_the_calibration_split_is_prepared(
+def test_a_stop_signal_works_while_the_calibration_split_is_prepared(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What frozen members say of it may take minutes; a second Ctrl-C would lose the epoch."""
+    """Their outputs for the frozen members may take minutes; a second Ctrl-C would lose the epoch."""
 
     def prepare(_: EvalBatches, stopped: Callable[[], bool]) -> bool:
         signal.raise_signal(signal.SIGTERM)
@@ -282,7 +282,7 @@ def test_a_finished_checkpoint_trains_no_more(tmp_path: Path) -> None:
     [{"lr": 0.1}, {"epochs": 3}, {"seed": 1}, {"mixup": 0.2}, {"opt": "adamw"}, {"batch_size": 16}, {"ema_decay": 0.5}],
 )
 def test_changed_options_are_refused(tmp_path: Path, changed: dict[str, Any]) -> None:
-    """Half a run with one rate and half with another is neither of the two, whatever run.json says."""
+    """A run with half its epochs at another learning rate would not be what run.json says."""
     train(tmp_path, epochs=2)
     name = next(iter(changed))
     with pytest.raises(UserError, match=name) as caught:
@@ -290,14 +290,14 @@ def test_changed_options_are_refused(tmp_path: Path, changed: dict[str, Any]) ->
     assert "--resume" in caught.value.remedy
 
 
-def test_where_it_runs_may_change(tmp_path: Path) -> None:
+def test_folder_and_workers_may_change(tmp_path: Path) -> None:
     """A run must be free to move to another folder or to get more workers."""
     rows, _ = train(tmp_path)
     assert train(tmp_path, workers=0, out="elsewhere", resume=True)[0] == rows
 
 
 def test_the_same_seed_gives_the_same_weights(tmp_path: Path) -> None:
-    """Differences between methods would drown in chance that nobody asked for."""
+    """Differences between methods would drown in random variation."""
     given = {"mixup": 0.5, "cutmix": 0.5}
     one, other = train(tmp_path / "1", **given), train(tmp_path / "2", **given)
     assert_same_end(one, other)
@@ -355,7 +355,7 @@ def naive_training(task: StudentTask, batches: TrainBatches, rates: list[float],
 
 
 @pytest.mark.parametrize("accum", [1, 4])
-def test_the_steps_are_those_of_a_bare_loop(tmp_path: Path, rates: list[float], accum: int) -> None:
+def test_the_steps_equal_those_of_a_plain_loop(tmp_path: Path, rates: list[float], accum: int) -> None:
     """Six batches at four an update leave two over: they count as one update of their own."""
     _, task = train(tmp_path, task_of("lenet5"), grad_accum=accum)
     assert len(rates) == 2 * math.ceil(STEPS / accum)
@@ -374,7 +374,7 @@ def test_cosine_warms_up_and_decays(tmp_path: Path, rates: list[float]) -> None:
     assert rates == pytest.approx(expected)
 
 
-def test_a_warm_up_that_never_ends_is_refused() -> None:
+def test_a_warm_up_as_long_as_the_training_is_refused() -> None:
     """The rate would never reach its peak, and the accuracy would be poor for no visible reason."""
     with pytest.raises(UserError, match="warmup-epochs 5"):
         Plan.of(TrainTeacherOptions(epochs=5, warmup_epochs=5), 1000)
@@ -382,7 +382,7 @@ def test_a_warm_up_that_never_ends_is_refused() -> None:
 
 @pytest.mark.parametrize(("opt", "usual"), [("sgd", 0.01), ("adamw", 1e-3), ("auto", 1e-3)])
 def test_pretrained_weights_get_a_rate_that_keeps_them(opt: str, usual: float) -> None:
-    """SGD's full rate would destroy what was paid for."""
+    """SGD's full learning rate would destroy the pretrained features."""
     plan = Plan.of(TrainTeacherOptions(opt=opt, pretrained=True), 10**5)
     assert plan.lr == pytest.approx(usual)
     assert plan.opt == ("sgd" if opt == "sgd" else "adamw")
@@ -486,7 +486,7 @@ def test_mixup_leaves_the_batches_as_they_are() -> None:
     assert soft[4].tolist() == [0.0] * 4 + [1.0] + [0.0] * 5
 
 
-def test_the_moving_average_is_the_formula_and_is_what_is_scored(tmp_path: Path) -> None:
+def test_the_moving_average_follows_the_formula_and_is_scored(tmp_path: Path) -> None:
     """--ema-decay promises averaged weights in the file and in the reported accuracy."""
     averages: list[dict[str, Tensor]] = []
     task = task_of()
@@ -583,7 +583,7 @@ def test_training_figures_are_means_over_images(tmp_path: Path) -> None:
 
 
 def test_the_student_is_back_in_training_mode_each_epoch(tmp_path: Path) -> None:
-    """A student left in eval mode after the first validation: BatchNorm and dropout stand still, and nobody sees."""
+    """Left in eval mode after the first validation, a student would train without dropout and BatchNorm updates."""
     modes: list[bool] = []
 
     class Spy(Watched):
@@ -595,7 +595,7 @@ def test_the_student_is_back_in_training_mode_each_epoch(tmp_path: Path) -> None
     assert modes == [True] * 2 * STEPS
 
 
-def test_the_reporter_hears_the_course(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_reporter_gets_every_step_and_epoch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The progress bar: every step counted once, and a resumed run starts where it is."""
     calls: list[tuple[Any, ...]] = []
 
@@ -682,9 +682,9 @@ def test_narrow_networks_survive_two_threads() -> None:
         ("resnet10t", 2, torch.channels_last),
     ],
 )
-def test_threads_do_not_wait_for_each_other(
+def test_narrow_networks_are_not_channels_last_with_several_threads(
     spec: str, threads: int, format: torch.memory_format, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A narrow student would train at two thirds of its speed for no more than an order of its numbers."""
+    """A narrow student would train at two thirds of its speed only because of its memory layout."""
     monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
     assert memory_format_of(task_of(spec).trainable_module, torch.device("cpu")) is format

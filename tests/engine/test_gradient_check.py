@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from kdcompress.engine.allocation import unwritten_memory_shows
+from kdcompress.engine.allocation import poisoned_memory
 from kdcompress.engine.distributed import Place
 from kdcompress.engine.fp32_layers import in_fp32
 from kdcompress.engine.gradient_check import Numerics, checked
@@ -121,7 +121,7 @@ def test_a_wrong_layer_is_found_and_run_in_fp32(wrong: str) -> None:
 
 
 def test_a_wrong_layout_is_given_up() -> None:
-    """float32 has wrong kernels, too; and no precision mends a layout."""
+    """float32 has wrong kernels, too, and no precision makes up for a wrong layout."""
     layer = Unreliable(128, 8)
     layer.wrong, layer.when = "noise", "channels-last"
     for precision in ("fp32", "bf16"):
@@ -131,8 +131,8 @@ def test_a_wrong_layout_is_given_up() -> None:
         assert "channels-last gradients of 1 are wrong" in notes[0]
 
 
-def test_what_is_wrong_between_layers_is_found() -> None:
-    """Attention is no layer of its own."""
+def test_a_fault_between_layers_is_found() -> None:
+    """Attention is computed between layers."""
     found, notes = check(around(nn.Sequential(nn.Flatten(), nn.Linear(128, 8), Between())))
     assert found.fp32_layers == ("1.2",)
     assert len(notes) == 1
@@ -155,8 +155,8 @@ def test_a_block_is_not_blamed_for_its_layer() -> None:
     assert len(notes) == 1
 
 
-def test_what_no_layer_explains_runs_in_fp32() -> None:
-    """The last resort: what a task computes by itself."""
+def test_a_fault_outside_of_layers_runs_all_in_fp32() -> None:
+    """A task may compute something outside of any layer."""
 
     class Strange(SupervisedTask):
         def forward(self, input: Tensor, target: Tensor) -> dict[str, Tensor]:
@@ -171,7 +171,7 @@ def test_what_no_layer_explains_runs_in_fp32() -> None:
     assert "runs in fp32" in notes[0]
 
 
-def test_a_loss_that_is_nowhere_finite_is_not_the_precisions_fault() -> None:
+def test_a_loss_that_is_not_finite_in_fp32_either_changes_nothing() -> None:
     """NaN in the data would be blamed on the machine."""
     images, labels = batch()
     notes: list[str] = []
@@ -180,7 +180,7 @@ def test_a_loss_that_is_nowhere_finite_is_not_the_precisions_fault() -> None:
     assert notes == []
 
 
-def test_the_task_and_the_random_numbers_stay_as_they_are() -> None:
+def test_the_check_changes_neither_task_nor_random_state() -> None:
     """A run that was checked would not be the one that its seed gives; LW-KD's discriminator learns in every step."""
     model, _ = build(ModelSpec.parse("resnet8_cifar,width=0.25,in_chans=1"), num_classes=10)
     task = LwKdTask(model, SoftTargetBank(torch.randn(10, 4, 10)))
@@ -232,8 +232,8 @@ def test_a_layer_in_fp32_is_the_same_layer() -> None:
 )
 @pytest.mark.parametrize("channels_last", [True, False])
 @pytest.mark.usefixtures("bf16")
-def test_no_alarm_where_bf16_is_right(spec: str, size: int, channels_last: bool) -> None:
-    """A notice at every training is one that nobody reads, and float32 is slow."""
+def test_no_notice_where_bf16_is_correct(spec: str, size: int, channels_last: bool) -> None:
+    """Nobody reads a notice that comes in every training, and float32 is slow."""
     wanted = Numerics("bf16", channels_last)
     assert check(task_of(spec), wanted, size) == (wanted, [])
 
@@ -265,7 +265,7 @@ def test_a_convolution_is_run_in_fp32_just_where_its_gradient_is_wrong(
         network = nn.Sequential(nn.Identity(), layer, nn.BatchNorm2d(cout), nn.ReLU(), nn.AdaptiveAvgPool2d(1))
         task = SupervisedTask(nn.Sequential(*network, nn.Flatten(), nn.Linear(cout, 10)))
         x = torch.randn(31, cin, side, side).contiguous(memory_format=layout)
-        with unwritten_memory_shows():
+        with poisoned_memory():
             right = right_in_bf16(x, layer.weight.detach().contiguous(memory_format=layout), stride)
         wanted, notes = Numerics("bf16", layout is torch.channels_last), []
         found = checked(wanted, task, (x, torch.arange(31) % 10), CPU, notes.append)
@@ -289,7 +289,7 @@ def test_networks_on_small_images_get_the_gradients_of_fp32(spec: str) -> None:
 
     def norms(layers: tuple[str, ...], low: bool = True) -> dict[str, Tensor]:
         network.zero_grad()
-        with unwritten_memory_shows(), in_fp32(network, layers), torch.autocast("cpu", torch.bfloat16, enabled=low):
+        with poisoned_memory(), in_fp32(network, layers), torch.autocast("cpu", torch.bfloat16, enabled=low):
             loss = task(images, labels)["loss"]
             loss.backward()
         return {name: each.grad.norm() for name, each in network.named_parameters() if each.grad is not None}

@@ -26,8 +26,8 @@ def raising() -> Iterator[None]:
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 @pytest.mark.usefixtures("raising")
-def test_loss_of_a_worker_in_the_same_moment(number: signal.Signals, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Else a signal to the whole process group ends, now and then, in a traceback."""
+def test_a_signal_that_also_kills_a_worker(number: signal.Signals, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A signal to the whole process group would sometimes end in a traceback."""
     complaints: list[object] = []
     monkeypatch.setattr(sys, "unraisablehook", complaints.append)
     both = [number, signal.SIGCHLD]

@@ -31,7 +31,7 @@ print(found)
 
 @pytest.fixture
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Nothing remembered, and oneDNN's variable as it was afterwards."""
+    """An empty cache; oneDNN's variable is restored afterwards."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setenv(ISA_VARIABLE, "")
     monkeypatch.delenv(ISA_VARIABLE)
@@ -51,7 +51,7 @@ def runs(calls: Path) -> int:
     return len(calls.read_text().splitlines()) if calls.exists() else 0
 
 
-def test_this_processor_survives_its_own_answer(cache: Path) -> None:
+def test_the_chosen_precision_works_on_this_processor(cache: Path) -> None:
     """Machines that announce AMX and refuse it kill the process: no error message, no saved state."""
     environment = {key: value for key, value in os.environ.items() if key != ISA_VARIABLE}
     done = subprocess.run([sys.executable, "-c", REAL], env=environment, capture_output=True, text=True)
@@ -61,7 +61,7 @@ def test_this_processor_survives_its_own_answer(cache: Path) -> None:
     assert cache_dir().is_relative_to(cache)
 
 
-def test_what_was_found_is_remembered(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_result_of_a_trial_is_cached(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The trial takes seconds; every command would pay them."""
     calls = child(monkeypatch, cache, "echo 1.5 1.5")
     assert [cpu_precision("auto") for _ in range(3)] == ["bf16"] * 3
@@ -69,8 +69,8 @@ def test_what_was_found_is_remembered(cache: Path, monkeypatch: pytest.MonkeyPat
     assert ISA_VARIABLE not in os.environ
 
 
-def test_a_busy_moment_is_not_remembered(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One trial that was too slow would take bf16 from a processor for good."""
+def test_a_trial_that_timed_out_is_not_cached(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One trial that was too slow would disable bf16 on a processor for good."""
 
     def late(command: list[str], **_: object) -> None:
         raise subprocess.TimeoutExpired(command, 120)
@@ -82,7 +82,7 @@ def test_a_busy_moment_is_not_remembered(cache: Path, monkeypatch: pytest.Monkey
     assert cpu_precision("auto") == "bf16"
 
 
-def test_halves_that_disagree_are_not_remembered(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_halves_that_disagree_are_not_cached(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """On a busy machine the trial was a coin toss, whose first answer was kept for good."""
     calls = child(monkeypatch, cache, "echo 2.1 1.0")
     assert cpu_precision("auto") == "fp32"
@@ -90,8 +90,8 @@ def test_halves_that_disagree_are_not_remembered(cache: Path, monkeypatch: pytes
     assert runs(calls) == 2
 
 
-def test_another_processor_is_tried_anew(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A home folder shared by two machines must not carry one's answer to the other."""
+def test_another_processor_has_its_own_trial(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a home folder shared by two machines, one must not use the result of the other."""
     calls = child(monkeypatch, cache, "echo 1.5 1.5")
     cpu_precision("auto")
     monkeypatch.setattr(precision, "_processor_flags", lambda: "another")
@@ -99,8 +99,8 @@ def test_another_processor_is_tried_anew(cache: Path, monkeypatch: pytest.Monkey
     assert runs(calls) == 2
 
 
-def test_bf16_that_is_not_faster_is_not_taken(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """bf16 by emulation runs, at a fraction of the speed."""
+def test_bf16_that_is_not_faster_is_not_chosen(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Emulated bf16 runs at a fraction of the speed."""
     child(monkeypatch, cache, "echo 0.4 0.4")
     assert cpu_precision("auto") == "fp32"
     assert cpu_precision("bf16") == "bf16"  # the user's word
@@ -119,7 +119,7 @@ def test_broken_bf16_falls_back_to_fp32(cache: Path, monkeypatch: pytest.MonkeyP
     assert ISA_VARIABLE not in os.environ
 
 
-def test_without_amx_where_only_that_runs(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_amx_is_disabled_where_bf16_only_works_without(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The variable is what keeps this very process alive."""
     calls = child(monkeypatch, cache, f'[ "${ISA_VARIABLE}" = {WITHOUT_AMX} ] || kill -ILL $$\necho 1.8 1.8')
     monkeypatch.setattr(Process, "is_ours", True)
@@ -128,7 +128,7 @@ def test_without_amx_where_only_that_runs(cache: Path, monkeypatch: pytest.Monke
     assert os.environ[ISA_VARIABLE] == WITHOUT_AMX
 
 
-def test_in_a_process_of_others_the_limit_would_come_too_late(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_bf16_is_refused_where_it_is_too_late_to_disable_amx(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """oneDNN chooses its instructions with the first network that runs: in a notebook bf16 would then kill it."""
     child(monkeypatch, cache, f'[ "${ISA_VARIABLE}" = {WITHOUT_AMX} ] || kill -ILL $$\necho 1.8 1.8')
     assert cpu_precision("auto") == "fp32"
@@ -141,21 +141,21 @@ def test_in_a_process_of_others_the_limit_would_come_too_late(cache: Path, monke
 
 
 def test_the_users_own_limit_stays(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Who sets oneDNN's variable has a reason."""
+    """A user who sets oneDNN's variable has a reason."""
     monkeypatch.setenv(ISA_VARIABLE, "AVX2")
     child(monkeypatch, cache, f'[ "${ISA_VARIABLE}" = {WITHOUT_AMX} ] || exit 1\necho 1.8 1.8')
     cpu_precision("auto")
     assert os.environ[ISA_VARIABLE] == "AVX2"
 
 
-def test_fp32_asks_nobody(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_fp32_needs_no_trial(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """--precision fp32 must not cost a trial."""
     calls = child(monkeypatch, cache, "echo 9")
     assert cpu_precision("fp32") == "fp32"
     assert runs(calls) == 0
 
 
-def test_a_damaged_memory_is_tried_anew(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_damaged_cache_file_is_ignored(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A half-written cache file must not stop every training from now on."""
     calls = child(monkeypatch, cache, "echo 1.5 1.5")
     cpu_precision("auto")
@@ -166,7 +166,7 @@ def test_a_damaged_memory_is_tried_anew(cache: Path, monkeypatch: pytest.MonkeyP
     assert runs(calls) == 4
 
 
-def test_a_cache_that_cannot_be_written_is_no_obstacle(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_read_only_cache_is_no_error(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Containers have read-only home folders."""
     (cache / "file").write_text("")
     monkeypatch.setenv("XDG_CACHE_HOME", str(cache / "file"))
@@ -174,7 +174,7 @@ def test_a_cache_that_cannot_be_written_is_no_obstacle(cache: Path, monkeypatch:
     assert cpu_precision("auto") == "bf16"
 
 
-def test_the_child_is_none_of_torchruns(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_trial_does_not_join_torchruns_processes(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With RANK set it would wait for peers, until the time limit."""
     for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
         monkeypatch.setenv(name, "1")

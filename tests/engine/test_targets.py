@@ -80,39 +80,39 @@ class Counted(nn.Module):
 
 
 @pytest.mark.parametrize("loading", ["memory", "stream"])
-def test_targets_are_those_of_a_live_network(tmp_path: Path, loading: str) -> None:
-    """A student would learn what its teacher says of other images, or of other crops of them."""
+def test_cached_targets_equal_the_networks_outputs(tmp_path: Path, loading: str) -> None:
+    """A student would learn from the teacher's logits for other images, or for other crops."""
     batches, _ = digits(loading=loading)
     networks = {"teacher_logits": teacher(0), "member_logits": teacher(1)}
-    told = CachedBatches(batches, targets(tmp_path, networks, batches), views=3)
+    cached = CachedBatches(batches, targets(tmp_path, networks, batches), views=3)
     for epoch in (0, 2, 4):
-        assert told.prepare(epoch, never)
-        for x, _, said in itertools.islice(told.epoch(epoch, first_step=3), 6):
+        assert cached.prepare(epoch, never)
+        for x, _, rows in itertools.islice(cached.epoch(epoch, first_step=3), 6):
             for name, network in networks.items():
                 live = network(x)
-                assert said[name].dtype == torch.float32
-                assert (said[name] - live).abs().max() <= 1e-3 * live.abs().max() + 1e-5, "beyond fp16 rounding"
+                assert rows[name].dtype == torch.float32
+                assert (rows[name] - live).abs().max() <= 1e-3 * live.abs().max() + 1e-5, "beyond fp16 rounding"
 
 
-def test_the_split_as_it_is(tmp_path: Path) -> None:
-    """The calibration accuracy of a cascade would be that of other images."""
+def test_targets_of_the_unaugmented_split(tmp_path: Path) -> None:
+    """The calibration accuracy of a cascade would mix up logits of different images."""
     _, calibration = digits()
     network = teacher()
-    told = CachedEval(calibration, targets(tmp_path, {"member_logits": network}, calibration))
+    cached = CachedEval(calibration, targets(tmp_path, {"member_logits": network}, calibration))
     seen = 0
-    for x, _, said in told:
-        assert torch.allclose(said["member_logits"], network(x), atol=2e-3)
+    for x, _, rows in cached:
+        assert torch.allclose(rows["member_logits"], network(x), atol=2e-3)
         seen += len(x)
     assert seen == len(calibration.images.ids)
 
 
-def test_views_come_again_in_another_order(tmp_path: Path) -> None:
+def test_a_repeated_view_has_another_order(tmp_path: Path) -> None:
     """Epoch e shows view e mod K; with the same order each time the student would see the same batches."""
     batches, _ = digits()
-    told = CachedBatches(batches, targets(tmp_path, {}, batches), views=2)
+    cached = CachedBatches(batches, targets(tmp_path, {}, batches), views=2)
 
     def epoch(number: int) -> Tensor:
-        return torch.cat([x for x, _, _ in told.epoch(number)]).flatten(1)
+        return torch.cat([x for x, _, _ in cached.epoch(number)]).flatten(1)
 
     def sorted_rows(x: Tensor) -> list[list[float]]:
         return sorted(x.tolist())
@@ -122,21 +122,21 @@ def test_views_come_again_in_another_order(tmp_path: Path) -> None:
     assert sorted_rows(first) == sorted_rows(again)
     assert sorted_rows(first) != sorted_rows(second)
     other = dataclasses.replace(batches, seed=8)
-    other_run = CachedBatches(other, told.targets, views=2)
+    other_run = CachedBatches(other, cached.targets, views=2)
     assert sorted_rows(torch.cat([x for x, _, _ in other_run.epoch(0)]).flatten(1)) == sorted_rows(first), (
         "a run with another seed would find nothing"
     )
 
 
-def test_each_view_is_asked_for_once(tmp_path: Path) -> None:
+def test_each_view_is_computed_once(tmp_path: Path) -> None:
     """Later epochs, and later runs with the same networks, are what the cache is for."""
     batches, _ = digits()
     images = len(batches.images.ids)
     assert images > 2 * CPU_BATCH
     first = Counted(teacher())
-    told = CachedBatches(batches, targets(tmp_path, {"teacher_logits": first}, batches), views=2)
+    cached = CachedBatches(batches, targets(tmp_path, {"teacher_logits": first}, batches), views=2)
     for epoch in range(5):
-        assert told.prepare(epoch, never)
+        assert cached.prepare(epoch, never)
     assert first.images == 2 * images
     again, member = Counted(teacher()), Counted(teacher(1))
     networks = {"teacher_logits": again, "member_logits": member}
@@ -147,7 +147,7 @@ def test_each_view_is_asked_for_once(tmp_path: Path) -> None:
 
 
 def test_what_targets_depend_on_is_in_their_key(tmp_path: Path) -> None:
-    """Else stale ones are served."""
+    """Stale targets would be used."""
     batches, calibration = digits()
     base = targets(tmp_path, {"a": teacher()}, batches).keys["a"]
     assert targets(tmp_path, {"b": teacher()}, batches).keys["b"] == base, "the same must be found"
@@ -178,7 +178,7 @@ def test_what_targets_depend_on_is_in_their_key(tmp_path: Path) -> None:
 
 
 def test_settings_are_part_of_a_network() -> None:
-    """Where they change no tensor and no name, one network would be given what another one says."""
+    """Settings that change no tensor would give one network the targets of another."""
     heads = [nn.MultiheadAttention(12, heads) for heads in (3, 6)]
     heads[1].load_state_dict(heads[0].state_dict())
     assert network_key(heads[0])["fingerprint"] != network_key(heads[1])["fingerprint"]
@@ -194,7 +194,7 @@ def test_settings_are_part_of_a_network() -> None:
 
 
 def test_a_file_that_is_written_to_is_another_image(tmp_path: Path) -> None:
-    """Streamed images are not read for the key; one of the same size would be given the targets of the former one."""
+    """Streamed images are not read for the key; a changed image of equal size would get the old targets."""
     rng = np.random.default_rng(0)
     for split, name, number in itertools.product(("train", "test"), "ab", range(10)):
         file = tmp_path / split / name / f"{number}.bmp"
@@ -213,7 +213,7 @@ def test_a_file_that_is_written_to_is_another_image(tmp_path: Path) -> None:
     assert key() != before
 
 
-def test_what_another_run_has_written_meanwhile_is_not_gone_through(tmp_path: Path) -> None:
+def test_what_another_run_wrote_meanwhile_is_not_computed_again(tmp_path: Path) -> None:
     """Runs of a sweep that start together would each decode every image of every view, one after the other."""
     batches, _ = digits()
     made = targets(tmp_path, {"a": teacher()}, batches)
@@ -249,19 +249,19 @@ def test_precisions_are_compared_on_images_of_all_classes(tmp_path: Path) -> Non
     assert (torch.cat(seen) == last.flatten(1)).all(1).any()
 
 
-def test_networks_that_say_the_same_are_asked_once(tmp_path: Path) -> None:
-    """A teacher that is a member, too, would be waited for by itself."""
+def test_identical_networks_run_once(tmp_path: Path) -> None:
+    """A teacher that is also a member would wait for its own lock."""
     batches, _ = digits()
     asked = [Counted(teacher()), Counted(teacher())]
     made = targets(tmp_path, {"teacher_logits": asked[0], "member_logits": asked[1]}, batches)
     assert made.prepare(0, never)
-    said = made.rows_of(np.arange(4))
-    assert torch.equal(said["teacher_logits"], said["member_logits"])
+    rows = made.rows_of(np.arange(4))
+    assert torch.equal(rows["teacher_logits"], rows["member_logits"])
     assert sum(network.images for network in asked) == len(batches.images.ids)
 
 
-def test_what_could_be_kept_is_read_where_the_rest_cannot(tmp_path: Path) -> None:
-    """A cache that became read-only, or full, would help no more at all."""
+def test_cached_views_are_read_where_others_cannot_be_written(tmp_path: Path) -> None:
+    """A cache that became read-only or full would be useless."""
     batches, _ = digits()
     first = Counted(teacher())
     assert targets(tmp_path, {"a": first}, batches).prepare(0, never)
@@ -274,7 +274,7 @@ def test_what_could_be_kept_is_read_where_the_rest_cannot(tmp_path: Path) -> Non
 
 
 def test_code_is_part_of_a_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A user's own network, mended between two runs, has the weights that it had."""
+    """A user's own network may change its code between two runs, but not its weights."""
     import importlib
 
     text = (
@@ -299,7 +299,7 @@ def test_code_is_part_of_a_network(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 
 @pytest.mark.parametrize("trouble", ["file", "limit", "foreign"])
-def test_without_a_store_the_same_is_said(tmp_path: Path, trouble: str) -> None:
+def test_results_are_the_same_without_a_cache(tmp_path: Path, trouble: str) -> None:
     """A full disk would change the result, or end a training of hours."""
     batches, _ = digits()
     networks: dict[str, nn.Module] = {"teacher_logits": teacher(0), "member_logits": teacher(1)}
@@ -319,16 +319,16 @@ def test_without_a_store_the_same_is_said(tmp_path: Path, trouble: str) -> None:
     for view in (0, 1, 0):
         assert good.prepare(view, never)
         assert bad.prepare(view, never)
-        for name, said in good.rows_of(positions).items():
-            assert torch.equal(said, bad.rows_of(positions)[name])
-            assert said.abs().sum() > 0
+        for name, rows in good.rows_of(positions).items():
+            assert torch.equal(rows, bad.rows_of(positions)[name])
+            assert rows.abs().sum() > 0
     assert len(heard) == 1, "one warning"
-    assert heard[0].startswith("Warning: targets cannot be kept in ")
+    assert heard[0].startswith("Warning: targets cannot be cached in ")
     assert not list(folder.rglob("*.npy"))
 
 
 def test_a_stop_keeps_whole_views_only(tmp_path: Path) -> None:
-    """Ctrl-C during a view would leave half of it, or not be heard for minutes."""
+    """Ctrl-C during a view would leave half of it, or have no effect for minutes."""
     batches, _ = digits()
     network = Counted(teacher())
     made = targets(tmp_path, {"teacher_logits": network}, batches)

@@ -29,7 +29,7 @@ def naive_kl(teacher: list[list[float]], student: list[list[float]], tau: float)
 
 
 @pytest.mark.parametrize("tau", [1.0, 4.0, 20.0])
-def test_kl_is_the_formula(tau: float) -> None:
+def test_kl_follows_the_formula(tau: float) -> None:
     """Another reduction or direction is another method: results would not compare with the literature."""
     torch.manual_seed(0)
     teacher, student = 3 * torch.randn(6, 5), 3 * torch.randn(6, 5)
@@ -92,7 +92,7 @@ def test_the_options_know_every_loss() -> None:
 
 
 @pytest.mark.parametrize("name", LOGIT_LOSSES)
-def test_every_loss_has_its_least_value_at_the_teacher(
+def test_every_loss_is_least_at_the_teachers_logits(
     logits: tuple[torch.Tensor, torch.Tensor, torch.Tensor], name: str
 ) -> None:
     """A student would be led away from its teacher."""
@@ -138,8 +138,8 @@ def test_dkd_takes_the_likeliest_of_soft_targets(logits: tuple[torch.Tensor, tor
 
 
 @pytest.mark.parametrize("name", LOGIT_LOSSES)
-def test_no_loss_is_left_at_the_teacher_of_many_classes(name: str) -> None:
-    """Most of a thousand probabilities are tiny: a floor that is not would take their term away."""
+def test_no_loss_remains_at_a_teacher_with_many_classes(name: str) -> None:
+    """Most of a thousand probabilities are tiny: too large a floor would remove their term."""
     teacher = 5 * torch.randn(64, 1000, generator=torch.Generator().manual_seed(0))
     labels = teacher.argmax(1)
     assert float(LOGIT_LOSSES[name](teacher, teacher, labels, 1.0)) == pytest.approx(0, abs=1e-4)
@@ -157,7 +157,7 @@ def test_dist_is_correlation_within_images_and_within_classes(
     assert float(dist(teacher, student, labels, 2.0)) == pytest.approx(4 * (images + classes), rel=1e-4)
 
 
-def test_standardized_kl_sees_no_scale_and_no_shift(logits: tuple[torch.Tensor, torch.Tensor, torch.Tensor]) -> None:
+def test_standardized_kl_ignores_scale_and_shift(logits: tuple[torch.Tensor, torch.Tensor, torch.Tensor]) -> None:
     """What the method is for: a small student need not reach its teacher's range."""
     teacher, student, labels = logits
     found = standardized_kl(teacher, student, labels, 2.0)
@@ -166,7 +166,7 @@ def test_standardized_kl_sees_no_scale_and_no_shift(logits: tuple[torch.Tensor, 
     torch.testing.assert_close(found, kl_divergence(theirs, ours, 2.0))
 
 
-def test_mse_is_of_the_logits_themselves(logits: tuple[torch.Tensor, torch.Tensor, torch.Tensor]) -> None:
+def test_mse_compares_raw_logits(logits: tuple[torch.Tensor, torch.Tensor, torch.Tensor]) -> None:
     """Softened, it would be another loss for every temperature."""
     teacher, student, labels = logits
     assert mse(teacher, student, labels, 1.0) == mse(teacher, student, labels, 9.0) == residual_energy(teacher, student)
@@ -174,7 +174,7 @@ def test_mse_is_of_the_logits_themselves(logits: tuple[torch.Tensor, torch.Tenso
 
 @pytest.mark.parametrize("name", LOGIT_LOSSES)
 def test_gradients_are_bounded_where_nothing_varies(name: str) -> None:
-    """A network that says the same of every class, as at its start, would be blown up by a single step."""
+    """A network with equal logits for all classes, as at its start, would diverge in a single step."""
     random = torch.Generator().manual_seed(0)
     teacher, labels = torch.randn(8, 10, generator=random), torch.arange(8)
     for flat in (torch.zeros(8, 10), torch.full((8, 10), 0.3)):

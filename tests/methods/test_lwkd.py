@@ -16,7 +16,7 @@ CLASSES, IMAGES = 5, 7
 
 
 def bank() -> SoftTargetBank:
-    """Answers that are right, each in its own way."""
+    """Logits that are correct, each different."""
     generator = torch.Generator().manual_seed(0)
     logits = torch.randn(CLASSES, IMAGES, CLASSES, generator=generator)
     logits[torch.arange(CLASSES), :, torch.arange(CLASSES)] += 6
@@ -53,7 +53,7 @@ def test_targets_follow_the_label_and_vary(y: Tensor) -> None:
     assert torch.equal(bank().draw(y), drawn), "a replayed step draws other targets"
 
 
-def test_every_answer_is_drawn() -> None:
+def test_every_entry_of_the_bank_is_drawn() -> None:
     """Else part of the bank is never used."""
     torch.manual_seed(0)
     drawn = bank().draw(torch.zeros(500, dtype=torch.long))
@@ -83,7 +83,7 @@ def test_mixed_labels_get_mixed_targets() -> None:
     torch.testing.assert_close(mean, 0.7 * answers[1] + 0.3 * answers[3], atol=0.01, rtol=0)
 
 
-def test_the_loss_is_its_parts(x: Tensor, y: Tensor) -> None:
+def test_the_loss_is_the_sum_of_its_parts(x: Tensor, y: Tensor) -> None:
     """The formula of the method, with nothing left out."""
     made = task(alpha=0.3, temperature=2.0, adversarial_weight=0.7, adversarial_warmup=0.0).eval()
     torch.manual_seed(5)
@@ -113,7 +113,7 @@ def test_the_adversarial_weight_grows(x: Tensor, y: Tensor) -> None:
 
 
 def test_each_learns_from_its_own_loss(x: Tensor, y: Tensor) -> None:
-    """A discriminator that learned to be fooled, or a student that learned to be found out, would teach nothing."""
+    """With swapped losses the discriminator would learn to fail, or the student to be recognized."""
     made = task(alpha=0.0, adversarial_warmup=0.0)
     assert made.discriminator is not None
     before = [value.clone() for value in made.discriminator.parameters()]
@@ -135,7 +135,7 @@ def test_each_learns_from_its_own_loss(x: Tensor, y: Tensor) -> None:
 
 
 def test_the_discriminator_learns_and_is_fooled(x: Tensor, y: Tensor) -> None:
-    """The game has to work in the simplest case: first D tells them apart, then the student follows the teacher."""
+    """The simplest case must work: first D tells them apart, then the student follows the teacher."""
     made = task(alpha=0.0, temperature=1.0, adversarial_weight=20.0, adversarial_warmup=0.0)
     optimizer = torch.optim.Adam(made.trainable_module.parameters(), lr=0.02)
     accuracy, entropies = [], []
@@ -156,15 +156,15 @@ def test_the_discriminator_learns_and_is_fooled(x: Tensor, y: Tensor) -> None:
 
 
 def test_without_weight_there_is_no_discriminator(x: Tensor, y: Tensor) -> None:
-    """Else the ablation pays for what it leaves out."""
+    """The ablation would pay for a discriminator that it does not use."""
     made = task(adversarial_weight=0.0)
     assert made.discriminator is None
     assert made(x, y).keys() == {"loss", "output", "task_loss", "kd_loss"}
     made.load_task_state(made.get_task_state())
 
 
-def test_the_state_carries_the_game(x: Tensor, y: Tensor) -> None:
-    """Else a resumed run goes on with another opponent."""
+def test_the_state_includes_the_discriminator(x: Tensor, y: Tensor) -> None:
+    """A resumed run would continue with a new discriminator."""
     whole, cut = task(), task()
     cut.bank.classes = whole.bank.classes = torch.tensor([1, 0, 2, 3, 4])
     for step in range(6):
@@ -186,7 +186,7 @@ def test_the_state_carries_the_game(x: Tensor, y: Tensor) -> None:
 
 
 def test_the_rate_of_the_discriminator_falls(x: Tensor, y: Tensor) -> None:
-    """Its own schedule: constant, it would go on changing under a student that hardly can."""
+    """With a constant learning rate the discriminator would keep changing when the student hardly does."""
     made, rates = task(), []
     assert made.optimizer is not None
     for progress in (0.0, 0.5, 0.999):
@@ -196,12 +196,12 @@ def test_the_rate_of_the_discriminator_falls(x: Tensor, y: Tensor) -> None:
     assert rates == pytest.approx([1, 0.5, 0], abs=1e-3)
 
 
-def test_any_number_of_classes_is_judged() -> None:
+def test_the_discriminator_works_for_any_number_of_classes() -> None:
     assert Discriminator(1000)(torch.rand(3, 1000)).shape == (3,)
 
 
-def test_the_entropy_tells_what_there_is_to_learn() -> None:
-    """Zero where the teacher says nothing but the label, log K where it says nothing at all."""
+def test_the_entropy_is_between_zero_and_log_k() -> None:
+    """Zero where the teacher adds nothing to the label, log K where it is uniform."""
     sure = torch.full((CLASSES, 2, CLASSES), -100.0)
     sure[torch.arange(CLASSES), :, torch.arange(CLASSES)] = 100
     assert SoftTargetBank(sure).entropy() == pytest.approx(0, abs=1e-3)

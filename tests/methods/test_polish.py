@@ -7,7 +7,7 @@ import torch
 
 from kdcompress.gating import MEASURES, Gate
 from kdcompress.methods.base import Frozen
-from kdcompress.methods.polish import PolishTask, SoftlyGated, stop_chances
+from kdcompress.methods.polish import PolishTask, SoftlyGated, stop_probabilities
 from kdcompress.models.residual_cascade import ResidualCascade
 
 
@@ -23,29 +23,29 @@ def x() -> torch.Tensor:
 
 
 @pytest.mark.parametrize("measure", MEASURES)
-def test_the_soft_gate_leans_to_where_the_hard_one_decides(measure: str) -> None:
-    """It would train stages on images that never come to them."""
+def test_the_soft_gate_agrees_with_the_hard_one(measure: str) -> None:
+    """Members would train on images that never reach them."""
     logits = torch.randn(200, 10, generator=torch.Generator().manual_seed(0)) * 3
     earlier = [torch.randn(200, 10, generator=torch.Generator().manual_seed(1))]
     middle = float(MEASURES[measure].value(logits, *earlier).median())
     gate = Gate(measure, (None, middle))
-    chances = stop_chances(gate, logits, 1, earlier)
+    chances = stop_probabilities(gate, logits, 1, earlier)
     assert torch.equal(chances >= 0.5, gate.stops(logits, 1, earlier))
-    assert not bool(stop_chances(gate, logits, 0, []).any())
+    assert not bool(stop_probabilities(gate, logits, 0, []).any())
 
 
 def test_no_gradient_goes_through_the_gate() -> None:
-    """The cascade could lower its loss by seeming sure of all that it gets wrong."""
+    """The cascade could lower its loss by being confident on images that it gets wrong."""
     logits = torch.randn(4, 10, requires_grad=True)
-    assert not stop_chances(Gate("confidence", (0.5,)), logits, 0, []).requires_grad
+    assert not stop_probabilities(Gate("confidence", (0.5,)), logits, 0, []).requires_grad
 
 
-def test_stages_weigh_as_much_as_they_are_likely_to_run(x: torch.Tensor) -> None:
+def test_members_are_weighted_by_their_probability_to_run(x: torch.Tensor) -> None:
     """By hand, with three members."""
     model = cascade(0.2, 0.3).eval()
     first, second, third = model.forward_stages(x)
-    goes_on = 1 - stop_chances(model.gate, first, 0, [])  # type: ignore[arg-type]
-    further = goes_on * (1 - stop_chances(model.gate, second, 1, [first]))  # type: ignore[arg-type]
+    goes_on = 1 - stop_probabilities(model.gate, first, 0, [])  # type: ignore[arg-type]
+    further = goes_on * (1 - stop_probabilities(model.gate, second, 1, [first]))  # type: ignore[arg-type]
     expected = first + goes_on[:, None] * (second - first) + further[:, None] * (third - second)
     soft = SoftlyGated(model).train()
     torch.testing.assert_close(soft(x), expected)  # LeNet has no layer that differs in training mode
@@ -54,7 +54,7 @@ def test_stages_weigh_as_much_as_they_are_likely_to_run(x: torch.Tensor) -> None
 
 @pytest.mark.parametrize(("threshold", "whole"), [(0.0, False), (1.0, True), (None, True)])
 def test_a_gate_that_is_certain(threshold: float | None, whole: bool, x: torch.Tensor) -> None:
-    """At its ends it must neither be NaN nor let a stage learn that is never run."""
+    """At thresholds 0 and 1 it must neither be NaN nor train a member that never runs."""
     model = cascade(threshold)
     soft = SoftlyGated(model).train()
     expected = model.forward_full(x) if whole else model.stages()[0](x)
@@ -62,7 +62,7 @@ def test_a_gate_that_is_certain(threshold: float | None, whole: bool, x: torch.T
 
 
 def test_all_members_learn_and_the_cascade_is_kept(x: torch.Tensor) -> None:
-    """What is saved is the network that timm knows, with its gate; the wrapper is of the training."""
+    """The saved network is the one that timm knows, with its gate; the wrapper is only for training."""
     model = cascade(0.2)
     task = PolishTask(SoftlyGated(model), Frozen(cascade(None)))
     task.train()(x, torch.arange(16) % 10)["loss"].backward()

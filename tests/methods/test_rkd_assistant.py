@@ -17,14 +17,14 @@ from kdcompress.errors import UserError
 from kdcompress.methods.base import Frozen, FrozenMaps
 from kdcompress.methods.features import (
     TRANSFERS,
-    Stage,
-    alike,
+    FeatureStage,
+    at_common_size,
     attention,
     feature_size,
+    feature_stages,
     fitnets,
     matched,
     observe,
-    stages_of,
 )
 from kdcompress.methods.rkd_assistant import Divided, RkdAssistantTask, TransferTask, Undivided
 from kdcompress.models.build import ModelSpec, build, config_of
@@ -38,15 +38,15 @@ def network(seed: int, spec: str = "resnet14_cifar,width=0.5") -> nn.Module:
     return small_networks.network(seed, spec)
 
 
-def divided(teacher: nn.Module, seed: int = 0, **given: Any) -> tuple[Divided, list[tuple[Stage, Stage]]]:
+def divided(teacher: nn.Module, seed: int = 0, **given: Any) -> tuple[Divided, list[tuple[FeatureStage, FeatureStage]]]:
     torch.manual_seed(seed)
     spec = ModelSpec(ARCHITECTURE, {"model": MODEL, "widths": (0.9, 0.5), "features": feature_size(teacher)})
     model, _ = build(spec, num_classes=CLASSES, in_chans=1, size=(8, 8))
     assert isinstance(model, StudentAssistant)
     nn.init.normal_(model.assistant_projection.weight, std=0.1)
-    goal = stages_of(teacher, "teacher")
-    pairs = matched(goal, stages_of(model.student, "S"))
-    return Divided(model, pairs, matched(goal, stages_of(model.assistant, "A")), **given), pairs
+    goal = feature_stages(teacher, "teacher")
+    pairs = matched(goal, feature_stages(model.student, "S"))
+    return Divided(model, pairs, matched(goal, feature_stages(model.assistant, "A")), **given), pairs
 
 
 def task_of(part: str, transfer: str = "fitnets", **given: Any) -> RkdAssistantTask:
@@ -59,7 +59,7 @@ def task_of(part: str, transfer: str = "fitnets", **given: Any) -> RkdAssistantT
 
 
 def test_fitnets_is_l2_in_units_of_the_teacher() -> None:
-    """Stages and teachers of another scale would weigh more or less than the cross-entropy for no reason."""
+    """Stages and teachers of another scale would weigh more or less than the cross-entropy."""
     found, wanted, teacher = torch.randn(3, 4, 6, 5, 5).unbind(0)
     expected = ((found - wanted) ** 2).sum() / (teacher**2).sum()
     torch.testing.assert_close(fitnets(found, wanted, teacher), expected)
@@ -67,7 +67,7 @@ def test_fitnets_is_l2_in_units_of_the_teacher() -> None:
     assert fitnets(wanted, wanted, teacher) == 0
 
 
-def test_attention_compares_where_not_how_much() -> None:
+def test_attention_ignores_the_scale_of_maps() -> None:
     """AT's maps are normalised: the same pattern at another scale, or in other channels, is no difference."""
     found, wanted = torch.rand(4, 6, 5, 5), torch.rand(4, 6, 5, 5)
     expected = 0.0
@@ -78,21 +78,21 @@ def test_attention_compares_where_not_how_much() -> None:
     assert float(attention(3 * found, found[:, torch.randperm(6)], found)) == pytest.approx(0, abs=1e-6)
 
 
-def test_maps_meet_at_the_smaller_size() -> None:
+def test_maps_are_compared_at_the_smaller_size() -> None:
     """A teacher at another resolution could not be used."""
     large, small = torch.randn(2, 3, 8, 8), torch.randn(2, 3, 4, 4)
-    first, second = alike(large, small)
+    first, second = at_common_size(large, small)
     torch.testing.assert_close(first, F.avg_pool2d(large, 2))
     assert second is small
-    assert alike(small, large)[1].shape == small.shape
+    assert at_common_size(small, large)[1].shape == small.shape
 
 
-def stage(index: int, reduction: int) -> Stage:
-    return Stage(index, 8, reduction)
+def stage(index: int, reduction: int) -> FeatureStage:
+    return FeatureStage(index, 8, reduction)
 
 
 def test_stages_are_matched_one_by_one_by_resolution_or_at_the_end() -> None:
-    """A stem matched with a last stage would teach nonsense."""
+    """Matching a stem with a last stage would be meaningless."""
     four, three = [stage(i, 2 ** (i + 1)) for i in range(4)], [stage(i, 2**i) for i in range(3)]
     assert matched(four, [stage(i, 2 ** (i + 3)) for i in range(4)]) == list(
         zip(four, [stage(i, 2 ** (i + 3)) for i in range(4)], strict=True)
@@ -108,10 +108,10 @@ FAMILIES = ["resnet8_cifar", "wrn_16_1_cifar", "test_resnet", "test_efficientnet
 @pytest.mark.parametrize("name", FAMILIES)
 @torch.no_grad()
 def test_stages_are_the_last_maps_of_each_resolution(name: str) -> None:
-    """Earlier maps of a stage know less."""
+    """Earlier maps of a stage carry less information."""
     model, _ = build(ModelSpec.parse(name), num_classes=CLASSES)
     model.eval()
-    stages = stages_of(model, name)
+    stages = feature_stages(model, name)
     reductions = [one.reduction for one in stages]
     assert reductions == sorted(set(reductions))
     x = torch.randn(2, *model.pretrained_cfg["input_size"])  # type: ignore[index]
@@ -121,11 +121,11 @@ def test_stages_are_the_last_maps_of_each_resolution(name: str) -> None:
 
 
 def test_padding_hides_no_stage() -> None:
-    """Of a side that 32 does not divide one network cuts the rest off, another pads it: all but one stage was lost."""
+    """Where 32 does not divide the side, one network crops and another pads: all but one stage was unmatched."""
     teacher, student = (build(ModelSpec(name), size=(240, 240))[0] for name in ("convnext_atto", "resnet18"))
     for network in (teacher, student):
         config_of(network)["input_size"] = (3, 240, 240)
-    pairs = matched(stages_of(teacher, "teacher"), stages_of(student, "student"))
+    pairs = matched(feature_stages(teacher, "teacher"), feature_stages(student, "student"))
     assert [(own.reduction, goal.reduction) for goal, own in pairs] == [(4, 4), (8, 8), (16, 16), (32, 32)]
 
 
@@ -133,14 +133,14 @@ def test_small_images_hide_no_stage() -> None:
     """At 8 x 8 the last stages of a ResNet-18 are one pixel each; its stem would be matched with a second stage."""
     small, _ = build(ModelSpec.parse("resnet18"), num_classes=CLASSES, size=(8, 8))
     large, _ = build(ModelSpec.parse("resnet18"), num_classes=CLASSES, size=(64, 64))
-    assert stages_of(small, "small") == stages_of(large, "large")
+    assert feature_stages(small, "small") == feature_stages(large, "large")
 
 
 def test_images_too_small_for_a_network_are_named() -> None:
-    """Told that it shows no feature maps, a user would look for another network, not for larger images."""
+    """With an error about feature maps, a user would look for another network, not for larger images."""
     model, _ = build(ModelSpec.parse("test_convnext"), num_classes=CLASSES, size=(4, 4))
-    with pytest.raises(UserError, match="takes no images of 4x4") as caught:
-        stages_of(model, "test_convnext")
+    with pytest.raises(UserError, match="cannot process images of 4x4") as caught:
+        feature_stages(model, "test_convnext")
     assert "--input-size" in caught.value.remedy
 
 
@@ -157,8 +157,8 @@ class Opaque(nn.Module):
 
 def test_a_network_without_maps_is_refused() -> None:
     """Else the user meets an AttributeError after the data are loaded."""
-    with pytest.raises(UserError, match="The teacher shows no feature maps"):
-        stages_of(Opaque(), "The teacher")
+    with pytest.raises(UserError, match="The teacher gives no feature maps"):
+        feature_stages(Opaque(), "The teacher")
 
 
 def naive_residual(task: RkdAssistantTask, x: Tensor, transfer: str) -> tuple[Tensor, Tensor]:
@@ -177,7 +177,7 @@ def naive_residual(task: RkdAssistantTask, x: Tensor, transfer: str) -> tuple[Te
 
 
 @pytest.mark.parametrize("transfer", ["fitnets", "at"])
-def test_what_the_student_misses_becomes_less(x: Tensor, y: Tensor, transfer: str) -> None:
+def test_the_residual_shrinks_in_training(x: Tensor, y: Tensor, transfer: str) -> None:
     """If nothing tied S's channels to the teacher's, their difference would be larger than the teacher's map itself."""
     task = task_of("student", transfer).train()
     optimizer = torch.optim.SGD([p for p in task.parameters() if p.requires_grad], lr=0.05, momentum=0.9)
@@ -205,7 +205,7 @@ def test_connectors_of_at_do_not_disturb_the_student(x: Tensor, y: Tensor) -> No
 
 @pytest.mark.parametrize("transfer", ["fitnets", "at"])
 def test_losses_are_those_of_the_method(x: Tensor, y: Tensor, transfer: str) -> None:
-    """An assistant that learned the teacher's maps, not what is missing of them, would be a second student."""
+    """An assistant that learned the teacher's maps instead of the residual would be a second student."""
     weights = {"transfer_weight": 2.0, "logit_weight": 0.5, "student_weight": 0.0}
     task = task_of("all", transfer, temperature=3.0, **weights).train()
     first, second = naive_residual(task, x, transfer)
@@ -218,8 +218,8 @@ def test_losses_are_those_of_the_method(x: Tensor, y: Tensor, transfer: str) -> 
     torch.testing.assert_close(result["task_loss"], F.cross_entropy(result["output"], y))
 
 
-def test_a_student_that_answers_first_has_its_share_of_the_labels(x: Tensor, y: Tensor) -> None:
-    """With a gate most images get S's own answer; and what S is given must be taken from the sum."""
+def test_a_first_exit_has_its_share_of_the_cross_entropy(x: Tensor, y: Tensor) -> None:
+    """With a gate most images stop at S; and the share of S must be taken from that of the sum."""
     results = {weight: task_of("all", student_weight=weight).train()(x, y) for weight in (0.0, 0.25, 1.0)}
     logits = task_of("all").train().trainable_module(x).student_logits
     own, summed = F.cross_entropy(logits, y), results[0.0]["task_loss"]
@@ -229,8 +229,8 @@ def test_a_student_that_answers_first_has_its_share_of_the_labels(x: Tensor, y: 
         torch.testing.assert_close(result["loss"], parts, rtol=1e-4, atol=1e-5)
 
 
-def test_a_classifier_that_learns_from_labels_asks_no_teacher(x: Tensor, y: Tensor) -> None:
-    """The teacher is most of the work, and nothing would read what it says."""
+def test_a_classifier_trained_on_labels_needs_no_teacher(x: Tensor, y: Tensor) -> None:
+    """The teacher is most of the work, and its outputs would not be used."""
     task = task_of("classifier").train()
     with torch.no_grad():
         expected = F.cross_entropy(task.trained()(x), y)
@@ -242,8 +242,8 @@ def test_a_classifier_that_learns_from_labels_asks_no_teacher(x: Tensor, y: Tens
     assert task_of("student").frozen()
 
 
-def test_an_assistant_begins_as_a_network_of_its_own() -> None:
-    """Where its part of the logits began at zero, no label reached its features, and it added nothing in the end."""
+def test_an_assistant_does_not_start_at_zero() -> None:
+    """With logits that start at zero, no gradient reached its features, and it added nothing in the end."""
     fresh = StudentAssistant(MODEL, (0.9, 0.5), in_chans=1)
     assert fresh.assistant_projection.weight.any()
     x, y = torch.randn(4, *SIZE), torch.arange(4)
@@ -253,7 +253,7 @@ def test_an_assistant_begins_as_a_network_of_its_own() -> None:
 
 @pytest.mark.parametrize("transfer", ["fitnets", "at"])
 def test_the_residual_sends_no_gradient_into_the_student(x: Tensor, y: Tensor, transfer: str) -> None:
-    """S would be drawn away from the teacher so that A has an easier task."""
+    """S would move away from the teacher to make the task of A easier."""
     task = task_of("all", transfer).train()
     task(x, y)["residual_loss"].backward()
     module = task.trainable_module
@@ -273,7 +273,7 @@ PREFIXES = {
 
 
 @pytest.mark.parametrize("part", list(PREFIXES))
-def test_only_the_part_whose_turn_it_is_changes(x: Tensor, y: Tensor, part: str) -> None:
+def test_only_the_part_in_training_changes(x: Tensor, y: Tensor, part: str) -> None:
     """In the second phase of progressive training S must stay bit-identical, BatchNorm's statistics included."""
     task = task_of(part)
     module = task.trainable_module
@@ -308,7 +308,7 @@ def test_a_frozen_classifier_stays_the_teachers(x: Tensor, y: Tensor) -> None:
 def test_the_control_learns_by_the_same_transfer(x: Tensor, y: Tensor) -> None:
     """The comparison at equal cost would compare two methods, not the separation."""
     teacher, student = network(1), network(2, "resnet8_cifar,width=0.5")
-    pairs = matched(stages_of(teacher, "teacher"), stages_of(student, "student"))
+    pairs = matched(feature_stages(teacher, "teacher"), feature_stages(student, "student"))
     shown = FrozenMaps(Frozen(teacher), [stage for stage, _ in pairs], SIZE)
     task = TransferTask(Undivided(student, pairs), shown, TRANSFERS["fitnets"], transfer_weight=3.0).train()
     module = copy.deepcopy(task.trainable_module)
@@ -323,27 +323,27 @@ def test_the_control_learns_by_the_same_transfer(x: Tensor, y: Tensor) -> None:
 
 @pytest.mark.parametrize("part", PREFIXES)
 @pytest.mark.parametrize("transfer", TRANSFERS)
-def test_what_was_kept_teaches_as_the_teacher_itself(x: Tensor, y: Tensor, part: str, transfer: str) -> None:
-    """Maps out of their order would be others' maps, of the same size."""
+def test_cached_rows_give_the_same_losses_as_the_teacher(x: Tensor, y: Tensor, part: str, transfer: str) -> None:
+    """Maps in another order may have the same size."""
     task = task_of(part, transfer, mimic_features=True, logit_weight=1.0).eval()
     rows = task.teacher(x)
     assert rows.shape == (len(x), task.teacher.width)
-    live, kept = task(x, y), task(x, y, shown=rows)
+    live, kept = task(x, y), task(x, y, teacher_rows=rows)
     assert live.keys() == kept.keys()
     for key, value in live.items():
         torch.testing.assert_close(kept[key], value)
 
 
-def test_what_is_scored_and_kept_has_no_connectors() -> None:
-    """They would be paid for at every inference."""
+def test_scored_and_saved_networks_have_no_connectors() -> None:
+    """Connectors would cost MACs at every inference."""
     task = task_of("all")
     assert isinstance(task.trained(), StudentAssistant)
     assert task.get_eval_model() is task.trained()
     assert not any("connector" in key for key in task.trained().state_dict())
 
 
-def test_a_student_that_learns_alone_is_scored_alone(x: Tensor) -> None:
-    """The epochs before the assistant's would be scored with the noise that it begins with."""
+def test_a_student_that_trains_alone_is_scored_alone(x: Tensor) -> None:
+    """Its epochs would be scored with the untrained assistant's logits."""
     task = task_of("student").eval()
     pair = task.trained()
     alone, both = pair.student_branch()(x), pair(x)

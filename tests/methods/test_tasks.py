@@ -28,7 +28,7 @@ def network(seed: int, spec: str = "resnet8_cifar,width=0.25") -> nn.Module:
 
 
 def tasks() -> dict[str, Callable[[], StudentTask]]:
-    """Every task, made anew at each call."""
+    """Every task, newly made at each call."""
     return {
         "ce": lambda: SupervisedTask(network(0)),
         "label-smoothing": lambda: SupervisedTask(network(0), label_smoothing=0.1),
@@ -69,17 +69,17 @@ def test_supervised_is_cross_entropy(x: Tensor, y: Tensor, smoothing: float) -> 
 def test_kd_is_the_weighted_sum(x: Tensor, y: Tensor, smoothing: float) -> None:
     """Swapped weights still train, only worse: nobody would notice."""
     student, teacher = network(0), network(1)
-    logits, told = logits_of(student, x, train=True), logits_of(teacher, x, train=False)
+    logits, teacher_logits = logits_of(student, x, train=True), logits_of(teacher, x, train=False)
     result = KdTask(student, Frozen(teacher), label_smoothing=smoothing, alpha=0.7, temperature=3.0)(x, y)
-    expected = 0.3 * naive_ce(logits, y, smoothing) + 0.7 * naive_kl(told, logits, 3.0)
+    expected = 0.3 * naive_ce(logits, y, smoothing) + 0.7 * naive_kl(teacher_logits, logits, 3.0)
     torch.testing.assert_close(result["loss"], expected)
     torch.testing.assert_close(result["task_loss"], naive_ce(logits, y, smoothing))
-    torch.testing.assert_close(result["kd_loss"], naive_kl(told, logits, 3.0))
+    torch.testing.assert_close(result["kd_loss"], naive_kl(teacher_logits, logits, 3.0))
 
 
 @pytest.mark.parametrize("name", LOGIT_LOSSES)
-def test_a_loss_is_weighed_as_usual_or_as_asked(x: Tensor, y: Tensor, name: str) -> None:
-    """Losses of other sizes compared by the weight of one of them: that one would seem the best."""
+def test_alpha_has_the_default_of_its_loss_or_the_given_value(x: Tensor, y: Tensor, name: str) -> None:
+    """With the default weight of one loss for all of them, that one would seem the best."""
     student, teacher = network(0), Frozen(network(1))
     for given in ({}, {"alpha": 0.3}, {"temperature": 5.0}):
         result = KdTask(student, teacher, logit_loss=name, **given)(x, y)
@@ -108,13 +108,13 @@ def test_reskd_trains_through_the_sum(x: Tensor, y: Tensor, loss: str, progress:
     """One trained by itself, not in the sum, would not correct anything; one that never was would learn nothing."""
     member, members, teacher = network(0), network(2), network(1)
     total = weight * logits_of(members, x, train=False) + logits_of(member, x, train=True)
-    told = logits_of(teacher, x, train=False)
+    teacher_logits = logits_of(teacher, x, train=False)
     shared = {"residual_loss": loss, "alpha": 0.7, "temperature": 3.0, "sum_weight": 0.5, "warmup": 0.4}
     task = ResKdTask(member, Frozen(members), Frozen(teacher), **shared)
     task.progress = progress
     result = task(x, y)
-    energy = (told - total).square().mean()
-    expected = energy if loss == "mse" else 0.3 * naive_ce(total, y) + 0.7 * naive_kl(told, total, 3.0)
+    energy = (teacher_logits - total).square().mean()
+    expected = energy if loss == "mse" else 0.3 * naive_ce(total, y) + 0.7 * naive_kl(teacher_logits, total, 3.0)
     torch.testing.assert_close(result["loss"], expected)
     torch.testing.assert_close(result["energy"], energy)
     torch.testing.assert_close(result["output"], total)
@@ -122,8 +122,8 @@ def test_reskd_trains_through_the_sum(x: Tensor, y: Tensor, loss: str, progress:
     torch.testing.assert_close(task.eval().get_eval_model()(x), whole)
 
 
-def test_a_res_student_starts_at_the_former_sum_exactly(x: Tensor, y: Tensor) -> None:
-    """Adding a member must start from what was there: else early epochs repair our own damage."""
+def test_a_res_student_starts_exactly_at_the_sum_before(x: Tensor, y: Tensor) -> None:
+    """A new member must not change the sum at first, or early epochs only repair it."""
     member, members = network(0), Frozen(network(2))
     zero_classifier(member)
     expected = members(x)
@@ -134,7 +134,7 @@ def test_a_res_student_starts_at_the_former_sum_exactly(x: Tensor, y: Tensor) ->
 
 @pytest.mark.parametrize("method", ["kd", "reskd", "reskd-mse"])
 def test_frozen_networks_stay_as_they_were(x: Tensor, y: Tensor, method: str) -> None:
-    """A teacher that drifts with the student's batches is no teacher, and the run's fingerprint would lie."""
+    """A teacher that drifts with the student's batches would differ from the run's fingerprint."""
     task = tasks()[method]()
     frozen = [module for module in task.children() if isinstance(module, Frozen)]
     assert frozen
@@ -214,10 +214,10 @@ def test_adapters_reach_each_network(x: Tensor, y: Tensor) -> None:
     ours, theirs = InputAdapter(batch, narrow), InputAdapter(batch, wide)
     logits = logits_of(student, (x * 0.2 + 0.4 - 0.1) / 0.3, train=True)
     larger = F.interpolate(x, (16, 16), mode="bilinear", antialias=True)
-    told = logits_of(teacher, larger, train=False)
+    teacher_logits = logits_of(teacher, larger, train=False)
     result = KdTask(student, Frozen(teacher, theirs), ours, alpha=0.5, temperature=2.0)(x, y)
     torch.testing.assert_close(result["output"], logits, rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(result["kd_loss"], naive_kl(told, logits, 2.0), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(result["kd_loss"], naive_kl(teacher_logits, logits, 2.0), rtol=1e-4, atol=1e-5)
 
 
 def test_the_eval_model_takes_the_batches_of_the_task(x: Tensor, y: Tensor) -> None:
@@ -232,8 +232,8 @@ def test_the_eval_model_takes_the_batches_of_the_task(x: Tensor, y: Tensor) -> N
             torch.testing.assert_close(task.get_eval_model()(x), task(x, y)["output"])
 
 
-def test_a_frozen_network_answers_in_float32(x: Tensor) -> None:
-    """KL in half precision loses the small probabilities that distillation lives on."""
+def test_a_frozen_network_returns_float32(x: Tensor) -> None:
+    """KL in half precision loses the small probabilities that distillation needs."""
     frozen = Frozen(network(1).bfloat16())
     frozen.model.forward = lambda x: torch.zeros(len(x), CLASSES, dtype=torch.bfloat16)
     assert frozen(x).dtype == torch.float32

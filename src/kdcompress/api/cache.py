@@ -6,7 +6,7 @@ import time
 from datetime import datetime
 from typing import Any
 
-from kdcompress.cache import cache_dir, clear, kept
+from kdcompress.cache import cache_dir, cached_entries, clear
 from kdcompress.engine.progress import Reporter
 from kdcompress.errors import UserError
 from kdcompress.options import CacheCommandOptions
@@ -31,14 +31,14 @@ def manage_cache(
     began = time.perf_counter()
     options = options or CacheCommandOptions.resolve(given)
     folder = cache_dir(options.cache_dir)
-    entries, freed = kept(folder), None
+    entries, freed = cached_entries(folder), None
     if options.clear:
         freed = sum(entry.bytes for entry in entries)
         try:
             clear(folder)
         except OSError as error:
             raise UserError(f"{error.filename} cannot be removed: {error.strerror}.", "Remove it by hand.") from error
-        entries = kept(folder)
+        entries = cached_entries(folder)
     return CacheResult(
         command="cache",
         run=None,

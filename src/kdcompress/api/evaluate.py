@@ -12,7 +12,7 @@ from kdcompress.api.fitting import check_channels, check_classes, check_unchange
 from kdcompress.api.reference import inherit, resolve
 from kdcompress.data import Data, EvalBatches, choose_channels
 from kdcompress.engine.cores import take_free_cores
-from kdcompress.engine.distributed import Place, agreed, start, summed
+from kdcompress.engine.distributed import Place, check_same, start, summed
 from kdcompress.engine.evaluate import Scores, collect, compare
 from kdcompress.engine.evaluate import evaluate as score
 from kdcompress.engine.progress import Reporter, Silent
@@ -60,7 +60,7 @@ def evaluate(options: EvalOptions | None = None, /, *, reporter: Reporter | None
     data = Data(source, network.prep, options, place.device, place.rank, place.world, note)
     batches = data.evaluation(options.split, options.batch_size)
     if place.world > 1:
-        agreed({f"the {options.split} split": batches.digest()})
+        check_same({f"the {options.split} split": batches.digest()})
     if reporter is not None and place.is_main:
         reporter.note(f"Scoring {network.architecture} on the {options.split} split of {source.spec}.")
     profiles = member_profiles(network)
@@ -115,7 +115,7 @@ def _gated(
     assert model.gate is not None
     macs = [found.macs for found in profiles]
     forwards = (model.forward_full, model.forward_gated)
-    full, scores = compare(forwards, batches, place, passes=PASSES, stages=(0, len(macs)))
+    full, scores = compare(forwards, batches, place, passes=PASSES, exits=(0, len(macs)))
     rates = [count / scores.n for count in scores.exits]
     cost = expected_macs(rates, macs)
     return scores, {

@@ -20,7 +20,7 @@ from kdcompress.engine.restart import job_key, resuming
 from kdcompress.errors import UserError, usage_error
 from kdcompress.gate_search import best_measure, search
 from kdcompress.gating import MEASURES, Outcome, outcome
-from kdcompress.guarantee import Promise, promise
+from kdcompress.guarantee import GuaranteedGate, guaranteed_gate
 from kdcompress.models.loading import load_network
 from kdcompress.options import GateCalibrateOptions
 from kdcompress.plot import check_plot, plot
@@ -87,7 +87,7 @@ def gate_calibrate(
     if options.confidence_level is None or options.max_drop is None:
         measure, chosen, curve = _choose(calibration, names, options)
     else:
-        guaranteed = promise(
+        guaranteed = guaranteed_gate(
             calibration.logits,
             calibration.labels,
             calibration.macs,
@@ -161,7 +161,7 @@ def _choose(
     return measure, *search(measured[measure], measure, **limit)
 
 
-def _why_none(guaranteed: Promise, images: int) -> str:
+def _why_none(guaranteed: GuaranteedGate, images: int) -> str:
     """Why no gate is guaranteed."""
     if not guaranteed.gates:
         return "no gate that skips members loses so little"

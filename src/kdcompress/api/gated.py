@@ -17,7 +17,7 @@ from kdcompress.data import Data, EvalBatches
 from kdcompress.engine.distributed import Place, from_main
 from kdcompress.engine.evaluate import collect
 from kdcompress.flops import Profile
-from kdcompress.gating import Gate, Outcome, Stages, outcome
+from kdcompress.gating import Gate, MemberScores, Outcome, outcome
 from kdcompress.models.loading import Network
 from kdcompress.models.saving import model_config, save_network
 from kdcompress.options import DataOptions
@@ -55,9 +55,9 @@ class Calibration:
         """MACs per image of each member."""
         return [profile.macs for profile in self.profiles]
 
-    def member_scores(self, measure: str) -> Stages:
+    def member_scores(self, measure: str) -> MemberScores:
         """Correctness and certainty of each exit on each image, by a certainty measure."""
-        return Stages.from_logits(self.logits, self.labels, self.macs, measure)
+        return MemberScores.from_logits(self.logits, self.labels, self.macs, measure)
 
     def save_gated(
         self,

@@ -27,7 +27,7 @@ from kdcompress.api.teacher import SEEN, Teacher
 from kdcompress.data import Data, EvalBatches, TrainBatches
 from kdcompress.engine.compiling import check_compiler, compiled
 from kdcompress.engine.cores import take_free_cores
-from kdcompress.engine.distributed import Place, agreed, from_main, start
+from kdcompress.engine.distributed import Place, check_same, from_main, start
 from kdcompress.engine.evaluate import Scores, collect, evaluate
 from kdcompress.engine.fit import fit, phase_of
 from kdcompress.engine.fp32_layers import in_fp32
@@ -245,7 +245,7 @@ class Job(Generic[JobOptions]):
         synced = is_wanted(options.sync_bn, plan.batch_size, place)
         if place.world > 1:  # processes that differ would hang, or each train on other data
             splits = {"the fit split": batches.digest(), "the calibration split": calibration.digest()}
-            agreed(
+            check_same(
                 {**splits, **options.affecting_result(), **vars(plan), "precision": place.precision, "sync_bn": synced}
             )
         return Prepared(plans, batches, calibration, synced)

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 
 from kdcompress.data import TrainBatches
-from kdcompress.engine.distributed import Place, anyone, from_main
+from kdcompress.engine.distributed import Place, any_process, from_main
 from kdcompress.engine.fit import memory_format_of, phase_of
 from kdcompress.engine.gradient_check import Numerics, checked
 from kdcompress.engine.interrupt import Interrupted, StopSignal
@@ -52,7 +52,7 @@ def numerics_of(
             numerics = checked(wanted, task, batch, place, note)
             if may_choose and place.device.type == "cpu":
                 numerics = worth_it(numerics, task, batch, place, note)
-            if anyone(stop.requested, place):
+            if any_process(stop.requested, place):
                 raise Interrupted(run.path)
 
     def keep() -> None:

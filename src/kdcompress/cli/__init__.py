@@ -18,7 +18,7 @@ from kdcompress import options as sets
 from kdcompress import threads, trust
 from kdcompress.cli import completion
 from kdcompress.cli.output import Unprinted, print_error, print_result
-from kdcompress.engine.interrupt import Asked, interrupt, stop_signals
+from kdcompress.engine.interrupt import StopRequest, interrupt, stop_signals
 from kdcompress.errors import UserError, first_line, usage_error
 from kdcompress.option_set import Options, variable
 from kdcompress.streams import forget_output
@@ -210,7 +210,7 @@ def _command(name: str) -> Callable[..., int]:
 
 def run(arguments: list[str]) -> int:
     """Run the command line and return its exit status."""
-    Asked.once = False
+    StopRequest.pending = False
     for number in stop_signals():
         signal.signal(number, interrupt)
     try:

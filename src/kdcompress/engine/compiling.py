@@ -1,4 +1,4 @@
-"""``torch.compile`` around a training, and only around it."""
+"""``torch.compile`` for the duration of a training."""
 
 from __future__ import annotations
 
@@ -12,23 +12,23 @@ from kdcompress.errors import first_line, usage_error
 
 
 def check_compiler() -> None:
-    """Try it out on next to nothing.
+    """Compile a trivial function.
 
     Raises:
-        UserError: It does not work on this machine.
+        UserError: ``torch.compile`` does not work on this machine.
     """
     try:
         torch.compile(lambda x: x + 1)(torch.zeros(2))
-    except Exception as error:  # no compiler, no headers, a platform that has none
+    except Exception as error:  # no C++ compiler, no headers, an unsupported platform
         problem = f"--compile does not work on this machine: {first_line(error)}"
-        raise usage_error(problem, "Install a C++ compiler, or leave it out.") from error
+        raise usage_error(problem, "Install a C++ compiler, or leave out --compile.") from error
 
 
 @contextlib.contextmanager
 def compiled(modules: Iterable[nn.Module]) -> Iterator[None]:
-    """Inside, modules run as compiled code; names of weights stay, and so do the modules.
+    """Inside, modules run compiled; the modules and their state-dict keys stay the same.
 
-    Sizes of batches differ by an image, so the code is made for any size at once.
+    Batch sizes may differ by one image, so shapes are compiled as dynamic.
     """
     chosen = list(modules)
     for module in chosen:

@@ -1,7 +1,7 @@
-"""Signs of life: which processes of a job are still there, and what they tell each other outside of collectives.
+"""Heartbeats: which processes of a job are still alive, and the messages they exchange outside of collectives.
 
-All goes over the store that the process group was made by, whose calls can block for ever where a link is cut: so each
-thread that asks it has a connection of its own, and the one that waits for an answer waits for a limited time.
+All of it goes through the store of the process group. Its calls can block forever where a link is cut, so a thread with
+a connection of its own makes them, and whoever needs the answer waits for a limited time.
 """
 
 from __future__ import annotations
@@ -24,55 +24,59 @@ from kdcompress.errors import UserError
 T = TypeVar("T")
 
 BEAT_SECONDS = 2.0
-WAITING = b" waiting"  # in a sign of life
-FEW = 32  # processes; more of them look for each other less often, lest the store has nothing else to do
-PART = 4 * 2**20  # bytes
-POLL = 0.001, 0.05  # seconds between two looks for what another process tells: the first, and the longest
-PARTING_SECONDS = 10.0  # how long the process that holds the store stays for those that still read from it
+WAITING = b" waiting"  # part of a heartbeat
+FEW = 32  # processes; more of them check each other less often, so as not to overload the store
+PART = 4 * 2**20  # bytes; the store limits the size of a value
+POLL = 0.001, 0.05  # seconds between two polls for a message: the first, and the longest
+PARTING_SECONDS = 10.0  # how long the process that hosts the store stays for those that still read from it
 
 
 class Lost(UserError):
-    """Another process of the job cannot be reached any more."""
+    """Contact with another process of the job is lost."""
 
 
 class Contact:
-    """This process' line to its peers.
+    """Heartbeats and messages between this process and its peers.
 
-    Each gives a sign of life every other second, whatever its step takes. It also says whether the process is at work
-    or waits for others: nobody waits for one that waits, lest two do so for each other for ever.
+    Each process sends a heartbeat every other second, however long its step takes. The heartbeat also says whether the
+    process computes or waits for others; one that only waits counts as silent, so that two cannot wait for each other
+    forever.
 
     Args:
         store: Of the process group.
-        seconds: How long a peer may give no sign of life; ``--dist-timeout``.
+        seconds: How long a peer may send no heartbeat; ``--dist-timeout``.
     """
 
     def __init__(self, store: dist.Store, rank: int, world: int, seconds: float) -> None:
         self.rank, self.world, self.seconds = rank, world, seconds
         self.every = min(BEAT_SECONDS, seconds / 10)
-        self.number = 0  # of what is told: all processes count alike, for all take the same course
+        self.number = 0  # of the message: the same in all processes, for all send and receive in the same order
         self.waiting = self.is_lost = False
         self.run: Path | None = None
         self.left = threading.Event()
-        self.asks: queue.SimpleQueue[tuple[Callable[[dist.Store], Any], queue.SimpleQueue[Any]]] = queue.SimpleQueue()
+        self.calls: queue.SimpleQueue[tuple[Callable[[dist.Store], Any], queue.SimpleQueue[Any]]] = queue.SimpleQueue()
         store.set(f"host/{rank}", socket.gethostname())
         store.set(f"beat/{rank}", "0")
-        for serve in (self._answer, self._beat):
+        for serve in (self._serve_calls, self._beat):
             threading.Thread(target=serve, args=(store.clone(),), daemon=True).start()
         self.hosts = [str(rank) for rank in range(world)]
 
-    def know_hosts(self) -> None:
-        """Once all are there."""
+    def exchange_hosts(self) -> None:
+        """Learn the host names of all processes; call it once all have joined."""
         names = [f"host/{rank}" for rank in range(self.world)]
-        self.hosts = [name.decode() for name in self.ask(lambda store: store.multi_get(names))]
+        self.hosts = [name.decode() for name in self.call(lambda store: store.multi_get(names))]
 
-    def ask(self, call: Callable[[dist.Store], T], seconds: float | None = None) -> T:
-        """What the store answers.
+    def call(self, call: Callable[[dist.Store], T], seconds: float | None = None) -> T:
+        """The result of a call of the store.
+
+        Args:
+            seconds: How long to wait for it; None: ``--dist-timeout``.
 
         Raises:
-            Lost: It does not, or not in time.
+            Lost: The call failed, or did not return in time.
         """
         answer: queue.SimpleQueue[Any] = queue.SimpleQueue()
-        self.asks.put((call, answer))
+        self.calls.put((call, answer))
         try:
             value, error = answer.get(timeout=self.seconds if seconds is None else seconds)
         except queue.Empty:
@@ -81,112 +85,118 @@ class Contact:
             raise self._lost([0], "the connection broke") from error
         return value
 
-    def tell(self, key: str, value: bytes) -> None:
-        """For :meth:`awaited`; in parts, for the store takes only so much at once."""
+    def send(self, key: str, value: bytes) -> None:
+        """Store a message for :meth:`receive`, in parts of limited size."""
         parts = [value[start : start + PART] for start in range(0, len(value), PART)] or [b""]
         for number, part in enumerate(parts[1:]):
-            self.ask(partial(_set, key=f"{key}/part/{number}", value=part))
-        self.ask(partial(_set, key=key, value=len(parts).to_bytes(4, "big") + parts[0]))
+            self.call(partial(_set, key=f"{key}/part/{number}", value=part))
+        self.call(partial(_set, key=key, value=len(parts).to_bytes(4, "big") + parts[0]))
 
     def gather(self, value: bytes) -> list[bytes]:
-        """What each process tells, by rank."""
-        self.number += 1
-        keys = {rank: f"told/{self.number}/{rank}" for rank in range(self.world)}
-        all_told = f"told/{self.number}/all"
-        self.tell(keys[self.rank], value)
-        if self.ask(lambda store: store.add(f"told/{self.number}/count", 1)) == self.world:
-            self.tell(all_told, b"")
-        return self.awaited(keys, all_told)
-
-    def _whole(self, key: str, said: bytes) -> bytes:
-        rest = range(int.from_bytes(said[:4], "big") - 1)
-        return said[4:] + b"".join(self.ask(partial(_get, key=f"{key}/part/{number}")) for number in rest)
-
-    def awaited(self, keys: dict[int, str], ready: str) -> list[bytes]:
-        """What peers tell, by their rank; waits for as long as those that have not yet are alive.
-
-        Args:
-            ready: The key that is there when all are.
+        """The message of each process, by rank.
 
         Raises:
-            Lost: One of them has left, or gives no sign of life.
+            Lost: As :meth:`receive`.
+        """
+        self.number += 1
+        keys = {rank: f"message/{self.number}/{rank}" for rank in range(self.world)}
+        complete = f"message/{self.number}/all"
+        self.send(keys[self.rank], value)
+        if self.call(lambda store: store.add(f"message/{self.number}/count", 1)) == self.world:
+            self.send(complete, b"")
+        return self.receive(keys, complete)
+
+    def _joined(self, key: str, first: bytes) -> bytes:
+        """A message from its first part, which begins with the number of parts."""
+        rest = range(int.from_bytes(first[:4], "big") - 1)
+        return first[4:] + b"".join(self.call(partial(_get, key=f"{key}/part/{number}")) for number in rest)
+
+    def receive(self, keys: dict[int, str], ready: str) -> list[bytes]:
+        """The messages of peers; waits as long as those that have not sent theirs are alive.
+
+        Args:
+            keys: Key of the message, by rank.
+            ready: The key that exists once all messages do.
+
+        Raises:
+            Lost: One of them has left, or sends no heartbeat.
         """
         names = list(keys.values())
         pause, looked = POLL[0], time.monotonic()
         since: dict[int, tuple[bytes, float]] = {}
         self.waiting = True
         try:
-            while not self.ask(partial(_has, key=ready)):
+            while not self.call(partial(_has, key=ready)):
                 if time.monotonic() - looked > self.every * max(1, self.world / FEW):
                     self._check_alive(keys, since)
                     looked = time.monotonic()
                 time.sleep(pause)
                 pause = min(1.5 * pause, POLL[1])
-            first = self.ask(lambda store: store.multi_get(names))
-            return [self._whole(name, bytes(said)) for name, said in zip(names, first, strict=True)]
+            parts = self.call(lambda store: store.multi_get(names))
+            return [self._joined(name, bytes(first)) for name, first in zip(names, parts, strict=True)]
         finally:
             self.waiting = False
 
     def _check_alive(self, keys: dict[int, str], since: dict[int, tuple[bytes, float]]) -> None:
         late = self._without(keys)
         if self._gone(late):
-            late = self._without({rank: keys[rank] for rank in late})  # one may have told its last word meanwhile
+            late = self._without({rank: keys[rank] for rank in late})  # one may have sent its message before it left
             if gone := self._gone(late):
-                raise self._agreed(gone)
+                raise self._agreed_error(gone)
         now = time.monotonic()
         for rank, beat in zip(late, self._beats(late), strict=True):
             if rank not in since or (since[rank][0] != beat and not beat.endswith(WAITING)):
                 since[rank] = beat, now
         if silent := [rank for rank in late if now - since[rank][1] > self.seconds]:
-            raise self._agreed(silent)
+            raise self._agreed_error(silent)
 
     def lost(self) -> Lost:
-        """The error to raise where a collective failed: names those that give no sign of life."""
+        """The error to raise where a collective failed; it names the processes that send no heartbeat."""
         others = [rank for rank in range(self.world) if rank != self.rank]
         self.is_lost = True
         try:
             before = self._beats(others)
             time.sleep(2.5 * self.every)
-            return self._agreed(
+            return self._agreed_error(
                 [rank for rank, old, new in zip(others, before, self._beats(others), strict=True) if old == new]
             )
         except Lost as error:
             return error
 
-    def _agreed(self, silent: list[int]) -> Lost:
-        """The error about some peers, or whom the first to find out has named: who believes it leaves, too."""
+    def _agreed_error(self, silent: list[int]) -> Lost:
+        """The error about silent peers; all processes report the ones that the first to notice has named."""
         text = ",".join(map(str, silent))
-        first = self.ask(lambda store: store.compare_set("lost", "", text or "-"), 2 * self.every).decode()
+        first = self.call(lambda store: store.compare_set("lost", "", text or "-"), 2 * self.every).decode()
         named = [int(rank) for rank in first.split(",") if rank.isdigit()]
         self.is_lost = True
         if self.rank in named:
-            problem = f"The other processes have missed process {self.rank} on {self.hosts[self.rank]} and left."
+            problem = f"The other processes lost contact with process {self.rank} on {self.hosts[self.rank]} and left."
             return Lost(problem, self._saved())
         if not named:
-            problem = f"The processes did not meet within {self.seconds:g} s, though all of them are alive."
+            problem = f"The processes are alive, but were not in step within {self.seconds:g} s."
             return Lost(problem, f"Give a longer --dist-timeout. {self._saved()}")
         ended = len(self._gone(named)) == len(named)
         return self._lost(named, "it has ended; its own message says why" if ended else "it gives no sign of life")
 
     def leave(self) -> None:
-        """Say that this process ends; the one whose process may hold the store stays until all have."""
+        """Announce that this process ends; rank 0, which may host the store, stays until all have announced it."""
         with contextlib.suppress(Lost, KeyboardInterrupt):
-            self.ask(lambda store: store.set(f"left/{self.rank}", "1"), 2 * self.every)
+            self.call(lambda store: store.set(f"left/{self.rank}", "1"), 2 * self.every)
             names = [f"left/{rank}" for rank in range(self.world)]
             end = time.monotonic() + min(PARTING_SECONDS, self.seconds)
-            while self.rank == 0 and time.monotonic() < end and not self.ask(lambda store: store.check(names)):
+            while self.rank == 0 and time.monotonic() < end and not self.call(lambda store: store.check(names)):
                 time.sleep(POLL[1])
         self.left.set()
 
     def _without(self, keys: dict[int, str]) -> list[int]:
-        return [rank for rank, key in keys.items() if not self.ask(partial(_has, key=key))]
+        return [rank for rank, key in keys.items() if not self.call(partial(_has, key=key))]
 
     def _gone(self, ranks: Iterable[int]) -> list[int]:
-        return [rank for rank in ranks if self.ask(partial(_has, key=f"left/{rank}"))]
+        return [rank for rank in ranks if self.call(partial(_has, key=f"left/{rank}"))]
 
     def _beats(self, ranks: Iterable[int]) -> list[bytes]:
         names = [f"beat/{rank}" for rank in ranks]
-        return self.ask(lambda store: store.multi_get(names), None if self.waiting else 2 * self.every + 1)
+        return self.call(lambda store: store.multi_get(names), None if self.waiting else 2 * self.every + 1)
 
     def _lost(self, ranks: list[int], why: str) -> Lost:
         self.is_lost = True
@@ -196,13 +206,13 @@ class Contact:
 
     def _saved(self) -> str:
         if self.run is None:
-            return "No run was in work; run the same command again."
-        return f"What was saved is in {self.run}: run the same command with --resume --out {self.run}"
+            return "No run was in progress; run the same command again."
+        return f"The last saved state is in {self.run}: run the same command with --resume --out {self.run}"
 
-    def _answer(self, store: dist.Store) -> None:
+    def _serve_calls(self, store: dist.Store) -> None:
         store.set_timeout(timedelta(seconds=self.seconds))
         while True:
-            call, answer = self.asks.get()
+            call, answer = self.calls.get()
             try:
                 answer.put((call(store), None))
             except Exception as error:
@@ -210,14 +220,14 @@ class Contact:
 
     def _beat(self, store: dist.Store) -> None:
         count = 0
-        with contextlib.suppress(Exception):  # who asks will notice
+        with contextlib.suppress(Exception):  # the next call will fail and say so
             while not self.left.wait(self.every):
                 count += 1
                 store.set(f"beat/{self.rank}", f"{count}{WAITING.decode() if self.waiting else ''}")
 
 
 def _set(store: dist.Store, key: str, value: bytes) -> None:
-    store.set(key, value)  # type: ignore[arg-type]  # takes bytes, too
+    store.set(key, value)  # type: ignore[arg-type]  # accepts bytes, too
 
 
 def _get(store: dist.Store, key: str) -> bytes:

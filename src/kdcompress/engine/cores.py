@@ -1,4 +1,4 @@
-"""The threads that a command computes with: as many as there are free cores, or as its run began with."""
+"""How many threads a command computes with: one per free core, or as many as the resumed run started with."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from kdcompress.engine.progress import Reporter
 
 
 def take_free_cores(place: Place, reporter: Reporter) -> None:
-    """Compute on the cores that nobody else uses now; called when the waiting for other commands is over.
+    """Set PyTorch's number of threads to the cores that are idle now; call it after any waiting for other commands.
 
-    A command chooses once. In somebody else's process, on several, on a GPU, or where the user has set
-    ``OMP_NUM_THREADS``, do nothing.
+    A command chooses once. Nothing happens when kdcompress is used as a library, in several processes, on a GPU, or
+    where the user has set ``OMP_NUM_THREADS``.
     """
     if _is_ours_to_choose(place) and not Process.has_chosen_threads:
         free, cores = threads.free_cores()
@@ -25,10 +25,10 @@ def take_free_cores(place: Place, reporter: Reporter) -> None:
 
 
 def take_as_before(place: Place, then: int | None, reporter: Reporter) -> None:
-    """Go on with as many threads as a run began with: sums of other numbers of threads differ in the last bits.
+    """Resume with the number of threads that the run started with: another number changes the last bits of sums.
 
     Args:
-        then: None where it is not on record.
+        then: That number; None where it was not recorded.
     """
     if then is None or place.device.type != "cpu" or place.world > 1:
         return
@@ -36,10 +36,12 @@ def take_as_before(place: Place, then: int | None, reporter: Reporter) -> None:
         Process.has_chosen_threads = True
     elif _is_ours_to_choose(place):
         _take(then)
-        reporter.detail(f"Computing on {then} cores, as the run began.")
+        reporter.detail(f"Computing on {then} cores, as when the run started.")
     else:
         now = torch.get_num_threads()
-        reporter.note(f"Notice: this run began with {then} threads and goes on with {now}; its last bits may differ.")
+        reporter.note(
+            f"Notice: this run started with {then} threads and resumes with {now}; results may differ in the last bits."
+        )
 
 
 def _take(count: int) -> None:

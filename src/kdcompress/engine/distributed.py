@@ -1,4 +1,4 @@
-"""One process or many (``torchrun``): who am I, where do I compute, and what do all agree on."""
+"""One process or many (``torchrun``): rank, device, precision, and what the processes exchange."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ from torch import Tensor
 from kdcompress.engine.allocation import keep_memory
 from kdcompress.engine.attempt import clean_store
 from kdcompress.engine.contact import Contact
-from kdcompress.engine.precision import Process, cpu_precision, remembered
+from kdcompress.engine.precision import Process, bf16_support, cpu_precision
 from kdcompress.errors import UserError, first_line, usage_error
 
 T = TypeVar("T")
 
 USUAL_TIMEOUT = 300.0
-# what gloo, NCCL and PyTorch say where a peer does not answer
+# in the errors of gloo, NCCL and PyTorch when a peer does not respond
 OF_PEERS = re.compile(
     r"gloo|NCCL|c10d|TCPStore|pair closure|Connection (closed|reset|refused)|Broken pipe", re.IGNORECASE
 )
@@ -54,16 +54,16 @@ class Place:
 
     @property
     def sum_dtype(self) -> torch.dtype:
-        """What sums over many images are kept in: float64 where the device has it."""
+        """For sums over many images: float64 where the device has it."""
         return torch.float32 if self.device.type == "mps" else torch.float64
 
     def autocast(self) -> Any:
-        """Context in which networks run."""
+        """Autocast context for this precision; does nothing in fp32."""
         dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(self.precision)
         return torch.autocast(self.device.type, dtype=dtype) if dtype else contextlib.nullcontext()
 
     def describe(self) -> str:
-        """Name of the hardware, for reports of speed."""
+        """Name of the hardware, reported beside speeds."""
         if self.device.type == "cuda":
             return torch.cuda.get_device_name(self.device)
         return f"{_processor()}, {torch.get_num_threads()} threads" if self.device.type == "cpu" else self.device.type
@@ -76,7 +76,7 @@ def start(device: str = "auto", precision: str = "auto", seconds: float = USUAL_
         seconds: How long processes wait for one that gives no sign of life.
 
     Raises:
-        UserError: A device that is not there, or a precision that it does not have; not all processes have come.
+        UserError: The device is not available, it lacks the precision, or not all processes have joined in time.
     """
     from timm.utils.distributed import is_distributed_env
 
@@ -102,7 +102,7 @@ class _Peers:
 
 
 def _join(device: str, seconds: float) -> None:
-    """The process group of torchrun, of Slurm, or whatever set the same variables; or one that the caller has made."""
+    """Join the process group that torchrun, Slurm or the like describe in the environment, or that the caller made."""
     from timm.utils.distributed import world_info_from_env
 
     local, rank, world = world_info_from_env()
@@ -124,96 +124,103 @@ def _join(device: str, seconds: float) -> None:
             dist.init_process_group(backend, store=store, rank=rank, world_size=world, timeout=limit)
         except (RuntimeError, ValueError) as error:
             raise UserError(
-                f"The {world} processes of the job have not found each other in {seconds:g} s: {first_line(error)}",
+                f"The {world} processes of the job could not connect within {seconds:g} s: {first_line(error)}",
                 "Start all of them with the same MASTER_ADDR and MASTER_PORT (torchrun: --rdzv-endpoint), or give a "
                 "longer --dist-timeout.",
             ) from error
-    Process.has_chosen_threads = True  # the launcher's number of threads a process stands
-    contact.know_hosts()
+    Process.has_chosen_threads = True  # the launcher sets the number of threads per process
+    contact.exchange_hosts()
     _Peers.contact = contact
-    # as atexit, but also in processes that multiprocessing has started
+    # unlike atexit, this also runs in processes that multiprocessing has started
     Finalize(None, _leave, args=(contact,), exitpriority=10)
-    _Peers.restarted = any(everyone(before or restarted()))
+    _Peers.restarted = any(gather_objects(before or restarted()))
 
 
 def restarted() -> bool:
-    """Whether torchrun has started this job anew after one of its processes had failed (``--max-restarts``)."""
+    """Whether torchrun has restarted this job after one of its processes failed (``--max-restarts``)."""
     return _Peers.restarted or int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
 
 
 def from_main(make: Callable[[], T]) -> T:
-    """Let the main process do something once, and give its result (or its error) to all.
+    """Call ``make`` in the main process only, and return its result (or raise its error) in all processes.
 
-    The others wait for as long as it gives signs of life: it may take any time.
+    The others wait as long as the main process is alive, however long the call takes.
+
+    Raises:
+        UserError: As ``make`` raised it.
+        Lost: The main process has gone.
     """
     contact = _Peers.contact
     if contact is None or contact.world == 1:
         return make()
     contact.number += 1
-    key = f"told/{contact.number}"
+    key = f"message/{contact.number}"
     if contact.rank != 0:
-        value, problem = pickle.loads(contact.awaited({0: key}, key)[0])
+        value, problem = pickle.loads(contact.receive({0: key}, key)[0])
         if problem is not None:
             raise UserError(problem[0], problem[1], exit_code=problem[2])
         return value
     try:
         value = make()
     except UserError as error:
-        contact.tell(key, pickle.dumps((None, (error.problem, error.remedy, error.exit_code))))
+        contact.send(key, pickle.dumps((None, (error.problem, error.remedy, error.exit_code))))
         raise
-    contact.tell(key, pickle.dumps((value, None)))
+    contact.send(key, pickle.dumps((value, None)))
     return value
 
 
-def everyone(value: T) -> list[T]:
-    """What each process has to say, by rank, to all. Each may come in its own time, as for :func:`from_main`."""
+def gather_objects(value: T) -> list[T]:
+    """The values of all processes, by rank. Waits as :func:`from_main` does, without a time limit."""
     contact = _Peers.contact
     if contact is None or contact.world == 1:
         return [value]
-    return [pickle.loads(said) for said in contact.gather(pickle.dumps(value))]
+    return [pickle.loads(message) for message in contact.gather(pickle.dumps(value))]
 
 
-def meet() -> None:
-    """Wait for all processes: from here on they are in step, and ``--dist-timeout`` counts."""
-    everyone(None)
+def barrier() -> None:
+    """Wait for all processes: from here on they are in step, and ``--dist-timeout`` applies."""
+    gather_objects(None)
 
 
-def agreed(facts: Mapping[str, Any]) -> None:
-    """Make sure that all processes have the same of what decides their course.
+def check_same(facts: Mapping[str, Any]) -> None:
+    """Check that all processes have the same settings and data.
+
+    Args:
+        facts: Name -> value, compared with the main process.
 
     Raises:
-        UserError: One has something else than the main process; names the first of ``facts`` that differs.
+        UserError: A value differs; names the first such one, and the process.
     """
-    said = everyone(dict(facts))
-    for rank, theirs in enumerate(said):
-        for key, value in said[0].items():
+    of_all = gather_objects(dict(facts))
+    for rank, theirs in enumerate(of_all):
+        for key, value in of_all[0].items():
             if theirs.get(key) != value:
                 where = f"{theirs.get(key)} in process {rank} on {host(rank)}, {value} in process 0 on {host(0)}"
-                problem = f"The processes do not have the same: {key} is {where}."
+                problem = f"The processes differ: {key} is {where}."
                 raise UserError(problem, "Give all processes the same options, and all hosts the same images.")
 
 
 def host(rank: int) -> str:
-    """The machine of a process."""
+    """Host name of a process."""
     return _Peers.contact.hosts[rank] if _Peers.contact is not None else "localhost"
 
 
 def remember(run: Path) -> None:
-    """Which run a lost contact should say can be resumed; of one within another, the outer."""
+    """Name a run as the one to resume if contact is lost; of nested runs, the outer one."""
     contact = _Peers.contact
     if contact is not None and (contact.run is None or contact.run not in run.parents):
         contact.run = run
 
 
 def forget(run: Path) -> None:
-    """It is finished."""
+    """The run is finished: an error need not name it any more."""
     if _Peers.contact is not None and _Peers.contact.run == run:
         _Peers.contact.run = None
 
 
 @contextlib.contextmanager
 def alone() -> Iterator[None]:
-    """Inside, this process works as if it were the only one, while the others wait in :func:`from_main`."""
+    """Inside, this process runs as the only one, while the others wait in :func:`from_main`."""
     contact, _Peers.contact, _Peers.hidden = _Peers.contact, None, True
     try:
         yield
@@ -223,7 +230,7 @@ def alone() -> Iterator[None]:
 
 @contextlib.contextmanager
 def in_contact() -> Iterator[None]:
-    """Inside, a collective that fails says what happened to whom.
+    """Inside, the error of a collective is replaced by one that names the processes that are gone.
 
     Raises:
         Lost: In place of PyTorch's error.
@@ -237,40 +244,44 @@ def in_contact() -> Iterator[None]:
 
 
 def summed(values: Tensor) -> Tensor:
-    """Sum over all processes, each of which may come in its own time."""
+    """Sum over all processes, in place; waits for them without a time limit."""
     if _Peers.contact is not None and _Peers.contact.world > 1:
-        meet()
+        barrier()
         with in_contact():
             dist.all_reduce(values)
     return values
 
 
-def gathered(rows: Tensor, total: int, place: Place) -> Tensor:
-    """Rows of which process r holds r, r + world, r + 2 world …: all ``total`` of them, in every process."""
+def gather_rows(rows: Tensor, total: int, place: Place) -> Tensor:
+    """All ``total`` rows [N, ...], in every process, where process r holds rows r, r + world, r + 2 world …
+
+    Args:
+        rows: Those of this process.
+    """
     if place.world == 1:
         return rows
     longest = -(-total // place.world)
     padded = torch.zeros(longest, *rows.shape[1:], dtype=rows.dtype, device=rows.device)
     padded[: len(rows)] = rows
-    found = [torch.empty_like(padded) for _ in range(place.world)]
+    parts = [torch.empty_like(padded) for _ in range(place.world)]
     with in_contact():
-        dist.all_gather(found, padded)
-    return torch.stack(found, dim=1).flatten(0, 1)[:total]
+        dist.all_gather(parts, padded)
+    return torch.stack(parts, dim=1).flatten(0, 1)[:total]
 
 
-def anyone(flag: bool, place: Place) -> bool:
-    """Whether it holds for any process; all of them must ask, in step."""
-    found = torch.tensor(float(flag), device=place.device)
+def any_process(flag: bool, place: Place) -> bool:
+    """Whether ``flag`` is set in any process; a collective, so all of them must call it, in step."""
+    count = torch.tensor(float(flag), device=place.device)
     if place.world > 1:
         with in_contact():
-            dist.all_reduce(found)
-    return bool(found.item())
+            dist.all_reduce(count)
+    return bool(count.item())
 
 
 def _leave(contact: Contact) -> None:
     """At the end of the process."""
     if contact.is_lost:
-        # threads of PyTorch wait for the lost one still, and the end of the process would wait for them
+        # PyTorch's threads still wait for the lost process, and a normal exit would wait for those threads
         for child in multiprocessing.active_children():
             child.kill()
         sys.stdout.flush()
@@ -282,10 +293,10 @@ def _leave(contact: Contact) -> None:
 
 
 def _device(name: str) -> str:
-    there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
     if name == "auto":
-        return next(kind for kind in ("cuda", "mps", "cpu") if there[kind])
-    if not there[name]:
+        return next(kind for kind in ("cuda", "mps", "cpu") if available[kind])
+    if not available[name]:
         raise usage_error(f"--device {name} is not available here.", "Use --device auto.")
     return name
 
@@ -294,7 +305,7 @@ def _precision(name: str, device: torch.device) -> str:
     if device.type == "cpu":
         if name == "fp16":
             raise usage_error("--precision fp16 needs a GPU.", "Use --precision bf16 or fp32.")
-        return cpu_precision(name, lambda: from_main(remembered))  # a trial of each might end otherwise
+        return cpu_precision(name, lambda: from_main(bf16_support))  # trials of their own might disagree
     if name != "auto":
         return name
     return from_main(lambda: _fastest(device))

@@ -20,7 +20,7 @@ BINS = 15
 
 @dataclass(frozen=True)
 class Scores:
-    """What :func:`evaluate` found of a network.
+    """Accuracy, loss and speed of a network on a split.
 
     Attributes:
         top1, top5: Percent; ``top5`` is None with five classes or fewer.
@@ -28,8 +28,8 @@ class Scores:
         ece: Expected calibration error in percent: how far confidence and accuracy are apart, over 15 equal bins of
             confidence (Guo et al. 2017, equation 3).
         n: Images.
-        images_per_second: Of the network alone, over all processes; reading images and the warm-up not counted.
-        exits: Of a gated network, how many images stopped at each stage.
+        images_per_second: Of the network alone, over all processes; without data loading and warm-up.
+        exits: Of a gated network, how many images stopped after each member.
     """
 
     top1: float
@@ -47,9 +47,9 @@ def evaluate(
     """Run a network over a split.
 
     Args:
-        forward: Images [B, C, H, W], and what frozen networks say about them where the batches tell it, to logits
-            [B, K], in eval mode, on the device.
-        passes: How often each batch is run; the fastest counts for the speed.
+        forward: Images [B, C, H, W], and the batches' cached targets if they have any, to logits [B, K], in eval mode,
+            on the device.
+        passes: How often each batch is run; the fastest pass counts for the speed.
     """
     return compare([forward], batches, place, passes=passes)[0]
 
@@ -60,15 +60,16 @@ def compare(
     place: Place,
     *,
     passes: int = 1,
-    stages: Sequence[int] = (0,),
+    exits: Sequence[int] = (0,),
 ) -> list[Scores]:
-    """Run several networks over a split, batch by batch in turn: what slows the machine then slows them all alike.
+    """Run several networks over a split, taking turns on each batch, so that a busy machine slows all of them alike.
 
     Args:
-        forwards: As for :func:`evaluate`; of a gated network to logits and the stage where each image stopped [B].
-        stages: For each of them, how many stages it has if it is gated, else 0.
+        forwards: As for :func:`evaluate`; of a gated network to logits and the member where each image stopped [B].
+        passes: As for :func:`evaluate`.
+        exits: For each of them, how many exits it has if it is gated, else 0.
     """
-    tallies = [_Tally(place, count) for count in stages]
+    tallies = [_Tally(place, count) for count in exits]
     with torch.inference_mode(), place.autocast():
         for number, (x, target, cached) in enumerate(map(unpacked, batches)):
             if number == 0:
@@ -81,26 +82,26 @@ def compare(
 
 
 class _Tally:
-    """What is added up over the batches of a split."""
+    """Sums over the batches of a split."""
 
-    def __init__(self, place: Place, stages: int) -> None:
-        self.place, self.stages = place, stages
+    def __init__(self, place: Place, exits: int) -> None:
+        self.place, self.gated = place, exits > 0
         self.sums = torch.zeros(4, dtype=place.sum_dtype, device=place.device)
         self.bins = torch.zeros(3, BINS, dtype=place.sum_dtype, device=place.device)
-        self.exits = torch.zeros(stages, dtype=torch.long, device=place.device)
-        self.seconds, self.timed, self.many = 0.0, 0, False
+        self.exits = torch.zeros(exits, dtype=torch.long, device=place.device)
+        self.seconds, self.timed, self.has_top5 = 0.0, 0, False
 
     def add(self, output: Any, target: Tensor, seconds: float) -> None:
-        if self.stages:
+        if self.gated:
             output, stopped = output
-            self.exits += torch.bincount(stopped, minlength=self.stages)
+            self.exits += torch.bincount(stopped, minlength=len(self.exits))
         logits = output.float()
-        self.seconds, self.timed, self.many = self.seconds + seconds, self.timed + len(logits), logits.shape[1] > 5
+        self.seconds, self.timed, self.has_top5 = self.seconds + seconds, self.timed + len(logits), logits.shape[1] > 5
         top = logits.topk(min(5, logits.shape[1]), dim=1).indices == target[:, None]
         loss = nn.functional.cross_entropy(logits, target, reduction="sum")
         confidence = logits.softmax(1).amax(1)
-        found = torch.stack([confidence, top[:, 0].float(), torch.ones_like(confidence)]).to(self.bins.dtype)
-        self.bins.index_add_(1, (confidence * BINS).nan_to_num().long().clamp(0, BINS - 1), found)
+        values = torch.stack([confidence, top[:, 0].float(), torch.ones_like(confidence)]).to(self.bins.dtype)
+        self.bins.index_add_(1, (confidence * BINS).nan_to_num().long().clamp(0, BINS - 1), values)
         count = torch.tensor(len(logits), device=logits.device)
         self.sums += torch.stack([top[:, 0].sum(), top.any(1).sum(), loss, count]).to(self.sums.dtype)
 
@@ -109,7 +110,7 @@ class _Tally:
         images_per_second = float(summed(speed))
         right, right5, loss_sum, total = summed(self.sums).tolist()
         n = max(int(total), 1)
-        top5 = 100 * right5 / n if self.many else None
+        top5 = 100 * right5 / n if self.has_top5 else None
         confidence, correct, _ = summed(self.bins)
         ece = 100 * float((confidence - correct).abs().sum()) / n
         exits = tuple(summed(self.exits).tolist())

@@ -1,4 +1,4 @@
-"""The one training loop. It knows tasks, batches and a run folder; never which method it serves."""
+"""The training loop. It knows tasks, batches and a run folder, but no method."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from kdcompress.data import EvalBatches, TrainBatches
 from kdcompress.engine.contact import Lost
-from kdcompress.engine.distributed import Place, agreed, anyone, from_main, in_contact, meet, summed
+from kdcompress.engine.distributed import Place, any_process, barrier, check_same, from_main, in_contact, summed
 from kdcompress.engine.evaluate import evaluate
 from kdcompress.engine.interrupt import Interrupted, StopSignal
 from kdcompress.engine.plan import Plan
@@ -54,13 +54,13 @@ def fit(
 ) -> list[dict[str, Any]]:
     """Train a task to its last epoch, from the start or from the run's checkpoint.
 
-    All randomness of a step is seeded by (seed, epoch, step), so a checkpoint needs no generator's state and a resumed
-    run takes the very steps that an unbroken one takes. At the end the task has the averaged weights, if it kept any.
+    All randomness of a step is seeded by (seed, epoch, step), so a checkpoint needs no generator state, and a resumed
+    run takes exactly the steps of an uninterrupted one. At the end the task has the averaged weights, if there are any.
 
     Args:
-        phase: Which of a run's trainings this is; each has its own task, schedule and optimiser.
-        history: Rows of the phases before.
-        memory_format: Of images and weights; None: that of :func:`memory_format_of`.
+        phase: Number of this training phase in the run; each has its own task, schedule and optimiser.
+        history: Rows of ``metrics.csv`` from earlier phases.
+        memory_format: Of images and weights; None: as :func:`memory_format_of` chooses.
 
     Returns:
         The rows of ``metrics.csv``.
@@ -74,7 +74,7 @@ def fit(
     resumed = from_main(lambda: run.has_checkpoint and phase_of(run) == phase)
     if resumed:
         trainer.load()
-    agreed({"the state": (trainer.epoch, trainer.step, trainer.update)})
+    check_same({"the state": (trainer.epoch, trainer.step, trainer.update)})
     writer = _tensorboard(run) if options.tensorboard and place.is_main else None
     done = len(trainer.history)
     reporter.start(title, options.epochs, len(batches), done)
@@ -108,14 +108,14 @@ def fit(
         if writer is not None:
             try:
                 writer.close()
-            except OSError as error:  # must not hide what went wrong before
-                reporter.note(f"Warning: TensorBoard's events are not whole: {error.strerror or error}.")
+            except OSError as error:  # must not hide an earlier error
+                reporter.note(f"Warning: the TensorBoard log is incomplete: {error.strerror or error}.")
     trainer.take_average()
     return trainer.history
 
 
 def phase_of(run: RunFolder) -> int:
-    """The phase that a run was cut off in, from 0; read from this host's disk."""
+    """The phase in which a run was interrupted, from 0; read from this host's disk."""
     return int(_state(run).get("phase", 0)) if run.has_checkpoint else 0
 
 
@@ -123,18 +123,22 @@ def _state(run: RunFolder) -> dict[str, Any]:
     """The checkpoint of a run.
 
     Raises:
-        UserError: It cannot be read, or is none of ours.
+        UserError: It cannot be read, or is not a checkpoint of a training.
     """
     state = run.read_checkpoint()
     missing = STATE - state.keys() if isinstance(state, dict) else STATE
     if missing:
         remedy = f"Remove {run.path} and start again without --resume."
-        raise UserError(f"{run.path / CHECKPOINT} is no state of a training: {sorted(missing)[0]} is missing.", remedy)
+        problem = f"{run.path / CHECKPOINT} is not a checkpoint of a training: {sorted(missing)[0]} is missing."
+        raise UserError(problem, remedy)
     return state
 
 
 class Trainer:
-    """The state of a training: what a checkpoint holds, and the step that advances it."""
+    """The state of a training that a checkpoint holds, and the step that advances it.
+
+    The arguments are those of :func:`fit`.
+    """
 
     def __init__(
         self,
@@ -185,23 +189,32 @@ class Trainer:
         self.seconds = 0.0
         self.bad_step = torch.full((), -1, device=place.device)
         if place.world > 1:
-            meet()
+            barrier()
             with in_contact():
                 task.prepare_distributed(device_ids=[place.device.index] if place.device.type == "cuda" else None)
 
     def eval_model(self) -> torch.nn.Module:
+        """The network to score, with the averaged weights if there are any, in eval mode."""
         self.task.eval()
         model = self.task.get_eval_model(ema=self.task.has_ema())
         assert model is not None
         return model
 
     def run_epoch(self, stop: StopSignal, reporter: Reporter) -> dict[str, Any]:
-        """All steps of an epoch that are still to do."""
+        """Take the remaining steps of an epoch.
+
+        Returns:
+            Its row of ``metrics.csv``, without the calibration scores.
+
+        Raises:
+            Diverged: The loss is not finite.
+            Interrupted: The process was asked to stop.
+        """
         self.task.train()
         began = time.perf_counter() - self.seconds
         if not self.batches.prepare(len(self.history), lambda: stop.requested):
             self.interrupt()
-        meet()
+        barrier()
         with in_contact():
             return self._run_epoch(stop, reporter, began)
 
@@ -219,7 +232,7 @@ class Trainer:
                 self._check_finite()
                 reporter.step(len(self.history), *self._so_far(), unreported)
                 unreported = 0
-            if due and self._asked(stop):  # between updates, half-summed gradients would be lost
+            if due and self._should_stop(stop):  # between updates, accumulated gradients would be lost
                 self.interrupt()
         self._check_finite()
         self.seconds = time.perf_counter() - began
@@ -230,37 +243,42 @@ class Trainer:
         images = self.sums["images"].item()
         return self.sums["loss"].item() / images, images * self.place.world / self.seconds
 
-    def _asked(self, stop: StopSignal) -> bool:
-        """Whether to leave; of several processes all at the same step, lest one waits for another's gradients."""
+    def _should_stop(self, stop: StopSignal) -> bool:
+        """Whether to stop; several processes stop at the same step, so that none waits for another's gradients."""
         if self.place.world == 1:
             return stop.requested
-        return self.update % AGREE_EVERY == 0 and anyone(stop.requested, self.place)
+        return self.update % AGREE_EVERY == 0 and any_process(stop.requested, self.place)
 
     def finish_epoch(self, row: dict[str, Any]) -> None:
+        """Record a whole epoch, and save the state."""
         self.history.append(row)
         self.next_epoch()
         self.save_together()
 
     def is_good_enough(self) -> bool:
-        """Whether the accuracy has been reached at which the user wants to stop."""
+        """Whether the calibration accuracy has reached ``--stop-top1``."""
         wanted = self.options.stop_top1
         return wanted is not None and self.epoch > 0 and self.history[-1]["calibration_top1"] >= wanted
 
     def take_average(self) -> None:
-        """The averaged weights are what the training was for."""
+        """Replace the trained weights by their moving average, if there is one."""
         if self.task.has_ema():
             average = unwrap_model(self.task.get_trainable_module(ema=True)).state_dict()
             unwrap_model(self.task.get_trainable_module()).load_state_dict(average)
 
     def next_epoch(self) -> None:
+        """Reset what is counted per epoch."""
         self.epoch, self.step, self.sums, self.seconds = self.epoch + 1, 0, {}, 0.0
 
     def _step(self, input: Tensor, target: Tensor, cached: Mapping[str, Tensor], images: int) -> bool:
-        """One batch: forward, backward, and an update when ``grad_accum`` batches are together; whether there was.
+        """One batch: forward, backward, and an optimiser update after every ``grad_accum`` batches.
 
         Args:
-            cached: Targets of the batch that are cached, by argument of the task.
-            images: Of the batch over all processes.
+            cached: Cached targets of the batch, by argument of the task.
+            images: Size of the batch over all processes.
+
+        Returns:
+            Whether there was an update.
         """
         _seed(self.place.device, self.options.seed, len(self.history), self.step, self.place.rank)
         accum, last = self.options.grad_accum, len(self.batches) - 1
@@ -277,7 +295,7 @@ class Trainer:
         with contextlib.nullcontext() if due else self.task.no_sync():
             with self.place.autocast():
                 result = self.task(input, target, **cached)
-            # processes average their gradients; their shares of a batch may differ by one image
+            # gradients are averaged over processes, whose shares of a batch may differ by one image
             self._backward(result["loss"] * (len(labels) * self.place.world / images / group), due)
         if due:
             self.optimizer.zero_grad()
@@ -288,7 +306,7 @@ class Trainer:
         return due
 
     def _backward(self, loss: Tensor, due: bool) -> None:
-        """Gradients, and where an update is due also that, clipped if asked for."""
+        """Backward pass, and the optimiser step where one is due, with gradient clipping if asked for."""
         clip = self.options.clip_grad
         if self.scaler is not None:
             parameters = list(self.task.get_clip_parameters())
@@ -301,17 +319,21 @@ class Trainer:
             self.optimizer.step()
 
     def _record(self, result: dict[str, Tensor], labels: Tensor) -> None:
-        """Sums on the device: nothing here waits for it."""
+        """Add to the epoch's sums on the device, without synchronizing with it."""
         n = len(labels)
-        right = (result["output"].detach().argmax(1) == labels).sum()
+        correct = (result["output"].detach().argmax(1) == labels).sum()
         values = {key: value.detach() * n for key, value in result.items() if key != "output"}
-        for key, value in {**values, "right": right, "images": torch.full_like(right, n)}.items():
+        for key, value in {**values, "right": correct, "images": torch.full_like(correct, n)}.items():
             self.sums[key] = self.sums.get(key, 0) + value.to(self.place.sum_dtype)
         bad = ~torch.isfinite(result["loss"].detach()) & (self.bad_step < 0)
         self.bad_step.masked_fill_(bad, self.step)
 
     def check_calibration(self, loss: float) -> None:
-        """What the last update of an epoch did shows on the calibration split, before anything is saved."""
+        """Refuse a calibration loss that is not finite: the last update of the epoch diverged.
+
+        Raises:
+            Diverged: It is not finite, or the loss of a step was not.
+        """
         if not math.isfinite(loss):
             self.bad_step.fill_(len(self.batches) - 1)
         self._check_finite()
@@ -319,35 +341,44 @@ class Trainer:
     def _check_finite(self) -> None:
         step = int(self.bad_step.item())
         if step >= 0:
-            slower = "" if self.place.precision == "fp32" else ", --precision fp32"
-            remedy = f"Try a lower --lr{slower} or --clip-grad 1, with another --out"
+            precision = "" if self.place.precision == "fp32" else ", --precision fp32"
+            remedy = f"Try a lower --lr{precision} or --clip-grad 1, with another --out"
             done = len(self.history)
-            kept = f"; the state after epoch {done} is in {self.run.path}." if done else "."
-            raise Diverged(f"The loss is not finite at step {step + 1} of epoch {done + 1}.", remedy + kept)
+            saved = f"; the state after epoch {done} is in {self.run.path}." if done else "."
+            raise Diverged(f"The loss is not finite at step {step + 1} of epoch {done + 1}.", remedy + saved)
 
     def _row(self) -> dict[str, Any]:
         names = list(self.sums)
         totals = dict(zip(names, summed(torch.stack([self.sums[name] for name in names])).tolist(), strict=True))
         n = totals.pop("images")
-        right = totals.pop("right")
+        correct = totals.pop("right")
         row = {
             "epoch": len(self.history) + 1,
             "lr": self.optimizer.param_groups[0]["lr"],
-            "train_top1": round(100 * right / n, 4),
+            "train_top1": round(100 * correct / n, 4),
             "images_per_second": round(n / self.seconds, 1),
             "seconds": round(self.seconds, 3),
         }
         return {**row, **{f"train_{key.removeprefix('train_')}": round(value / n, 6) for key, value in totals.items()}}
 
     def interrupt(self) -> None:
-        """Leave. Alone, the last step is saved; of several processes, or amid an update, the last whole epoch is."""
+        """Stop the training. A single process saves the state of the last step, unless gradients are being accumulated;
+        otherwise the state of the last whole epoch stands.
+
+        Raises:
+            Interrupted: Always.
+        """
         if self.place.world == 1 and (self.step == len(self.batches) or self.step % self.options.grad_accum == 0):
             self._check_finite()
             self.save()
         raise Interrupted(self.run.path)
 
     def save_together(self) -> None:
-        """Let the main process save the state, and the others wait, however slow its disk is."""
+        """Save the state in the main process, while the others wait, however slow its disk is.
+
+        Raises:
+            UserError: The run folder cannot be written.
+        """
 
         def write() -> None:
             if self.history:
@@ -357,6 +388,11 @@ class Trainer:
         from_main(write)
 
     def save(self) -> None:
+        """Write the checkpoint.
+
+        Raises:
+            UserError: The run folder cannot be written.
+        """
         task, ema = self.task, self.task.has_ema()
         self.run.write_checkpoint(
             {
@@ -378,6 +414,11 @@ class Trainer:
         )
 
     def load(self) -> None:
+        """Restore the state from the checkpoint.
+
+        Raises:
+            UserError: It cannot be read, or was made with other options or another number of processes.
+        """
         state = _state(self.run)
         then, now = state["options"], self._fixed_options()
         changed = self.options.differing(then, now)
@@ -401,7 +442,7 @@ class Trainer:
         self.sums = {key: value.to(self.place.device) for key, value in state["sums"].items()}
 
     def _fixed_options(self) -> dict[str, Any]:
-        """What must not change under a run that goes on: all that decides its result."""
+        """All options that decide the result; a resumed run must have the same."""
         place: dict[str, Any] = {"precision": self.place.precision, "world": self.place.world}
         if is_wanted(self.options.sync_bn, self.plan.batch_size, self.place):
             place["sync_bn"] = "on"
@@ -409,11 +450,12 @@ class Trainer:
 
 
 def memory_format_of(module: nn.Module, device: torch.device) -> torch.memory_format:
-    """Channels last, but where that would crash or be slow.
+    """Channels last, except where that would crash or be slow.
 
-    On a CPU oneDNN's gradient of a strided 1x1 convolution of channels-last images with fewer channels than a vector
-    register holds writes past its buffer (its issue 6035). And where channels do not fill whole cache lines, which are
-    as long, the threads of PyTorch's BatchNorm wait for each other: its share of a step triples.
+    On a CPU, oneDNN's gradient of a strided 1x1 convolution on channels-last images writes past its buffer where there
+    are fewer channels than a vector register holds (its issue 6035). And where the channels do not fill whole cache
+    lines (16 floats, as a vector register), the threads of PyTorch's BatchNorm share cache lines and wait for each
+    other: its share of a step triples.
     """
     if device.type == "cpu":
         channels = [layer.num_features for layer in module.modules() if isinstance(layer, nn.BatchNorm2d)]
@@ -428,7 +470,7 @@ def memory_format_of(module: nn.Module, device: torch.device) -> torch.memory_fo
 
 
 def _optimizer(module: torch.nn.Module, options: TrainingOptions, plan: Plan) -> torch.optim.Optimizer:
-    # timm's sgd is Nesterov's, which there is not without momentum
+    # timm's sgd uses Nesterov momentum, which needs a momentum above 0
     opt = "momentum" if plan.opt == "sgd" and not options.momentum else plan.opt
     try:
         return create_optimizer_v2(
@@ -440,12 +482,12 @@ def _optimizer(module: torch.nn.Module, options: TrainingOptions, plan: Plan) ->
             layer_decay=plan.layer_decay,
         )
     except (ValueError, AssertionError, KeyError, TypeError) as error:
-        first = first_line(error)
-        raise usage_error(f"--opt {plan.opt} cannot be used: {first}", "Choose another, e.g. adamw.") from error
+        problem = f"--opt {plan.opt} cannot be used: {first_line(error)}"
+        raise usage_error(problem, "Choose another optimizer, e.g. adamw.") from error
 
 
 def _mixed(mixup: Mixup, x: Tensor, target: Tensor, classes: int) -> tuple[Tensor, Tensor]:
-    """timm's mixup and cutmix; of an odd batch the last image stays as it is, for timm takes even ones only."""
+    """timm's mixup and cutmix, which need an even batch: the last image of an odd one is left unmixed."""
     even = len(x) - len(x) % 2
     mixed, soft = mixup(x[:even].clone(), target[:even])
     if even == len(x):
@@ -456,7 +498,7 @@ def _mixed(mixup: Mixup, x: Tensor, target: Tensor, classes: int) -> tuple[Tenso
 
 def _seed(device: torch.device, *parts: int) -> None:
     number = int(np.random.SeedSequence(parts).generate_state(1)[0])
-    # torch.manual_seed would also seed devices that are not in use, which takes it a millisecond
+    # torch.manual_seed would also seed devices that are not in use, which takes a millisecond
     torch.default_generator.manual_seed(number)
     if device.type != "cpu":
         torch.get_device_module(device).manual_seed(number)

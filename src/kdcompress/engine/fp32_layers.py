@@ -13,7 +13,7 @@ from torch.utils._pytree import tree_map
 
 
 class _InFp32:
-    """Before a layer's class: its forward without autocast, of inputs in float32."""
+    """Mixed in before a layer's class: runs its forward without autocast, on inputs cast to float32."""
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         args, kwargs = tree_map(_floated, (args, kwargs))
@@ -24,10 +24,12 @@ class _InFp32:
 
 @contextlib.contextmanager
 def in_fp32(network: nn.Module, layers: Sequence[str]) -> Iterator[None]:
-    """Inside, some layers of a network run in float32; names of weights stay.
+    """Inside, some layers of a network run in float32; state-dict keys stay the same.
 
-    By their class, which copies (of a moving average), DDP and the compiler keep. Layers that are no longer there are
-    left out.
+    The layers change their class, which survives copies (for a moving average), DDP and the compiler.
+
+    Args:
+        layers: Names of modules; those that the network does not have are ignored.
     """
     modules = dict(network.named_modules())
     chosen = [modules[name] for name in layers if name in modules]

@@ -1,13 +1,13 @@
-"""Whether low precision and memory layouts give right gradients on this machine, checked before a training.
+"""Checks before a training that low precision and memory layout give correct gradients on this machine.
 
-Kernels can be wrong. oneDNN's bf16 weight gradient of a 3 x 3 convolution with stride 2 on 1 x 1 maps, for one, holds
-memory that nobody has written to (torch 2.14, with and without AMX). A training on it ends in a loss that is not
-finite, or goes on and learns noise.
+Kernels can be wrong. For example, oneDNN's bf16 weight gradient of a 3 x 3 convolution with stride 2 on 1 x 1 maps
+contains uninitialized memory (torch 2.14, with and without AMX). Training on it ends in a loss that is not finite, or
+learns noise.
 
-So one batch is shown to a copy of the task as it is to be trained, and each layer is compared with itself in float32
-and contiguous (:mod:`~kdcompress.engine.layer_check`). Not the network as a whole: there honest rounding looks like a
-fault. In bf16 the gradients of a MobileNetV2 on 8 x 8 images have cosines between -0.9 and 1 with those of float32, and
-every layer is right.
+So a copy of the task takes one step on one batch, and each layer is compared with itself in float32 and contiguous
+layout (:mod:`~kdcompress.engine.layer_check`). The network as a whole would not do, for there ordinary rounding looks
+like a fault: the bf16 gradients of a MobileNetV2 on 8 x 8 images have cosine similarities between -0.9 and 1 with those
+in float32, though every layer is correct.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from kdcompress.engine.allocation import unwritten_memory_shows
+from kdcompress.engine.allocation import poisoned_memory
 from kdcompress.engine.distributed import Place, from_main
 from kdcompress.engine.fp32_layers import in_fp32
 from kdcompress.engine.layer_check import UNCLEAR, fault_of
@@ -37,12 +37,12 @@ Faults = dict[str, str]  # by name of the layer: precision or layout
 
 @dataclass(frozen=True)
 class Numerics:
-    """What a training computes with.
+    """Precision and memory layout of a training.
 
     Attributes:
         precision: ``fp32``, ``bf16`` or ``fp16``.
         channels_last: Layout of images and weights; else contiguous.
-        fp32_layers: Modules of what is trained, by name, that run in float32 whatever the rest runs in.
+        fp32_layers: Names of the student's modules that run in float32 whatever the precision.
     """
 
     precision: str
@@ -50,10 +50,12 @@ class Numerics:
     fp32_layers: tuple[str, ...] = ()
 
     @classmethod
-    def from_dict(cls, found: Mapping[str, Any]) -> Numerics:
-        return cls(found["precision"], found["channels_last"], tuple(found["fp32_layers"]))
+    def from_dict(cls, values: Mapping[str, Any]) -> Numerics:
+        """The settings that :meth:`to_dict` wrote."""
+        return cls(values["precision"], values["channels_last"], tuple(values["fp32_layers"]))
 
     def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values, as ``run.json`` holds them."""
         return {**asdict(self), "fp32_layers": list(self.fp32_layers)}
 
     @property
@@ -65,14 +67,14 @@ EXACT = Numerics("fp32", channels_last=False)
 
 
 def checked(wanted: Numerics, task: TrainingTask, batch: Batch, place: Place, note: Callable[[str], None]) -> Numerics:
-    """``wanted``, changed where it would give wrong gradients: layers to float32, the layout, or all to float32.
+    """``wanted``, or where it gives wrong gradients, single layers in float32, contiguous layout, or all in float32.
 
-    All processes take part, for a task may exchange something with its peers; what the main one finds counts.
+    All processes take part, for a task may communicate with its peers; the result of the main process counts.
 
     Args:
-        task: On the device. It stays as it is, and so do the generators of random numbers.
-        batch: (input [B, C, H, W], target [B]) as the training brings them.
-        note: Told once what was changed.
+        task: On the device. Neither it nor the state of the random number generators is changed.
+        batch: (input [B, C, H, W], target [B]) as in training.
+        note: Called with a notice about each change.
     """
     now, layout = wanted, ""
     for _ in range(ROUNDS):
@@ -91,20 +93,20 @@ def checked(wanted: Numerics, task: TrainingTask, batch: Batch, place: Place, no
     else:
         now = replace(now, precision="fp32", fp32_layers=())
     if layout:
-        note(f"Notice: channels-last gradients of {layout} are wrong on this machine; the training runs contiguous.")
+        note(f"Notice: channels-last gradients of {layout} are wrong on this machine; training uses contiguous layout.")
     if now.fp32_layers:
         run = "it runs" if len(now.fp32_layers) == 1 else "they run"
         names = _names(now.fp32_layers)
         note(f"Notice: {now.precision} gradients of {names} are wrong on this machine; {run} in fp32.")
     if now.precision != wanted.precision:
-        note(f"Notice: {wanted.precision} gradients are wrong on this machine; the training runs in fp32.")
+        note(f"Notice: {wanted.precision} gradients are wrong on this machine; training runs in fp32.")
     return now
 
 
 def _step(numerics: Numerics, task: TrainingTask, batch: Batch, place: Place) -> tuple[Faults, bool]:
-    """The faults that one step meets on a copy, and whether its loss and gradients are finite; the main process' word.
+    """The faults in one step of a copy, and whether its loss and gradients are finite, both as in the main process.
 
-    In float32 and contiguous there are no faults.
+    Float32 and contiguous is the reference, so it has no faults.
     """
     trial = copy_to_train(task).train()
     module = trial.get_trainable_module()
@@ -113,7 +115,7 @@ def _step(numerics: Numerics, task: TrainingTask, batch: Batch, place: Place) ->
     faults = _watch(module, numerics.precision, place) if numerics != EXACT and place.is_main else {}
     devices = [place.device] if place.device.type == "cuda" else []
     input, target = batch
-    with torch.random.fork_rng(devices), unwritten_memory_shows(), in_fp32(module, numerics.fp32_layers):
+    with torch.random.fork_rng(devices), poisoned_memory(), in_fp32(module, numerics.fp32_layers):
         torch.manual_seed(0)
         with replace(place, precision=numerics.precision).autocast():
             loss = trial(input.contiguous(memory_format=numerics.memory_format), target)["loss"]
@@ -124,7 +126,7 @@ def _step(numerics: Numerics, task: TrainingTask, batch: Batch, place: Place) ->
 
 
 def copy_to_train(task: TrainingTask) -> TrainingTask:
-    """A copy to train; what is not trained is shared, for it is large and stays as it is."""
+    """A copy to train; frozen parameters are shared, for they are large and do not change."""
     module = task.get_trainable_module()
     assert module is not None
     own = {id(parameter) for parameter in module.parameters()}
@@ -133,8 +135,12 @@ def copy_to_train(task: TrainingTask) -> TrainingTask:
 
 
 def _watch(network: nn.Module, precision: str, place: Place) -> Faults:
-    """Let each smallest block be checked when it is met, and its layers if it is not right; what will be found."""
-    # where there are several processes, BatchNorm may be theirs together: nobody can run it alone
+    """Install hooks that check each smallest block when it runs, and its layers if the block is wrong.
+
+    Returns:
+        A dictionary that the hooks fill in.
+    """
+    # with several processes, BatchNorm may be synchronized: no process can run it by itself
     small = {
         name: module
         for name, module in network.named_modules()
@@ -144,31 +150,31 @@ def _watch(network: nn.Module, precision: str, place: Place) -> Faults:
     faults: Faults = {}
     checking = False
 
-    def meet(name: str, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def check(name: str, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         nonlocal checking
         block = name.rpartition(".")[0]
         if checking or not torch.is_grad_enabled() or (block != name and block in small and block not in faults):
             return
-        checking = True  # runs it by itself
+        checking = True  # fault_of runs the layer, and so this hook
         fault = fault_of(layer, args, kwargs, precision, place.device)
         checking = False
         if fault:
             faults[name] = fault
 
     for name, module in small.items():
-        module.register_forward_pre_hook(functools.partial(meet, name), with_kwargs=True)
+        module.register_forward_pre_hook(functools.partial(check, name), with_kwargs=True)
     return faults
 
 
 def _is_small(module: nn.Module) -> bool:
-    """A layer, or a block of nothing but layers that may compute something between them, such as attention."""
+    """A layer, or a block whose children are all layers and whose forward may compute more, such as attention."""
     if type(module).forward is nn.Sequential.forward:
         return False
     return all(next(child.children(), None) is None for child in module.children())
 
 
 def _innermost(faults: Faults) -> Faults:
-    """What is wrong, without blocks that are so because of a layer in them."""
+    """The wrong layers and blocks, without blocks that are wrong because of a layer in them."""
     wrong = {name: fault for name, fault in faults.items() if fault != UNCLEAR}
     blocks = {name.rpartition(".")[0] for name in wrong if name}
     return {name: fault for name, fault in wrong.items() if name not in blocks}

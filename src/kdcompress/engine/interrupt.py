@@ -1,4 +1,4 @@
-"""Ctrl-C, SIGTERM and SIGHUP end a training at the next step's end, with its state saved."""
+"""Ctrl-C, SIGTERM and SIGHUP end a training after the current step, with its state saved."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from types import FrameType, TracebackType
 from typing import Any
 
 
-class Asked:
-    """Whether this process was asked to stop; a library swallows a KeyboardInterrupt that meets it on import."""
+class StopRequest:
+    """Whether this process was asked to stop: some libraries swallow a KeyboardInterrupt during their import."""
 
-    once = False
+    pending = False
 
 
 def stop_signals() -> list[int]:
-    """Those that ask a process to end; SIGHUP is none where it is ignored, as under ``nohup``."""
+    """Signals that ask a process to end; without SIGHUP where it is ignored, as under ``nohup``."""
     numbers: list[int] = [signal.SIGINT, signal.SIGTERM]
     if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
         numbers.append(signal.SIGHUP)
@@ -24,17 +24,17 @@ def stop_signals() -> list[int]:
 
 
 def interrupt(number: int, frame: FrameType | None) -> None:
-    """Signal handler of the command line: leave now, or, if that is swallowed, at the first chance."""
-    Asked.once = True
+    """Signal handler of the command line: stop now, or, if the exception is swallowed, when a training begins."""
+    StopRequest.pending = True
     forget_workers()
     raise KeyboardInterrupt
 
 
 def forget_workers() -> None:
-    """Let no loss of a worker process be an error: a signal to the whole process group reaches them, too.
+    """Ignore the death of worker processes: ``timeout`` and batch systems signal the whole process group.
 
-    So ``timeout`` and batch systems send it. PyTorch would raise wherever the main process happens to be. In place of
-    its handler there must be another: Python complains on stderr of a signal that has come and has none any more.
+    PyTorch's handler would raise an error wherever the main process happens to be. It is replaced rather than removed,
+    for Python complains on stderr about a pending signal without a handler.
     """
     if hasattr(signal, "SIGCHLD"):
         signal.signal(signal.SIGCHLD, lambda number, frame: None)
@@ -45,7 +45,7 @@ class Interrupted(KeyboardInterrupt):
 
     Args:
         path: The run that can be resumed.
-        remedy: How to go on, where it is not ``--resume``.
+        remedy: How to continue, where it is not with ``--resume``.
     """
 
     def __init__(self, path: Path, remedy: str = "") -> None:
@@ -55,17 +55,17 @@ class Interrupted(KeyboardInterrupt):
 
 
 class StopSignal:
-    """While active, the first of :func:`stop_signals` sets ``requested``; a second one takes its usual course."""
+    """While active, the first of :func:`stop_signals` sets ``requested``; a second one has its usual effect."""
 
     def __init__(self) -> None:
         self.requested = False
         self.former: dict[int, Any] = {}
 
     def __enter__(self) -> StopSignal:
-        self.requested = Asked.once
+        self.requested = StopRequest.pending
         if threading.current_thread() is threading.main_thread():
             for number in stop_signals():
-                self.former[number] = signal.signal(number, self._ask)
+                self.former[number] = signal.signal(number, self._request)
         return self
 
     def __exit__(
@@ -74,11 +74,11 @@ class StopSignal:
         self._restore()
 
     def excuses(self, error: Exception) -> bool:
-        """Whether an error says no more than that the signal has ended the workers that read images, too."""
+        """Whether an error only means that the signal has also ended the data-loading workers."""
         lost = isinstance(error, (ConnectionError, FileNotFoundError, EOFError)) or "DataLoader worker" in str(error)
         return self.requested and lost
 
-    def _ask(self, number: int, frame: FrameType | None) -> None:
+    def _request(self, number: int, frame: FrameType | None) -> None:
         self.requested = True
         forget_workers()
         self._restore()

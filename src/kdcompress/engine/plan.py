@@ -1,4 +1,4 @@
-"""Options of a training with the defaults that depend on the data and on the network filled in."""
+"""The plan of a training: its options, with the defaults that depend on the data and on the network filled in."""
 
 from __future__ import annotations
 
@@ -13,16 +13,17 @@ from kdcompress.options import TrainingOptions
 
 BASE_BATCH = 128
 MIN_STEPS = 40
-SGD_LR, ADAPTIVE_LR, FINE_TUNING = 0.1, 1e-3, 0.1  # the last: of SGD's rate, where training starts from good weights
+SGD_LR, ADAPTIVE_LR, FINE_TUNING = 0.1, 1e-3, 0.1  # the last: factor of SGD's rate for fine-tuning
 
 
 @dataclass(frozen=True)
 class Plan:
-    """How a network is trained, with nothing left to choose.
+    """How a network is trained.
 
     Attributes:
         lr: Peak learning rate.
-        layer_decay: By which factor the rate falls from each group of layers to the one before it; None: not at all.
+        layer_decay: Factor by which the learning rate falls from each group of layers to the one before it; None: 1.
+        warmup_epochs, decay_epochs: Of the schedule, scaled to this phase of the training.
     """
 
     epochs: int
@@ -38,24 +39,25 @@ class Plan:
     def of(
         cls, options: TrainingOptions, images: int, epochs: int | None = None, network: nn.Module | None = None
     ) -> Plan:
-        """Our choice: 128 images a step, fewer where an epoch would have under 40 steps; the rate goes with it.
+        """Our choice: batches of 128, smaller where an epoch would have fewer than 40 steps.
 
-        SGD's rate goes with the batch (Goyal et al. 2017). That of adaptive optimisers grows with the root of larger
-        batches (Malladi et al. 2022) and stays for smaller ones: few photos mean few steps.
+        SGD's learning rate is proportional to the batch (Goyal et al. 2017). That of adaptive optimisers grows with the
+        square root of larger batches (Malladi et al. 2022) and stays the same for smaller ones: small data sets have
+        few steps.
 
         Args:
-            images: Of the fit split.
-            epochs: Of this phase, where it is not all of the training.
-            network: What is trained; it decides the optimiser where the user does not.
+            images: Number of images in the fit split.
+            epochs: Of this phase; None: it is the whole training.
+            network: To train; it decides the optimiser where the user does not.
 
         Raises:
-            UserError: timm has no such optimiser, or the warm-up never ends.
+            UserError: timm has no such optimiser, or the warm-up is as long as the training.
         """
         opt = options.opt.lower()
         if opt == "auto":
             opt = "adamw" if options.fine_tunes or (network is not None and wants_adamw(network)) else "sgd"
         if opt.split("_")[-1] not in list_optimizers():
-            remedy = "Choose auto, or one of timm's, e.g. sgd, adamw, lamb (timm.optim.list_optimizers())."
+            remedy = "Choose auto or a timm optimizer, e.g. sgd, adamw, lamb (timm.optim.list_optimizers())."
             raise usage_error(f"--opt {options.opt} is unknown.", remedy)
         batch = options.batch_size
         if batch is None:
@@ -69,8 +71,9 @@ class Plan:
         asked = options.warmup_epochs if options.warmup_epochs is not None else 0.05 * options.epochs
         if asked >= options.epochs:
             remedy = f"Give fewer, e.g. --warmup-epochs {0.05 * options.epochs:g}, or more --epochs."
-            raise usage_error(f"--warmup-epochs {asked:g} leave none of {options.epochs} epochs to train in.", remedy)
-        share = epochs / options.epochs  # of a training in phases each has its part of the schedule
+            problem = f"--warmup-epochs {asked:g} is not shorter than the training of {options.epochs} epochs."
+            raise usage_error(problem, remedy)
+        share = epochs / options.epochs  # warm-up and decay of a phase are scaled to its length
         return cls(
             epochs=epochs,
             batch_size=batch,
@@ -88,10 +91,10 @@ class Plan:
 
 
 def wants_adamw(network: nn.Module) -> bool:
-    """Whether SGD at the rates of ResNets would serve a network badly (our choice).
+    """Whether a network trains badly by SGD at the learning rates of ResNets (our choice).
 
-    Those are networks with LayerNorm or depthwise convolutions: vision transformers, ConvNeXts, MobileNets and
-    EfficientNets are all published with adaptive optimisers.
+    That is assumed of networks with LayerNorm or depthwise convolutions: vision transformers, ConvNeXts, MobileNets and
+    EfficientNets were all published with adaptive optimisers.
     """
     return any(isinstance(layer, nn.LayerNorm) or _is_depthwise(layer) for layer in network.modules())
 

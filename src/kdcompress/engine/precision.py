@@ -1,8 +1,8 @@
-"""Which arithmetic a processor is really good at: tried out in a child process, and remembered.
+"""Whether bf16 works and pays off on this processor: tried in a child process, and cached.
 
-A processor's flags are no proof. Virtual machines announce AMX and then refuse its instructions, which kills the
-process; and where bf16 runs, it is not always faster. So a child tries, under oneDNN's own choice of instructions and
-then without AMX, and the answer is kept for this processor and this torch.
+The processor's flags are no proof. Virtual machines announce AMX and then refuse its instructions, which kills the
+process; and where bf16 works, it is not always faster. So a child process tries it, first with oneDNN's own choice of
+instructions and then without AMX, and the result is cached for this processor and this version of torch.
 """
 
 from __future__ import annotations
@@ -49,7 +49,12 @@ for half in range(2):
 
 
 class Process:
-    """Whether this process is a command's own, in which no network has run before it, and what was settled in it."""
+    """State of this process.
+
+    Attributes:
+        is_ours: Whether it runs a command, so that no network has run in it before.
+        has_chosen_threads: Whether the number of threads is settled.
+    """
 
     is_ours = False
     has_chosen_threads = False
@@ -57,11 +62,11 @@ class Process:
 
 @dataclass(frozen=True)
 class Bf16:
-    """How a processor takes bf16.
+    """How well a processor supports bf16.
 
     Attributes:
-        runs: ``native``, ``limited`` (only when oneDNN is told to do without AMX) or ``no``.
-        speedup: Of a training step over fp32.
+        runs: ``native``, ``limited`` (only with AMX disabled in oneDNN) or ``no``.
+        speedup: Of a training step, over fp32.
     """
 
     runs: str
@@ -69,56 +74,56 @@ class Bf16:
 
 
 def cpu_precision(name: str, trial: Callable[[], Bf16] | None = None) -> str:
-    """``fp32`` or ``bf16`` for this processor; from here on oneDNN leaves out what would kill the process.
+    """``fp32`` or ``bf16`` for this processor; disables instructions in oneDNN that would kill the process.
 
     Args:
-        name: What the user asked for; ``auto`` takes bf16 where it is a fifth faster or more.
-        trial: In place of :func:`remembered`, where one process makes it for all.
+        name: What the user asked for; ``auto`` takes bf16 where it is at least 1.2 times as fast.
+        trial: In place of :func:`bf16_support`, where one process runs it for all.
 
     Raises:
-        UserError: bf16 was asked for and does not run here.
+        UserError: bf16 was asked for and does not work here.
     """
     if name == "fp32":
         return "fp32"
     # asking torch about bf16 in this process would already fix oneDNN's choice of instructions
-    found = (trial or remembered)()
-    if found.runs == "limited" and Process.is_ours:
+    support = (trial or bf16_support)()
+    if support.runs == "limited" and Process.is_ours:
         os.environ.setdefault(ISA_VARIABLE, WITHOUT_AMX)
-    # in a process where networks may have run before, the variable would come too late, and bf16 kill it
-    too_late = found.runs == "limited" and ISA_VARIABLE not in os.environ
-    if found.runs == "no" or too_late:
+    # where networks may have run in this process before, it is too late for the variable, and bf16 would kill it
+    too_late = support.runs == "limited" and ISA_VARIABLE not in os.environ
+    if support.runs == "no" or too_late:
         if name == "bf16":
             remedy = f"Use --precision fp32, or start Python with {ISA_VARIABLE}={WITHOUT_AMX}."
             remedy = remedy if too_late else "Use --precision fp32."
-            raise usage_error("--precision bf16 does not run on this processor.", remedy)
+            raise usage_error("--precision bf16 does not work on this processor.", remedy)
         return "fp32"
-    return "bf16" if name == "bf16" or found.speedup >= WORTH_IT else "fp32"
+    return "bf16" if name == "bf16" or support.speedup >= WORTH_IT else "fp32"
 
 
-def remembered() -> Bf16:
-    """What a trial has found on this processor, made now if there has been none."""
+def bf16_support() -> Bf16:
+    """The cached result of a trial on this processor; runs the trial if there is none."""
     key = hashlib.sha256(f"{torch.__version__} {torch.get_num_threads()} {_processor_flags()}".encode()).hexdigest()[
         :16
     ]
     file = cache_dir() / f"bf16-{key}.json"
     with contextlib.suppress(OSError, ValueError):
         return schema.check(json.loads(file.read_text()), Bf16)
-    found, sure = _try_out()
-    if not sure:
-        return found
+    support, is_final = _try_out()
+    if not is_final:
+        return support
     with contextlib.suppress(OSError):
         file.parent.mkdir(parents=True, exist_ok=True)
         temporary = file.with_suffix(f".{os.getpid()}")
-        temporary.write_text(json.dumps(asdict(found)))
+        temporary.write_text(json.dumps(asdict(support)))
         temporary.replace(file)
-    return found
+    return support
 
 
 def _try_out() -> tuple[Bf16, bool]:
-    """And whether it would be the same another time: a machine may be too busy for a trial."""
-    sure = True
+    """The result of a trial, and whether to cache it: a trial may also fail because the machine is busy."""
+    is_final = True
     for runs, variables in (("native", {}), ("limited", {ISA_VARIABLE: WITHOUT_AMX})):
-        # the child must not think that it is one of torchrun's
+        # the child is not one of torchrun's processes
         environment = {
             key: value for key, value in os.environ.items() if key not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")
         }
@@ -128,14 +133,14 @@ def _try_out() -> tuple[Bf16, bool]:
             )
             if done.returncode == 0:
                 first, second = (float(line) for line in done.stdout.split())
-                # where the halves disagree, the machine is busy: the next command may try again
+                # halves that disagree mean a busy machine: the next command tries again
                 same = (first >= WORTH_IT) == (second >= WORTH_IT)
-                return Bf16(runs, round(min(first, second), 3)), same and sure
+                return Bf16(runs, round(min(first, second), 3)), same and is_final
         except (OSError, subprocess.SubprocessError):
-            sure = False
+            is_final = False
         except ValueError:
             continue
-    return Bf16("no", 0.0), sure
+    return Bf16("no", 0.0), is_final
 
 
 def _processor_flags() -> str:

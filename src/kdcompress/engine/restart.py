@@ -1,4 +1,4 @@
-"""torchrun starts all processes anew where one of them has failed (``--max-restarts``): they go on with their run."""
+"""torchrun restarts all processes after one of them has failed (``--max-restarts``): they resume their run."""
 
 from __future__ import annotations
 
@@ -16,43 +16,42 @@ from kdcompress.runs import RECORD, RUNS, RunFolder
 
 Some = TypeVar("Some", bound=OutputOptions)
 
-JOB = "torchrun"  # in run.json: the launcher that began the run
+JOB = "torchrun"  # in run.json: the launcher that started the run
 
 
 def job_key() -> dict[str, str]:
-    """What a run keeps of the launcher that began it: the same for all processes that this one starts on this host."""
+    """Identifies in ``run.json`` the launcher that started a run; the same for all its processes on this host."""
     name = os.environ.get("TORCHELASTIC_RUN_ID")
     return {} if name is None else {JOB: f"{name} {socket.gethostname()} {os.getppid()}"}
 
 
 def resuming(options: Some, command: str, note: Callable[[str], None]) -> Some:
-    """The options, and after a restart those by which the run goes on that this job began before.
+    """The options; after a restart by torchrun, with those added that resume the run which this job started before.
 
     Args:
-        command: Of the run.
+        command: Name of the command that runs.
+        note: Called with a notice where no such run is found.
     """
     if not restarted() or options.resume:
         return options
     if options.out is not None:
         return dataclasses.replace(options, resume=True)
-    out = from_main(lambda: _begun(command))
+    out = from_main(lambda: _started(command))
     if out is None:
-        note(
-            "Notice: torchrun has restarted the job, which had begun no run that is known on this host; it begins one."
-        )
+        note("Notice: torchrun has restarted the job, but no run of it is known on this host; a new run starts.")
         return options
     return dataclasses.replace(options, out=out, resume=True)
 
 
-def _begun(command: str) -> str | None:
-    """The last run that this job began where the user chose no folder."""
-    found = []
+def _started(command: str) -> str | None:
+    """The last run that this job started in a folder of its own choice."""
+    started = []
     for record in Path(RUNS).absolute().glob(f"*/{RECORD}"):
         run = RunFolder(record.parent)
         try:
-            said: dict[str, Any] = run.record()
+            content: dict[str, Any] = run.record()
         except UserError:
             continue
-        if said.get("command") == command and said.get(JOB) == job_key().get(JOB, ""):
-            found.append((record.stat().st_mtime, str(run.path)))
-    return max(found)[1] if found else None
+        if content.get("command") == command and content.get(JOB) == job_key().get(JOB, ""):
+            started.append((record.stat().st_mtime, str(run.path)))
+    return max(started)[1] if started else None

@@ -1,4 +1,4 @@
-"""Whether a network trains faster in reduced precision, measured on the network itself."""
+"""Measures whether a network trains faster in reduced precision."""
 
 from __future__ import annotations
 
@@ -18,14 +18,15 @@ WARM_UP, PAIRS = 1, 6
 
 
 def worth_it(wanted: Numerics, task: TrainingTask, batch: Batch, place: Place, note: Callable[[str], None]) -> Numerics:
-    """``wanted``, or float32 where its steps are not a fifth faster than those of float32 (our choice).
+    """``wanted``, or float32 where its steps are not at least 1.2 times as fast as in float32 (our choice).
 
-    A generic trial does not tell: depthwise convolutions and small images gain nothing from bf16, or lose. Steps of
-    both take turns, and the fastest of each count, so that what else the machine does hardly matters.
+    A generic trial is not enough: depthwise convolutions and small images gain nothing from bf16, or lose. Steps of
+    both take turns, and the fastest of each count, so that other load of the machine hardly matters.
 
     Args:
-        task: On the device. It stays as it is, and so do the generators of random numbers.
+        task: On the device. Neither it nor the state of the random number generators is changed.
         batch: (input [B, C, H, W], target [B]).
+        note: Called with a notice where float32 is chosen.
     """
     exact = replace(wanted, precision="fp32", fp32_layers=())
     if wanted == exact:
@@ -47,7 +48,7 @@ def worth_it(wanted: Numerics, task: TrainingTask, batch: Batch, place: Place, n
 
 
 def _step(numerics: Numerics, task: TrainingTask, batch: Batch, place: Place) -> Callable[[], None]:
-    """A forward and backward pass of a copy, waited for."""
+    """A forward and backward pass of a copy, synchronized with the device."""
     trial = copy_to_train(task).train()
     module = trial.get_trainable_module()
     assert module is not None

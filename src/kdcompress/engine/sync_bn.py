@@ -1,7 +1,7 @@
-"""BatchNorm over the images of all processes, so that many train as one would with the whole batch.
+"""BatchNorm over the images of all processes, so that many processes train as one would with the whole batch.
 
-PyTorch's own SyncBatchNorm works on GPUs alone; on CPUs the layer here does the same by two collectives. Layers change
-their class for the time of a training, and nothing else: names of weights, hooks and what is saved stay.
+PyTorch's own SyncBatchNorm works on GPUs only; on CPUs the layer here does the same with two collectives. During a
+training the layers change their class and nothing else: state-dict keys, hooks and saved files stay the same.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from kdcompress.engine.distributed import Place
 
 GROUP = "process_group"  # an attribute of PyTorch's SyncBatchNorm; None: all processes
-FEW = 32  # images a step in a process; our choice: below, the statistics of a batch are noise
+FEW = 32  # images per step and process (our choice): with fewer, batch statistics are too noisy
 
 
 def is_wanted(choice: str, batch_size: int, place: Place) -> bool:
-    """Whether BatchNorm is to see the images of all processes.
+    """Whether BatchNorm is to be synchronized over all processes.
 
     Args:
-        choice: ``--sync-bn``.
+        choice: ``--sync-bn``: ``on``, ``off``, or ``auto`` (our choice: with fewer than 32 images per process).
         batch_size: Over all processes.
     """
     if place.world == 1 or choice == "off":
@@ -35,14 +35,14 @@ def is_wanted(choice: str, batch_size: int, place: Place) -> bool:
 
 
 def layers(module: nn.Module) -> list[_BatchNorm]:
-    """Those that can be synchronized: PyTorch's own, and timm's with an activation."""
+    """BatchNorm layers that can be synchronized: PyTorch's own, and timm's with an activation."""
     known = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, BatchNormAct2d)
     return [layer for layer in module.modules() if type(layer) in known and isinstance(layer, _BatchNorm)]
 
 
 @contextlib.contextmanager
 def synchronized(module: nn.Module, device: torch.device) -> Iterator[None]:
-    """Inside, BatchNorm takes mean and variance of a training batch over all processes."""
+    """Inside, BatchNorm computes mean and variance of a training batch over all processes."""
     changed = [(layer, type(layer)) for layer in layers(module)]
     for layer, kind in changed:
         layer.__class__ = _synced(kind, device.type)
@@ -63,7 +63,7 @@ def _synced(kind: type[_BatchNorm], device: str) -> type[_BatchNorm]:
 
 
 class _CpuSyncBatchNorm(_BatchNorm):
-    """As PyTorch's SyncBatchNorm; in eval mode, and of one process, the layer that it was."""
+    """As PyTorch's SyncBatchNorm; in eval mode an ordinary BatchNorm."""
 
     def forward(self, x: Tensor) -> Tensor:
         if not self.training:
@@ -84,7 +84,11 @@ def _normalized(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: floa
 
 
 class _Normalized(torch.autograd.Function):
-    """Images [B, C, ...] less their mean, over their deviation, of all processes; and mean [C], variance [C], count."""
+    """Batch normalization of [B, C, ...] over all processes.
+
+    Returns:
+        The normalized and scaled input, and mean [C], variance [C] and number of values per channel [1].
+    """
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> Any:
@@ -92,13 +96,13 @@ class _Normalized(torch.autograd.Function):
         own_var, own_mean = torch.var_mean(x.float(), dims, correction=0)
         own_count = own_mean.new_full((1,), x.numel() // x.shape[1])
         own = torch.cat([own_mean, own_var, own_count])
-        said = [torch.empty_like(own) for _ in range(dist.get_world_size())]
-        dist.all_gather(said, own)
-        rows, channels = torch.stack(said).double(), x.shape[1]
+        of_all = [torch.empty_like(own) for _ in range(dist.get_world_size())]
+        dist.all_gather(of_all, own)
+        rows, channels = torch.stack(of_all).double(), x.shape[1]
         means, variances, counts = rows[:, :channels], rows[:, channels:-1], rows[:, -1:]
         count = counts.sum()
         mean = (counts * means).sum(0) / count
-        # of a union: the variances within, and of the means (Chan et al. 1979)
+        # pooled variance: variances within the processes plus that of their means (Chan et al. 1979)
         var = (counts * (variances + (means - mean).square())).sum(0) / count
         mean, var, count = mean.float(), var.float(), count.float()
         ctx.save_for_backward(x, weight, mean, (var + eps).rsqrt(), count)

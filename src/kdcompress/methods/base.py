@@ -1,4 +1,4 @@
-"""What all methods share: a trainable network, and frozen ones beside it, as one of timm's training tasks."""
+"""What all methods share: a trained network and frozen ones beside it, as a timm training task."""
 
 from __future__ import annotations
 
@@ -13,23 +13,24 @@ from torch import Tensor, nn
 
 from kdcompress import options
 from kdcompress.data import InputAdapter
-from kdcompress.methods.features import Stage, through
+from kdcompress.methods.features import FeatureStage, final_and_maps
 from kdcompress.methods.losses import LOGIT_LOSSES
 from kdcompress.models.fold import fold_batchnorm
 from kdcompress.training_task import TrainingTask
 
-Shown = tuple[Tensor, Tensor | None, list[Tensor]]
+Outputs = tuple[Tensor, Tensor | None, list[Tensor]]  # logits [B, K], features [B, D], feature maps [B, C, h, w]
 
 
 class Frozen(nn.Module):
-    """A network that only tells: eval mode, no gradients, logits in float32.
+    """A frozen network: eval mode, no gradients, logits in float32.
 
     Attributes:
-        exact: Run in float32 whatever the training runs in; for networks that lower precision changes.
+        exact: Whether to run in float32 whatever the precision of the training; for networks whose predictions change
+            in lower precision.
 
     Args:
-        model: Kept as it is; what runs is a copy with BatchNorm folded, where the network allows it.
-        adapter: From the batches' preprocessing to this network's.
+        model: Not modified; a copy with folded BatchNorm runs, where the network allows it.
+        adapter: Converts from the preprocessing of the batches to that of this network.
     """
 
     def __init__(self, model: nn.Module, adapter: InputAdapter | None = None) -> None:
@@ -48,10 +49,15 @@ class Frozen(nn.Module):
             return self.model(x if self.adapter is None else self.adapter(x)).float()
 
     @torch.no_grad()
-    def observe(self, x: Tensor, stages: Sequence[Stage], features: bool = False) -> Shown:
-        """Images [B, C, H, W] to logits [B, K], the features [B, D] behind them if asked for, and maps [B, C, h, w]."""
+    def observe(self, x: Tensor, stages: Sequence[FeatureStage], features: bool = False) -> Outputs:
+        """Images [B, C, H, W] to logits [B, K], the classifier's input [B, D] if asked for, and maps [B, C, h, w].
+
+        Args:
+            stages: Feature stages at which to take maps.
+            features: Whether to return the classifier's input; else it is None.
+        """
         with self._precision(x):
-            final, maps = through(self.model, x if self.adapter is None else self.adapter(x), stages)
+            final, maps = final_and_maps(self.model, x if self.adapter is None else self.adapter(x), stages)
             head: Any = self.model.forward_head
             return head(final).float(), head(final, pre_logits=True).float() if features else None, maps
 
@@ -60,17 +66,17 @@ class Frozen(nn.Module):
 
 
 class FrozenMaps(nn.Module):
-    """What a frozen network shows about an image, feature maps included, as one row: it can be kept as logits can.
+    """Logits and feature maps of a frozen network as one row per image, so that they can be cached as logits are.
 
     Args:
-        network: Shows it.
-        stages: Where its maps are taken.
+        network: The frozen network.
+        stages: Feature stages at which maps are taken.
         size: (C, H, W) of the batches.
-        features: Whether it also shows what its classifier sees.
+        features: Whether rows also hold the input of the classifier.
     """
 
     def __init__(
-        self, network: Frozen, stages: Sequence[Stage], size: tuple[int, int, int], features: bool = False
+        self, network: Frozen, stages: Sequence[FeatureStage], size: tuple[int, int, int], features: bool = False
     ) -> None:
         super().__init__()
         self.network, self.stages, self.features = network, list(stages), features
@@ -79,6 +85,7 @@ class FrozenMaps(nn.Module):
 
     @property
     def model(self) -> nn.Module:
+        """The network itself."""
         return self.network.model
 
     @property
@@ -89,7 +96,7 @@ class FrozenMaps(nn.Module):
     def extra_repr(self) -> str:
         return f"stages={self.stages}, features={self.features}"
 
-    def observe(self, x: Tensor) -> Shown:
+    def observe(self, x: Tensor) -> Outputs:
         """Images [B, C, H, W] to logits [B, K], features [B, D] and maps [B, C, h, w]."""
         return self.network.observe(x, self.stages, self.features)
 
@@ -97,28 +104,28 @@ class FrozenMaps(nn.Module):
         """Images [B, C, H, W] to rows [B, W]."""
         return torch.cat([part.flatten(1).float() for part in self._parts(x)], 1)
 
-    def of(self, rows: Tensor) -> Shown:
-        """Rows [B, W] as :meth:`observe` shows it."""
+    def unpack(self, rows: Tensor) -> Outputs:
+        """Rows [B, W] to what :meth:`observe` returns."""
         parts = rows.split([math.prod(shape) for shape in self.shapes], dim=1)
         logits, *rest = [part.unflatten(1, shape) for part, shape in zip(parts, self.shapes, strict=True)]
-        seen = rest.pop(0) if self.features else None
-        return logits, seen, [each.movedim(-1, 1) for each in rest]
+        features = rest.pop(0) if self.features else None
+        return logits, features, [each.movedim(-1, 1) for each in rest]
 
     def _parts(self, x: Tensor) -> list[Tensor]:
-        """In the order of a row; maps with their channels last, as they are in memory."""
-        logits, seen, maps = self.observe(x)
-        return [logits, *([] if seen is None else [seen]), *(each.movedim(1, -1) for each in maps)]
+        """The parts of a row, in order; maps with their channels last, as they are in memory."""
+        logits, features, maps = self.observe(x)
+        return [logits, *([] if features is None else [features]), *(each.movedim(1, -1) for each in maps)]
 
 
 class StudentTask(TrainingTask):
-    """A network that is trained by some loss; subclasses say which.
+    """A network to train; subclasses define the loss.
 
     Attributes:
-        progress: Share of the training that is done, in [0, 1); whoever trains the task keeps it up to date.
+        progress: Share of the training that is done, in [0, 1); the training loop updates it.
 
     Args:
-        student: Trained; logits [B, K].
-        adapter: From the batches' preprocessing to the student's, where they differ.
+        student: Trained; images to logits [B, K].
+        adapter: Converts from the preprocessing of the batches to that of the student, where they differ.
         label_smoothing: Of the cross-entropy.
     """
 
@@ -130,22 +137,24 @@ class StudentTask(TrainingTask):
         self.label_smoothing = label_smoothing
 
     def frozen(self) -> dict[str, Frozen | FrozenMaps]:
-        """Frozen networks whose rows [B, W] :meth:`forward` takes in place of asking them, by argument."""
+        """Frozen networks whose outputs [B, W] can be cached, by the argument of :meth:`forward` that takes them."""
         return {}
 
     def eval_frozen(self) -> dict[str, Frozen | FrozenMaps]:
-        """The same for the forward of :meth:`get_eval_model`."""
+        """As :meth:`frozen`, for the forward of :meth:`get_eval_model`."""
         return {}
 
     def prepare_distributed(self, device_ids: list[int] | None = None, **ddp: Any) -> StudentTask:
+        """Wrap the student in DistributedDataParallel."""
         self.trainable_module = nn.parallel.DistributedDataParallel(self.trainable_module, device_ids=device_ids, **ddp)
         return self
 
     def adapted(self, x: Tensor) -> Tensor:
-        """A batch as the student takes it."""
+        """A batch in the student's preprocessing."""
         return x if self.adapter is None else self.adapter(x)
 
     def student_logits(self, x: Tensor) -> Tensor:
+        """Images [B, C, H, W] to the student's logits [B, K] in float32."""
         return self.trainable_module(self.adapted(x)).float()
 
     def cross_entropy(self, logits: Tensor, target: Tensor) -> Tensor:
@@ -153,24 +162,25 @@ class StudentTask(TrainingTask):
         return nn.functional.cross_entropy(logits, target, label_smoothing=self.label_smoothing)
 
     def trained(self, module: nn.Module | None = None) -> nn.Module:
-        """What is kept of the training: the student itself, without what only training needs."""
+        """The network to save: the student without what only training needs."""
         return unwrap_model(module or self.trainable_module)
 
     def get_eval_model(self, module: nn.Module | None = None, ema: bool = False) -> nn.Module:
-        """What is scored on the calibration split: takes the batches as the task does."""
+        """The network to score on the calibration split; takes the same batches as the task."""
         student = self.scored(module or self.get_trainable_module(ema=ema))
         return student if self.adapter is None else nn.Sequential(self.adapter, student)
 
     def scored(self, module: nn.Module | None = None) -> nn.Module:
-        """What of the student is scored: all that is kept of it."""
+        """The part of the student that is scored: by default, all that is saved."""
         return self.trained(module)
 
 
 class LogitTask(StudentTask):
-    """A student that learns from labels and from what some teacher says; subclasses say which.
+    """A student that learns from labels and from a teacher's logits; subclasses define the teacher.
 
     Args:
-        alpha: Weight of the distillation loss; None: what is usual with it (:data:`kdcompress.options.LOGIT_LOSSES`).
+        student, adapter, label_smoothing: As for :class:`StudentTask`.
+        alpha: Weight of the distillation loss; None: its default (:data:`kdcompress.options.LOGIT_LOSSES`).
         temperature: tau; likewise.
         logit_loss: L, a key of :data:`LOGIT_LOSSES`.
     """

@@ -13,8 +13,8 @@ class KdTask(LogitTask):
 
     Args:
         student: Trained.
-        teacher: Frozen, as many classes as the student.
-        alpha, temperature: Weight of the distillation loss, and tau; None: what is usual with it.
+        teacher: Frozen, with as many classes as the student.
+        alpha, temperature: Weight of the distillation loss, and tau; None: the defaults of that loss.
         logit_loss: In place of KL, a key of :data:`~kdcompress.methods.losses.LOGIT_LOSSES`.
 
     Example:
@@ -39,7 +39,7 @@ class KdTask(LogitTask):
         return {"teacher_logits": self.teacher}
 
     def forward(self, input: Tensor, target: Tensor, teacher_logits: Tensor | None = None) -> dict[str, Tensor]:
-        """Images [B, C, H, W], labels [B] or soft targets [B, K], and the teacher's logits [B, K] where known."""
+        """Images [B, C, H, W], labels [B] or soft targets [B, K], and the teacher's logits [B, K] where cached."""
         if teacher_logits is None:
             teacher_logits = self.teacher(input)
         return self.distilled(teacher_logits, self.student_logits(input), target)

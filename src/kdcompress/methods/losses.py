@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-DKD_WEIGHTS = 1.0, 2.0  # right class, others: the authors' for ResNet-56 to ResNet-20; up to 8 for other pairs
+DKD_WEIGHTS = 1.0, 2.0  # target class, others: the authors' for ResNet-56 to ResNet-20; up to 8 for other pairs
 TINY = 1e-12
-FLOOR = 1e-3  # of norms and deviations that are divided by: where nothing varies yet, gradients stay bounded
+FLOOR = 1e-3  # least norm or deviation to divide by, so that gradients stay bounded where nothing varies yet
 
 
 def kl_divergence(teacher_logits: Tensor, student_logits: Tensor, temperature: float) -> Tensor:
@@ -26,7 +26,7 @@ def kl_divergence(teacher_logits: Tensor, student_logits: Tensor, temperature: f
 
 
 def residual_energy(teacher_logits: Tensor, logits: Tensor) -> Tensor:
-    """``E``, the mean over images and classes of ``(z_T - z)^2``: what the sum still misses (ResKD; form: our choice).
+    """``E``, the mean over images and classes of ``(z_T - z)^2``: the residual that is left (ResKD; form: our choice).
 
     Args:
         teacher_logits, logits: [N, K].
@@ -35,20 +35,20 @@ def residual_energy(teacher_logits: Tensor, logits: Tensor) -> Tensor:
 
 
 def kl(teacher_logits: Tensor, student_logits: Tensor, target: Tensor, temperature: float) -> Tensor:
-    """:func:`kl_divergence`, whatever the labels."""
+    """:func:`kl_divergence` as a logit loss; ignores the labels."""
     return kl_divergence(teacher_logits, student_logits, temperature)
 
 
 def mse(teacher_logits: Tensor, student_logits: Tensor, target: Tensor, temperature: float) -> Tensor:
-    """``mean((z_T - z_S)^2)`` of the logits as they are (Kim et al. 2021, arXiv 2105.08919)."""
+    """``mean((z_T - z_S)^2)`` of the raw logits [B, K] (Kim et al. 2021, arXiv 2105.08919)."""
     return F.mse_loss(student_logits, teacher_logits)
 
 
 def dkd(teacher_logits: Tensor, student_logits: Tensor, target: Tensor, temperature: float) -> Tensor:
-    """Decoupled KD: the right class against the rest, and the rest among themselves (arXiv 2203.08679, equation 7).
+    """Decoupled KD: the target class against the rest, and the rest among themselves (arXiv 2203.08679, equation 7).
 
     ``a KL(b_T || b_S) + b KL(q_T || q_S)``, times ``tau^2``, batch means: ``b`` is the softmax at tau with all other
-    classes in one, ``q`` that without the right class. For soft targets the right class is the most probable one.
+    classes merged, ``q`` the softmax without the target class. For soft targets the target class is the most probable.
 
     Args:
         teacher_logits, student_logits: [B, K], K at least 2.
@@ -72,7 +72,7 @@ def dkd(teacher_logits: Tensor, student_logits: Tensor, target: Tensor, temperat
 
 
 def dist(teacher_logits: Tensor, student_logits: Tensor, target: Tensor, temperature: float) -> Tensor:
-    """Correlation instead of equality, within images and within classes (DIST, arXiv 2205.10536).
+    """Pearson correlation within images and within classes (DIST, arXiv 2205.10536).
 
     ``tau^2 (mean_i (1 - r(p_T[i], p_S[i])) + mean_k (1 - r(p_T[:, k], p_S[:, k])))`` for softmax probabilities at tau
     [B, K] and Pearson's r.
@@ -84,14 +84,14 @@ def dist(teacher_logits: Tensor, student_logits: Tensor, target: Tensor, tempera
 def pearson(one: Tensor, other: Tensor) -> Tensor:
     """Pearson's correlation of the rows [N, D] of two matrices of probabilities: [N]; 0 where a row does not vary.
 
-    Rows are taken as multiples of their means first: of many classes, all probabilities are small.
+    Rows are divided by their means first, because with many classes all probabilities are small.
     """
     one, other = (rows / rows.mean(1, keepdim=True).clamp_min(TINY) - 1 for rows in (one, other))
     return F.cosine_similarity(one, other, eps=FLOOR)
 
 
 def standardized_kl(teacher_logits: Tensor, student_logits: Tensor, target: Tensor, temperature: float) -> Tensor:
-    """KL of logits brought to mean 0 and deviation 1 in each image (Sun et al. 2024, arXiv 2403.01427)."""
+    """KL of logits [B, K] standardized to mean 0 and deviation 1 per image (Sun et al. 2024, arXiv 2403.01427)."""
 
     def standardized(logits: Tensor) -> Tensor:
         centred = logits - logits.mean(1, keepdim=True)

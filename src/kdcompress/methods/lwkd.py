@@ -1,8 +1,8 @@
 """LW-KD: learning from a lightweight teacher (arXiv 2005.09163).
 
-Given by the paper: a small teacher, trained on a synthesized set with as many classes as the target, whose soft targets
-are learned by KD together with an adversarial loss. That its outputs are kept in a bank, and how the discriminator is
-made and trained, is our choice. Nothing here looks at the images.
+From the paper: a small teacher, trained on a synthesized data set with as many classes as the target, whose soft
+targets are learned by KD together with an adversarial loss. That its outputs are kept in a bank, and how the
+discriminator is built and trained, is our choice. The teacher never sees the student's images.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ DISCRIMINATOR_LR = 1e-3
 
 
 class SoftTargetBank(nn.Module):
-    """What a teacher said of M images of every class; a training step draws one for each label.
+    """A teacher's logits for M images of every class; a training step draws one for each label.
 
     Attributes:
-        logits: [K, M, K] in half precision; row (y, m) is the teacher's answer to the m-th image of its class y.
-        classes: [K], the teacher's class for each of the target's; at first the same.
+        logits: [K, M, K] in half precision; row (y, m) has the teacher's logits for the m-th image of its class y.
+        classes: [K], the teacher's class for each class of the target data; at first the identity.
     """
 
     logits: Tensor
@@ -41,9 +41,9 @@ class SoftTargetBank(nn.Module):
         self.register_buffer("classes", torch.arange(len(logits), device=logits.device))
 
     def draw(self, target: Tensor) -> Tensor:
-        """Log-probabilities [B, K] for labels [B], each from an image drawn at random.
+        """Log-probabilities [B, K] for labels [B], each of an image drawn at random.
 
-        A soft target [B, K] (mixup) gets the mixture of what is drawn for its two largest classes.
+        A soft target [B, K] (mixup) gets the mixture of those drawn for its two largest classes.
         """
         if target.ndim == 1:
             return self._one(target)
@@ -57,16 +57,16 @@ class SoftTargetBank(nn.Module):
         return self.logits[self.classes[labels], chosen][:, self.classes].float().log_softmax(1)
 
     def entropy(self, temperature: float = 1.0) -> float:
-        """Mean entropy of the softened distributions, in nats: 0 where the teacher tells nothing but the label."""
+        """Mean entropy of the softened distributions, in nats: 0 where the teacher adds nothing to the label."""
         total = 0.0
-        for rows in self.logits:  # class by class: all at once would take many times the bank's memory
+        for rows in self.logits:  # by class: all at once would take many times the bank's memory
             log = (rows.float() / temperature).log_softmax(-1)
             total -= float((log.exp() * log).sum(-1).mean())
         return total / len(self.logits)
 
 
 class Discriminator(nn.Sequential):
-    """Tells a teacher's class distributions [B, K] from a student's: logits [B], above 0 for the teacher's."""
+    """Tells the teacher's class distributions [B, K] from the student's: logits [B], above 0 for the teacher's."""
 
     def __init__(self, classes: int, hidden: int = HIDDEN) -> None:
         super().__init__(
@@ -82,8 +82,8 @@ class Discriminator(nn.Sequential):
 class LwKdTask(LogitTask):
     """``(1 - alpha) * CE + alpha * KL_tau + beta * L_adv``, ``L_adv = -log D(softmax(z_S / tau))``.
 
-    The soft target of an image is the lightweight teacher's on some image of the same class. Each step also trains D by
-    one step of its own optimiser, whose rate falls on a cosine; D lives in the task, so a training loop need not know.
+    The soft target of an image is the lightweight teacher's on some image of the same class. Each step also takes one
+    step of D's own optimiser, with a cosine schedule, inside the task, so that the training loop need not know of D.
 
     Args:
         student: Trained.
@@ -92,7 +92,7 @@ class LwKdTask(LogitTask):
         temperature: tau.
         logit_loss: In place of KL, a key of :data:`~kdcompress.methods.losses.LOGIT_LOSSES`.
         adversarial_weight: beta; 0 trains no discriminator.
-        adversarial_warmup: Share of the training in which beta grows to its value, while D learns already.
+        adversarial_warmup: Share of the training in which beta grows to its value, while D already trains.
 
     Example:
         >>> task = LwKdTask(student, SoftTargetBank(teacher_logits))
@@ -119,19 +119,19 @@ class LwKdTask(LogitTask):
         self.optimizer = torch.optim.Adam(parameters, DISCRIMINATOR_LR, betas=(0.5, 0.999)) if parameters else None
 
     def forward(self, input: Tensor, target: Tensor) -> dict[str, Tensor]:
-        """Images [B, C, H, W] (or what the student takes) and labels [B] or soft targets [B, K]."""
+        """Images [B, C, H, W] (or other input of the student) and labels [B] or soft targets [B, K]."""
         logits = self.student_logits(input)
         teacher = self.bank.draw(target)
-        found = self.distilled(teacher, logits, target)
+        result = self.distilled(teacher, logits, target)
         if self.discriminator is not None:
             real, fake = (F.softmax(z.float() / self.temperature, dim=1) for z in (teacher, logits))
             with torch.autocast(logits.device.type, enabled=False):
-                found.update(self._train_discriminator(real, fake.detach()))
-                self.discriminator.requires_grad_(False)  # the student's loss goes through it, not into it
-                found["adversarial_loss"] = F.softplus(-self.discriminator(fake)).mean()
+                result.update(self._train_discriminator(real, fake.detach()))
+                self.discriminator.requires_grad_(False)  # the student's loss must not train it
+                result["adversarial_loss"] = F.softplus(-self.discriminator(fake)).mean()
                 self.discriminator.requires_grad_(True)
-            found["loss"] = found["loss"] + self._weight() * found["adversarial_loss"]
-        return found
+            result["loss"] = result["loss"] + self._weight() * result["adversarial_loss"]
+        return result
 
     def _weight(self) -> float:
         """beta at this point of the training."""
@@ -139,29 +139,30 @@ class LwKdTask(LogitTask):
         return self.adversarial_weight * grown
 
     def _train_discriminator(self, real: Tensor, fake: Tensor) -> dict[str, Tensor]:
-        """One step; what it says of distributions [B, K] before it."""
+        """One step on distributions [B, K]; its loss and accuracy before the step."""
         assert self.discriminator is not None
         assert self.optimizer is not None
-        said = self.discriminator(torch.cat([real, fake]))
-        is_real = torch.cat([torch.ones_like(said[: len(real)]), torch.zeros_like(said[len(real) :])])
-        loss = F.binary_cross_entropy_with_logits(said, REAL * is_real)
+        logits = self.discriminator(torch.cat([real, fake]))
+        is_real = torch.cat([torch.ones_like(logits[: len(real)]), torch.zeros_like(logits[len(real) :])])
+        loss = F.binary_cross_entropy_with_logits(logits, REAL * is_real)
         if self.training:
             self.optimizer.zero_grad()
             loss.backward()
             _average_gradients(self.discriminator)
             self.optimizer.param_groups[0]["lr"] = DISCRIMINATOR_LR * 0.5 * (1 + math.cos(math.pi * self.progress))
             self.optimizer.step()
-        accuracy = ((said.detach() > 0) == (is_real > 0.5)).float().mean()
+        accuracy = ((logits.detach() > 0) == (is_real > 0.5)).float().mean()
         return {"discriminator_loss": loss.detach(), "discriminator_accuracy": accuracy}
 
     def get_task_state(self, module: nn.Module | None = None, ema: bool = False) -> dict[str, Any]:
-        """What a checkpoint needs beside the student; the bank itself is made anew by its teacher."""
+        """The state that a checkpoint needs besides the student; the bank itself is computed again by its teacher."""
         state: dict[str, Any] = {"classes": self.bank.classes}
         if self.discriminator is not None and self.optimizer is not None:
             state |= {"discriminator": self.discriminator.state_dict(), "optimizer": self.optimizer.state_dict()}
         return state
 
     def load_task_state(self, state: dict[str, Any] | None, *args: Any, **more: Any) -> None:
+        """Restore what :meth:`get_task_state` returned."""
         assert state is not None
         self.bank.classes.copy_(state["classes"])
         if self.discriminator is not None and self.optimizer is not None:
@@ -170,7 +171,7 @@ class LwKdTask(LogitTask):
 
 
 def _average_gradients(module: nn.Module) -> None:
-    """Over all processes, where there are several."""
+    """Average gradients over all processes, where there are several."""
     if dist.is_available() and dist.is_initialized():
         for gradient in [parameter.grad for parameter in module.parameters() if parameter.grad is not None]:
             dist.all_reduce(gradient)

@@ -1,4 +1,4 @@
-"""Joint polish: all members of a gated cascade learn together, each from the images that reach it (our choice)."""
+"""Joint fine-tuning of a gated cascade: each member learns from the images that reach it (our choice)."""
 
 from __future__ import annotations
 
@@ -10,27 +10,28 @@ from kdcompress.methods.kd import KdTask
 from kdcompress.models.staged import Staged
 
 
-def stop_chances(gate: Gate, logits: Tensor, stage: int, earlier: list[Tensor]) -> Tensor:
-    """The gate, softened: how likely samples stop after ``stage``, from summed logits [B, K] to [B].
+def stop_probabilities(gate: Gate, logits: Tensor, member: int, earlier: list[Tensor]) -> Tensor:
+    """The soft gate: probability that samples stop after a member, from summed logits [B, K] to [B].
 
-    ``sigmoid(c - t)`` of certainty and threshold as log-odds, or as they are where they are energies. No gradient goes
-    through it: a network that learned to seem surer would only stop earlier.
+    ``sigmoid(c - t)`` for certainty and threshold as log-odds, or unchanged for energies. No gradient flows through it:
+    it would only teach the network to seem surer and so to stop earlier.
 
     Args:
-        earlier: Summed logits [B, K] after each stage before.
+        member: From 0.
+        earlier: Summed logits [B, K] after each member before.
     """
-    threshold = gate.thresholds[stage]
+    threshold = gate.thresholds[member]
     if threshold is None:
         return logits.new_zeros(len(logits))
     measure = gate.measured
     value = measure.value(logits.detach(), *[each.detach() for each in earlier])
-    limit = float(measure.unbounded(torch.tensor(threshold)))  # a number: a GPU would be waited for
+    limit = float(measure.unbounded(torch.tensor(threshold)))  # on the CPU: avoids a GPU synchronization
     surer = measure.unbounded(value) - limit
     return torch.sigmoid(surer if measure.higher_is_surer else -surer)
 
 
 class SoftlyGated(nn.Module):
-    """In training, a cascade whose stages weigh as much as it is likely that they are run; in eval mode as it is.
+    """In training, a cascade whose members are weighted by the probability that they run; in eval mode unchanged.
 
     Args:
         cascade: With a gate.
@@ -41,9 +42,9 @@ class SoftlyGated(nn.Module):
         self.cascade = cascade
 
     def forward(self, x: Tensor) -> Tensor:
-        """Images [B, C, H, W] to logits [B, K]: the sum over stages of (chance that it is run) x (what it changes).
+        """Images [B, C, H, W] to logits [B, K]: the sum over members of (probability that it runs) x (what it adds).
 
-        The hard gate adds all of it or nothing; this is the mean of the two.
+        The hard gate adds all or nothing; this is the expected value.
         """
         gate = self.cascade.gate
         if not self.training or gate is None:
@@ -51,17 +52,18 @@ class SoftlyGated(nn.Module):
         first, *others = self.cascade.stages()
         logits = first(x).float()
         sums, going = [logits], logits.new_ones(len(x))
-        for number, stage in enumerate(others):
-            going = going * (1 - stop_chances(gate, sums[-1], number, sums[:-1]))
-            sums.append(self.cascade.after(number + 1, sums[-1], stage(x)))
+        for number, member in enumerate(others):
+            going = going * (1 - stop_probabilities(gate, sums[-1], number, sums[:-1]))
+            sums.append(self.cascade.after(number + 1, sums[-1], member(x)))
             logits = logits + going[:, None] * (sums[-1] - sums[-2])
         return logits
 
 
 class PolishTask(KdTask):
-    """KD of a :class:`SoftlyGated` cascade; what is kept is the cascade itself, with its gate."""
+    """KD of a :class:`SoftlyGated` cascade; the cascade itself is saved, with its gate."""
 
     def trained(self, module: nn.Module | None = None) -> nn.Module:
+        """The cascade without its soft gate."""
         cascade = super().trained(module).cascade
         assert isinstance(cascade, nn.Module)
         return cascade

@@ -1,4 +1,6 @@
-"""ResKD: a res-student learns what the frozen members before it still miss (arXiv 2006.04719)."""
+"""ResKD: a res-student learns the residual between the teacher's logits and those of the frozen members before it
+(arXiv 2006.04719).
+"""
 
 from __future__ import annotations
 
@@ -10,14 +12,14 @@ from kdcompress.methods.losses import residual_energy
 
 
 class ResidualSum(nn.Module):
-    """Logits of the frozen members, weighed, plus those of the network in training."""
+    """Weighted logits of the frozen members, plus those of the res-student in training."""
 
     def __init__(self, members: Frozen, res_student: nn.Module, sum_weight: float) -> None:
         super().__init__()
         self.members, self.res_student, self.sum_weight = members, res_student, sum_weight
 
     def forward(self, x: Tensor, member_logits: Tensor | None = None) -> Tensor:
-        """Images [B, C, H, W], and the members' logits [B, K] where known, to logits [B, K]."""
+        """Images [B, C, H, W], and the members' logits [B, K] where cached, to logits [B, K]."""
         before = self.members(x) if member_logits is None else member_logits
         return self.sum_weight * before + self.res_student(x).float()
 
@@ -28,20 +30,21 @@ class ResKdTask(LogitTask):
     ``kl``: ``(1 - alpha) * CE(z, y) + alpha * KL_tau(z_T, z)``; ``mse``: ``mean((z_T - z)^2)``;
     both with ``z = w s + z_k+1``, where ``s`` are the logits after the members so far.
 
-    Their weight ``w`` grows from 0 to ``sum_weight`` during the warm-up, then stays there (our choice). A residual is a
-    faint signal: a new network that has nothing else to go by hardly learns features at all. So it first learns as a
-    student of its own, and then what the others leave. Of what a weaker member says much is error, which a sum in
-    full hands on to be undone; a weight below 1 hands on less of it.
+    Their weight ``w`` grows from 0 to ``sum_weight`` during the warm-up, then stays there (our choice). The residual is
+    a weak signal, from which alone a new network hardly learns features. So it first learns as an ordinary student, and
+    then the residual. Much of a weak member's logits is error, which the res-student has to undo in a plain sum; with a
+    weight below 1 there is less to undo.
 
     Args:
         res_student: Trained.
-        members: The sum so far, frozen; takes the same input as the res-student.
+        members: The sum of the members so far, frozen; takes the same input as the res-student.
         teacher: Frozen.
         residual_loss: ``kl`` or ``mse``.
         logit_loss: In place of KL, a key of :data:`~kdcompress.methods.losses.LOGIT_LOSSES`.
         sum_weight: ``w`` of the finished cascade, 0 to 1; 1 is the plain sum.
-        warmup: Share of the training, 0 to 1. With 0 the classifier should start at zero, for all there is then is the
-            sum before.
+        alpha, temperature: As for :class:`~kdcompress.methods.kd.KdTask`.
+        warmup: Share of the training, 0 to 1. With 0 the classifier should start at zero, so that training starts from
+            the sum of the members.
     """
 
     def __init__(
@@ -73,7 +76,7 @@ class ResKdTask(LogitTask):
     def forward(
         self, input: Tensor, target: Tensor, teacher_logits: Tensor | None = None, member_logits: Tensor | None = None
     ) -> dict[str, Tensor]:
-        """Images [B, C, H, W], labels [B] or soft targets [B, K], and what the frozen networks say [B, K] where known.
+        """Images [B, C, H, W], labels [B] or soft targets [B, K], and frozen networks' logits [B, K] where cached.
 
         ``output`` is the sum.
         """
@@ -88,7 +91,7 @@ class ResKdTask(LogitTask):
         return {**self.distilled(teacher_logits, logits, target), "energy": energy}
 
     def weight_now(self) -> float:
-        """``w`` at this point of the training; that of the finished cascade in eval mode."""
+        """``w`` at this point of the training; ``sum_weight`` in eval mode."""
         grown = min(self.progress / self.warmup, 1.0) if self.warmup and self.training else 1.0
         return grown * self.sum_weight
 

@@ -1,7 +1,7 @@
-"""Residual KD with an assistant: S mimics the teacher's feature maps, A learns what S misses (arXiv 2002.09168).
+"""Residual KD with an assistant: S mimics the teacher's feature maps, A learns the residual (arXiv 2002.09168).
 
-Not to be taken for Relational KD. Given by the paper: the two networks, that A learns the residual between the maps of
-teacher and student, and the two schemes. The losses below are our reading of it.
+Not to be confused with Relational KD. From the paper: the two networks, that A learns the residual between the maps of
+teacher and student, and the two schemes. The losses below are our interpretation.
 """
 
 from __future__ import annotations
@@ -14,23 +14,24 @@ from timm.utils import unwrap_model
 from torch import Tensor, nn
 
 from kdcompress.data import InputAdapter
-from kdcompress.methods.base import Frozen, FrozenMaps, Shown, StudentTask
-from kdcompress.methods.features import TRANSFERS, Connectors, Stage, Transfer, alike, fitnets, observe
+from kdcompress.methods.base import Frozen, FrozenMaps, Outputs, StudentTask
+from kdcompress.methods.features import TRANSFERS, Connectors, FeatureStage, Transfer, at_common_size, fitnets, observe
 from kdcompress.methods.losses import LOGIT_LOSSES
 from kdcompress.models.student_assistant import StudentAssistant
 from kdcompress.options import METHODS
 
-Pairs = Sequence[tuple[Stage, Stage]]
+Pairs = Sequence[tuple[FeatureStage, FeatureStage]]
 
-# what learns in each phase, and for which share of the epochs
+# part that trains in each phase, and its share of the epochs
 SCHEMES = {"end-to-end": (("all", 1.0),), "progressive": (("student", 0.6), ("assistant", 0.3), ("classifier", 0.1))}
 
 
 class Undivided(nn.Module):
-    """A network in training, with the connectors that take its maps to the teacher's, if the transfer wants them.
+    """A single network in training, with connectors from its maps to the teacher's channels if the transfer has them.
 
     Args:
-        pairs: Stages of the teacher and of the model.
+        pairs: Matched feature stages of the teacher and of the model.
+        connected: Whether there are connectors.
     """
 
     def __init__(self, model: nn.Module, pairs: Pairs, connected: bool = True) -> None:
@@ -45,10 +46,10 @@ class Undivided(nn.Module):
 
 
 class Parts(NamedTuple):
-    """What S and A say: features [B, F], their parts of the logits [B, K], maps [B, C, h, w].
+    """Outputs of S and A: features [B, F], their parts of the logits [B, K], maps [B, C, h, w].
 
-    ``student_estimates`` are what a 1x1 convolution makes of S's maps: the teacher's maps [B, C_T, h, w], as far as S
-    knows them. While the student learns alone there is no A; while the classifier learns there are no maps.
+    ``student_estimates`` are S's maps after a 1x1 convolution: its estimate of the teacher's maps [B, C_T, h, w].
+    While the student trains alone, the fields of A are empty; while the classifier trains, there are no maps.
     """
 
     student_features: Tensor
@@ -63,14 +64,15 @@ class Parts(NamedTuple):
 class Divided(nn.Module):
     """Student and assistant in training with their connectors, all of them or one part at a time.
 
-    What does not learn is in eval mode and gets no gradients: the student stays bit-identical while its assistant
-    learns.
+    Parts that do not train are in eval mode and get no gradients: the student stays bit-identical while its assistant
+    trains.
 
     Args:
-        student_pairs, assistant_pairs: Stages of the teacher and of S, and of the teacher and of A.
-        keep_classifier: It never learns.
-        connected: Whether S and A mimic by what connectors make of their maps. If not, S's connectors only serve to
-            tell what S misses, and learn without S noticing.
+        model: Student and assistant.
+        student_pairs, assistant_pairs: Matched feature stages of teacher and S, and of teacher and A.
+        keep_classifier: Whether the classifier is never trained.
+        connected: Whether the maps of S and A are compared after connectors. If not, S's connectors only serve to
+            compute the residual, and pass no gradient to S.
     """
 
     def __init__(
@@ -88,7 +90,7 @@ class Divided(nn.Module):
         self.assistant_connectors = Connectors(assistant_pairs if connected else [])
 
     def learn(self, part: str) -> None:
-        """Choose what learns: ``all``, ``student``, ``assistant`` or ``classifier``, which is that of both."""
+        """Choose the part to train: ``all``, ``student``, ``assistant``, or ``classifier`` with both projections."""
         model, self.part = self.model, part
         student: list[nn.Module] = [model.student, model.student_projection, self.student_connectors]
         assistant: list[nn.Module] = [model.assistant, model.assistant_projection, self.assistant_connectors]
@@ -112,13 +114,13 @@ class Divided(nn.Module):
         return self
 
     def forward(self, x: Tensor) -> Parts:
-        """Images [B, C, H, W] to what the two say."""
+        """Images [B, C, H, W] to the outputs of both."""
         model, stages = self.model, [] if self.part == "classifier" else self.stages
         classify = model.fc
         with torch.set_grad_enabled(torch.is_grad_enabled() and self.part in ("all", "student")):
             embedding, maps = observe(model.student, x, stages)
-            seen = maps if self.connected else [found.detach() for found in maps]
-            estimates = self.student_connectors(seen) if stages else []
+            inputs = maps if self.connected else [each.detach() for each in maps]
+            estimates = self.student_connectors(inputs) if stages else []
         features = model.student_projection(embedding)
         student = Parts(features, classify(features), estimates if self.connected else maps, estimates)
         if self.part == "student":
@@ -136,8 +138,8 @@ class TransferTask(StudentTask):
 
     Args:
         student: With its connectors.
-        teacher: Frozen; shows a map for each of the student's.
-        transfer: d and the phi in it, and whether there are connectors.
+        teacher: Frozen, with a map for each of the student's.
+        transfer: d with its phi, and whether there are connectors.
         transfer_weight: w.
         logit_weight: v.
         logit_loss: In place of KL, a key of :data:`~kdcompress.methods.losses.LOGIT_LOSSES`.
@@ -161,32 +163,33 @@ class TransferTask(StudentTask):
         self.transfer_weight, self.logit_weight, self.temperature = transfer_weight, logit_weight, temperature
 
     def frozen(self) -> dict[str, Frozen | FrozenMaps]:
-        return {"shown": self.teacher}
+        return {"teacher_rows": self.teacher}
 
-    def forward(self, input: Tensor, target: Tensor, shown: Tensor | None = None) -> dict[str, Tensor]:
-        """Images [B, C, H, W], labels [B] or soft targets [B, K], and what the teacher shows [B, W] where known."""
-        teacher_logits, _, teacher_maps = self.observed(input, shown)
+    def forward(self, input: Tensor, target: Tensor, teacher_rows: Tensor | None = None) -> dict[str, Tensor]:
+        """Images [B, C, H, W], labels [B] or soft targets [B, K], and the teacher's rows [B, W] where cached."""
+        teacher_logits, _, teacher_maps = self.teacher_outputs(input, teacher_rows)
         logits, maps = self.trainable_module(self.adapted(input))
         losses = {"transfer_loss": self.transfer_weight * self.distance(teacher_maps, maps)}
         return self.total(teacher_logits, logits.float(), target, losses)
 
-    def observed(self, input: Tensor, shown: Tensor | None) -> Shown:
-        return self.teacher.observe(input) if shown is None else self.teacher.of(shown)
+    def teacher_outputs(self, input: Tensor, rows: Tensor | None) -> Outputs:
+        """The teacher's outputs, from cached rows [B, W] where there are any."""
+        return self.teacher.observe(input) if rows is None else self.teacher.unpack(rows)
 
     def distance(
         self, teacher_maps: Sequence[Tensor], maps: Sequence[Tensor], transfer: Transfer | None = None
     ) -> Tensor:
-        """Mean over the stages of how far the maps are from the teacher's."""
+        """Mean over the feature stages of the distance between maps [B, C, h, w] and the teacher's."""
         distance, parts = (transfer or self.transfer).distance, []
-        for wanted, found in zip(teacher_maps, maps, strict=True):
-            goal, own = alike(wanted, found)
+        for teacher_map, student_map in zip(teacher_maps, maps, strict=True):
+            goal, own = at_common_size(teacher_map, student_map)
             parts.append(distance(own, goal, goal))
         return torch.stack(parts).mean()
 
     def total(
         self, teacher_logits: Tensor, logits: Tensor, target: Tensor, losses: dict[str, Tensor]
     ) -> dict[str, Tensor]:
-        """With the losses on the logits, the result of a step."""
+        """The result of a step: the given losses and those on the logits [B, K]."""
         if "task_loss" not in losses:
             losses = {"task_loss": self.cross_entropy(logits, target), **losses}
         if self.logit_weight:
@@ -201,17 +204,18 @@ class TransferTask(StudentTask):
 class RkdAssistantTask(TransferTask):
     """``CE + w (L_S + L_A) + v KL_tau`` on the sum of both, in one phase of a scheme.
 
-    ``L_S = d(phi(F_S), phi(F_T))`` and ``L_A = d(phi(F_A), phi(F_T - F_S))`` at every stage, F_S detached in ``L_A``.
-    In the difference F_S is in the teacher's channels: what a connector makes of S's map, the very one of FitNets. AT
-    looks at no channels, so there nothing would tie the two; a connector then learns beside, by L2 on a detached map,
-    what S knows of the teacher's (our choice). Where all learn at once, a share of the cross-entropy may be that of S
-    alone, which answers first behind a gate (our choice): the larger it is, the less A has to add. A classifier that is
-    the teacher's needs features like those it was made for.
+    ``L_S = d(phi(F_S), phi(F_T))`` and ``L_A = d(phi(F_A), phi(F_T - F_S))`` at every feature stage, with F_S detached
+    in ``L_A``. In the difference F_S must have the teacher's channels: it is S's map after a connector. With FitNets
+    that is the connector of ``L_S``. AT ignores channels and has no such connector, so one is trained by L2 on S's
+    detached map (our choice). Where all parts train at once, a share of the cross-entropy may be on the logits of S
+    alone, because S is the first exit of a gate (our choice): the larger this share, the less A can add. Where the
+    teacher's classifier is taken over, the summed features are also trained to match the teacher's.
 
     Args:
-        part: What learns: ``all``, ``student``, ``assistant`` or ``classifier``, which needs no maps.
-        teacher: Where it shows features, ``w`` times the distance of the summed feature from them is added.
-        student_weight: Share of the cross-entropy that is S's alone, in [0, 1]; for the part ``all``.
+        student, args, more: As for :class:`TransferTask`.
+        part: The part to train: ``all``, ``student``, ``assistant``, or ``classifier``, which needs no maps.
+        teacher: Where it gives features, ``w`` times the distance of the summed feature from them is added.
+        student_weight: Share of the cross-entropy on the logits of S alone, in [0, 1]; for the part ``all``.
     """
 
     def __init__(
@@ -228,19 +232,19 @@ class RkdAssistantTask(TransferTask):
         student.learn(part)
 
     @property
-    def asks(self) -> bool:
-        """Whether any loss of this part is about the teacher: a classifier may learn from labels alone."""
+    def needs_teacher(self) -> bool:
+        """Whether any loss of this part uses the teacher; a classifier may be trained on labels alone."""
         return self.part != "classifier" or self.teacher.features or bool(self.logit_weight)
 
     def frozen(self) -> dict[str, Frozen | FrozenMaps]:
-        return super().frozen() if self.asks else {}
+        return super().frozen() if self.needs_teacher else {}
 
-    def observed(self, input: Tensor, shown: Tensor | None) -> Shown:
-        return super().observed(input, shown) if self.asks else (input.new_empty(0), None, [])
+    def teacher_outputs(self, input: Tensor, rows: Tensor | None) -> Outputs:
+        return super().teacher_outputs(input, rows) if self.needs_teacher else (input.new_empty(0), None, [])
 
-    def forward(self, input: Tensor, target: Tensor, shown: Tensor | None = None) -> dict[str, Tensor]:
-        """As that of the task it stands on."""
-        teacher_logits, teacher_features, teacher_maps = self.observed(input, shown)
+    def forward(self, input: Tensor, target: Tensor, teacher_rows: Tensor | None = None) -> dict[str, Tensor]:
+        """As :meth:`TransferTask.forward`."""
+        teacher_logits, teacher_features, teacher_maps = self.teacher_outputs(input, teacher_rows)
         parts: Parts = self.trainable_module(self.adapted(input))
         logits, features = parts.student_logits.float(), parts.student_features.float()
         losses: dict[str, Tensor] = {}
@@ -261,15 +265,16 @@ class RkdAssistantTask(TransferTask):
         return self.total(teacher_logits, logits, target, losses)
 
     def scored(self, module: nn.Module | None = None) -> nn.Module:
-        """While the student learns alone, it is scored alone: its assistant has nothing to say yet."""
+        """While the student trains alone, it is scored alone, for its assistant is untrained."""
         pair = self.trained(module)
         assert isinstance(pair, StudentAssistant)
         return pair.student_branch() if self.part == "student" else pair
 
     def residual(self, teacher_maps: Sequence[Tensor], parts: Parts) -> Tensor:
-        """``L_A``: mean over the stages of how far A's maps are from what S misses."""
+        """``L_A``: mean over the feature stages of the distance between A's maps and the residual of S."""
         distances = []
-        for wanted, student, assistant in zip(teacher_maps, parts.student_estimates, parts.assistant_maps, strict=True):
-            goal, first = alike(wanted, student.detach())
-            distances.append(self.transfer.distance(alike(assistant, goal)[0], goal - first, goal))
+        triples = zip(teacher_maps, parts.student_estimates, parts.assistant_maps, strict=True)
+        for teacher, student, assistant in triples:
+            goal, first = at_common_size(teacher, student.detach())
+            distances.append(self.transfer.distance(at_common_size(assistant, goal)[0], goal - first, goal))
         return torch.stack(distances).mean()

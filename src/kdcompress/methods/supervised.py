@@ -1,4 +1,4 @@
-"""Training on labels: plain, smoothed, or with a hand-made teacher distribution."""
+"""Training on labels: plain, with label smoothing, or with a hand-made teacher distribution."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from kdcompress.options import METHODS
 
 
 class SupervisedTask(StudentTask):
-    """Cross-entropy, with label smoothing (Szegedy et al. 2016) if asked for. Also trains teachers."""
+    """Cross-entropy, optionally with label smoothing (Szegedy et al. 2016). Also trains teachers."""
 
     def forward(self, input: Tensor, target: Tensor) -> dict[str, Tensor]:
         """Images [B, C, H, W] and labels [B] or soft targets [B, K]."""
@@ -23,14 +23,14 @@ class SupervisedTask(StudentTask):
 class TfKdTask(LogitTask):
     """Teacher-free KD: a hand-made distribution is the teacher (Tf-KD, Yuan et al. 2020, section 4.2).
 
-    ``(1 - alpha) * CE + alpha * KL_tau``, where the teacher gives 0.99 to the right class and shares out the rest.
+    ``(1 - alpha) * CE + alpha * KL_tau``, where the teacher gives 0.99 to the correct class and the rest to all others.
 
     Args:
         alpha: Weight of the hand-made teacher (the paper's 0.1).
         temperature: tau (the paper's 20).
     """
 
-    RIGHT = 0.99
+    CORRECT = 0.99
 
     def __init__(
         self,
@@ -47,6 +47,6 @@ class TfKdTask(LogitTask):
         logits = self.student_logits(input)
         classes = logits.shape[1]
         soft = target if target.ndim == 2 else nn.functional.one_hot(target, classes)
-        wrong = math.log((1 - self.RIGHT) / (classes - 1))
-        virtual = wrong + (math.log(self.RIGHT) - wrong) * soft.float()
+        wrong = math.log((1 - self.CORRECT) / (classes - 1))
+        virtual = wrong + (math.log(self.CORRECT) - wrong) * soft.float()
         return self.distilled(virtual, logits, target)

@@ -14,7 +14,7 @@ from kdcompress.api.teacher import Teacher
 from kdcompress.data import Preprocess
 from kdcompress.errors import UserError, usage_error
 from kdcompress.methods.base import FrozenMaps
-from kdcompress.methods.features import TRANSFERS, Stage, feature_size, matched, stages_of
+from kdcompress.methods.features import TRANSFERS, FeatureStage, feature_size, feature_stages, matched
 from kdcompress.methods.rkd_assistant import SCHEMES, Divided, RkdAssistantTask, TransferTask, Undivided
 from kdcompress.models.assemble import new_network, take_input
 from kdcompress.models.build import ModelSpec
@@ -43,8 +43,8 @@ def train_rkd_assistant(job: Job[DistillOptions]) -> TrainResult:
         raise usage_error("--pretrained weights do not fit the narrower student.", "Leave it out, or add --undivided.")
     whole = fresh(options.student, source, options, channels, options.pretrained)
     classifier = _classifier_of(teacher) if options.reuse_teacher_classifier else None
-    teacher_stages = stages_of(teacher.network.model, f"The teacher {teacher.network.reference}")
-    own_stages = stages_of(whole.model, options.student)
+    teacher_stages = feature_stages(teacher.network.model, f"The teacher {teacher.network.reference}")
+    own_stages = feature_stages(whole.model, options.student)
     pairs = matched(teacher_stages, own_stages)
     _note_unmatched(job, options.student, teacher_stages, own_stages, pairs)
     prep = shared(whole.prep, teacher.network.prep, source)
@@ -75,7 +75,7 @@ def train_rkd_assistant(job: Job[DistillOptions]) -> TrainResult:
     student_pairs, assistant_pairs = (
         list(zip(teachers, [by_index[index] for index in positions], strict=True))
         for by_index in (
-            {stage.index: stage for stage in stages_of(part, options.student)}
+            {stage.index: stage for stage in feature_stages(part, options.student)}
             for part in (model.student, model.assistant)
         )
     )
@@ -117,7 +117,11 @@ def _check_cache_size(job: Job[DistillOptions], options: DistillOptions, size: f
 
 
 def _note_unmatched(
-    job: Job[DistillOptions], student: str, teachers: list[Stage], own: list[Stage], pairs: list[tuple[Stage, Stage]]
+    job: Job[DistillOptions],
+    student: str,
+    teachers: list[FeatureStage],
+    own: list[FeatureStage],
+    pairs: list[tuple[FeatureStage, FeatureStage]],
 ) -> None:
     if len(pairs) == max(len(teachers), len(own)):
         return
