@@ -316,7 +316,7 @@ def test_an_out_that_exists(tmp_path: Path, kind: str, resume: bool) -> None:
         claim(str(out), "stem", resume=resume)
     assert str(out) in caught.value.problem
     assert caught.value.exit_code == 2
-    assert ("could be resumed" if resume else "exists already") in caught.value.problem
+    assert ("can be resumed" if resume else "exists already") in caught.value.problem
     if kind == "file":
         assert out.read_text() == "precious"
 

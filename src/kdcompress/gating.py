@@ -221,7 +221,7 @@ class MemberScores:
         if samples == 0:
             raise UserError("There are no images to calibrate a gate on.", "Use a larger --holdout.")
         if bool(self.values.isnan().any()):
-            raise UserError("A certainty is NaN.", "Check the members' logits for NaN and infinity.")
+            raise UserError("The certainty of a sample is NaN.", "Check the members' logits for NaN and infinity.")
 
     @classmethod
     def from_logits(cls, logits: Tensor, labels: Tensor, macs: Tensor | Sequence[int], measure: str) -> MemberScores:

@@ -249,6 +249,7 @@ class VerifyResult(Result):
 
     @property
     def exit_status(self) -> int:
+        """1 where a file is not as it was written."""
         return 0 if self.whole else 1
 
 

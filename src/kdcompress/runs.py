@@ -69,7 +69,7 @@ def atomic_file(path: Path, before_rename: Callable[[Path], None] = lambda _: No
         if not isinstance(cause, OSError):
             raise
         if cause.errno in (errno.ENOSPC, errno.EDQUOT):
-            remedy = "Free some space, then run the same command with --resume; what was saved before is intact."
+            remedy = "Free some space, then run the same command with --resume; the last saved state is intact."
             raise UserError(f"The disk is full: {path} could not be written.", remedy) from error
         raise UserError(
             f"{path} could not be written: {cause.strerror}.", "Choose another folder with --out."

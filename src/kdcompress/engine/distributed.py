@@ -50,6 +50,7 @@ class Place:
 
     @property
     def is_main(self) -> bool:
+        """Whether this is process 0, which alone writes and prints."""
         return self.rank == 0
 
     @property

@@ -60,6 +60,7 @@ class Numerics:
 
     @property
     def memory_format(self) -> torch.memory_format:
+        """The layout as torch names it."""
         return torch.channels_last if self.channels_last else torch.contiguous_format
 
 

@@ -254,7 +254,7 @@ class Targets:
                         array[chunk[0] : chunk[-1] + 1] = rows.cpu().numpy()
                 if time.monotonic() - shown > REPORT_SECONDS:
                     shown = time.monotonic()
-                    self.note(f"targets of view {view + 1}: {(chunk[-1] + 1) / count:.0%} of the images")
+                    self.note(f"Caching targets of view {view + 1}: {(chunk[-1] + 1) / count:.0%} of the images")
         return True
 
 
