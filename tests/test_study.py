@@ -212,7 +212,7 @@ def test_tables_are_made_of_what_was_found(
         monkeypatch.setattr(sys, "argv", [script, *arguments, "--front", str(table)])
         module.main()
         assert "took 100% of the time" in table.read_text()
-        assert "ended at 70.00 ± 0.00 % top-1 in place of 70.00 ± 0.00 %." in table.read_text()
+        assert "reached 70.00 ± 0.00 % top-1 instead of 70.00 ± 0.00 %." in table.read_text()
     if script == "reskd_study":
         figure = tmp_path / "figure.svg"
         monkeypatch.setattr(study.Study, "call", lambda *_: pytest.fail("it trains"))

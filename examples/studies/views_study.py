@@ -57,16 +57,16 @@ def main() -> None:
         f"standard deviation; on {hardware}, {given.jobs} trainings at a time.",
     ]
     show(lines, given, "views")
-    live, kept = given.views[0], given.views[-1]
+    live, cached = given.views[0], given.views[-1]
     if given.front and len(seeds) > 1:
         usual = statistics.mean(minutes(live))
-        first, *others = (found / usual for found in minutes(kept))
-        told = [
-            f"{given.epochs} epochs of `kd` with {kept} views took {first:.0%} of the time of new ones each epoch "
-            f"where their targets were computed, and {statistics.mean(others):.0%} where these were kept from before; "
-            f"`{given.student}` ended at {top1(kept)} % top-1 in place of {top1(live)} %."
+        first, *others = (each / usual for each in minutes(cached))
+        text = [
+            f"{given.epochs} epochs of `kd` with {cached} cached views took {first:.0%} of the time that new views in "
+            f"every epoch take, and {statistics.mean(others):.0%} with the targets in the cache from an earlier run; "
+            f"`{given.student}` reached {top1(cached)} % top-1 instead of {top1(live)} %."
         ]
-        write_between(given.front, "views-front", told)
+        write_between(given.front, "views-front", text)
 
 
 if __name__ == "__main__":
