@@ -102,7 +102,7 @@ def test_a_command_chooses_once_and_says_so(ours: None, monkeypatch: pytest.Monk
     assert reporter.notes == ["Computing on 2 of 4 cores; OMP_NUM_THREADS sets another number."]
 
 
-@pytest.mark.parametrize("whose", ["the user's", "somebody else's"])
+@pytest.mark.parametrize("whose", ["the user's", "another process's"])
 def test_threads_of_libraries_and_users_are_left_alone(ours: None, monkeypatch: pytest.MonkeyPatch, whose: str) -> None:
     """A notebook's threads, or those that the user asked for, would be taken away."""
     if whose == "the user's":
@@ -115,7 +115,7 @@ def test_threads_of_libraries_and_users_are_left_alone(ours: None, monkeypatch: 
     assert torch.get_num_threads() == before
     take_as_before(CPU, before + 1, reporter)
     assert torch.get_num_threads() == before
-    assert [f"began with {before + 1} threads" in note for note in reporter.notes] == [True]
+    assert [f"started with {before + 1} threads" in note for note in reporter.notes] == [True]
 
 
 def test_a_resumed_run_has_the_threads_that_it_started_with(
