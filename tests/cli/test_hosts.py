@@ -28,20 +28,20 @@ from kdcompress.cli import run
 from kdcompress.engine import targets
 
 rank, seen = os.environ["RANK"], [0]
-training, gathered = data.Data.training, targets.gathered
+training, gather_rows = data.Data.training, targets.gather_rows
 
 def slow(self, *args):
     if rank == "1":
         time.sleep(float(os.environ["SLOW"]))
     return training(self, *args)
 
-def counted(rows, *args):  # what the teacher said, on its way to the other
+def counted(rows, *args):  # the teachers outputs, on their way to the other process
     seen[0] += len(rows)
     with open(f"seen-{rank}", "w") as file:
         json.dump(seen[0], file)
-    return gathered(rows, *args)
+    return gather_rows(rows, *args)
 
-data.Data.training, targets.gathered = slow, counted
+data.Data.training, targets.gather_rows = slow, counted
 sys.exit(run(sys.argv[1:]))
 """
 
