@@ -14,7 +14,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from kdcompress.data import Data, DataSource, EvalBatches, Preprocess, TrainBatches, load_source
+from kdcompress.data import Data, DataSource, EvalBatches, Preprocess, TrainBatches, load_source, prepared
 from kdcompress.data.augment import crop_indices
 from kdcompress.data.batches import MemoryImages, StreamImages, find_good, load_into_memory
 from kdcompress.data.images import ArrayImages
@@ -354,11 +354,13 @@ def test_small_images_go_into_memory(make_folder: MakeFolder, loading: str, size
     assert isinstance(data.evaluation("test", 4).images, MemoryImages) == memory
 
 
-def test_augmentation_follows_the_data(make_folder: MakeFolder) -> None:
-    """Digits would be mirrored, or photos not."""
+def test_augmentation_follows_the_data(make_folder: MakeFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Digits would be mirrored, photos not, and small crops would show few photos in part only."""
     colour, digits = load_source(str(make_folder())), load_source("digits")
     memory, stream = (DataOptions(loading=loading, workers=0) for loading in ("memory", "stream"))
     assert Data(colour, PREP, memory, CPU).training(4, 0, "auto").augment == "crop-flip"
+    assert Data(colour, PREP, stream, CPU).training(4, 0, "auto").augment == "crop-flip"
+    monkeypatch.setattr(prepared, "FEW", 1)
     assert Data(colour, PREP, stream, CPU).training(4, 0, "auto").augment == "rrc-flip"
     assert Data(digits, GREY, memory, CPU).training(4, 0, "auto").augment == "crop"
     assert Data(digits, GREY, stream, CPU).training(4, 0, "auto").augment == "crop"

@@ -32,6 +32,9 @@ HOLDOUT = 0.1
 
 SMALL_SIDE = 64
 MAX_MEMORY_BYTES = 512 * 2**20
+# images from which on random resized crops serve better than shifted ones, and as small ones as ImageNet's (our choice)
+FEW, MANY = 20_000, 200_000
+MILD_SCALE, FULL_SCALE = (0.35, 1.0), (0.08, 1.0)  # share of the image that a crop shows
 
 
 @dataclass
@@ -92,7 +95,7 @@ class Data:
         if augment == "rrc-flip" and in_memory:
             remedy = "Add --loading stream, or use --augment crop-flip."
             raise usage_error("--augment rrc-flip needs the full images, but these are held in memory.", remedy)
-        transform = None if in_memory else _stream_transform(self.prep, augment)
+        transform = None if in_memory else _stream_transform(self.prep, augment, self.fit_size())
         return TrainBatches(images, batch_size, seed, augment, transform, self.rank, self.world)
 
     def _suitable(self, in_memory: bool) -> str:
@@ -101,7 +104,7 @@ class Data:
             if self.source.flip:  # not known beforehand
                 self._say("augment", f"Augmentation without flips: {why} (--augment crop-flip mirrors them)")
             return "crop"
-        return "crop-flip" if in_memory else "rrc-flip"
+        return "crop-flip" if in_memory or self.fit_size() < FEW else "rrc-flip"
 
     def _say(self, key: str, text: str) -> None:
         """A notice, once."""
@@ -176,8 +179,8 @@ class Data:
         return self.source.train, fit if split == "fit" else calibration
 
 
-def _stream_transform(prep: Preprocess, augment: str) -> Any:
-    """Augmentation of full images, timm's where timm has it."""
+def _stream_transform(prep: Preprocess, augment: str, count: int) -> Any:
+    """Augmentation of ``count`` full images, timm's where timm has it."""
     from timm.data import create_transform
     from timm.data.transforms import ToNumpy
     from torchvision import transforms
@@ -188,6 +191,7 @@ def _stream_transform(prep: Preprocess, augment: str) -> Any:
         return create_transform(
             (prep.channels, *prep.size),
             is_training=True,
+            scale=FULL_SCALE if count >= MANY else MILD_SCALE,
             interpolation=prep.interpolation,
             color_jitter=0.0,
             use_prefetcher=True,
