@@ -179,8 +179,8 @@ class TrainingOptions(DataOptions, DeviceOptions, OutputOptions):
     )
     augment: str = option(
         "auto",
-        "crop: shifted crops, rrc: random resized crops (streamed images); auto: rrc from 20 000 streamed images, no flips "
-        "where images are grey or mirrored ones look like other classes",
+        "crop: shifted crops, rrc: random resized crops (streamed images); auto: rrc from 20 000 streamed images, no "
+        "flips where images are grey or mirrored ones look like other classes",
         choices=("auto", "none", "crop", "crop-flip", "rrc-flip"),
         panel=TRAINING,
     )
