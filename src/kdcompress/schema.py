@@ -42,7 +42,7 @@ class Pretrained(TypedDict, total=False):
     std: Annotated[tuple[Annotated[float, Meta(ge=MIN_STD, le=1e6)], ...], PerChannel] | None
     crop_pct: Annotated[float, Meta(gt=0, le=10)] | None
     interpolation: Name | None
-    label_names: list[Text] | None
+    label_names: list[Text] | dict[Text, Text] | None
 
 
 class Config(TypedDict, total=False):
@@ -52,7 +52,13 @@ class Config(TypedDict, total=False):
     num_classes: Classes | None
     model_args: dict[str, Any] | None
     pretrained_cfg: Pretrained | None
-    label_names: list[Text] | None
+    label_names: list[Text] | dict[Text, Text] | None
+
+
+class ShardIndex(TypedDict):
+    """``model.safetensors.index.json``: which file each tensor is in."""
+
+    weight_map: dict[Text, Name]
 
 
 class RunOptions(TypedDict, total=False):
@@ -141,7 +147,7 @@ def read_config(content: bytes) -> dict[str, Any]:
     pretrained = config.get("pretrained_cfg") or {}
     classes = config.get("num_classes") or pretrained.get("num_classes")
     names = config.get("label_names") or pretrained.get("label_names")
-    if classes and names and len(names) != classes:
+    if classes and isinstance(names, list) and names and len(names) != classes:
         raise Malformed(f"label_names: {len(names)} names for {classes} classes")
     channels = (pretrained.get("input_size") or (RGB,))[0]
     for key in ("mean", "std"):

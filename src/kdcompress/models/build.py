@@ -14,12 +14,14 @@ from torch import nn
 
 from kdcompress.data.preprocess import parse_size
 from kdcompress.errors import UserError, first_line, usage_error
+from kdcompress.models.outputs import return_logits
 from kdcompress.schema import MIN_STD
 from kdcompress.trust import PREFIX, import_callable
 
 # arguments of timm.create_model that load files; a folder from somebody else must not choose which
 NOT_OURS = frozenset(("checkpoint_path", "pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "cache_dir"))
 CLASSIFIER_STD = 0.01  # of new classes on pretrained features
+MATCHES = ("name", "order")
 PREPROCESSING = ("mean", "std", "input_size", "interpolation", "crop_pct")
 
 
@@ -28,12 +30,14 @@ class ModelSpec:
     """``NAME[,key=value…]``: an architecture, its arguments, and how its input is prepared.
 
     Values are Python literals (numbers, ``True``, ``None``), else text; ``a/b/c`` is a tuple. The keys ``mean``,
-    ``std``, ``input_size``, ``interpolation`` and ``crop_pct`` describe the input, all others go to the constructor.
+    ``std``, ``input_size``, ``interpolation`` and ``crop_pct`` describe the input, ``match_by`` says how the tensors of
+    a checkpoint are matched to the network's (``name`` or ``order``), all others go to the constructor.
     """
 
     name: str
     args: dict[str, Any] = field(default_factory=dict)
     preprocessing: dict[str, Any] = field(default_factory=dict)
+    match_by: str = MATCHES[0]
 
     def __str__(self) -> str:
         """The architecture and its arguments as a user writes them."""
@@ -54,6 +58,7 @@ class ModelSpec:
         name, *parts = text.split(",")
         args: dict[str, Any] = {}
         preprocessing: dict[str, Any] = {}
+        match_by = MATCHES[0]
         for part in parts:
             key, equals, value = part.partition("=")
             key = key.strip()
@@ -65,9 +70,13 @@ class ModelSpec:
                 preprocessing[key] = _numbers(part, value)
             elif key in PREPROCESSING:
                 preprocessing[key] = _literal(value)
+            elif key == "match_by":
+                match_by = value.strip()
+                if match_by not in MATCHES:
+                    raise usage_error(f"{part!r} in the model spec is unknown.", f"Write one of {', '.join(MATCHES)}.")
             else:
                 args[key] = _literal(value)
-        return cls(name.strip(), args, preprocessing)
+        return cls(name.strip(), args, preprocessing, match_by)
 
 
 def build(
@@ -204,12 +213,13 @@ def _from_callable(name: str, args: dict[str, Any]) -> nn.Module:
         raise usage_error(f"{name} cannot be called: {error}", remedy) from error
     if not isinstance(model, nn.Module):
         raise usage_error(f"{name} returned {type(model).__name__}.", "Return a torch.nn.Module.")
+    return_logits(model, name)
     return model
 
 
 def _numbers(part: str, value: str) -> tuple[float, ...]:
-    found = _literal(value)
-    numbers = found if isinstance(found, tuple) else (found,)
+    parsed = _literal(value)
+    numbers = parsed if isinstance(parsed, tuple) else (parsed,)
     least = MIN_STD if part.strip().startswith("std") else -math.inf
     if not all(isinstance(number, (int, float)) and math.isfinite(number) and number >= least for number in numbers):
         remedy = "Write one, or one per channel: 0.5/0.4/0.3."

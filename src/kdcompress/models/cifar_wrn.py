@@ -4,14 +4,17 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
+from timm.layers import DropPath
+from timm.models import generate_default_cfgs, register_model
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from kdcompress.models.small_network import (
     SmallNetwork,
     checkpoint_filter_fn,
+    create,
     default_cfg,
+    drop_path_rates,
     init_he,
     scaled_channels,
     subsampled,
@@ -21,7 +24,7 @@ from kdcompress.models.small_network import (
 class WideBlock(nn.Module):
     """Norm, activation, 3x3 convolution, twice, and dropout between the convolutions (section 2.4)."""
 
-    def __init__(self, inputs: int, outputs: int, stride: int, drop_rate: float) -> None:
+    def __init__(self, inputs: int, outputs: int, stride: int, drop_rate: float, drop_path: float = 0.0) -> None:
         super().__init__()
         self.drop_rate, self.stride = drop_rate, stride
         self.bn1 = nn.BatchNorm2d(inputs)
@@ -33,6 +36,7 @@ class WideBlock(nn.Module):
         self.downsample: nn.Sequential | None = None
         if stride != 1 or inputs != outputs:
             self.downsample = nn.Sequential(nn.Conv2d(inputs, outputs, 1, bias=False))
+        self.drop_path: nn.Module | None = DropPath(drop_path) if drop_path else None
 
     def forward(self, x: Tensor) -> Tensor:
         """``[B, inputs, H, W]`` to ``[B, outputs, ceil(H / stride), ceil(W / stride)]``."""
@@ -42,7 +46,8 @@ class WideBlock(nn.Module):
         residual = self.act2(self.bn2(self.conv1(active)))
         if self.drop_rate:
             residual = F.dropout(residual, self.drop_rate, self.training)
-        return shortcut + self.conv2(residual)
+        residual = self.conv2(residual)
+        return shortcut + (residual if self.drop_path is None else self.drop_path(residual))
 
 
 class CifarWideResNet(SmallNetwork):
@@ -56,6 +61,7 @@ class CifarWideResNet(SmallNetwork):
         in_chans: Image channels.
         global_pool: 'avg', or '' with ``num_classes`` 0.
         drop_rate: Dropout rate inside the blocks, where the paper has it; none before the classifier.
+        drop_path_rate: Rate at which the last block's residual is skipped in training, falling to 0 at the first.
 
     Raises:
         ValueError: Any argument out of range, or one not listed.
@@ -71,9 +77,11 @@ class CifarWideResNet(SmallNetwork):
         in_chans: int = 3,
         global_pool: str = "avg",
         drop_rate: float = 0.0,
+        drop_path_rate: float = 0.0,
         **unknown: Any,
     ) -> None:
         super().__init__(in_chans, drop_rate, unknown)
+        drop_paths = iter(drop_path_rates(drop_path_rate, (depth - 4) // 2))
         if depth < 10 or depth % 6 != 4:
             raise ValueError(f"depth={depth!r} must be 6n + 4, from 10")
         if widening < 1:
@@ -81,8 +89,8 @@ class CifarWideResNet(SmallNetwork):
         stem, *channels = scaled_channels((16, 16 * widening, 32 * widening, 64 * widening), width)
 
         def stage(inputs: int, outputs: int, stride: int) -> nn.Sequential:
-            blocks = [WideBlock(inputs, outputs, stride, drop_rate)]
-            blocks += [WideBlock(outputs, outputs, 1, drop_rate) for _ in range((depth - 4) // 6 - 1)]
+            blocks = [WideBlock(inputs, outputs, stride, drop_rate, next(drop_paths))]
+            blocks += [WideBlock(outputs, outputs, 1, drop_rate, next(drop_paths)) for _ in range((depth - 4) // 6 - 1)]
             return nn.Sequential(*blocks)
 
         self.conv1 = nn.Conv2d(in_chans, stem, 3, 1, 1, bias=False)
@@ -104,6 +112,9 @@ class CifarWideResNet(SmallNetwork):
     def stages(self) -> list[Callable[[Tensor], Tensor]]:
         return [self.conv1, self.layer1, self.layer2, self.layer3]
 
+    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
+        return {**super().group_matcher(coarse), "stem": r"^conv1"}  # the first norm follows the last block
+
     def final_norm(self, x: Tensor) -> Tensor:
         return self.act1(self.bn1(x))
 
@@ -118,7 +129,7 @@ default_cfgs = generate_default_cfgs({f"wrn_{depth}_{k}_cifar": default_cfg() fo
 
 
 def _create(depth: int, widening: int, pretrained: bool, /, **kwargs: Any) -> CifarWideResNet:
-    return build_model_with_cfg(
+    model: CifarWideResNet = create(
         partial(CifarWideResNet, depth, widening),
         f"wrn_{depth}_{widening}_cifar",
         pretrained,
@@ -126,6 +137,7 @@ def _create(depth: int, widening: int, pretrained: bool, /, **kwargs: Any) -> Ci
         feature_cfg={"out_indices": (0, 1, 2, 3)},
         **kwargs,
     )
+    return model
 
 
 @register_model

@@ -4,13 +4,14 @@ from collections.abc import Callable
 from typing import Any
 
 from timm.layers.adaptive_avgmax_pool import SelectAdaptivePool2d
-from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
+from timm.models import generate_default_cfgs, register_model
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from kdcompress.models.small_network import (
     SmallNetwork,
     checkpoint_filter_fn,
+    create,
     default_cfg,
     init_he,
     scaled_channels,
@@ -44,6 +45,7 @@ class LeNet5(SmallNetwork):
         in_chans: Image channels.
         global_pool: 'avg', or '' with ``num_classes`` 0.
         drop_rate: Dropout rate before the classifier.
+        drop_path_rate: Only 0, for it has no residual blocks.
 
     Raises:
         ValueError: Any argument out of range, or one not listed.
@@ -57,9 +59,12 @@ class LeNet5(SmallNetwork):
         in_chans: int = 3,
         global_pool: str = "avg",
         drop_rate: float = 0.0,
+        drop_path_rate: float = 0.0,
         **unknown: Any,
     ) -> None:
         super().__init__(in_chans, drop_rate, unknown)
+        if drop_path_rate:
+            raise ValueError(f"drop_path_rate={drop_path_rate!r} must be 0: LeNet has no residual blocks")
         c1, c3, c5, f6 = scaled_channels((6, 16, 120, 84), width)
         self.pad = PadTo(32)
         self.conv1 = nn.Conv2d(in_chans, c1, 5)
@@ -95,6 +100,10 @@ class LeNet5(SmallNetwork):
             lambda x: self.act3(self.conv3(self.pool2(x))),
         ]
 
+    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
+        layers = ("conv2", "conv3", "conv_head")
+        return {"stem": r"^conv1", "blocks": [(rf"^{name}", (number,)) for number, name in enumerate(layers)]}
+
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
         """Feature map to logits ``[B, num_classes]``, or to F6's output ``[B, head_hidden_size]``."""
         x = self.flatten(self.act4(self.conv_head(self.global_pool(x))))
@@ -109,7 +118,7 @@ default_cfgs = generate_default_cfgs({"lenet5": default_cfg()})
 @register_model
 def lenet5(pretrained: bool = False, **kwargs: Any) -> LeNet5:
     """LeNet-5; ``kwargs`` are :class:`LeNet5`'s."""
-    return build_model_with_cfg(
+    model: LeNet5 = create(
         LeNet5,
         "lenet5",
         pretrained,
@@ -117,3 +126,4 @@ def lenet5(pretrained: bool = False, **kwargs: Any) -> LeNet5:
         feature_cfg={"out_indices": (0, 1, 2)},
         **kwargs,
     )
+    return model

@@ -19,9 +19,13 @@ from torch import nn
 
 from kdcompress.data.preprocess import Preprocess
 from kdcompress.errors import UserError, first_line, usage_error
-from kdcompress.models.build import ModelSpec, build, config_of, default_config
+from kdcompress.models.build import MATCHES, ModelSpec, build, config_of, default_config
+from kdcompress.models.checkpoints.choosing import Note
+from kdcompress.models.checkpoints.heads import shape_of
+from kdcompress.models.checkpoints.names import fit
+from kdcompress.models.folders import class_names, is_theirs, weights_in
 from kdcompress.models.staged import Staged
-from kdcompress.models.weights import check_gate, fill, read_weights, translated
+from kdcompress.models.weights import check_gate, fill, read_weights
 from kdcompress.runs import CONFIG, RECORD, WEIGHTS, RunFolder, open_run
 from kdcompress.schema import Malformed, Pretrained, check
 
@@ -92,13 +96,23 @@ class Network:
         return digest.hexdigest()[:16]
 
 
-def load_network(reference: str, arch: str | None = None, *, weights: bool = True, **shape: Any) -> Network:
+def load_network(
+    reference: str,
+    arch: str | None = None,
+    *,
+    weights: bool = True,
+    key: str | None = None,
+    note: Note | None = None,
+    **shape: Any,
+) -> Network:
     """Load a network.
 
     Args:
         reference: A run folder, ``local-dir:PATH``, ``hf-hub:ORG/NAME``, a checkpoint file, or a model spec.
         arch: Model spec of a checkpoint file.
         weights: Whether a bare model spec has to come with timm's pretrained weights.
+        key: Which of several sets of weights in a checkpoint file, as a path with dots.
+        note: Receives what was assumed.
         shape: ``num_classes``, ``in_chans`` and ``size`` (H, W) of a bare model spec without weights.
 
     Raises:
@@ -110,9 +124,9 @@ def load_network(reference: str, arch: str | None = None, *, weights: bool = Tru
         what = "is a folder, which names its own" if is_folder else "names it itself, or is no file"
         raise usage_error(f"The architecture {arch} was given, but {reference} {what}.", "Leave it out.")
     if reference.startswith("local-dir:") or is_folder:
-        return _from_folder(path)
+        return _from_folder(path, note)
     if is_file:
-        return _from_checkpoint(path, arch)
+        return _from_checkpoint(path, arch, key, note)
     if reference.startswith("hf-hub:"):
         return _by_timm(reference)
     if path.suffix in CHECKPOINT_SUFFIXES or "/" in reference.split(",")[0]:
@@ -120,17 +134,25 @@ def load_network(reference: str, arch: str | None = None, *, weights: bool = Tru
     return _from_spec(reference, weights, shape)
 
 
-def _from_folder(path: Path) -> Network:
+def _from_folder(path: Path, note: Note | None) -> Network:
     run = RunFolder(path.absolute())
-    if (run.path / CONFIG).is_file() and not (run.path / RECORD).is_file() and "model_args" not in run.config():
+    theirs = is_theirs(run)
+    if (
+        not theirs
+        and (run.path / CONFIG).is_file()
+        and not (run.path / RECORD).is_file()
+        and "model_args" not in run.config()
+    ):
         return dataclasses.replace(_by_timm(f"local-dir:{run.path}"), path=run.path)  # none of ours
-    run = open_run(path)
+    run = run if theirs else open_run(path)
     config, record = run.config(), run.record()
     architecture, args = config.get("architecture"), dict(config.get("model_args") or {})
     if not isinstance(architecture, str):
         raise UserError(f"{run.path / CONFIG} names no architecture.", "The folder is damaged; use another run.")
     pretrained = config.get("pretrained_cfg") or {}
     classes = config.get("num_classes") or pretrained.get("num_classes")
+    if classes:
+        args.pop("num_classes", None)  # timm repeats it there
     model = build(ModelSpec(architecture, args), num_classes=classes)[0]
     built = config_of(model)
     config_size = pretrained.get("input_size") or built["input_size"]
@@ -139,34 +161,30 @@ def _from_folder(path: Path) -> Network:
         raise UserError(f"{problem} {built['input_size'][0]}.", "The folder is damaged; use another run.")
     model.pretrained_cfg = {**pretrained, "input_size": config_size, "num_classes": classes}  # type: ignore[assignment]
     check_gate(model, run.path / CONFIG)
-    fill(model, read_weights(run.path / WEIGHTS), run.path / WEIGHTS)
-    names = config.get("label_names") or pretrained.get("label_names")
-    return Network(
-        model.eval(), architecture, args, str(run.path), None, tuple(names) if names else None, record, run.path
-    )
+    file = weights_in(run.path) if theirs else run.path / WEIGHTS
+    state = read_weights(file, note=note)
+    fill(model, fit(state, model, file, note=note).state if theirs else state, file)
+    return Network(model.eval(), architecture, args, str(run.path), None, class_names(config), record, run.path)
 
 
-def _from_checkpoint(path: Path, arch: str | None) -> Network:
+def _from_checkpoint(path: Path, arch: str | None, key: str | None, note: Note | None) -> Network:
     if arch is None:
         remedy = "Name its architecture, e.g. --arch resnet56_cifar,shortcut=A (for a teacher: --teacher-arch)."
         raise usage_error(f"{path} is a bare checkpoint.", remedy)
     spec = ModelSpec.parse(arch)
-    state = read_weights(path)
+    state = read_weights(path, key, note)
     size = spec.preprocessing.get("input_size")
-    model, args = build(spec, size=size[1:] if size else None)
-    filtered = translated(state, model)
-    config = config_of(model)
-    shape: dict[str, Any] = {}
-    head_name, stem_name = f"{config.get('classifier')}.weight", f"{config.get('first_conv')}.weight"
-    head, stem = filtered.get(head_name), filtered.get(stem_name)
-    if head is not None and "num_classes" not in spec.args:
-        shape["num_classes"] = head.shape[0]
-    if stem is not None and stem.ndim == 4 and "in_chans" not in spec.args:
-        shape["in_chans"] = stem.shape[1]
-    own = model.state_dict()
-    if any(key in own and own[key].shape != filtered[key].shape for key in (head_name, stem_name) if key in filtered):
-        model, args = build(spec, size=size[1:] if size else None, **shape)
-    fill(model, filtered, path)
+    size = size[1:] if size else None
+    model, args = build(spec, size=size)
+    by_order = spec.match_by == "order"
+    fitted = fit(state, model, path, by_order=by_order, note=note)
+    wanted = {**fitted.arguments, **shape_of(fitted.state, model)}
+    more = {name: value for name, value in wanted.items() if name not in spec.args}
+    if more:
+        spec = dataclasses.replace(spec, args={**spec.args, **more})
+        model, args = build(spec, size=size)
+        fitted = fit(state, model, path, by_order=by_order)
+    fill(model, fitted.state, path)
     return Network(model.eval(), spec.name, args, str(path.absolute()), arch)
 
 
@@ -186,13 +204,13 @@ def _by_timm(reference: str) -> Network:
         check(config, Pretrained)
     except Malformed as error:
         raise UserError(f"{reference} has a config that cannot be used: {error}", "Mend its config.json.") from error
-    names = config.get("label_names")
-    architecture = config["architecture"]
-    return Network(model.eval(), architecture, {}, reference, class_names=tuple(names) if names else None)
+    return Network(model.eval(), config["architecture"], {}, reference, class_names=class_names(config))
 
 
 def _from_spec(reference: str, weights: bool, shape: dict[str, Any]) -> Network:
     spec = ModelSpec.parse(reference)
+    if spec.match_by != MATCHES[0]:
+        raise usage_error(f"match_by is for a checkpoint file, not for {spec.name}.", "Leave it out.")
     if weights and not spec.is_code:
         config = default_config(spec.name)
         if not any(config.get(key) for key in ("url", "hf_hub_id", "file")):

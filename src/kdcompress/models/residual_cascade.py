@@ -11,10 +11,11 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
+from timm.models import generate_default_cfgs, register_model
 from torch import Tensor, nn
 
 from kdcompress.models.build import ModelSpec, build
+from kdcompress.models.small_network import create
 from kdcompress.models.staged import Staged
 
 ARCHITECTURE = "residual_cascade"
@@ -29,6 +30,7 @@ class ResidualCascade(Staged):
         members: ``{"architecture": name, "model_args": {…}, "sum_weight": w}`` of each; a weight not given is 1.
         gate: ``Gate.to_dict()``, or None to run all members always.
         num_classes, in_chans: Of every member.
+        drop_rate: Dropout rate of the members that have none of their own.
 
     Raises:
         UserError: A member is code that the user did not name: timm, too, may have it from a file.
@@ -45,15 +47,17 @@ class ResidualCascade(Staged):
         gate: dict[str, Any] | None = None,
         num_classes: int = 10,
         in_chans: int = 3,
+        drop_rate: float = 0.0,
     ) -> None:
         super().__init__(gate)
         if not members:
             raise ValueError("A residual cascade needs a member.")
-        self.num_classes = num_classes
+        self.num_classes, self.in_chans = num_classes, in_chans
+        shared = {"in_chans": in_chans, **({"drop_rate": drop_rate} if drop_rate else {})}
         self.sum_weights = [float(entry.get("sum_weight", 1.0)) for entry in members]
         self.members = nn.ModuleList(
             build(
-                ModelSpec(entry["architecture"], {"in_chans": in_chans, **entry.get("model_args", {})}),
+                ModelSpec(entry["architecture"], {**shared, **entry.get("model_args", {})}),
                 num_classes=num_classes,
             )[0]
             for entry in members
@@ -74,6 +78,12 @@ class ResidualCascade(Staged):
     def get_classifier(self) -> list[nn.Module]:
         """The last layer of every member."""
         return [member.get_classifier() for member in self.members]  # type: ignore[operator]
+
+    def reset_classifier(self, num_classes: int) -> None:
+        """New, untrained classifiers of all members."""
+        self.num_classes = num_classes
+        for member in self.members:
+            member.reset_classifier(num_classes)  # type: ignore[operator]
 
     @torch.jit.ignore
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
@@ -97,4 +107,5 @@ default_cfgs = generate_default_cfgs(
 @register_model
 def residual_cascade(pretrained: bool = False, **kwargs: Any) -> ResidualCascade:
     """A :class:`ResidualCascade` from its ``members`` and ``gate`` alone."""
-    return build_model_with_cfg(ResidualCascade, ARCHITECTURE, pretrained, **kwargs)
+    model: ResidualCascade = create(ResidualCascade, ARCHITECTURE, pretrained, **kwargs)
+    return model

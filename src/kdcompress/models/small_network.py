@@ -5,8 +5,10 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import torch
 from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.layers.classifier import create_classifier
+from timm.models import build_model_with_cfg, checkpoint
 from timm.models._features import feature_take_indices
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -43,6 +45,27 @@ def checkpoint_filter_fn(state_dict: Mapping[str, Any], model: nn.Module) -> dic
     return renamed
 
 
+def create(
+    network: Callable[..., nn.Module],
+    variant: str,
+    pretrained: bool,
+    /,
+    *,
+    device: Any = None,
+    dtype: Any = None,
+    **kwargs: Any,
+) -> Any:
+    """A network as timm's entry points make it.
+
+    Args:
+        device, dtype: Where the weights go, and as what. They are drawn on the CPU in float32: a seed gives the same
+            network everywhere.
+        kwargs: Those of timm's ``build_model_with_cfg``, and of the network.
+    """
+    model: nn.Module = build_model_with_cfg(network, variant, pretrained, **kwargs)
+    return model if device is None and dtype is None else model.to(device=device, dtype=dtype)
+
+
 def default_cfg(**changes: Any) -> dict[str, Any]:
     """timm's description of a CIFAR network's input and head: no weights, 32x32, ImageNet mean and std."""
     return {
@@ -65,6 +88,13 @@ def scaled_channels(channels: Sequence[int], width: float) -> list[int]:
     if isinstance(width, bool) or not isinstance(width, int | float) or not 0 < width < math.inf:
         raise ValueError(f"width={width!r} must be a number above 0")
     return [max(1, math.floor(count * width + 0.5)) for count in channels]
+
+
+def drop_path_rates(rate: float, blocks: int) -> list[float]:
+    """Of each block, growing evenly from 0 to ``rate``, as in timm. Raises ``ValueError`` unless 0 <= rate < 1."""
+    if not 0 <= rate < 1:
+        raise ValueError(f"drop_path_rate={rate!r} must be at least 0 and below 1")
+    return [rate * number / max(1, blocks - 1) for number in range(blocks)]
 
 
 def init_he(network: nn.Module) -> None:
@@ -104,13 +134,14 @@ class SmallNetwork(nn.Module):
     def __init__(self, in_chans: int, drop_rate: float, unknown: Mapping[str, Any]) -> None:
         super().__init__()
         for name, value in unknown.items():
-            raise ValueError(f"{name}={value!r} is no argument of {type(self).__name__}")
+            raise ValueError(f"{name}={value!r} is not an argument of {type(self).__name__}")
         if in_chans < 1:
             raise ValueError(f"in_chans={in_chans!r} must be at least 1")
         if not 0 <= drop_rate < 1:
             raise ValueError(f"drop_rate={drop_rate!r} must be at least 0 and below 1")
         self.in_chans = in_chans
         self.drop_rate = drop_rate
+        self.grad_checkpointing = False
 
     def stages(self) -> list[Callable[[Tensor], Tensor]]:
         """The steps from image to last feature map, one for each entry of ``feature_info``."""
@@ -135,9 +166,21 @@ class SmallNetwork(nn.Module):
         self.pool_type = global_pool
         self.global_pool, self.fc = create_classifier(self.head_hidden_size, num_classes, global_pool)
 
-    def get_classifier(self) -> nn.Module:
-        """The last linear layer, an ``nn.Identity`` where ``num_classes`` is 0."""
-        return self.fc
+    def get_classifier(self, name_only: bool = False) -> nn.Module | str:
+        """The last linear layer, an ``nn.Identity`` where ``num_classes`` is 0; or what it is called."""
+        return "fc" if name_only else self.fc
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Compute each stage again in the backward pass rather than keep its activations."""
+        self.grad_checkpointing = enable
+
+    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
+        """Which weights belong together, for layer-wise learning rates: patterns by timm's conventions.
+
+        Args:
+            coarse: By stage instead of by block.
+        """
+        return {"stem": r"^conv1|^bn1", "blocks": r"^layer(\d+)" if coarse else r"^layer(\d+)\.(\d+)"}
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
         """A new, untrained classifier; ``global_pool`` None keeps the pooling. Raises as ``build_head``."""
@@ -168,19 +211,19 @@ class SmallNetwork(nn.Module):
             raise ValueError(f"output_fmt={output_fmt!r} must be 'NCHW'")
         stages = self.stages()
         wanted, last = feature_take_indices(len(stages), indices)
-        found = []
+        maps = []
         for index, stage in enumerate(stages[: last + 1] if stop_early else stages):
             x = stage(x)
             at_end = index == len(stages) - 1
             final = self.final_norm(x) if at_end else x
             if index in wanted:
-                found.append(final if norm else x)
-        return found if intermediates_only else (final, found)
+                maps.append(final if norm else x)
+        return maps if intermediates_only else (final, maps)
 
     def forward_features(self, x: Tensor) -> Tensor:
         """Images ``[B, C, H, W]`` to the last feature map ``[B, num_features, h, w]``."""
         for stage in self.stages():
-            x = stage(x)
+            x = checkpoint(stage, x) if self.grad_checkpointing and torch.is_grad_enabled() else stage(x)
         return self.final_norm(x)
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:

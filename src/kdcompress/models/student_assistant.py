@@ -11,13 +11,13 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
+from timm.models import generate_default_cfgs, register_model
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from kdcompress.models.build import ModelSpec, config_of
 from kdcompress.models.narrow import narrow
-from kdcompress.models.small_network import default_cfg
+from kdcompress.models.small_network import create, default_cfg
 from kdcompress.models.staged import Staged
 
 ARCHITECTURE = "student_assistant"
@@ -58,6 +58,7 @@ class StudentAssistant(Staged):
         features: F, the size of the summed feature.
         gate: ``Gate.to_dict()``, or None to run both always.
         num_classes, in_chans: As for any network of timm's.
+        drop_rate: Dropout rate of both, where the model has none of its own.
 
     Raises:
         UserError: The model is code that the user did not name: timm, too, may have it from a file.
@@ -74,9 +75,11 @@ class StudentAssistant(Staged):
         gate: dict[str, Any] | None = None,
         num_classes: int = 10,
         in_chans: int = 3,
+        drop_rate: float = 0.0,
     ) -> None:
         super().__init__(gate)
-        spec = ModelSpec(model["architecture"], dict(model.get("model_args") or {}))
+        shared = {"drop_rate": drop_rate} if drop_rate else {}
+        spec = ModelSpec(model["architecture"], {**shared, **(model.get("model_args") or {})})
         self.student, self.assistant = (narrow(spec, width, num_classes=0, in_chans=in_chans) for width in widths)
         self.num_classes, self.num_features = num_classes, features
         self.student_projection = nn.Linear(embedding_size(self.student), features, bias=False)
@@ -113,6 +116,11 @@ class StudentAssistant(Staged):
     def get_classifier(self) -> nn.Module:
         return self.fc
 
+    def reset_classifier(self, num_classes: int) -> None:
+        """A new, untrained classifier of both."""
+        self.num_classes, weight = num_classes, self.fc.weight
+        self.fc = nn.Linear(self.num_features, num_classes).to(weight)
+
     @torch.jit.ignore
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
         return {"stem": r"^student\.", "blocks": r"^(assistant)\."}
@@ -134,4 +142,5 @@ default_cfgs = generate_default_cfgs({f"{ARCHITECTURE}.untrained": default_cfg(f
 @register_model
 def student_assistant(pretrained: bool = False, **kwargs: Any) -> StudentAssistant:
     """A :class:`StudentAssistant` from ``model``, ``widths`` and ``features`` alone."""
-    return build_model_with_cfg(StudentAssistant, ARCHITECTURE, pretrained, **kwargs)
+    model: StudentAssistant = create(StudentAssistant, ARCHITECTURE, pretrained, **kwargs)
+    return model
