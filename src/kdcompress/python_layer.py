@@ -20,7 +20,9 @@ from kdcompress.signatures import documented, signature_of
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-COMMAND = re.compile(r"\bkdcompress ([a-z]+(?:-[a-z]+)*)((?: [a-z_]\w*=(?:\"[^\"]*\"|'[^']*'|[\w.…]*[\w…]))*)")
+GIVEN = r"[a-z_]\w*=(?:\"[^\"]*\"|'[^']*'|[\w./…-]*[\w…])"
+BESIDE = re.compile(rf"({GIVEN}) (?={GIVEN})")
+COMMAND = re.compile(rf"\bkdcompress ([a-z]+(?:-[a-z]+)*)(?: (\S*/\S*\w))?(?: ({GIVEN}(?:, {GIVEN})*))?")
 # a flag, and what may be its value: a placeholder, a number, something in quotes, a spec or a word
 FLAG = re.compile(r"(?<![\w-])(no )?--(no-)?([a-z][a-z0-9-]*[a-z0-9])(?: ('[^']*'|[\w…/][\w.,=:/…-]*\w|[\w…]))?")
 PLACEHOLDER = re.compile(r"[A-Z][A-Z_]*")
@@ -38,6 +40,10 @@ def public(function: F) -> F:
             error.problem, error.remedy = in_python(error.problem), in_python(error.remedy)
             error.args = (error.problem, error.remedy)
             raise
+        except KeyboardInterrupt as stop:
+            if remedy := getattr(stop, "remedy", ""):
+                stop.remedy = in_python(remedy)  # type: ignore[attr-defined]
+            raise
 
     call.__signature__ = signature_of(function)  # type: ignore[attr-defined]
     call.__doc__ = documented(function)
@@ -46,7 +52,7 @@ def public(function: F) -> F:
 
 def in_python(text: str) -> str:
     """``text`` with flags as parameters and commands as functions."""
-    text = FLAG.sub(_parameter, text)
+    text = BESIDE.sub(r"\1, ", FLAG.sub(_parameter, text))
     for name in _arguments():
         text = re.sub(rf"(?<![\w=-]){name.upper()}(?![\w=-])", name, text)
     return COMMAND.sub(_call, text)
@@ -79,10 +85,13 @@ def _is_value(text: str, kind: type, choices: tuple[str, ...]) -> bool:
 def _call(found: re.Match[str]) -> str:
     from kdcompress.cli import COMMANDS  # when something went wrong is early enough
 
-    name, given = found.group(1), found.group(2).split()
+    name, path, given = found.groups()
     if name not in COMMANDS:
         return found.group()
-    return f"kdcompress.{COMMANDS[name][0]}" + (f"({', '.join(given)})" if given else "")
+    function, option_set = COMMANDS[name][0], getattr(sets, COMMANDS[name][1])
+    argument = next((field.name for field in dataclasses.fields(option_set) if field.metadata["argument"]), "run")
+    inside = ", ".join([f'{argument}="{path}"'] * bool(path) + [given] * bool(given))
+    return f"kdcompress.{function}" + (f"({inside})" if inside else "")
 
 
 @functools.cache
