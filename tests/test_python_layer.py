@@ -120,7 +120,7 @@ def test_errors_of_functions_speak_python() -> None:
 
 def test_the_command_line_speaks_flags() -> None:
     """Else its remedy could not be typed."""
-    with pytest.raises(UserError, match="^--epochs 0 is out of range"):
+    with pytest.raises(UserError, match=r"^--epochs 0 is out of range"):
         importlib.import_module("kdcompress.api").train_teacher(epochs=0)
 
 

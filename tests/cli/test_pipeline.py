@@ -158,7 +158,8 @@ def test_terminal_gets_a_table_and_live_progress(here: Path) -> None:
     status, shown = terminal(["train-teacher", "--model", TINY, "--epochs", "1"], here)
     assert status == 0
     assert "│" in shown
-    assert "params" in shown
+    assert "top-1 (calibration)" in shown
+    assert "Next: kdcompress distill" in shown
     assert '{"command"' not in shown
     assert "img/s" in shown
     assert COLOUR.search(shown)
