@@ -146,12 +146,12 @@ def test_a_cache_that_cannot_be_used_costs_only_time(tmp_path: Path) -> None:
 
 def test_scores_are_listed_and_cleared(tmp_path: Path) -> None:
     """``cache --clear`` would leave something behind that nobody finds."""
-    assert cache.kept(tmp_path) == []
+    assert cache.cached_entries(tmp_path) == []
     score_cache.remember(tmp_path, KEY, 91.25)
     score_cache.remember(tmp_path, {**KEY, "split": "calibration"}, 92.0)
-    (entry,) = cache.kept(tmp_path)
+    (entry,) = cache.cached_entries(tmp_path)
     assert (entry.kind, entry.key) == ("scores", {"network": "accuracy of 2 networks"})
     assert entry.bytes > 100
     cache.clear(tmp_path)
-    assert cache.kept(tmp_path) == []
+    assert cache.cached_entries(tmp_path) == []
     assert score_cache.recall(tmp_path, KEY) is None
