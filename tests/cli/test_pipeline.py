@@ -22,7 +22,7 @@ from kdcompress.cli import COMMANDS
 from kdcompress.option_set import flag
 from kdcompress.options import ShellOptions
 
-COLOUR = re.compile(r"\x1b\[[\d;]*\b(?:3[0-7]|9[0-7]|38|4[0-7])\b[\d;]*m")
+COLOUR = re.compile(r"\x1b\[(?:[\d;]*;)?(?:3[0-8]|9[0-7]|4[0-8])(?:;[\d;]*)?m")
 ALWAYS = {"command", "run", "seconds"}
 NETWORK = {"architecture", "num_classes", "input_size", "params", "macs", "flops"}
 TAUGHT = {"teacher", "teacher_macs", "macs_ratio"}
