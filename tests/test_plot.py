@@ -83,3 +83,36 @@ def test_the_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UserError, match="matplotlib") as caught:
         check_plot("out.png")
     assert "kdcompress[plot]" in str(caught.value.remedy)
+
+
+def test_a_thing_has_one_colour_in_all_plots(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Side by side, the gate of one plot is taken for the members of another."""
+    from matplotlib.axes import Axes
+
+    colours: dict[str, set[str]] = {}
+    genuine = Axes.plot
+
+    def remember(self: Axes, *values: Any, **more: Any) -> Any:
+        lines = genuine(self, *values, **more)
+        colours.setdefault(more["label"], set()).add(lines[0].get_color())
+        return lines
+
+    monkeypatch.setattr(Axes, "plot", remember)
+    for name, result in {"gate": GATE, "hand": dataclasses.replace(GATE, curve=[]), "eval": SCORES}.items():
+        plot(result, str(tmp_path / f"{name}.svg"))
+    assert len(colours["gated"]) == 1
+    assert colours["gated"] != colours["all members"]
+    assert colours["all members"] == colours["first member, first two, …"]
+
+
+def test_the_teacher_is_a_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the student is measured against would be missing."""
+    from matplotlib.axes import Axes
+
+    drawn: list[float] = []
+    monkeypatch.setattr(Axes, "axhline", lambda self, y, **more: drawn.append(y))
+    monkeypatch.setattr(Axes, "legend", lambda self: None)
+    plot(SCORES, str(tmp_path / "unknown.svg"))
+    assert drawn == []
+    plot(dataclasses.replace(SCORES, teacher_top1=93.5), str(tmp_path / "known.svg"))
+    assert drawn == [93.5]

@@ -1,28 +1,17 @@
 """Compress a trained image classifier by knowledge distillation, and report exactly what the result costs.
 
 Every command is a function here, and importing the package registers its networks with timm. Heavy modules are imported
-when they are first needed, because ``kdcompress --help`` imports this module, too.
+when they are first needed, because ``kdcompress --help`` imports this module, too. Editors and type checkers read
+``__init__.pyi``.
 """
 
 from __future__ import annotations
 
 import importlib
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from kdcompress import timm_hook
 from kdcompress.errors import UserError
-
-if TYPE_CHECKING:
-    from kdcompress.api.add_res_student import add_res_student
-    from kdcompress.api.cache import manage_cache
-    from kdcompress.api.describe import describe_data
-    from kdcompress.api.evaluate import evaluate
-    from kdcompress.api.gate import gate_calibrate
-    from kdcompress.api.load import load
-    from kdcompress.api.polish import polish
-    from kdcompress.api.profile import profile_flops
-    from kdcompress.api.train import distill, train_teacher
-    from kdcompress.api.verify import verify
 
 __all__ = [
     "UserError",
@@ -44,5 +33,12 @@ timm_hook.install()
 
 def __getattr__(name: str) -> Any:
     if name in __all__:
-        return getattr(importlib.import_module("kdcompress.api"), name)
+        from kdcompress.python_layer import public
+
+        globals()[name] = public(getattr(importlib.import_module("kdcompress.api"), name))
+        return globals()[name]
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return [*__all__, *(name for name in globals() if name.startswith("__"))]

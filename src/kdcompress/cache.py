@@ -23,6 +23,7 @@ from typing import Any
 
 import numpy as np
 
+from kdcompress import score_cache
 from kdcompress.digests import check_plain, digest_of
 from kdcompress.locks import Lock
 
@@ -48,7 +49,7 @@ class Entry:
     """What the cache holds under one key.
 
     Attributes:
-        kind: ``targets`` or ``teacher``.
+        kind: ``targets``, ``teacher``, or ``scores`` for all accuracies together.
         key: Empty where it cannot be read.
         arrays, bytes: Number of arrays, and size of the entry.
         used: When one of them was last read or written, in seconds since the epoch.
@@ -230,6 +231,10 @@ def cached_entries(cache: Path) -> list[Entry]:
         with contextlib.suppress(OSError):
             name, used = record.parent.name, record.stat().st_mtime
             entries.append(Entry("teacher", record.parent, {"network": name}, 0, _size(record.parent), used))
+    scores, size, used = score_cache.count(cache)
+    if scores:
+        key = {"network": f"accuracy of {scores} networks"}
+        entries.append(Entry("scores", cache / score_cache.SCORES, key, 0, size, used))
     return entries
 
 
@@ -242,6 +247,7 @@ def clear(cache: Path) -> None:
     ArrayStore(cache / TARGETS, math.inf).clear()
     for record in (cache / TEACHERS).glob("*/run.json"):
         _remove(record.parent)
+    score_cache.forget(cache)
 
 
 def _remove(place: Path) -> None:

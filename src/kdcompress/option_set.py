@@ -17,7 +17,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from kdcompress import trust
+from kdcompress import suggest, trust
 from kdcompress.errors import usage_error
 
 T = TypeVar("T", bound="Options")
@@ -155,8 +155,8 @@ def variable(name: str) -> str:
 
 
 def _unknown(name: str, names: list[str], where: str) -> Exception:
-    near = difflib.get_close_matches(name.replace("-", "_"), names, n=1)
-    remedy = f"Did you mean {near[0]!r}?" if near else f"Known options: {', '.join(sorted(names))}."
+    near = suggest.option(name, names)
+    remedy = f"Did you mean {near!r}?" if near else f"Known options: {', '.join(sorted(names))}."
     return usage_error(f"Unknown option {name!r} {where}".rstrip() + ".", remedy)
 
 

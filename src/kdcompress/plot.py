@@ -12,6 +12,8 @@ from kdcompress.results import EvalResult, GateResult
 
 FORMATS = (".png", ".svg", ".pdf")
 MILLION = 1e6
+# the same thing has the same colour in every plot
+CURVE, MEMBERS, GATED, TEACHER = "tab:blue", "tab:orange", "tab:red", "0.35"
 
 
 def check_plot(file: str) -> None:
@@ -32,7 +34,9 @@ def check_plot(file: str) -> None:
 
 
 def plot(result: GateResult | EvalResult, file: str) -> None:
-    """Plot top-1 over MACs per image: each exit, the gate, and for a calibration the trade-offs of other thresholds.
+    """Plot top-1 over MACs per image: each exit, the gate, the teacher, and for a calibration other thresholds.
+
+    The teacher is a line at its top-1, if that is known: its MACs are often too far to the right.
 
     Args:
         file: Path of the image; its ending decides the format.
@@ -46,14 +50,18 @@ def plot(result: GateResult | EvalResult, file: str) -> None:
     axes = figure.add_subplot()
     if isinstance(result, GateResult):
         if result.curve:
-            axes.plot(*_columns(result.curve), ".-", markersize=4, label="other thresholds")
+            axes.plot(*_columns(result.curve), ".-", color=CURVE, markersize=4, label="other thresholds")
         exits = [(result.macs, result.full_top1)]
     else:
         exits = list(zip(_exit_macs(result), result.stage_top1 or [result.top1], strict=True))
     full = "all members" if result.members else result.architecture
-    axes.plot(*_scaled(exits), "s", label=full if len(exits) == 1 else "first member, first two, …")
+    label = full if len(exits) == 1 else "first member, first two, …"
+    axes.plot(*_scaled(exits), "s", color=MEMBERS, label=label)
     if result.gated_top1 is not None:
-        axes.plot(*_scaled([(result.expected_macs, result.gated_top1)]), "*", markersize=14, label="gated")
+        gated = [(result.expected_macs, result.gated_top1)]
+        axes.plot(*_scaled(gated), "*", color=GATED, markersize=14, label="gated")
+    if result.teacher_top1 is not None:
+        axes.axhline(result.teacher_top1, color=TEACHER, linestyle="--", label=f"teacher, {result.teacher_top1:.2f} %")
     axes.set(xlabel="million MACs per image", ylabel=f"top-1 on the {result.split} split, %", title=result.data)
     if result.teacher_macs:
         one_percent = result.teacher_macs / MILLION / 100

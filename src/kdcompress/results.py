@@ -61,6 +61,7 @@ class NetworkFacts:
     """Architecture and cost of a network. MACs are per image.
 
     Attributes:
+        teacher_params, params_ratio: As ``teacher_macs`` and ``macs_ratio``.
         student_macs, assistant_macs, integration_macs: Of a student with an assistant; they sum to ``macs``.
         undivided_macs: Of the model that was divided into student and assistant.
     """
@@ -74,6 +75,8 @@ class NetworkFacts:
     teacher: str | None = None
     teacher_macs: int | None = None
     macs_ratio: float | None = None
+    teacher_params: int | None = None
+    params_ratio: float | None = None
     members: list[dict[str, Any]] | None = None
     student_macs: int | None = None
     assistant_macs: int | None = None
@@ -86,7 +89,21 @@ class NetworkFacts:
 
 
 @dataclass(kw_only=True)
-class TrainResult(NetworkFacts, Result):
+class TeacherFacts:
+    """How accurate the teacher is on the same split; None where there is no teacher, or it was not scored.
+
+    Attributes:
+        teacher_top1: Percent.
+        points_lost: ``teacher_top1`` minus the top-1 of the result, in percentage points; of a gated cascade the gated
+            one.
+    """
+
+    teacher_top1: float | None = None
+    points_lost: float | None = None
+
+
+@dataclass(kw_only=True)
+class TrainResult(TeacherFacts, NetworkFacts, Result):
     """Of ``train-teacher``, ``distill`` and ``add-res-student``. Accuracies are on the calibration split.
 
     Attributes:
@@ -150,7 +167,7 @@ class GateFacts:
 
 
 @dataclass(kw_only=True)
-class GateResult(GateFacts, NetworkFacts, Result):
+class GateResult(GateFacts, TeacherFacts, NetworkFacts, Result):
     """Of ``gate-calibrate`` and ``polish``, measured on the calibration split.
 
     Attributes:
@@ -191,11 +208,13 @@ class ProfileResult(NetworkFacts, Result):
 
 
 @dataclass(kw_only=True)
-class EvalResult(GateFacts, NetworkFacts, Result):
+class EvalResult(GateFacts, TeacherFacts, NetworkFacts, Result):
     """Of ``eval``. For a gated cascade ``top1`` is that of the gated one, and ``full_…`` is with every member run.
 
     Attributes:
         ece: Expected calibration error, percent.
+        bytes: Size of the file of weights.
+        latency_ms: Milliseconds for a batch of one image: ``p50`` and ``p95``.
         stage_top1: Of a cascade, accuracy with the first member alone, with the first two, and so on.
         speedup: Wall-clock time of the full cascade over that of the gated one; ``macs_speedup`` is the ratio of MACs.
     """
@@ -207,6 +226,8 @@ class EvalResult(GateFacts, NetworkFacts, Result):
     top5: float | None = None
     loss: float
     ece: float
+    bytes: int | None = None
+    latency_ms: dict[str, float] | None = None
     images_per_second: float
     full_images_per_second: float | None = None
     speedup: float | None = None

@@ -84,6 +84,7 @@ class Teacher(Reference, total=False):
     arch: Text | None
     fingerprint: Name | None
     macs: Annotated[int, Meta(ge=1, le=2**62)]
+    params: Count
 
 
 class RunResult(TypedDict, total=False):
@@ -92,6 +93,7 @@ class RunResult(TypedDict, total=False):
     run: Place | None
     seconds: float | None
     top1: float | None
+    teacher_top1: float | None
     exit_rates: list[Share] | None
     energies: list[float | None] | None
     promise: dict[str, Any] | None

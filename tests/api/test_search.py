@@ -277,7 +277,7 @@ def test_a_killed_search_resumes(single: Path, tmp_path: Path, monkeypatch: pyte
         with pytest.raises(Interrupted) as caught:
             found(single, tmp_path / "broken")
     assert str(tmp_path / "broken") in caught.value.remedy
-    with pytest.raises(UserError, match=r"--max-macs 0\.9"):
+    with pytest.raises(UserError, match=r"max_macs=0\.9"):
         found(single, tmp_path / "broken", resume=True, max_macs=0.8)
     with pytest.raises(UserError, match="exists already"):
         found(single, tmp_path / "broken")
@@ -364,7 +364,7 @@ def test_the_first_trial_is_always_finished(single: Path, tmp_path: Path) -> Non
 
 def test_a_budget_below_every_architecture(single: Path, tmp_path: Path) -> None:
     """The user would have to guess what the least is that can be asked for."""
-    with pytest.raises(UserError, match=r"resnet8_cifar,width=0.25, needs --max-macs 0\.2632") as caught:
+    with pytest.raises(UserError, match=r"resnet8_cifar,width=0.25, needs max_macs=0\.2632") as caught:
         found(single, tmp_path / "found", max_macs=1e-6)
     assert caught.value.exit_code == 2
     assert not (tmp_path / "found").exists()
@@ -422,9 +422,9 @@ def test_a_cascade_grows_by_searching(single: Path, tmp_path: Path, monkeypatch:
         ({"grow": True, "max_drop": 1.0}, "needs a budget"),
         ({"grow": True, "target_macs": 0.5, "arch": (TINY,)}, "both choose the architecture"),
         ({"grow": True, "target_macs": 0.9, "max_macs": 0.001}, "No architecture is within"),
-        ({"grow": True, "target_macs": 0.9, "logit_loss": "dist", "min_energy_drop": 0.1}, "--min-energy-drop"),
+        ({"grow": True, "target_macs": 0.9, "logit_loss": "dist", "min_energy_drop": 0.1}, "min_energy_drop="),
         ({"max_macs": 0.1}, "is only for res-students"),
-        ({"grow": True, "target_macs": 0.5, "search": False, "trials": 3, "arch": (TINY,)}, "no --search"),
+        ({"grow": True, "target_macs": 0.5, "search": False, "trials": 3, "arch": (TINY,)}, "search=False"),
     ],
 )
 def test_growing_by_search_is_refused_where_it_cannot_be(

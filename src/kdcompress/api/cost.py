@@ -66,10 +66,12 @@ def facts(network: Network, teacher: dict[str, Any] | None, profiles: list[Profi
     profiles = profiles or member_profiles(network)
     macs = sum(stage.macs for stage in profiles)
     teacher_macs = teacher.get("macs") if teacher else None
+    teacher_params = teacher.get("params") if teacher else None
+    params = sum(parameter.numel() for parameter in network.model.parameters())
     parts = _parts(network)
     members: list[dict[str, Any]] = [
-        {"architecture": name, "params": params, "macs": stage.macs}
-        for name, params, stage in zip(parts, _own_params(network.model), profiles, strict=False)
+        {"architecture": name, "params": own, "macs": stage.macs}
+        for name, own, stage in zip(parts, _own_params(network.model), profiles, strict=False)
     ]
     if isinstance(network.model, ResidualCascade):
         for member, weight in list(zip(members, network.model.sum_weights, strict=True))[1:]:
@@ -78,12 +80,14 @@ def facts(network: Network, teacher: dict[str, Any] | None, profiles: list[Profi
         "architecture": spec_of({"architecture": network.architecture, "model_args": network.model_args}),
         "num_classes": network.num_classes,
         "input_size": network.input_size,
-        "params": sum(parameter.numel() for parameter in network.model.parameters()),
+        "params": params,
         "macs": macs,
         "flops": 2 * macs,
         "teacher": teacher.get("reference") if teacher else None,
         "teacher_macs": teacher_macs,
         "macs_ratio": round(macs / teacher_macs, 6) if teacher_macs else None,
+        "teacher_params": teacher_params,
+        "params_ratio": round(params / teacher_params, 6) if teacher_params else None,
         "members": members or None,
         **(_separation(network, profiles) if isinstance(network.model, StudentAssistant) else {}),
     }

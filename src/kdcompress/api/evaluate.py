@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -10,26 +11,31 @@ import torch
 from kdcompress.api.cost import expected, facts, member_profiles
 from kdcompress.api.fitting import check_channels, check_classes, check_unchanged, open_data, resize_input
 from kdcompress.api.reference import inherit, resolve
+from kdcompress.api.teacher_score import TeacherScores, lost
 from kdcompress.data import Data, EvalBatches, choose_channels
 from kdcompress.engine.cores import take_free_cores
 from kdcompress.engine.distributed import Place, check_same, start, summed
 from kdcompress.engine.evaluate import Scores, collect, compare
 from kdcompress.engine.evaluate import evaluate as score
+from kdcompress.engine.latency import latency_ms
 from kdcompress.engine.progress import Reporter, Silent
 from kdcompress.flops import Profile
 from kdcompress.gating import expected_macs
 from kdcompress.models.fold import fold_batchnorm
-from kdcompress.models.loading import load_network
+from kdcompress.models.loading import Network, load_network
 from kdcompress.models.staged import Staged
 from kdcompress.options import EvalOptions
 from kdcompress.plot import check_plot, plot
 from kdcompress.results import EvalResult
+from kdcompress.runs import WEIGHTS
 
 PASSES = 2
 
 
 def evaluate(options: EvalOptions | None = None, /, *, reporter: Reporter | None = None, **given: Any) -> EvalResult:
     """Score a network on a split that it was not trained on. A gated cascade is scored gated and full.
+
+    The teacher of a run is scored once on the same split, if it is on this disk; its accuracy is kept in the cache.
 
     Args:
         options: All options at once; else give them by name (the fields of :class:`EvalOptions`).
@@ -73,6 +79,11 @@ def evaluate(options: EvalOptions | None = None, /, *, reporter: Reporter | None
         scores = score(model, batches, place, passes=PASSES)
     if isinstance(model, Staged) and len(profiles) > 1:
         gate["stage_top1"] = _by_stage(model, batches, place)
+    latency = latency_ms(model, batches, place)
+    cost = facts(network, teacher, profiles)
+    teachers = TeacherScores(options.split, source, options, place, (reporter if place.is_main else None) or Silent())
+    teacher_top1 = teachers.top1(teacher, wanted=options.score_teacher)
+    teachers.remember(network, cost, scores.top1)
     result = EvalResult(
         command="eval",
         run=str(network.path) if network.path else None,
@@ -84,16 +95,25 @@ def evaluate(options: EvalOptions | None = None, /, *, reporter: Reporter | None
         top5=None if scores.top5 is None else round(scores.top5, 4),
         loss=round(scores.loss, 6),
         ece=round(scores.ece, 4),
+        bytes=_size(network),
+        latency_ms=latency,
         images_per_second=round(scores.images_per_second, 1),
         hardware=place.describe(),
         device=str(place.device),
         precision=place.precision,
         **gate,
-        **facts(network, teacher, profiles),
+        **lost(scores.top1, teacher_top1),
+        **cost,
     )
     if options.plot is not None and place.is_main:
         plot(result, options.plot)
     return result
+
+
+def _size(network: Network) -> int | None:
+    """Bytes of the file that the weights come from."""
+    file = network.path / WEIGHTS if network.path else Path(network.reference)
+    return file.stat().st_size if file.is_file() else None
 
 
 def _by_stage(model: Staged, batches: EvalBatches, place: Place) -> list[float]:

@@ -13,6 +13,7 @@ from torch import Tensor
 from kdcompress.api.cost import expected, facts, member_profiles
 from kdcompress.api.job import recorded, versions
 from kdcompress.api.teacher import SEEN
+from kdcompress.api.teacher_score import lost
 from kdcompress.data import Data, EvalBatches
 from kdcompress.engine.distributed import Place, from_main
 from kdcompress.engine.evaluate import collect
@@ -85,6 +86,8 @@ class Calibration:
         gate = Gate(measure, best.thresholds)
         network.staged("so it takes no gate").gate = gate
         network.model_args = {**network.model_args, "gate": gate.to_dict()}
+        past = network.record.get("training") or network.record.get("result") or {}
+        same_images = network.record.get("data_fingerprint") == source.fingerprint
         full = outcome(self.member_scores(measure), measure, [None] * (len(self.profiles) - 1))
         result = GateResult(
             command=command,
@@ -100,6 +103,7 @@ class Calibration:
             thresholds=list(best.thresholds),
             exit_rates=[round(rate, 6) for rate in best.exit_rates],
             gated_top1=round(best.top1, 4),
+            **lost(best.top1, past.get("teacher_top1") if same_images else None),
             **expected(best.expected_macs, teacher),
             **facts(network, teacher, self.profiles),
             **more,

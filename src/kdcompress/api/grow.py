@@ -100,7 +100,9 @@ class Limits:
             names = {field.name for field in fields(EvalOptions)} & {field.name for field in fields(options)}
             # as in training, the teacher keeps its own input size
             given = {name: getattr(options, name) for name in names - {"arch", "batch_size", "input_size"}}
-            scored = EvalOptions(run=options.teacher or "-", arch=options.teacher_arch, split="calibration", **given)
+            scored = EvalOptions(
+                run=options.teacher or "-", arch=options.teacher_arch, split="calibration", score_teacher=False, **given
+            )
             limits = replace(limits, top1=evaluate(scored).top1 - options.max_drop)
         return limits
 

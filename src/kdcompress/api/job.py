@@ -24,6 +24,7 @@ from kdcompress.api.numerics import KEY, numerics_of
 from kdcompress.api.reference import absolute, piped
 from kdcompress.api.targets import check_precision, with_cached_targets
 from kdcompress.api.teacher import SEEN, Teacher
+from kdcompress.api.teacher_score import TeacherScores, lost
 from kdcompress.data import Data, EvalBatches, TrainBatches
 from kdcompress.engine.compiling import check_compiler, compiled
 from kdcompress.engine.cores import take_free_cores
@@ -186,6 +187,7 @@ class Job(Generic[JobOptions]):
             made = assemble(dataclasses.replace(network, model=network.model.cpu().eval()))
             profiles = member_profiles(made)
             note_missed(profiles, made.architecture, self.reporter)
+            teacher_top1 = self._teacher_top1(data, teacher)
             chosen = self.options.chosen_views if isinstance(self.options, TargetOptions) else None
             result = TrainResult(
                 command=self.command,
@@ -208,6 +210,7 @@ class Job(Generic[JobOptions]):
                 calibration_seen=provenance[SEEN],
                 search=search,
                 matched_stages=matched_stages,
+                **lost(scores.top1, teacher_top1),
                 **facts(made, teacher.entry if teacher else None, profiles),
             )
 
@@ -305,6 +308,12 @@ class Job(Generic[JobOptions]):
         with in_fp32(_student(trained.task), trained.numerics.fp32_layers):
             final = trained.task.get_eval_model()
             return evaluate(final, trained.calibration, self._computing(trained.numerics))
+
+    def _teacher_top1(self, data: Data, teacher: Teacher | None) -> float | None:
+        """Of the teacher on the calibration split, in fp32 as ``eval`` does."""
+        place = dataclasses.replace(self.place, precision="fp32")
+        scores = TeacherScores("calibration", data.source, self.options, place, self.reporter)
+        return scores.top1(teacher.entry, network=teacher.network) if teacher else None
 
     def _computing(self, numerics: Numerics) -> Place:
         return dataclasses.replace(self.place, precision=numerics.precision)

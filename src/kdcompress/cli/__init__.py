@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import difflib
 import os
 import signal
@@ -16,7 +17,7 @@ import typer
 
 from kdcompress import options as sets
 from kdcompress import threads, trust
-from kdcompress.cli import completion
+from kdcompress.cli import completion, typos
 from kdcompress.cli.output import Unprinted, print_error, print_result
 from kdcompress.engine.interrupt import StopRequest, interrupt, stop_signals
 from kdcompress.errors import UserError, first_line, usage_error
@@ -200,7 +201,7 @@ def _command(name: str) -> Callable[..., int]:
             raise UserError("A process that this one depends on has ended.", remedy) from error
         if int(os.environ.get("RANK", "0")) == 0:
             try:
-                print_result(result, shell.json)
+                print_result(result, shell.json, shell.verbose, COMMANDS)
             except Unprinted as error:
                 raise _not_printed(error, options, result.run) from error
         return int(result.exit_status)
@@ -211,6 +212,8 @@ def _command(name: str) -> Callable[..., int]:
 def run(arguments: list[str]) -> int:
     """Run the command line and return its exit status."""
     StopRequest.pending = False
+    if arguments[:1] == ["help"]:
+        arguments = [*arguments[1:], "--help"]
     for number in stop_signals():
         signal.signal(number, interrupt)
     try:
@@ -250,6 +253,12 @@ def _report(error: Exception, arguments: list[str]) -> int:
     if type(error).__name__ == "NoArgsIsHelpError":
         print(error.format_message(), file=sys.stderr)  # type: ignore[attr-defined]
         return 2
+    if (
+        hasattr(error, "format_message")
+        and (mistyped := typos.explained(error, arguments, COMMANDS, _fields)) is not None
+    ):
+        print_error(*mistyped)
+        return 2
     if hasattr(error, "format_message"):
         command = f"kdcompress {arguments[0]}" if arguments and arguments[0] in COMMANDS else "kdcompress"
         print_error(error.format_message(), f"See {command} --help.")
@@ -271,7 +280,12 @@ def _one_line(error: Exception) -> str:
 
 
 def _option_names() -> dict[str, set[str]]:
-    return {name: set(getattr(sets, entry[1]).__dataclass_fields__) for name, entry in COMMANDS.items()}
+    return {name: set(_fields(name)) for name in COMMANDS}
+
+
+def _fields(name: str) -> dict[str, dataclasses.Field[Any]]:
+    """The options of a command."""
+    return dict(getattr(sets, COMMANDS[name][1]).__dataclass_fields__)
 
 
 def _check_environment() -> None:

@@ -5,21 +5,30 @@ from __future__ import annotations
 import json
 import os
 import sys
+from collections.abc import Collection
 from typing import TYPE_CHECKING, Any
+
+from kdcompress.cli.next_step import next_step
+from kdcompress.cli.summary import rows as summary_rows
 
 if TYPE_CHECKING:
     from kdcompress.results import Result
 
 LONGEST = 1000  # characters of a line on standard error
 WIDE = ("curve", "by_module", "members", "entries", "search", "files")
+DETAILS = ("curve",)  # tables that only --verbose shows
 
 
 class Unprinted(Exception):
     """Standard output took no result; the message says why."""
 
 
-def print_result(result: Result, as_json: bool | None) -> None:
+def print_result(result: Result, as_json: bool | None, verbose: bool = False, commands: Collection[str] = ()) -> None:
     """One line of JSON off a terminal, a table on it.
+
+    Args:
+        verbose: Every key of the JSON in the table, not only what a person looks for first.
+        commands: Names of those that exist, one of which may be the next to run.
 
     Raises:
         Unprinted: Standard output is closed or full, or its reader has left.
@@ -29,7 +38,7 @@ def print_result(result: Result, as_json: bool | None) -> None:
         print(f"Notice: {key} is {getattr(result, key)}; in JSON it is null.", file=sys.stderr)
     if as_json is None:
         as_json = not sys.stdout.isatty()
-    shown = json.dumps(values, allow_nan=False) if as_json else _table(values)
+    shown = json.dumps(values, allow_nan=False) if as_json else _table(values, verbose, commands)
     try:
         print(shown, flush=True)
     except (OSError, ValueError) as error:  # ValueError: of a file that was closed
@@ -45,22 +54,31 @@ def print_error(problem: str, remedy: str = "") -> None:
         print(_one_line(remedy), file=sys.stderr)
 
 
-def _table(values: dict[str, Any]) -> str:
+def _table(values: dict[str, Any], verbose: bool, commands: Collection[str]) -> str:
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
     console = Console(highlight=False)
     facts = Table(show_header=False, title=values["command"], title_justify="left")
     facts.add_column(style="bold")
     facts.add_column(overflow="fold")
-    for key, value in values.items():
-        if key not in WIDE and key != "command" and value not in (None, {}):
-            facts.add_row(key, _shown(key, value))
+    summary = summary_rows(values)
+    for label, text in summary:
+        facts.add_row(label, Text(text))
+    if verbose and summary:
+        facts.add_section()
+    if verbose or not summary:
+        for key, value in values.items():
+            if key not in WIDE and key != "command" and value not in (None, {}):
+                facts.add_row(key, Text(_shown(key, value)))
     with console.capture() as shown:
         console.print(facts)
         for key in WIDE:
-            if values.get(key):
+            if values.get(key) and (verbose or key not in DETAILS):
                 console.print(_rows(key, values[key]))
+        if command := next_step(values, commands):
+            console.print(Text(f"Next: {command}"), soft_wrap=True)  # in one piece, or it could not be copied
     return shown.get().removesuffix("\n")
 
 

@@ -8,7 +8,11 @@ import time
 from typing import Any, Protocol
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.live import Live
+
+from kdcompress.engine.progress_bar import Bar
+
+LONG_EPOCH = 10  # seconds; on a terminal, only an epoch that takes longer leaves a line
 
 
 class Reporter(Protocol):
@@ -50,42 +54,37 @@ class Terminal:
 
     Args:
         verbose: A line per epoch also under the live bar.
+        console: By default one on standard error.
     """
 
-    def __init__(self, verbose: bool = False) -> None:
-        self.console = Console(stderr=True, highlight=False, soft_wrap=True)
-        self.live = self.console.is_terminal and not os.environ.get("NO_COLOR")
+    def __init__(self, verbose: bool = False, console: Console | None = None) -> None:
+        self.console = console or Console(stderr=True, highlight=False)
+        animated = self.console.is_terminal and not self.console.is_dumb_terminal
+        self.animated = animated and not os.environ.get("NO_COLOR")
         self.verbose = verbose
-        self.bar: Progress | None = None
+        self.live: Live | None = None
+        self.bar = Bar("", 1, 1, 0)
         self.epochs = 0
-        self.scores = ""  # of the last whole epoch
         self.began = time.perf_counter()
         self.first = 0
 
     def start(self, title: str, epochs: int, steps: int, done: int) -> None:
         self.epochs, self.first, self.began = epochs, done, time.perf_counter()
-        if self.live:
-            columns = (
-                TextColumn("{task.description}"),
-                BarColumn(),
-                TextColumn("{task.fields[state]}"),
-                TimeRemainingColumn(),
-            )
-            self.bar = Progress(*columns, console=self.console, transient=True)
-            self.bar.start()
-            self.task = self.bar.add_task(title, total=epochs * steps, completed=done * steps, state="")
-        else:
-            self.note(f"{title}: {epochs} epochs of {steps} steps" + (f", from epoch {done + 1}" if done else ""))
+        self.note(f"{title}: {epochs} epochs of {steps} steps" + (f", from epoch {done + 1}" if done else ""))
+        if self.animated:
+            self.bar = Bar(title, epochs, steps, done)
+            self.live = Live(self.bar, console=self.console, transient=True)
+            self.live.start()
 
     def step(self, epoch: int, loss: float, speed: float, advance: int) -> None:
-        if self.bar is not None:
-            state = f"epoch {epoch + 1}/{self.epochs}  loss {loss:.3f}  {speed:.0f} img/s{self.scores}"
-            self.bar.update(self.task, advance=advance, state=state)
+        if self.live is not None:
+            self.bar.step(epoch, loss, speed, advance)
 
     def epoch(self, row: dict[str, Any]) -> None:
-        self.scores = f"  train {row['train_top1']:.1f} %  calibration {row['calibration_top1']:.1f} %"
-        if self.live and not self.verbose:
-            return
+        if self.live is not None:
+            self.bar.calibration = row["calibration_top1"]
+            if not self.verbose and row["seconds"] < LONG_EPOCH:
+                return
         done = row["epoch"] - self.first
         left = (time.perf_counter() - self.began) / max(done, 1) * (self.epochs - row["epoch"])
         self.note(
@@ -94,12 +93,12 @@ class Terminal:
         )
 
     def stop(self) -> None:
-        if self.bar is not None:
-            self.bar.stop()
-            self.bar = None
+        if self.live is not None:
+            self.live.stop()
+            self.live = None
 
     def note(self, text: str) -> None:
-        self.console.print(text, markup=False)
+        self.console.print(text, markup=False, soft_wrap=True)
         sys.stderr.flush()
 
     def detail(self, text: str) -> None:

@@ -163,11 +163,16 @@ class ProfileFlopsOptions(ModelOptions):
 
 
 @dataclass(kw_only=True)
-class EvalOptions(ModelOptions, DataOptions, DeviceOptions):
+class EvalOptions(ModelOptions, DataOptions, DeviceOptions, CacheOptions):
     """Options of ``eval``."""
 
     run: str = option("-", "a run, '-', or any other trained network with --data", argument=True, affects_result=False)
     split: str = option("test", "split to evaluate on", choices=("test", "calibration"))
+    score_teacher: bool | None = option(
+        None,
+        "score the teacher of RUN on the same split, once: its accuracy is cached (default: if it is on this disk)",
+        affects_result=False,
+    )
     batch_size: int = option(128, "images per batch", low=1, high=MOST_IMAGES)
     plot: str | None = option(
         None,
@@ -223,4 +228,6 @@ class ShellOptions(Options):
     )
     quiet: bool = option(False, "print no progress", panel=SHELL)
     trust_code: bool = option(False, "allow a run folder's py:module:function to be run", panel=SHELL)
-    verbose: bool = option(False, "print a line per epoch, and warnings of libraries", panel=SHELL)
+    verbose: bool = option(
+        False, "print a line per epoch, every key of the result, and warnings of libraries", panel=SHELL
+    )

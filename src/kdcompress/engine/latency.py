@@ -1,0 +1,44 @@
+"""How long a network takes for one image."""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+
+from kdcompress.data import EvalBatches
+from kdcompress.engine.distributed import Place
+
+RUNS, WARM_UP, SECONDS = 50, 5, 5.0  # our choice
+
+
+def latency_ms(forward: Callable[[Any], Any], batches: EvalBatches, place: Place) -> dict[str, float]:
+    """Milliseconds for a batch of one image: median (``p50``) and 95th percentile (``p95``).
+
+    Images are spread over the split, as a gated network takes longer for some than for others. The host waits for the
+    device after each of up to 50 images; a slow network stops after 5 seconds, but not before 5 images.
+    """
+    n = len(batches.images.ids)
+    positions = np.unique(np.linspace(0, n - 1, min(n, RUNS)).round().astype(int))
+    images = next(iter(batches.load([positions])))[0]
+    singles = [images[i : i + 1].contiguous(memory_format=torch.channels_last) for i in range(len(images))]
+    wait = torch.get_device_module(place.device).synchronize if place.device.type != "cpu" else lambda: None
+    times: list[float] = []
+    with torch.inference_mode(), place.autocast():
+        for image in itertools.islice(itertools.cycle(singles), WARM_UP):
+            forward(image)
+        began = time.perf_counter()
+        for image in itertools.islice(itertools.cycle(singles), RUNS):
+            wait()
+            start = time.perf_counter()
+            forward(image)
+            wait()
+            times.append(time.perf_counter() - start)
+            if len(times) >= WARM_UP and time.perf_counter() - began > SECONDS:
+                break
+    p50, p95 = np.percentile(times, [50, 95])
+    return {"p50": round(1000 * float(p50), 3), "p95": round(1000 * float(p95), 3)}

@@ -1,0 +1,118 @@
+"""The functions that Python callers get: those of the API, with full signatures, and errors that name parameters.
+
+Errors are written in the terms of the command line. Here, and only here, they are translated: ``--max-drop 0.5`` is
+``max_drop=0.5`` in Python.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import re
+import typing
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from kdcompress import options as sets
+from kdcompress.errors import UserError
+from kdcompress.option_set import Options, field_type
+from kdcompress.signatures import documented, signature_of
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+GIVEN = r"[a-z_]\w*=(?:\"[^\"]*\"|'[^']*'|[\w./…-]*[\w…])"
+BESIDE = re.compile(rf"({GIVEN}) (?={GIVEN})")
+COMMAND = re.compile(rf"\bkdcompress ([a-z]+(?:-[a-z]+)*)(?: (\S*/\S*\w))?(?: ({GIVEN}(?:, {GIVEN})*))?")
+# a flag, and what may be its value: a placeholder, a number, something in quotes, a spec or a word
+FLAG = re.compile(r"(?<![\w-])(no )?--(no-)?([a-z][a-z0-9-]*[a-z0-9])(?: ('[^']*'|[\w…/][\w.,=:/…-]*\w|[\w…]))?")
+PLACEHOLDER = re.compile(r"[A-Z][A-Z_]*")
+NUMBER = re.compile(r"-?\d+(\.\d+)?(e-?\d+)?")
+
+
+def public(function: F) -> F:
+    """A function of the API as Python callers get it."""
+
+    @functools.wraps(function)
+    def call(*arguments: Any, **given: Any) -> Any:
+        try:
+            return function(*arguments, **given)
+        except UserError as error:
+            error.problem, error.remedy = in_python(error.problem), in_python(error.remedy)
+            error.args = (error.problem, error.remedy)
+            raise
+        except KeyboardInterrupt as stop:
+            if remedy := getattr(stop, "remedy", ""):
+                stop.remedy = in_python(remedy)  # type: ignore[attr-defined]
+            raise
+
+    call.__signature__ = signature_of(function)  # type: ignore[attr-defined]
+    call.__doc__ = documented(function)
+    return typing.cast(F, call)
+
+
+def in_python(text: str) -> str:
+    """``text`` with flags as parameters and commands as functions."""
+    text = BESIDE.sub(r"\1, ", FLAG.sub(_parameter, text))
+    for name in _arguments():
+        text = re.sub(rf"(?<![\w=-]){name.upper()}(?![\w=-])", name, text)
+    return COMMAND.sub(_call, text)
+
+
+def _parameter(found: re.Match[str]) -> str:
+    without, negative, name, value = found.groups()
+    name, rest = name.replace("-", "_"), f" {value}" if value else ""
+    if name not in _fields():
+        return found.group()
+    kind, choices = _fields()[name]
+    if kind is bool:
+        return f"{name}={not (without or negative)}{rest}"
+    before = without or ""
+    if value is None or not _is_value(value, kind, choices):
+        return f"{before}{name}={rest}"
+    quoted = kind is str and value[0] != "'" and not PLACEHOLDER.fullmatch(value)
+    return f'{before}{name}="{value}"' if quoted else f"{before}{name}={value}"
+
+
+def _is_value(text: str, kind: type, choices: tuple[str, ...]) -> bool:
+    """Whether the word after a flag is its value, or the next one of the sentence."""
+    if PLACEHOLDER.fullmatch(text) or text[0] == "'":
+        return True
+    if kind is not str:
+        return bool(NUMBER.fullmatch(text))
+    return text in choices or any(letter in "0123456789/_=:" for letter in text)
+
+
+def _call(found: re.Match[str]) -> str:
+    from kdcompress.cli import COMMANDS  # when something went wrong is early enough
+
+    name, path, given = found.groups()
+    if name not in COMMANDS:
+        return found.group()
+    function, option_set = COMMANDS[name][0], getattr(sets, COMMANDS[name][1])
+    argument = next((field.name for field in dataclasses.fields(option_set) if field.metadata["argument"]), "run")
+    inside = ", ".join([f'{argument}="{path}"'] * bool(path) + [given] * bool(given))
+    return f"kdcompress.{function}" + (f"({inside})" if inside else "")
+
+
+@functools.cache
+def _fields() -> dict[str, tuple[type, tuple[str, ...]]]:
+    """Type and choices of every option that a function takes."""
+    found: dict[str, tuple[type, tuple[str, ...]]] = {}
+    for kind in _option_sets():
+        for field in dataclasses.fields(kind):
+            own = field_type(kind, field.name)
+            own = typing.get_args(own)[0] if typing.get_origin(own) is tuple else own
+            found[field.name] = own, tuple(field.metadata["choices"])
+    return found
+
+
+@functools.cache
+def _arguments() -> list[str]:
+    """Names of the options that are positional on the command line."""
+    fields = [field for kind in _option_sets() for field in dataclasses.fields(kind)]
+    return sorted({field.name for field in fields if field.metadata["argument"]})
+
+
+def _option_sets() -> list[type[Options]]:
+    every = [getattr(sets, name) for name in sets.__all__]
+    return [kind for kind in every if isinstance(kind, type) and kind is not sets.ShellOptions]

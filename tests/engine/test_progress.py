@@ -1,0 +1,143 @@
+"""What a terminal shows of a training: one line that fits, and a line per epoch only where epochs are long."""
+
+from __future__ import annotations
+
+import io
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from kdcompress.engine import progress_bar
+from kdcompress.engine.progress import Terminal
+from kdcompress.engine.progress_bar import Bar
+
+
+def drawn(bar: Bar, width: int) -> str:
+    console = Console(width=width, file=io.StringIO(), color_system=None)
+    console.print(bar)
+    assert isinstance(console.file, io.StringIO)
+    return console.file.getvalue()
+
+
+@pytest.fixture
+def bar(monkeypatch: pytest.MonkeyPatch) -> Bar:
+    """A training of 15 epochs with 40 steps each, in its 4th epoch, after 60 seconds."""
+    monkeypatch.setattr(progress_bar.time, "perf_counter", lambda: 0.0)
+    made = Bar("distill", 15, 40, 0)
+    monkeypatch.setattr(progress_bar.time, "perf_counter", lambda: 60.0)
+    made.calibration = 93.4
+    made.step(3, 0.4123, 12345.6, 150)
+    return made
+
+
+def test_eighty_columns_show_bar_epoch_scores_and_time_left(bar: Bar) -> None:
+    """The bar and the time left were cut off at the width that most terminals have."""
+    line = drawn(bar, 80)
+    assert len(line.rstrip("\n")) == 80
+    for part in ("epoch 4/15", "━━━", "───", "loss 0.412", "calibration 93.4 %", "3:00 left"):
+        assert part in line
+
+
+def test_forty_columns_keep_what_matters_most(bar: Bar) -> None:
+    """A split terminal would see a line that wraps, and scrolls at every refresh."""
+    line = drawn(bar, 40)
+    assert len(line.rstrip("\n")) == 40
+    for part in ("epoch 4/15", "━━", "──", "93.4 %", "3:00 left"):
+        assert part in line
+
+
+@pytest.mark.parametrize("width", [1, 5, 12, 20, 27, 33, 60, 79, 120, 200])
+@pytest.mark.parametrize("calibration", [None, 7.0, 100.0])
+def test_no_width_is_exceeded(bar: Bar, width: int, calibration: float | None) -> None:
+    """A line that wraps is drawn anew below itself four times a second."""
+    bar.calibration = calibration
+    line = drawn(bar, width).rstrip("\n")
+    assert len(line) <= width
+    assert "\n" not in line
+
+
+def test_the_bar_is_as_long_as_the_work_done() -> None:
+    """People plan their evening by it."""
+    bar = Bar("", 10, 10, 0)
+    shares = []
+    for _ in range(10):
+        bar.step(0, 1.0, 1.0, 10)
+        line = drawn(bar, 80)
+        shares.append(line.count("━") / (line.count("━") + line.count("─")))
+    assert shares == pytest.approx([0.1 * number for number in range(1, 11)], abs=0.03)
+
+
+def test_a_resumed_training_counts_only_its_own_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Epochs of yesterday took no time today: the time left would be far too short."""
+    monkeypatch.setattr(progress_bar.time, "perf_counter", lambda: 0.0)
+    bar = Bar("", 10, 10, 8)
+    assert bar.left() == "-:-- left"
+    monkeypatch.setattr(progress_bar.time, "perf_counter", lambda: 3600.0)
+    bar.step(8, 1.0, 1.0, 10)
+    assert bar.left() == "1:00:00 left"
+    assert "epoch 9/10" in drawn(bar, 80)
+
+
+def row(epoch: int, seconds: float) -> dict[str, Any]:
+    scores = {"train_loss": 1.0, "train_top1": 50.0, "calibration_top1": 60.0, "images_per_second": 10.0}
+    return {"epoch": epoch, "seconds": seconds, **scores}
+
+
+def shown(seconds: float, *, terminal: bool, verbose: bool = False) -> str:
+    """All that is written of a training of two epochs."""
+    console = Console(width=80, file=io.StringIO(), force_terminal=terminal, color_system=None)
+    reporter = Terminal(verbose, console)
+    reporter.start("distill resnet8_cifar", 2, 5, 0)
+    for epoch in range(2):
+        reporter.step(epoch, 1.0, 10.0, 5)
+        reporter.epoch(row(epoch + 1, seconds))
+    reporter.stop()
+    assert isinstance(console.file, io.StringIO)
+    return console.file.getvalue()
+
+
+@pytest.fixture(autouse=True)
+def _plain_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    monkeypatch.setenv("TERM", "xterm-256color")
+
+
+def test_short_epochs_leave_no_lines_on_a_terminal() -> None:
+    """A minute on digits would scroll the last result out of sight."""
+    text = shown(1.0, terminal=True)
+    assert "epoch 1/2  loss" not in text
+    assert "━" in text
+    assert text.startswith("distill resnet8_cifar: 2 epochs of 5 steps\n")
+
+
+def test_long_epochs_leave_a_line_each() -> None:
+    """Of a night's training nothing would be left to read in the morning."""
+    text = shown(60.0, terminal=True)
+    assert "epoch 1/2  loss 1.0000  train 50.00 %  calibration 60.00 %" in text
+    assert "epoch 2/2  loss" in text
+
+
+def test_verbose_leaves_a_line_per_epoch() -> None:
+    """It is what --verbose promises."""
+    assert "epoch 2/2  loss" in shown(1.0, terminal=True, verbose=True)
+
+
+def test_a_log_has_lines_and_no_animation(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A log file full of escape codes."""
+    text = shown(1.0, terminal=False)
+    assert "\x1b" not in text
+    assert text.count("epoch ") == 2
+    monkeypatch.setenv("NO_COLOR", "1")
+    assert shown(1.0, terminal=True) == text
+    monkeypatch.delenv("NO_COLOR")
+    monkeypatch.setenv("TERM", "dumb")
+    assert "\x1b" not in shown(1.0, terminal=True)
+
+
+def test_long_notices_are_not_broken() -> None:
+    """A command or a path that is cut into lines cannot be copied."""
+    console = Console(width=40, file=io.StringIO())
+    Terminal(console=console).note("Notice: " + "x" * 100)
+    assert isinstance(console.file, io.StringIO)
+    assert console.file.getvalue() == "Notice: " + "x" * 100 + "\n"
