@@ -187,3 +187,59 @@ def test_the_users_word_on_the_input_is_taken(chain: Chain) -> None:
     options = EvalOptions(run=weights, arch="resnet8_cifar", input_size="12", data="digits", **WHERE)
     assert kdcompress.evaluate(options, reporter=heard).input_size == (1, 12, 12)
     assert not any("pixels" in note for note in heard.notes)
+
+
+def test_one_of_several_sets_of_weights(given: Path, tmp_path: Path) -> None:
+    """The student's weights under the teacher's name would be distilled from, to no good."""
+    state = weights_of(str(given / "run"))
+    other = {key: value + 1 if value.is_floating_point() else value for key, value in state.items()}
+    torch.save({"student": {"state_dict": state}, "teacher": {"state_dict": other}}, tmp_path / "both.pth")
+    options: dict[str, Any] = {"model": str(tmp_path / "both.pth"), **FROZEN}
+    with pytest.raises(UserError, match="several sets of weights") as caught:
+        kdcompress.train_teacher(arch=TINY, out=str(tmp_path / "run"), **options)
+    assert "--weights-key" in caught.value.remedy
+    key = "student.state_dict"
+    for number, told in enumerate(({"arch": TINY, "weights_key": key}, {"arch": f"{TINY},weights_key={key}"})):
+        done = kdcompress.train_teacher(out=str(tmp_path / str(number)), **told, **options)
+        torch.testing.assert_close(first_layer(done.run), state["layer1.0.conv1.weight"])
+        assert record_of(done.run)["start"]["arch"] == f"{TINY},weights_key={key}"
+    done = kdcompress.distill(
+        teacher=str(tmp_path / "both.pth"), teacher_arch=TINY, weights_key="teacher", student=TINY,
+        out=str(tmp_path / "student"), **COMMON,
+    )  # fmt: skip
+    assert record_of(done.run)["teacher"]["arch"] == f"{TINY},weights_key=teacher"
+
+
+def test_a_whole_cascade_starts_from_weights(given: Path, chain: Chain, tmp_path: Path) -> None:
+    """distill --res-students trains each member by a command of its own, which must be given the same."""
+    done = kdcompress.distill(
+        teacher=chain.teacher.run, method="reskd", student=str(given / "run"), res_students=1,
+        arch=(str(given / "net.pth"), TINY), out=str(tmp_path / "run"), **FROZEN,
+    )  # fmt: skip
+    own = first_layer(str(given / "run"))
+    for member in (0, 1):
+        torch.testing.assert_close(first_layer(done.run, f"members.{member}.layer1.0.conv1.weight"), own)
+
+
+CODE = """
+import torch
+def net(num_classes, in_chans=1): return torch.nn.Sequential(torch.nn.AdaptiveAvgPool2d(4), torch.nn.Flatten(),
+                                                            torch.nn.Linear(16 * in_chans, num_classes))
+"""
+
+
+def test_a_function_sees_the_images_at_their_own_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It was run at 224 pixels: 784 times the work, on a blur."""
+    from kdcompress.options import EvalOptions
+
+    (tmp_path / "seen.py").write_text(CODE)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    heard, reference = Heard(), "py:seen:net,num_classes=10,in_chans=1"
+    options = EvalOptions.resolve({"run": reference, "data": "digits", **WHERE})
+    assert kdcompress.evaluate(options, reporter=heard).input_size == (1, 8, 8)
+    (notice,) = [note for note in heard.notes if "does not record its input" in note]
+    assert f"{reference},input_size=HxW,mean=…,std=…" in notice
+    options = EvalOptions.resolve({"run": f"{reference},input_size=1x6x6,mean=0.5,std=0.5", "data": "digits", **WHERE})
+    assert kdcompress.evaluate(options, reporter=heard).input_size == (1, 6, 6)
+    assert len([note for note in heard.notes if "does not record its input" in note]) == 1

@@ -128,8 +128,7 @@ def test_a_folder_of_timm_is_rebuilt_with_its_arguments(tmp_path: Path) -> None:
     from timm.models import save_for_hf
 
     model: nn.Module = timm.create_model("test_resnet", num_classes=5, in_chans=1)
-    config = {"model_args": {"in_chans": 1}}
-    save_for_hf(model, str(tmp_path / "theirs"), model_config=config, safe_serialization=True)
+    save_for_hf(model, str(tmp_path / "theirs"), safe_serialization=True)
     given = load_network(f"local-dir:{tmp_path / 'theirs'}")
     other = adapted(given, num_classes=7, channels=3, size=(32, 32), seed=0)
     assert other.model.eval()(torch.zeros(1, 3, 32, 32)).shape == (1, 7)

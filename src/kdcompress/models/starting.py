@@ -16,6 +16,8 @@ from kdcompress.models.loading import Network
 from kdcompress.models.residual_cascade import ResidualCascade
 from kdcompress.models.staged import Staged
 
+GIVEN = ("num_classes", "in_chans", "img_size")  # arguments that follow from the data
+
 
 def single(network: Network) -> Network:
     """The network itself, or the only member of a cascade of one.
@@ -51,7 +53,7 @@ def adapted(network: Network, *, num_classes: int, channels: int, size: tuple[in
         UserError: An architecture whose weights depend on the input size in a way that cannot be translated.
     """
     prep = network.prep
-    args = {key: value for key, value in network.model_args.items() if key not in ("in_chans", "img_size")}
+    args = {key: value for key, value in network.model_args.items() if key not in GIVEN}
     config = {key: getattr(prep, key) for key in ("mean", "std", "interpolation", "crop_pct")}
     if channels != prep.channels:
         config.update(mean=(sum(prep.mean) / len(prep.mean),), std=(sum(prep.std) / len(prep.std),))
