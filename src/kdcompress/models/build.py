@@ -102,13 +102,13 @@ def build(
         size: (H, W) it will see; matters to architectures of a fixed input size.
 
     Returns:
-        The network, whose ``pretrained_cfg`` says how its input is prepared, and the arguments that rebuild it.
+        The network, whose ``pretrained_cfg`` describes its input, and the arguments that rebuild it.
 
     Raises:
         UserError: An unknown architecture, arguments it does not take, or weights that cannot be had.
     """
     if odd := sorted(spec.args.keys() & NOT_OURS):
-        remedy = "Give weights as a file, with the spec as --arch; leave out what says where weights are."
+        remedy = "Give weights as a file, with the spec as --arch; leave out the location of weights."
         raise usage_error(f"{odd[0]} is not a key of a model spec.", remedy)
     wanted = {"num_classes": num_classes, "in_chans": in_chans}
     args = {**{key: value for key, value in wanted.items() if value is not None}, **spec.args}
@@ -122,8 +122,9 @@ def build(
             size = to_2tuple(args["img_size"])
         model = _from_timm(spec, args, pretrained)
     config = dict(getattr(model, "pretrained_cfg", None) or {})
+    built = config.get("input_size", (3, 224, 224))[0]  # channels, whatever the spec says of the input
     config.update({key: value for key, value in spec.preprocessing.items() if value is not None})
-    channels = args.get("in_chans") or config.get("input_size", (3, 224, 224))[0]
+    channels = args.get("in_chans") or (config.get("input_size", (built,))[0] if spec.is_code else built)
     height, width = size or config.get("input_size", (3, 224, 224))[1:]
     config.update(input_size=(channels, height, width), num_classes=args.get("num_classes", config.get("num_classes")))
     config.pop("test_input_size", None)

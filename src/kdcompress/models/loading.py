@@ -155,7 +155,7 @@ def _from_folder(path: Path, note: Note | None) -> Network:
         and not (run.path / RECORD).is_file()
         and "model_args" not in run.config()
     ):
-        return dataclasses.replace(_by_timm(f"local-dir:{run.path}"), path=run.path)  # none of ours
+        return dataclasses.replace(_by_timm(f"local-dir:{run.path}"), path=run.path)  # not a run
     run = run if theirs else open_run(path)
     config, record = run.config(), run.record()
     architecture, args = config.get("architecture"), dict(config.get("model_args") or {})
@@ -206,10 +206,10 @@ def _from_checkpoint(path: Path, arch: str | None, key: str | None, note: Note |
 
 
 def _assumed(spec: ModelSpec, *, size_known: bool) -> frozenset[str]:
-    """What a spec leaves open of the input of weights that do not record it."""
-    told = spec.preprocessing.keys()
-    open_ = {INPUT_SIZE: not size_known and INPUT_SIZE not in told, NORMALISATION: not {"mean", "std"} <= told}
-    return frozenset(name for name, is_open in open_.items() if is_open)
+    """What neither the weights nor their spec record of the input."""
+    given = spec.preprocessing.keys()
+    unknown = {INPUT_SIZE: not size_known and INPUT_SIZE not in given, NORMALISATION: not {"mean", "std"} <= given}
+    return frozenset(name for name, is_unknown in unknown.items() if is_unknown)
 
 
 def _by_timm(reference: str) -> Network:
