@@ -28,6 +28,7 @@ SLOW = (
     "api/test_res_students.py",
     "api/test_resume.py",
     "api/test_rkd_assistant_command.py",
+    "api/test_starting_weights.py",
     "api/test_teacher_inputs.py",
     "cli/test_adding_a_method.py",
     "cli/test_edge.py",

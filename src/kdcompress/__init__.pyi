@@ -91,6 +91,7 @@ def add_res_student(
     target_views: str | int = "auto",
     cache_size: float = 20.0,
     teacher_arch: str | None = None,
+    weights_key: str | None = None,
     from_teacher: bool = False,
     alpha: float | None = None,
     temperature: float | None = None,
@@ -171,6 +172,7 @@ def distill(
     target_views: str | int = "auto",
     cache_size: float = 20.0,
     teacher_arch: str | None = None,
+    weights_key: str | None = None,
     from_teacher: bool = False,
     alpha: float | None = None,
     temperature: float | None = None,
@@ -204,6 +206,7 @@ def distill(
     class_map: Literal["identity", "random", "similar"] = "identity",
     method: Literal["ce", "label-smoothing", "tf-kd", "kd", "reskd", "rkd-assistant", "lwkd"] = "kd",
     student: str = "resnet20_cifar",
+    student_arch: str | None = None,
     pretrained: bool = False,
 ) -> TrainResult: ...
 def evaluate(
@@ -225,6 +228,7 @@ def evaluate(
     loading: Literal["auto", "memory", "stream"] = "auto",
     workers: int | None = None,
     arch: str | None = None,
+    weights_key: str | None = None,
     split: Literal["test", "calibration"] = "test",
     score_teacher: bool | None = None,
     batch_size: int = 128,
@@ -260,6 +264,8 @@ def gate_calibrate(
 def load(
     reference: str | os.PathLike[str],
     arch: str | None = None,
+    *,
+    weights_key: str | None = None,
     **shape: Any,
 ) -> Network: ...
 def manage_cache(
@@ -316,6 +322,7 @@ def polish(
     target_views: str | int = "auto",
     cache_size: float = 20.0,
     teacher_arch: str | None = None,
+    weights_key: str | None = None,
     alpha: float | None = None,
     temperature: float | None = None,
     logit_loss: Literal["kl", "dkd", "dist", "mse", "standardized-kl"] = "kl",
@@ -328,6 +335,7 @@ def profile_flops(
     reporter: Reporter | None = None,
     model: str | os.PathLike[str] = "-",
     arch: str | None = None,
+    weights_key: str | None = None,
     by_module: bool = False,
     input_size: str | int | None = None,
     num_classes: int | None = None,
@@ -373,6 +381,8 @@ def train_teacher(
     sync_bn: Literal["auto", "on", "off"] = "auto",
     seed: int = 0,
     tensorboard: bool = False,
+    arch: str | None = None,
+    weights_key: str | None = None,
     model: str = "resnet32_cifar",
     pretrained: bool = False,
 ) -> TrainResult: ...

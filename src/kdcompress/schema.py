@@ -85,6 +85,15 @@ class Teacher(Reference, total=False):
     fingerprint: Name | None
     macs: Annotated[int, Meta(ge=1, le=2**62)]
     params: Count
+    input_size: Annotated[list[Side], Meta(min_length=3, max_length=3)] | None
+
+
+class Start(Reference, total=False):
+    """Weights that a training starts from."""
+
+    arch: Text | None
+    fingerprint: Name | None
+    file: Name | None
 
 
 class RunResult(TypedDict, total=False):
@@ -117,6 +126,7 @@ class Record(TypedDict, total=False):
     data_fingerprint: Name | None
     parent_fingerprint: Name | None
     teacher: Teacher | None
+    start: Start | None
     parents: list[Place]
     seed: int
     calibration_seen: bool

@@ -9,10 +9,12 @@ from kdcompress.api.job import Job
 from kdcompress.api.recipes.prepare import logit_weights
 from kdcompress.api.recipes.residual import Residual
 from kdcompress.api.search import search
+from kdcompress.api.starting import check_single_start
 from kdcompress.api.targets import check_views
 from kdcompress.engine.progress import Reporter
 from kdcompress.errors import usage_error
 from kdcompress.options import AddResStudentOptions
+from kdcompress.references import paired
 from kdcompress.results import SearchResult, TrainResult
 
 
@@ -21,8 +23,9 @@ def add_res_student(
 ) -> TrainResult | SearchResult:
     """Freeze the members of a run and train one more on their residual to the teacher's logits.
 
-    Its architecture is ``arch``, or is found by ``search`` among those within ``max_macs``. Processes with the same
-    ``search_storage`` share the trials; one without ``out`` returns only the trials.
+    ``arch`` is its architecture, or names trained weights to start from; ``search`` finds an architecture among those
+    within ``max_macs``. Processes with the same ``search_storage`` share the trials; one without ``out`` returns only
+    the trials.
 
     Args:
         options: All options at once; else give them by name (the fields of :class:`AddResStudentOptions`).
@@ -36,15 +39,20 @@ def add_res_student(
     """
     options = options or AddResStudentOptions.resolve(given)
     check_search(options)
-    if len(options.arch) != 1 and not options.search:
+    members = paired(options.arch)
+    if len(members) != 1 and not options.search:
         remedy = "E.g. --arch resnet8_cifar,width=0.5, or search for one: --search --max-macs 0.1."
         raise usage_error("add-res-student needs one --arch, or --search.", remedy)
     if options.residual_loss == "mse" and (weights := logit_weights(options)):
         raise meaningless(min(weights), "--residual-loss mse")
+    if options.weights_key is not None and options.teacher is None:
+        raise meaningless("weights_key", "no --teacher")
+    if members:
+        check_single_start(members[0], options, "--arch")
     check_logit_loss(options)
     check_views(options)
     job = Job.begin("add-res-student", "reskd", options, reporter)
     if (done := job.finished()) is not None:
         return done
     residual = Residual.of(job)
-    return search(residual, job) if options.search else residual.train(job, options.arch[0])
+    return search(residual, job) if options.search else residual.train(job, members[0])

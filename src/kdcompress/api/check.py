@@ -28,11 +28,13 @@ def check_distill(options: DistillOptions) -> None:
         raise usage_error(f"--method {name} needs a TEACHER.", "Give a run folder, '-', or a checkpoint.")
     if options.teacher_arch is not None and options.teacher is None:
         raise meaningless("teacher_arch", "no TEACHER")
+    if options.weights_key is not None and options.teacher is None:
+        raise meaningless("weights_key", "no TEACHER")
     _check_read(options)
-    if options.from_teacher and options.pretrained:
-        raise usage_error(
-            "A student can start from the weights of one network only.", "Leave out --pretrained or --from-teacher."
-        )
+    if options.from_teacher and options.fine_tunes:
+        other = "--pretrained" if options.pretrained else f"--student {options.student}"
+        problem = "A student can start from the weights of one network only."
+        raise usage_error(problem, f"Leave out {other} or --from-teacher.")
     check_search(options)
     method.check(options)
     if options.arch and not (options.grow or options.res_students) and options.teacher != "-":

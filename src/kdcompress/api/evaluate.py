@@ -10,6 +10,7 @@ import torch
 
 from kdcompress.api.cost import expected, facts, member_profiles
 from kdcompress.api.fitting import check_channels, check_classes, check_unchanged, open_data, resize_input
+from kdcompress.api.inputs import settle_input
 from kdcompress.api.reference import inherit, resolve
 from kdcompress.api.teacher_score import TeacherScores, lost
 from kdcompress.data import Data, EvalBatches, choose_channels
@@ -53,16 +54,17 @@ def evaluate(options: EvalOptions | None = None, /, *, reporter: Reporter | None
     place = start(options.device, "fp32" if options.precision == "auto" else options.precision, options.patience)
     reference, began = resolve(options.run), time.perf_counter()  # waiting for the command before is not our time
     take_free_cores(place, reporter or Silent())
-    network = load_network(reference, options.arch)
+    note = reporter.note if reporter is not None and place.is_main else Silent().note
+    network = load_network(reference, options.arch, key=options.weights_key, note=note)
     options = inherit(options, network.record)
     resize_input(network, options)
     source = open_data(options)
     check_classes(network, source, "network")
+    settle_input(network, source, options, note, "--arch")
     if options.split == "calibration":
         check_unchanged(network, source)
     if network.record.get("data_fingerprint") != source.fingerprint:
         check_channels(network, choose_channels(source, options), "network")
-    note = reporter.note if reporter is not None and place.is_main else None
     data = Data(source, network.prep, options, place.device, place.rank, place.world, note)
     batches = data.evaluation(options.split, options.batch_size)
     if place.world > 1:

@@ -51,7 +51,8 @@ def check_classes(network: Network, source: DataSource, role: str) -> None:
         raise UserError(
             f"The {role} {network.reference} has {network.num_classes} classes, the data {source.spec} have "
             f"{source.num_classes}.",
-            f"Give the data that the {role} was trained on, or fine-tune it: kdcompress train-teacher --pretrained.",
+            f"Give the data that the {role} was trained on, or fine-tune it: kdcompress train-teacher --model "
+            f"{network.reference}{f' --arch {network.arch}' if network.arch else ''} --data {source.spec}",
         )
     if network.class_names and source.class_names and tuple(network.class_names) != source.class_names:
         theirs, ours = network.class_names, source.class_names

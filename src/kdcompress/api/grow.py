@@ -20,9 +20,11 @@ from kdcompress.api.job import INHERITED, Job, finished
 from kdcompress.api.nested import nested
 from kdcompress.api.recipes import RECIPES
 from kdcompress.api.recipes.prepare import fresh
+from kdcompress.api.recipes.residual import member_of
 from kdcompress.api.reference import inherit
 from kdcompress.api.search import check_alone
-from kdcompress.api.teacher import load_teacher
+from kdcompress.api.starting import started
+from kdcompress.api.teacher import as_teacher, load_teacher
 from kdcompress.api.trials import nothing_affordable
 from kdcompress.data import choose_channels
 from kdcompress.engine.cores import take_free_cores
@@ -34,6 +36,7 @@ from kdcompress.models.assemble import as_cascade, new_member
 from kdcompress.models.build import ModelSpec, default_config
 from kdcompress.models.candidates import cheapest, series_for
 from kdcompress.models.loading import Network, load_network
+from kdcompress.models.starting import single
 from kdcompress.options import (
     AddResStudentOptions,
     DistillOptions,
@@ -44,6 +47,7 @@ from kdcompress.options import (
     SearchOptions,
 )
 from kdcompress.options.methods import limited_by_energy
+from kdcompress.references import Reference, paired, unpaired
 from kdcompress.results import TrainResult
 from kdcompress.runs import CONFIG, METRICS, WEIGHTS, RunFolder, atomic_file
 
@@ -110,7 +114,7 @@ class Limits:
         """Whether a cascade is accurate enough."""
         return result.top1 >= self.top1 - ROUNDING
 
-    def reached(self, result: TrainResult, arch: str | None) -> str | None:
+    def reached(self, result: TrainResult, arch: Reference | None) -> str | None:
         """The limit that keeps ``arch`` (None: whatever a search finds) from being added; None if it may be."""
         if self.met_by(result):
             return "target"
@@ -134,15 +138,14 @@ def grow(options: DistillOptions, reporter: Reporter | None) -> TrainResult:
     take_free_cores(place, reporter)
     if options.search:
         check_alone(place)
-    for spec in map(ModelSpec.parse, options.arch):
-        if not spec.is_code:
-            default_config(spec.name)  # refuse a misspelt one before S0 is trained
+    for reference in paired(options.arch):
+        _check_member(reference)
     if (done := finished(options, "distill", TrainResult, reporter)) is not None:
         return done
     costs = functools.cache(lambda: _costs(options))
     limits = Limits.of(options, costs)
     if options.max_drop is not None:
-        known = load_network(str(options.teacher), options.teacher_arch).record
+        known = load_network(str(options.teacher), options.teacher_arch, key=options.weights_key).record
         if "data_fingerprint" not in known:
             reporter.note(
                 "Notice: the teacher may have been trained on the calibration images; --max-drop then counts from an "
@@ -170,7 +173,8 @@ def _grown(options: DistillOptions, reporter: Reporter | None, limits: Limits, f
     result = _first(options, reporter, folder)
     number = 0
     while True:
-        arch = options.arch[min(number, len(options.arch) - 1)] if options.arch else None
+        archs = paired(options.arch)
+        arch = archs[min(number, len(archs) - 1)] if archs else None
         number += 1
         if (reason := limits.reached(result, arch)) is not None:
             return result, reason
@@ -196,7 +200,7 @@ def _first(options: DistillOptions, reporter: Reporter | None, folder: Path) -> 
     return job.finished() or RECIPES[options.method](job)
 
 
-def _step(options: DistillOptions, arch: str | None, left: float, result: TrainResult) -> AddResStudentOptions:
+def _step(options: DistillOptions, arch: Reference | None, left: float, result: TrainResult) -> AddResStudentOptions:
     """Options of ``add-res-student`` for the next member, from those of ``distill``.
 
     Args:
@@ -204,7 +208,7 @@ def _step(options: DistillOptions, arch: str | None, left: float, result: TrainR
         left: MACs that the next member may have.
         result: Result of the cascade so far.
     """
-    own = {"run", "teacher", "teacher_arch", "search_storage"}
+    own = {"run", "teacher", "teacher_arch", "weights_key", "search_storage"}
     names = {field.name for field in fields(AddResStudentOptions)} - own
     given = {name: getattr(options, name) for name in names}
     if arch is None:
@@ -212,7 +216,19 @@ def _step(options: DistillOptions, arch: str | None, left: float, result: TrainR
         given["max_macs"] = min(options.max_macs or 1.0, left / result.teacher_macs, 1.0)
     if options.residual_loss == "mse":  # with it the logit options apply to S0 alone
         given.update(alpha=None, temperature=None, logit_loss="kl")
-    return AddResStudentOptions(**{**given, "arch": () if arch is None else (arch,)})
+    return AddResStudentOptions(**{**given, "arch": () if arch is None else unpaired(arch)})
+
+
+def _check_member(reference: Reference) -> None:
+    """Refuse a res-student that cannot be made, before S0 is trained for nothing.
+
+    Raises:
+        UserError: There is no such architecture, or no such weights.
+    """
+    if reference.has_weights:
+        single(load_network(reference.text, reference.arch))
+    elif not (spec := ModelSpec.parse(reference.text)).is_code:
+        default_config(spec.name)
 
 
 def _check_budget(max_macs: float, teacher: int, student: Network) -> None:
@@ -226,7 +242,7 @@ def _check_budget(max_macs: float, teacher: int, student: Network) -> None:
         raise nothing_affordable(spec, macs, max_macs, teacher)
 
 
-def _cheapest_member(network: Network, arch: str | None) -> tuple[str, int]:
+def _cheapest_member(network: Network, arch: Reference | None) -> tuple[str, int]:
     """Spec and MACs of the next member of a network: ``arch``, or the cheapest one that a search may find."""
     base = as_cascade(network)
 
@@ -234,17 +250,22 @@ def _cheapest_member(network: Network, arch: str | None) -> tuple[str, int]:
     def counted(spec: str) -> int:
         return macs_of(new_member(ModelSpec.parse(spec), base, seed=0).model)
 
-    spec = arch if arch is not None else cheapest(series_for(base.prep.size), counted)
+    if arch is not None:
+        return arch.text, macs_of(member_of(arch, base, 0, lambda _: None).model)
+    spec = cheapest(series_for(base.prep.size), counted)
     return spec, counted(spec)
 
 
 def _costs(options: DistillOptions) -> tuple[int, Network]:
-    """MACs of the teacher, and an untrained S0."""
-    teacher = load_teacher(str(options.teacher), options.teacher_arch, Silent())
-    options = inherit(options, teacher.network.record)
-    source = open_data(options)
-    student = fresh(options.student, source, options, choose_channels(source, options), pretrained=False)
-    return teacher.entry["macs"], student
+    """MACs of the teacher, and S0 before its training."""
+    network = load_teacher(str(options.teacher), options.teacher_arch, options.weights_key, Silent())
+    options = inherit(options, network.record)
+    source, reference = open_data(options), options.learner
+    channels = choose_channels(source, options)
+    teacher = as_teacher(network, source, options, Silent())
+    if reference.has_weights:
+        return teacher.entry["macs"], started(reference, source, options, channels, lambda _: None)
+    return teacher.entry["macs"], fresh(options.student, source, options, channels, pretrained=False)
 
 
 def _copy_last_member(run: RunFolder, number: int, options: DistillOptions, result: TrainResult) -> None:

@@ -21,7 +21,8 @@ from torch import nn
 from kdcompress.api.claimed import claimed
 from kdcompress.api.cost import facts, member_profiles, note_missed
 from kdcompress.api.numerics import KEY, numerics_of
-from kdcompress.api.reference import absolute, piped
+from kdcompress.api.reference import piped
+from kdcompress.api.starting import file_digest
 from kdcompress.api.targets import check_precision, with_cached_targets
 from kdcompress.api.teacher import SEEN, Teacher
 from kdcompress.api.teacher_score import TeacherScores, lost
@@ -45,6 +46,7 @@ from kdcompress.models.loading import Network
 from kdcompress.models.saving import model_config, save_network
 from kdcompress.option_set import shown
 from kdcompress.options import DataOptions, OutputOptions, TargetOptions, TrainingOptions
+from kdcompress.references import absolute
 from kdcompress.results import R, TrainResult
 from kdcompress.runs import CONFIG, RECORD, WEIGHTS, RunFolder, check_claim, file_hash
 from kdcompress.schema import Malformed
@@ -180,6 +182,8 @@ class Job(Generic[JobOptions]):
             provenance = self._provenance(data, teacher, parent)
             provenance[SEEN] = any(each.record.get(SEEN, False) for each in (network, parent) if each is not None)
             provenance["sync_bn"] = prepared.synced
+            if network.start is not None:
+                provenance["start"] = network.start
             trained = self._run(phases, prepared, data, run, provenance, network.architecture)
             scores = self._score(trained)
             if residual_of is not None:
@@ -374,18 +378,20 @@ def _check_origin(run: RunFolder, now: dict[str, Any]) -> None:
     """
 
     def origin(record: dict[str, Any]) -> dict[str, Any]:
-        teacher = record.get("teacher") or {}
+        teacher, start = record.get("teacher") or {}, record.get("start") or {}
         return {
             "data": record.get("data_fingerprint"),
             "teacher": teacher.get("fingerprint"),
             "base": record.get("parent_fingerprint"),
+            "starting weights": start.get("fingerprint"),
         }
 
     then = origin(run.record())
     for name, value in origin(now).items():
         if then[name] != value:
             remedy = f"Resume with the same {name}, or start a new run without --resume."
-            raise UserError(f"The run {run.path} was started with another {name}.", remedy)
+            another = "other" if name.endswith("s") else "another"
+            raise UserError(f"The run {run.path} was started with {another} {name}.", remedy)
 
 
 def finished(options: OutputOptions, command: str, kind: type[R], reporter: Reporter) -> R | None:
@@ -425,6 +431,10 @@ def _finished(options: OutputOptions, command: str, kind: type[R]) -> dict[str, 
     if now.get("run", "-") != "-" and record.get("parent_fingerprint") not in (None, file_hash(Path(now["run"]))):
         remedy = "Choose another folder, or remove this one to run it again."
         raise usage_error(f"The run {run.path} is finished, but {now['run']} has changed since.", remedy)
+    start = record.get("start") or {}
+    if start.get("file") is not None and file_digest(start["reference"]) not in (None, start["file"]):
+        remedy = "Choose another folder, or remove this one to make it anew."
+        raise usage_error(f"The run {run.path} is finished, but {start['reference']} has changed since.", remedy)
     differing = sorted(options.differing(then, now))
     changed = [key for key in differing if key not in options.changeable() and (key in now or key not in INHERITED)]
     if changed:

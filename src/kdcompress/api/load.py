@@ -9,12 +9,15 @@ from kdcompress import trust
 from kdcompress.models.loading import Network, load_network
 
 
-def load(reference: str | os.PathLike[str], arch: str | None = None, **shape: Any) -> Network:
+def load(
+    reference: str | os.PathLike[str], arch: str | None = None, *, weights_key: str | None = None, **shape: Any
+) -> Network:
     """Load a network by any reference that the commands take.
 
     Args:
         reference: A run folder, ``local-dir:PATH``, ``hf-hub:ORG/NAME``, a checkpoint file, or a model spec.
         arch: Model spec of a checkpoint file.
+        weights_key: Which of several sets of weights in a checkpoint file, as a path with dots.
         shape: ``weights``, ``num_classes``, ``in_chans``, ``size``: as for
             :func:`~kdcompress.models.loading.load_network`.
 
@@ -27,4 +30,4 @@ def load(reference: str | os.PathLike[str], arch: str | None = None, **shape: An
     """
     reference = os.fspath(reference)
     trust.typed((reference, arch))
-    return load_network(reference, arch, **shape)
+    return load_network(reference, arch, key=weights_key, **shape)

@@ -11,12 +11,12 @@ from torch import nn
 from kdcompress.api.cost import expected, facts, member_profiles, note_missed
 from kdcompress.api.reference import resolve
 from kdcompress.data import parse_size
-from kdcompress.engine.progress import Reporter
+from kdcompress.engine.progress import Reporter, Silent
 from kdcompress.errors import UserError
 from kdcompress.flops import Profile
 from kdcompress.gating import expected_macs
 from kdcompress.models.build import config_of
-from kdcompress.models.loading import Network, load_network
+from kdcompress.models.loading import INPUT_SIZE, Network, load_network
 from kdcompress.models.staged import Staged
 from kdcompress.options import ProfileFlopsOptions
 from kdcompress.results import ProfileResult
@@ -47,10 +47,14 @@ def profile_flops(
     if options.input_size is not None:
         wanted, *size = parse_size(options.input_size)
         shape.update(size=tuple(size), **({"in_chans": wanted} if wanted else {}))
-    network = load_network(reference, options.arch, weights=False, **shape)
+    note = reporter.note if reporter is not None else Silent().note
+    network = load_network(reference, options.arch, weights=False, key=options.weights_key, note=note, **shape)
     if options.input_size is not None:
         channels, height, width = parse_size(options.input_size, network.prep.channels)
         config_of(network.model)["input_size"] = (channels, height, width)
+    elif INPUT_SIZE in network.assumed:
+        height, width = network.prep.size
+        note(f"Notice: {network.reference} does not record its input size; counted at {height}x{width} (--input-size).")
     profiles = member_profiles(network)
     teacher = network.record.get("teacher")
     same_size = options.input_size is None

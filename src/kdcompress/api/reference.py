@@ -11,28 +11,38 @@ from kdcompress import schema
 from kdcompress.engine.distributed import from_main, restarted
 from kdcompress.errors import UserError, first_line, usage_error
 from kdcompress.options import DataOptions
+from kdcompress.references import STDIN, absolute, has_weights
 
 D = TypeVar("D", bound=DataOptions)
 
+STARTS = ("model", "student")  # options that name what a training starts from
 MAX_STDIN = 16 * 2**20  # bytes: a result has a few kB, but a log may precede it
 
 
 def resolve(reference: str) -> str:
     """The reference itself, or for ``-`` the run that standard input names."""
-    if reference != "-":
-        return reference
-    return from_main(_from_stdin)
+    return from_main(_from_stdin) if reference == STDIN else reference
 
 
 def piped(options: D) -> D:
-    """Options with ``-`` replaced by the run that standard input names, which can be read only once."""
-    names = [name for name in ("run", "teacher") if getattr(options, name, None) == "-"]
-    references: dict[str, Any] = {name: resolve("-") for name in names}
-    return dataclasses.replace(options, **references)
+    """Options with ``-`` replaced by the run that standard input names, and starting weights as absolute paths.
+
+    Raises:
+        UserError: Two options ask for it.
+    """
+    names = [name for name in ("run", "teacher", *STARTS) if getattr(options, name, None) == STDIN]
+    if len(names) > 1:
+        raise usage_error(f"Both {names[0]} and {names[1]} are '-'.", "Standard input names one run; give the other.")
+    references: dict[str, Any] = {name: resolve(STDIN) for name in names}
+    for name in STARTS:
+        value = references.get(name, getattr(options, name, None))
+        if value is not None and has_weights(value):
+            references[name] = absolute(value)
+    return dataclasses.replace(options, **references) if references else options
 
 
 def inherit(options: D, record: dict[str, Any]) -> D:
-    """Fill in the data options that the user left open from the run that this one builds on.
+    """Fill in the data options that the user left open with those of the run that this one builds on.
 
     Raises:
         UserError: Another holdout on the same data: images that were trained on would become calibration images.
@@ -50,11 +60,6 @@ def inherit(options: D, record: dict[str, Any]) -> D:
             "Leave it out: images that a network was trained on cannot calibrate it.",
         )
     return dataclasses.replace(options, **own)
-
-
-def absolute(reference: str) -> str:
-    """A reference that is valid in any working directory: files and folders by their absolute path."""
-    return os.path.abspath(reference) if os.path.exists(reference) else reference
 
 
 def _from_stdin() -> str:

@@ -6,13 +6,15 @@ from dataclasses import dataclass
 from typing import Any
 
 from kdcompress.api.cost import facts, member_profiles, note_missed, spec_of
+from kdcompress.api.inputs import recall_size, settle_input, without_size
 from kdcompress.api.reference import resolve
-from kdcompress.data import Data, InputAdapter
+from kdcompress.data import Data, DataSource, InputAdapter
 from kdcompress.engine.progress import Reporter
 from kdcompress.methods.base import Frozen
 from kdcompress.models.loading import Network, load_network
 from kdcompress.models.staged import Staged
 from kdcompress.models.transplant import LEAST, transplant
+from kdcompress.options import DataOptions
 
 SEEN = "calibration_seen"  # in run.json, handed on from run to run
 
@@ -29,14 +31,33 @@ class Teacher:
         return Frozen(self.network.model, adapter)
 
 
-def load_teacher(reference: str, arch: str | None, reporter: Reporter) -> Teacher:
-    """Load and profile a teacher."""
-    network = load_network(resolve(reference), arch)
+def load_teacher(reference: str, arch: str | None, key: str | None, reporter: Reporter) -> Network:
+    """Load the network that is to be a teacher.
+
+    Args:
+        arch, key: Of a checkpoint file: its architecture, and which of several sets of weights.
+    """
+    return load_network(resolve(reference), arch, key=key, note=reporter.note)
+
+
+def recall_teacher(known: dict[str, Any], reporter: Reporter) -> Network:
+    """The teacher of an earlier command, by its entry in ``run.json``."""
+    network = load_network(known["reference"], known.get("arch"))
+    recall_size(network, known.get("input_size"))
+    if network.fingerprint() != known.get("fingerprint"):
+        reporter.note(f"Notice: the teacher {known['reference']} has changed since this run was distilled.")
+    return network
+
+
+def as_teacher(network: Network, source: DataSource, options: DataOptions, reporter: Reporter) -> Teacher:
+    """A network as the teacher on these data: its input settled, its cost counted."""
+    settle_input(network, source, without_size(options), reporter.note, "--teacher-arch")
     profiles = member_profiles(network)
     note_missed(profiles, network.reference, reporter)
     cost = facts(network, None, profiles)
-    entry = {"reference": network.reference, "arch": network.arch, "fingerprint": network.fingerprint()}
-    return Teacher(network, {**entry, **{key: cost[key] for key in ("architecture", "macs", "params")}})
+    entry: dict[str, Any] = {"reference": network.reference, "arch": network.arch, "fingerprint": network.fingerprint()}
+    entry |= {key: cost[key] for key in ("architecture", "macs", "params")}
+    return Teacher(network, {**entry, "input_size": list(network.input_size)})
 
 
 def start_from(teacher: Teacher, student: Network, data: Data, reporter: Reporter) -> None:
@@ -54,7 +75,7 @@ def start_from(teacher: Teacher, student: Network, data: Data, reporter: Reporte
         reporter.note(f"Notice: {spec} is initialised randomly: {share:.0%} of its parameters fit the teacher; {hint}.")
         return
     reporter.note(f"{spec} starts from the teacher's weights: {share:.0%} of its parameters")
-    if may_have_seen_calibration(teacher.network, data):
+    if may_have_seen_calibration(teacher.network, data.source.fingerprint, data.holdout):
         student.record = {**student.record, SEEN: True}
         reporter.note(
             "Notice: the teacher may have been trained on the calibration images; a student that starts from it then "
@@ -62,10 +83,13 @@ def start_from(teacher: Teacher, student: Network, data: Data, reporter: Reporte
         )
 
 
-def may_have_seen_calibration(network: Network, data: Data) -> bool:
-    """Whether a network may have been trained on the calibration images of these data."""
+def may_have_seen_calibration(network: Network, fingerprint: str, holdout: float) -> bool:
+    """Whether a network may have been trained on the calibration images.
+
+    Args:
+        fingerprint, holdout: Of the data, and the share of them that is for calibration.
+    """
     record = network.record
     if record.get(SEEN) or "data_fingerprint" not in record:
         return True
-    own = record.get("options", {}).get("holdout")
-    return record["data_fingerprint"] == data.source.fingerprint and own != data.holdout
+    return record["data_fingerprint"] == fingerprint and record.get("options", {}).get("holdout") != holdout

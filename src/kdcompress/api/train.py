@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from pathlib import Path
 from typing import Any
 
 from kdcompress.api.check import check_distill
@@ -14,8 +13,8 @@ from kdcompress.api.recipes.logits import train_on_labels
 from kdcompress.api.reference import piped
 from kdcompress.engine.distributed import start
 from kdcompress.engine.progress import Reporter
-from kdcompress.models.loading import CHECKPOINT_SUFFIXES
 from kdcompress.options import DistillOptions, TrainTeacherOptions
+from kdcompress.references import STDIN, is_checkpoint
 from kdcompress.results import TrainResult
 
 
@@ -58,10 +57,10 @@ def distill(options: DistillOptions | None = None, /, *, reporter: Reporter | No
     """
     options = _teacher_arch_first(options or DistillOptions.resolve(given))
     check_distill(options)
-    if options.teacher == "-":  # the piped reference may be a checkpoint
+    if STDIN in (options.teacher, options.student):  # the piped reference may be a checkpoint
         start(options.device, options.precision, options.patience)
-        options = _teacher_arch_first(piped(options))
-        check_distill(options)
+    options = _teacher_arch_first(piped(options))
+    check_distill(options)
     if options.res_students or options.grow:
         return grow(options, reporter)
     job = Job.begin("distill", options.method, options, reporter)
@@ -72,8 +71,6 @@ def distill(options: DistillOptions | None = None, /, *, reporter: Reporter | No
 
 def _teacher_arch_first(options: DistillOptions) -> DistillOptions:
     """``--arch`` names the architecture of a checkpoint that is the teacher, as it does for the other commands."""
-    path = Path(options.teacher or "")
-    checkpoint = path.suffix in CHECKPOINT_SUFFIXES or path.is_file()
-    if options.teacher_arch is None and options.arch and checkpoint:
+    if options.teacher_arch is None and options.arch and is_checkpoint(options.teacher or ""):
         return dataclasses.replace(options, teacher_arch=options.arch[0], arch=options.arch[1:])
     return options

@@ -22,7 +22,7 @@ OURS = (
     *(f"wrn_{shape}_cifar" for shape in ("16_1", "16_2", "16_4", "28_10", "40_1", "40_2", "40_4")),
     "lenet5",
 )
-SPECS = ("model", "student", "arch", "teacher_arch")  # options that name a network
+SPECS = ("model", "student", "arch", "teacher_arch", "student_arch")  # options that name a network
 FILE = "networks.txt"  # timm's version, then one name per line
 UNUSABLE = (
     OSError,

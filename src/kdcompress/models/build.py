@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import contextlib
 import difflib
 import math
 from dataclasses import dataclass, field
@@ -14,6 +15,7 @@ from torch import nn
 
 from kdcompress.data.preprocess import parse_size
 from kdcompress.errors import UserError, first_line, usage_error
+from kdcompress.models.hub import Connection, brief_downloads, elsewhere
 from kdcompress.models.outputs import return_logits
 from kdcompress.schema import MIN_STD
 from kdcompress.trust import PREFIX, import_callable
@@ -22,6 +24,7 @@ from kdcompress.trust import PREFIX, import_callable
 NOT_OURS = frozenset(("checkpoint_path", "pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "cache_dir"))
 CLASSIFIER_STD = 0.01  # of new classes on pretrained features
 MATCHES = ("name", "order")
+WEIGHTS_KEY = "weights_key"
 PREPROCESSING = ("mean", "std", "input_size", "interpolation", "crop_pct")
 
 
@@ -30,14 +33,16 @@ class ModelSpec:
     """``NAME[,key=value…]``: an architecture, its arguments, and how its input is prepared.
 
     Values are Python literals (numbers, ``True``, ``None``), else text; ``a/b/c`` is a tuple. The keys ``mean``,
-    ``std``, ``input_size``, ``interpolation`` and ``crop_pct`` describe the input, ``match_by`` says how the tensors of
-    a checkpoint are matched to the network's (``name`` or ``order``), all others go to the constructor.
+    ``std``, ``input_size``, ``interpolation`` and ``crop_pct`` describe the input, all others go to the constructor but
+    two that describe a checkpoint file: ``match_by`` says how its tensors are matched to the network's (``name`` or
+    ``order``), ``weights_key`` is the path with dots to one of several sets of weights in it.
     """
 
     name: str
     args: dict[str, Any] = field(default_factory=dict)
     preprocessing: dict[str, Any] = field(default_factory=dict)
     match_by: str = MATCHES[0]
+    weights_key: str | None = None
 
     def __str__(self) -> str:
         """The architecture and its arguments as a user writes them."""
@@ -59,6 +64,7 @@ class ModelSpec:
         args: dict[str, Any] = {}
         preprocessing: dict[str, Any] = {}
         match_by = MATCHES[0]
+        weights_key = None
         for part in parts:
             key, equals, value = part.partition("=")
             key = key.strip()
@@ -74,9 +80,11 @@ class ModelSpec:
                 match_by = value.strip()
                 if match_by not in MATCHES:
                     raise usage_error(f"{part!r} in the model spec is unknown.", f"Write one of {', '.join(MATCHES)}.")
+            elif key == WEIGHTS_KEY:
+                weights_key = value.strip()
             else:
                 args[key] = _literal(value)
-        return cls(name.strip(), args, preprocessing, match_by)
+        return cls(name.strip(), args, preprocessing, match_by, weights_key)
 
 
 def build(
@@ -94,14 +102,14 @@ def build(
         size: (H, W) it will see; matters to architectures of a fixed input size.
 
     Returns:
-        The network, whose ``pretrained_cfg`` says how its input is prepared, and the arguments that rebuild it.
+        The network, whose ``pretrained_cfg`` describes its input, and the arguments that rebuild it.
 
     Raises:
         UserError: An unknown architecture, arguments it does not take, or weights that cannot be had.
     """
     if odd := sorted(spec.args.keys() & NOT_OURS):
-        remedy = "Give weights as a file, with the spec as --arch; leave out what says where weights are."
-        raise usage_error(f"{odd[0]} is no key of a model spec.", remedy)
+        remedy = "Give weights as a file, with the spec as --arch; leave out the location of weights."
+        raise usage_error(f"{odd[0]} is not a key of a model spec.", remedy)
     wanted = {"num_classes": num_classes, "in_chans": in_chans}
     args = {**{key: value for key, value in wanted.items() if value is not None}, **spec.args}
     if spec.is_code:
@@ -114,8 +122,9 @@ def build(
             size = to_2tuple(args["img_size"])
         model = _from_timm(spec, args, pretrained)
     config = dict(getattr(model, "pretrained_cfg", None) or {})
+    built = config.get("input_size", (3, 224, 224))[0]  # channels, whatever the spec says of the input
     config.update({key: value for key, value in spec.preprocessing.items() if value is not None})
-    channels = args.get("in_chans") or config.get("input_size", (3, 224, 224))[0]
+    channels = args.get("in_chans") or (config.get("input_size", (built,))[0] if spec.is_code else built)
     height, width = size or config.get("input_size", (3, 224, 224))[1:]
     config.update(input_size=(channels, height, width), num_classes=args.get("num_classes", config.get("num_classes")))
     config.pop("test_input_size", None)
@@ -182,8 +191,10 @@ def _classifiers(model: nn.Module) -> list[Any]:
 
 
 def _from_timm(spec: ModelSpec, args: dict[str, Any], pretrained: bool) -> nn.Module:
+    download = brief_downloads() if pretrained else contextlib.nullcontext(Connection())
     try:
-        return timm.create_model(spec.name, pretrained=pretrained, **args)
+        with download as hub:
+            return timm.create_model(spec.name, pretrained=pretrained, **args)
     except UserError:  # a composite of ours, that cannot make one of its parts
         raise
     except TypeError as error:
@@ -197,8 +208,10 @@ def _from_timm(spec: ModelSpec, args: dict[str, Any], pretrained: bool) -> nn.Mo
             remedy = "Leave out --pretrained, or choose one of timm.list_pretrained()."
             raise usage_error(f"There are no pretrained weights of {spec.name}.", remedy) from error
         if pretrained:
-            remedy = "Check the connection, or give the weights as a file with --arch."
-            raise UserError(f"The pretrained weights of {spec.name} cannot be loaded: {first}", remedy) from error
+            repository = default_config(spec.name).get("hf_hub_id") or "the weights"
+            problem = f"The pretrained weights of {spec.name} cannot be loaded: {hub.problem or first}"
+            remedy = f"Check the connection, or {elsewhere(repository)}."
+            raise UserError(f"{problem.rstrip('.')}.", remedy) from error
         raise usage_error(
             f"{spec.name} cannot be made: {first}", "Check the keys of the spec and --input-size."
         ) from error

@@ -1,4 +1,4 @@
-"""Architectures that a search may try: families, each in several depths and widths. Which ones is our choice."""
+"""Search space of res-students: families of architectures, each in several depths and widths (our choice)."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     import optuna
 
 SMALL_SIDE = 64  # pixels; larger images need networks that shrink them first
-LEAST = 1 / 20  # of the budget: what costs less hardly changes the sum
+LEAST = 1 / 20  # of the budget: a smaller network hardly changes the sum
 WIDTHS = (0.25, 0.375, 0.5, 0.75, 1, 1.25, 1.5, 2, 3, 4)  # whole multiples of two channels where there are 16
 LARGE_WIDTHS = (0.25, 0.375, 0.5, 0.75, 1)
 RESNET_DEPTHS = {"1": (1, 1, 1, 1), "2": (2, 2, 2, 2), "3": (3, 4, 6, 3)}
@@ -46,33 +46,33 @@ class Candidate:
 
 
 def series_for(size: tuple[int, int]) -> list[Series]:
-    """What there is for images (H, W): our CIFAR networks up to 64 pixels a side, timm's for larger ones."""
+    """Series for images (H, W): our CIFAR networks up to 64 pixels a side, timm's for larger ones."""
     return list(_small() if max(size) <= SMALL_SIDE else _large())
 
 
 def affordable(series: Iterable[Series], macs_of: Callable[[str], int], most: float) -> list[Candidate]:
-    """Those that cost at most ``most`` MACs, and a twentieth of it or more where there are such.
+    """Candidates of at most ``most`` MACs; those below a twentieth of it are left out unless there are no others.
 
     Args:
-        macs_of: MACs of a spec. They grow along a series, so that nothing is counted beyond the first that is too dear.
+        macs_of: MACs of a spec. They grow along a series, so counting stops at the first that is too expensive.
     """
-    found = []
+    candidates = []
     for one in series:
         for spec in one.specs:
             macs = macs_of(spec)
             if macs > most:
                 break
-            found.append(Candidate(one.family, one.depth, spec, macs))
-    return [candidate for candidate in found if candidate.macs >= LEAST * most] or found
+            candidates.append(Candidate(one.family, one.depth, spec, macs))
+    return [candidate for candidate in candidates if candidate.macs >= LEAST * most] or candidates
 
 
 def cheapest(series: Iterable[Series], macs_of: Callable[[str], int]) -> str:
-    """The spec that costs least of all."""
+    """The spec with the fewest MACs."""
     return min((one.specs[0] for one in series), key=macs_of)
 
 
 def draw(trial: optuna.Trial, space: list[Candidate]) -> Candidate:
-    """Let a trial choose family, depth, and how wide of what is affordable there: 0 the narrowest, 1 the widest."""
+    """Sample family, depth and width; the width is relative: 0 is the narrowest affordable candidate, 1 the widest."""
     family = trial.suggest_categorical("family", _unique(one.family for one in space))
     depths = _unique(one.depth for one in space if one.family == family)
     depth = trial.suggest_categorical(f"depth of {family}", depths)
@@ -81,7 +81,7 @@ def draw(trial: optuna.Trial, space: list[Candidate]) -> Candidate:
 
 
 def parameters(candidate: Candidate, space: list[Candidate]) -> dict[str, Any]:
-    """Those by which :func:`draw` comes to a candidate."""
+    """Parameters of a trial for which :func:`draw` gives this candidate."""
     widths = [one for one in space if (one.family, one.depth) == (candidate.family, candidate.depth)]
     width = (widths.index(candidate) + 0.5) / len(widths)
     return {"family": candidate.family, f"depth of {candidate.family}": candidate.depth, "width": width}

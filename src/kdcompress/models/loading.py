@@ -6,6 +6,7 @@ exception is ``py:module:function``, which names code of the user's own.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import os
@@ -19,17 +20,20 @@ from torch import nn
 
 from kdcompress.data.preprocess import Preprocess
 from kdcompress.errors import UserError, first_line, usage_error
-from kdcompress.models.build import MATCHES, ModelSpec, build, config_of, default_config
+from kdcompress.models.build import MATCHES, NOT_OURS, WEIGHTS_KEY, ModelSpec, build, config_of, default_config
 from kdcompress.models.checkpoints.choosing import Note
 from kdcompress.models.checkpoints.heads import shape_of
 from kdcompress.models.checkpoints.names import fit
 from kdcompress.models.folders import class_names, is_theirs, weights_in
+from kdcompress.models.hub import Connection, brief_downloads, elsewhere
+from kdcompress.models.positions import trained_size
 from kdcompress.models.staged import Staged
 from kdcompress.models.weights import check_gate, fill, read_weights
+from kdcompress.references import HUB, LOCAL_DIR, is_checkpoint, is_path
 from kdcompress.runs import CONFIG, RECORD, WEIGHTS, RunFolder, open_run
 from kdcompress.schema import Malformed, Pretrained, check
 
-CHECKPOINT_SUFFIXES = (".safetensors", ".pt", ".pth", ".th", ".bin", ".tar", ".ckpt")
+INPUT_SIZE, NORMALISATION = "input_size", "normalisation"
 
 
 @dataclass
@@ -45,6 +49,9 @@ class Network:
         class_names: In logit order, where known.
         record: ``run.json`` of the run it comes from, else empty.
         path: The run folder, or None.
+        assumed: What nobody recorded of its input, and is the architecture's default: ``input_size``,
+            ``normalisation``.
+        start: Entry of ``run.json`` about the trained weights that its training starts from.
     """
 
     model: nn.Module
@@ -55,6 +62,8 @@ class Network:
     class_names: tuple[str, ...] | None = None
     record: dict[str, Any] = field(default_factory=dict)
     path: Path | None = None
+    assumed: frozenset[str] = frozenset()
+    start: dict[str, Any] | None = None
 
     @property
     def prep(self) -> Preprocess:
@@ -118,18 +127,21 @@ def load_network(
     Raises:
         UserError: Nothing there, a checkpoint that does not fit, is truncated or holds code, unknown architecture.
     """
-    path = Path(reference.removeprefix("local-dir:"))
+    path = Path(reference.removeprefix(LOCAL_DIR))
     is_folder, is_file = os.path.isdir(path), os.path.isfile(path)  # unlike those of Path, they take any text
-    if arch is not None and not is_file:
-        what = "is a folder, which names its own" if is_folder else "names it itself, or is no file"
-        raise usage_error(f"The architecture {arch} was given, but {reference} {what}.", "Leave it out.")
-    if reference.startswith("local-dir:") or is_folder:
+    if (arch is not None or key is not None) and not is_file:
+        given = f"The architecture {arch}" if arch is not None else f"--weights-key {key}"
+        what = "is a folder, which names its own" if is_folder else "names it itself, or is not a file"
+        if arch is None:
+            what = "is not a checkpoint file"
+        raise usage_error(f"{given} was given, but {reference} {what}.", "Leave it out.")
+    if reference.startswith(LOCAL_DIR) or is_folder:
         return _from_folder(path, note)
     if is_file:
         return _from_checkpoint(path, arch, key, note)
-    if reference.startswith("hf-hub:"):
+    if reference.startswith(HUB):
         return _by_timm(reference)
-    if path.suffix in CHECKPOINT_SUFFIXES or "/" in reference.split(",")[0]:
+    if is_checkpoint(reference) or is_path(reference):
         raise UserError(f"There is no file or folder {reference}.", "Check the path.")
     return _from_spec(reference, weights, shape)
 
@@ -143,7 +155,7 @@ def _from_folder(path: Path, note: Note | None) -> Network:
         and not (run.path / RECORD).is_file()
         and "model_args" not in run.config()
     ):
-        return dataclasses.replace(_by_timm(f"local-dir:{run.path}"), path=run.path)  # none of ours
+        return dataclasses.replace(_by_timm(f"local-dir:{run.path}"), path=run.path)  # not a run
     run = run if theirs else open_run(path)
     config, record = run.config(), run.record()
     architecture, args = config.get("architecture"), dict(config.get("model_args") or {})
@@ -169,12 +181,17 @@ def _from_folder(path: Path, note: Note | None) -> Network:
 
 def _from_checkpoint(path: Path, arch: str | None, key: str | None, note: Note | None) -> Network:
     if arch is None:
-        remedy = "Name its architecture, e.g. --arch resnet56_cifar,shortcut=A (for a teacher: --teacher-arch)."
-        raise usage_error(f"{path} is a bare checkpoint.", remedy)
+        remedy = "Name its architecture, e.g. --arch resnet56_cifar,shortcut=A"
+        raise usage_error(
+            f"{path} is a bare checkpoint.", f"{remedy} (of a TEACHER: --teacher-arch, of a --student: --student-arch)."
+        )
+    if key is not None:
+        arch = f"{arch},{WEIGHTS_KEY}={key}"
     spec = ModelSpec.parse(arch)
-    state = read_weights(path, key, note)
-    size = spec.preprocessing.get("input_size")
-    size = size[1:] if size else None
+    state = read_weights(path, spec.weights_key, note)
+    given = spec.preprocessing.get("input_size")
+    size = tuple(given[1:]) if given else trained_size(state, spec)
+    assumed = _assumed(spec, size_known=size is not None or "img_size" in spec.args)
     model, args = build(spec, size=size)
     by_order = spec.match_by == "order"
     fitted = fit(state, model, path, by_order=by_order, note=note)
@@ -185,37 +202,65 @@ def _from_checkpoint(path: Path, arch: str | None, key: str | None, note: Note |
         model, args = build(spec, size=size)
         fitted = fit(state, model, path, by_order=by_order)
     fill(model, fitted.state, path)
-    return Network(model.eval(), spec.name, args, str(path.absolute()), arch)
+    return Network(model.eval(), spec.name, args, str(path.absolute()), arch, assumed=assumed)
+
+
+def _assumed(spec: ModelSpec, *, size_known: bool) -> frozenset[str]:
+    """What neither the weights nor their spec record of the input."""
+    given = spec.preprocessing.keys()
+    unknown = {INPUT_SIZE: not size_known and INPUT_SIZE not in given, NORMALISATION: not {"mean", "std"} <= given}
+    return frozenset(name for name, is_unknown in unknown.items() if is_unknown)
 
 
 def _by_timm(reference: str) -> Network:
     """A model folder that others made, here or on the hub: in any of the layouts that timm knows."""
+    download = brief_downloads() if reference.startswith(HUB) else contextlib.nullcontext(Connection())
     try:
-        model = timm.create_model(reference, pretrained=True)
+        with download as hub:
+            model = timm.create_model(reference, pretrained=True)
+            args = _arguments(reference)
     except UserError:
         raise
     except Exception as error:
-        first = first_line(error)
-        raise UserError(
-            f"{reference} cannot be loaded: {first}", "Check the name, its files and the connection."
-        ) from error
+        if hub.problem is not None:
+            problem = f"{reference} cannot be downloaded: {hub.problem}."
+            raise UserError(problem, f"Check the connection, or {elsewhere(reference.removeprefix(HUB))}.") from error
+        problem = f"{reference} cannot be loaded: {first_line(error)}"
+        raise UserError(problem, "Check the name, its files and the connection.") from error
     config = config_of(model)
     try:
         check(config, Pretrained)
     except Malformed as error:
         raise UserError(f"{reference} has a config that cannot be used: {error}", "Mend its config.json.") from error
-    return Network(model.eval(), config["architecture"], {}, reference, class_names=class_names(config))
+    return Network(model.eval(), config["architecture"], args, reference, class_names=class_names(config))
+
+
+def _arguments(reference: str) -> dict[str, Any]:
+    """What rebuilds the network of a model folder besides its name and number of classes."""
+    from timm.models import load_model_config_from_hf
+    from timm.models._hub import load_model_config_from_path
+
+    place = reference.removeprefix(HUB).removeprefix(LOCAL_DIR)
+    load = load_model_config_from_hf if reference.startswith(HUB) else load_model_config_from_path
+    _, _, args = load(place)
+    return {key: value for key, value in (args or {}).items() if key != "num_classes" and key not in NOT_OURS}
 
 
 def _from_spec(reference: str, weights: bool, shape: dict[str, Any]) -> Network:
     spec = ModelSpec.parse(reference)
-    if spec.match_by != MATCHES[0]:
-        raise usage_error(f"match_by is for a checkpoint file, not for {spec.name}.", "Leave it out.")
+    only_files = {"match_by": spec.match_by != MATCHES[0], WEIGHTS_KEY: spec.weights_key is not None}
+    if key := next((name for name, is_given in only_files.items() if is_given), None):
+        raise usage_error(f"{key} is for a checkpoint file, not for {spec.name}.", "Leave it out.")
     if weights and not spec.is_code:
         config = default_config(spec.name)
         if not any(config.get(key) for key in ("url", "hf_hub_id", "file")):
             remedy = f"Train it: kdcompress train-teacher --model {reference}"
             raise UserError(f"{spec.name} has no pretrained weights.", remedy)
-    size = spec.preprocessing.get("input_size")
-    model, args = build(spec, pretrained=weights, **{"size": size[1:] if size else None, **shape})
-    return Network(model.eval(), spec.name, args, reference)
+    given = spec.preprocessing.get("input_size")
+    size = given[1:] if given else None
+    model, args = build(spec, pretrained=weights, **{"size": size, **shape})
+    assumed: frozenset[str] = frozenset()
+    describes_itself = "mean" in config_of(model) and "mean" not in spec.preprocessing  # as timm's networks do
+    if spec.is_code and not describes_itself:
+        assumed = _assumed(spec, size_known=bool(shape.get("size") or size or "img_size" in args))
+    return Network(model.eval(), spec.name, args, reference, assumed=assumed)

@@ -1,6 +1,6 @@
 """The same architecture with fewer channels: by its constructor where that has a width, else by pruning it.
 
-Convolutions cost in proportion to the square of the width. A pruned network keeps the first channels of every group
+The MACs of convolutions grow with the square of the width. A pruned network keeps the first channels of every group
 that has to change together, whatever their weights, so it is rebuilt exactly from (architecture, width) alone.
 """
 
@@ -18,7 +18,7 @@ from kdcompress.errors import UserError, first_line
 from kdcompress.models.build import ModelSpec, build, config_of
 from kdcompress.models.small_network import SmallNetwork, scaled_channels
 
-HARDLY = 0.99  # of the parameters: by so little a width near 1 may round
+HARDLY = 0.99  # of the parameters: a width near 1 may be rounded to all channels
 WITH_WIDTH = "a student with a width of its own, e.g. resnet20_cifar, wrn_16_2_cifar, resnet18, convnext_atto"
 
 
@@ -45,7 +45,7 @@ def narrow(spec: ModelSpec, width: float, **shape: Any) -> nn.Module:
 
 
 def _width_arguments(spec: ModelSpec, width: float) -> dict[str, Any] | None:
-    """What the constructor takes to be so wide; None if it takes nothing."""
+    """Constructor arguments for this width; None if the architecture has none."""
     if spec.is_code:
         return None
     with torch.device("meta"):
@@ -104,6 +104,6 @@ def _pruned(model: nn.Module, name: str, width: float) -> nn.Module:
 
 
 def _size(model: nn.Module, classifier: nn.Module | None) -> int:
-    """Parameters, but those of the classifier, whose outputs stay."""
+    """Number of parameters without the classifier, whose outputs are not pruned."""
     own = sum(parameter.numel() for parameter in classifier.parameters()) if classifier is not None else 0
     return sum(parameter.numel() for parameter in model.parameters()) - own

@@ -1,4 +1,4 @@
-"""Model separation: one given model becomes a student and an assistant that together cost no more than it did.
+"""Model separation: one given model becomes a student and an assistant that together cost no more than the model.
 
 Given by Residual KD with an assistant (arXiv 2002.09168); that the two differ from the model in width alone, and that
 the widths are found by measuring, is our choice.
@@ -28,7 +28,7 @@ AT_LEAST = 0.97
 
 @dataclass(frozen=True)
 class Separation:
-    """The widths of a student and its assistant, and what they cost.
+    """The widths of a student and its assistant, and their MACs.
 
     Attributes:
         widths: Of S and A, as factors on the given model's channels.
@@ -67,7 +67,7 @@ def separate(spec: ModelSpec, share: float, *, features: int, num_classes: int, 
     if not 0 < share < 1:
         raise usage_error(f"--assistant-share {share:g} is outside (0, 1).", "Give the assistant's part, e.g. 0.1.")
     given = measured(spec, STEPS, num_classes=num_classes, **shape)[0]
-    measured(spec, PROBE, num_classes=0, **shape)  # says at once why a network cannot be narrowed
+    measured(spec, PROBE, num_classes=0, **shape)  # fails early where a network cannot be narrowed
 
     @cache
     def cost(width: int) -> tuple[float, float]:
@@ -82,7 +82,7 @@ def separate(spec: ModelSpec, share: float, *, features: int, num_classes: int, 
         return _largest(lambda width: cost(width)[1] <= budget)
 
     def partner(assistant: int) -> int:
-        """The widest student beside this assistant; 0 if there is none that makes good use of the cost."""
+        """The widest student beside this assistant; 0 if no pair uses at least 97 % of the MACs."""
         student = widest(given - cost(assistant)[1]) if assistant else 0
         return student if student and cost(student)[1] + cost(assistant)[1] >= AT_LEAST * given else 0
 
@@ -90,7 +90,7 @@ def separate(spec: ModelSpec, share: float, *, features: int, num_classes: int, 
     student = partner(assistant)
     if assistant and not student:
         others = sorted(range(COARSE, STEPS, COARSE), key=lambda width: abs(cost(width)[1] - share * given))
-        assistant, student = next(((other, found) for other in others if (found := partner(other))), (assistant, 0))
+        assistant, student = next(((other, wide) for other in others if (wide := partner(other))), (assistant, 0))
     if not student:
         narrowest = f"the narrowest one, with what brings it to {features} features, costs more"
         why = "its channels are too few to use 97 % of its cost" if assistant else narrowest
@@ -102,7 +102,7 @@ def separate(spec: ModelSpec, share: float, *, features: int, num_classes: int, 
 
 
 def measured(spec: ModelSpec, width: int, **shape: Any) -> tuple[int, int]:
-    """MACs, and size of what comes out, of a network ``width`` thousandths wide."""
+    """MACs and output size of a network ``width`` thousandths as wide."""
     with torch.random.fork_rng(devices=[]):
         network = narrow(spec, width / STEPS, **shape)
     if not all(parameter.numel() for parameter in network.parameters()):

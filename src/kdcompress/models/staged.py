@@ -1,4 +1,4 @@
-"""What composite networks share: stages that mend the logits so far, and a gate that skips those not needed."""
+"""Base of composite networks: stages whose logits add up, and a gate that skips the stages an image does not need."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from kdcompress.gating import Gate
 
 
 class Staged(nn.Module):
-    """Stages that all see the image, each mending the logits after those before it by what it says.
+    """Stages that all see the image, each adding its own logits to the sum of those before it.
 
-    In eval mode with a gate, each stage sees only the samples that no earlier one was sure of: the sub-batches really
-    shrink. Without a gate, and in training mode, every stage sees every sample.
+    In eval mode with a gate, each stage runs only on the samples that the gate has not stopped earlier: the
+    sub-batches really shrink. Without a gate, and in training mode, every stage sees every sample.
 
     Logits are summed in float32, whatever the stages compute in: thresholds are calibrated on such sums.
 
@@ -28,23 +28,23 @@ class Staged(nn.Module):
         self.gate = Gate.from_dict(gate) if gate else None
 
     def stage_names(self) -> list[str]:
-        """As the weights are named."""
+        """Name of each stage, as in the names of its weights."""
         raise NotImplementedError
 
     def networks(self) -> list[str]:
-        """Names of the submodules that are networks of their own, from images to whatever they give."""
+        """Names of the submodules that are whole networks, from images to logits or features."""
         raise NotImplementedError
 
     def stages(self) -> list[nn.Module]:
-        """Each stage as a network of its own, from images [B, C, H, W] to what it says [B, K]."""
+        """Each stage as a network, from images [B, C, H, W] to its own logits [B, K]."""
         raise NotImplementedError
 
     def after(self, stage: int, before: Tensor, own: Tensor) -> Tensor:
-        """Logits [B, K] after a stage but the first: from those before it and what it says itself, their sum."""
+        """Logits [B, K] after a later stage: the sum of those before it and its own."""
         return before + own
 
     def module_name(self, stage: str, name: str) -> str:
-        """Where what is called ``name`` in a stage is to be found in this network."""
+        """Name in this network of the submodule ``name`` of a stage."""
         return f"{stage}.{name}"
 
     def forward(self, x: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
-LEAST = 0.5  # of the parameters: with less, what the layers were for each other is lost (our choice)
+LEAST = 0.5  # of the parameters: with less, the copied layers no longer fit each other (our choice)
 
 
 def transplant(student: nn.Module, teacher: nn.Module) -> float:
@@ -19,7 +19,8 @@ def transplant(student: nn.Module, teacher: nn.Module) -> float:
     Where that would be less than half of the student, it is left as it is.
 
     Layers correspond by name. Where blocks are numbered and the teacher has more of them, the student's are spread over
-    the teacher's: its first is the first, its last the last. What a module itself holds is copied as a whole or not.
+    the teacher's: its first is the first, its last the last. A module's own tensors are copied all together, or none of
+    them.
 
     Returns:
         The share of the student's parameters that fit, 0 to 1.
@@ -41,7 +42,7 @@ def transplant(student: nn.Module, teacher: nn.Module) -> float:
 
 
 def _counterparts(student: nn.Module, teacher: nn.Module) -> Iterator[tuple[nn.Module, nn.Module]]:
-    """Modules of the one with those of the other."""
+    """Pairs of corresponding modules."""
     yield student, teacher
     children, theirs = dict(student.named_children()), dict(teacher.named_children())
     names = _spread(list(children), list(theirs))
@@ -51,7 +52,7 @@ def _counterparts(student: nn.Module, teacher: nn.Module) -> Iterator[tuple[nn.M
 
 
 def _held(module: nn.Module) -> dict[str, Tensor]:
-    """Tensors of a module itself, not of those in it."""
+    """Parameters and buffers of a module itself, not of its children."""
     return dict([*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)])
 
 
@@ -60,7 +61,7 @@ def _alike(here: dict[str, Tensor], there: dict[str, Tensor]) -> bool:
 
 
 def _spread(own: list[str], theirs: list[str]) -> dict[str, str]:
-    """Which child each child corresponds to."""
+    """Names of the student's children -> names of the teacher's."""
     numbered = all(name.isdigit() for name in (*own, *theirs)) and len(own) < len(theirs)
     if not numbered:
         return {name: name for name in own}

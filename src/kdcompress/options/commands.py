@@ -29,16 +29,35 @@ from kdcompress.options.training import (
     TargetOptions,
     TrainingOptions,
 )
+from kdcompress.references import Reference, paired
 
 MEASURES = ("confidence", "margin", "entropy", "energy", "agreement")
 
 
 @dataclass(kw_only=True)
-class TrainTeacherOptions(TrainingOptions):
+class ModelOptions(Options):
+    """Options of commands that load any network."""
+
+    arch: str | None = option(None, "model spec, if the network is a checkpoint file")
+    weights_key: str | None = option(
+        None, "which of several sets of weights in a checkpoint file, e.g. ema or student.state_dict"
+    )
+
+
+@dataclass(kw_only=True)
+class TrainTeacherOptions(ModelOptions, TrainingOptions):
     """Options of ``train-teacher``."""
 
-    model: str = option("resnet32_cifar", "model spec, NAME[,key=value…]: ours or any of timm's")
+    model: str = option(
+        "resnet32_cifar",
+        "model spec, NAME[,key=value…], ours or any of timm's; or trained weights to start from: a run folder, '-', "
+        "local-dir:PATH, hf-hub:ORG/NAME, or a checkpoint with --arch",
+    )
     pretrained: bool = option(False, "start from timm's pretrained weights")
+
+    @property
+    def learner(self) -> Reference:
+        return Reference(self.model, self.arch)
 
 
 @dataclass(kw_only=True)
@@ -66,13 +85,22 @@ class DistillOptions(
         f"what the student learns from ({', '.join(taking(NONE, OPTIONAL))} need no TEACHER)",
         choices=METHODS,
     )
-    student: str = option("resnet20_cifar", "model spec of the student")
+    student: str = option(
+        "resnet20_cifar",
+        "model spec of the student, or trained weights to start from: a run folder, '-', local-dir:PATH, "
+        "hf-hub:ORG/NAME, or a checkpoint with --student-arch",
+    )
+    student_arch: str | None = option(None, "model spec of a --student that is a checkpoint file")
     pretrained: bool = option(False, "start the student from timm's pretrained weights")
     arch: tuple[str, ...] = option(
         (),
         "model spec of TEACHER if that is a checkpoint file; further ones are of the res-students (repeat the "
         "flag; the last one is used for the rest)",
     )
+
+    @property
+    def learner(self) -> Reference:
+        return Reference(self.student, self.student_arch)
 
 
 @dataclass(kw_only=True)
@@ -92,6 +120,10 @@ class AddResStudentOptions(
         panel=SEARCH,
         affects_result=False,
     )
+
+    @property
+    def learner(self) -> Reference | None:
+        return next(iter(paired(self.arch)), None)
 
 
 @dataclass(kw_only=True)
@@ -139,13 +171,6 @@ class PolishOptions(LogitOptions, TeacherOptions, TargetOptions, TrainingOptions
     def fine_tunes(self) -> bool:
         """Always: polishing starts from trained weights."""
         return True
-
-
-@dataclass(kw_only=True)
-class ModelOptions(Options):
-    """Options of commands that load any network."""
-
-    arch: str | None = option(None, "model spec, if the argument is a checkpoint file")
 
 
 @dataclass(kw_only=True)

@@ -37,6 +37,9 @@ class TeacherOptions(Options):
     """How to load the teacher."""
 
     teacher_arch: str | None = option(None, "model spec of a teacher that is a checkpoint file")
+    weights_key: str | None = option(
+        None, "which of several sets of weights in the teacher's checkpoint file, e.g. ema or student.state_dict"
+    )
 
 
 @dataclass(kw_only=True)
@@ -71,7 +74,9 @@ class ResidualOptions(LogitOptions):
         low=0,
         high=1,
     )
-    arch: tuple[str, ...] = option((), "model spec of the res-student")
+    arch: tuple[str, ...] = option(
+        (), "model spec of the res-student, or trained weights (after a checkpoint file, --arch again for its spec)"
+    )
 
 
 @dataclass(kw_only=True)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from kdcompress.errors import usage_error
 from kdcompress.option_set import Options, option
+from kdcompress.references import Reference
 
 DATA, TRAINING, RUN, SHELL = "Data", "Training", "Run", "Shell"
 CACHE = "Cached targets"
@@ -206,9 +207,14 @@ class TrainingOptions(DataOptions, DeviceOptions, OutputOptions):
     )
 
     @property
+    def learner(self) -> Reference | None:
+        """The network that is trained, where the options name one: trained weights, or a model spec."""
+        return None
+
+    @property
     def fine_tunes(self) -> bool:
         """Whether training starts from trained weights, which a full learning rate would destroy."""
-        return bool(getattr(self, "pretrained", False))
+        return bool(getattr(self, "pretrained", False)) or (self.learner is not None and self.learner.has_weights)
 
 
 @dataclass(kw_only=True)

@@ -9,7 +9,7 @@ from torch import nn
 
 from kdcompress.api.fitting import open_data
 from kdcompress.api.job import Job, Phase
-from kdcompress.api.recipes.prepare import adapter, batches_for, fresh, logit_weights, opened, shared, smoothing
+from kdcompress.api.recipes.prepare import adapter, batches_for, learner, logit_weights, opened, shared, smoothing
 from kdcompress.api.teacher import start_from
 from kdcompress.data import InputAdapter, choose_channels
 from kdcompress.methods.base import Frozen, StudentTask
@@ -35,7 +35,7 @@ def by_task(make: MakeTask, *, as_first_member: bool = False) -> Callable[[Job[D
         teacher, source, channels = opened(job)
         options = job.options
         like = teacher.network.prep if teacher is not None and options.from_teacher else None
-        student = fresh(options.student, source, options, channels, options.pretrained, like)
+        student = learner(job, source, channels, like=like)
         prep = shared(student.prep, teacher.network.prep, source) if teacher else student.prep
         data = batches_for(source, prep, job)
         if teacher is not None and options.from_teacher:
@@ -70,6 +70,6 @@ def train_on_labels(job: Job[TrainTeacherOptions]) -> TrainResult:
     """Train, or fine-tune, a teacher."""
     options = job.options
     source = open_data(options)
-    network = fresh(options.model, source, options, choose_channels(source, options), options.pretrained)
+    network = learner(job, source, choose_channels(source, options), flag="--model")
     task = SupervisedTask(network.model, label_smoothing=options.label_smoothing or 0.0)
     return job.train([Phase(lambda: task)], network, batches_for(source, network.prep, job))

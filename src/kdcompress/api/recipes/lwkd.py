@@ -14,8 +14,8 @@ from kdcompress.api.check import check_enough_classes
 from kdcompress.api.fitting import open_data
 from kdcompress.api.job import Job, Phase
 from kdcompress.api.recipes.light_teacher import bank_images, light_teacher, soft_targets
-from kdcompress.api.recipes.prepare import batches_for, fresh, logit_weights, smoothing
-from kdcompress.api.teacher import Teacher
+from kdcompress.api.recipes.prepare import batches_for, learner, logit_weights, smoothing
+from kdcompress.api.teacher import Teacher, load_teacher
 from kdcompress.data import Data, choose_channels
 from kdcompress.engine.distributed import from_main
 from kdcompress.engine.evaluate import collect
@@ -23,7 +23,7 @@ from kdcompress.engine.targets import forward_batch
 from kdcompress.errors import UserError, usage_error
 from kdcompress.methods.lwkd import LwKdTask, SoftTargetBank
 from kdcompress.methods.supervised import SupervisedTask
-from kdcompress.models.loading import Network, load_network
+from kdcompress.models.loading import Network
 from kdcompress.options import METHODS, DistillOptions
 from kdcompress.results import TrainResult
 from kdcompress.runs import METRICS
@@ -42,13 +42,13 @@ def train_lwkd(job: Job[DistillOptions]) -> TrainResult:
     options, method = job.options, METHODS[job.method]
     source = open_data(options)  # the teacher has its own
     check_enough_classes(options, source.num_classes)
-    student = fresh(options.student, source, options, choose_channels(source, options), options.pretrained)
+    student = learner(job, source, choose_channels(source, options))
     images = bank_images(source.num_classes, options.bank_size)
     if options.class_map == "similar" and source.num_classes > MOST_SIMILAR:
         problem = f"--class-map similar takes up to {MOST_SIMILAR} classes, the data have {source.num_classes}."
         raise usage_error(problem, "Use identity or random.")
     if options.teacher is not None:
-        teacher = load_network(options.teacher, options.teacher_arch)
+        teacher = load_teacher(options.teacher, options.teacher_arch, options.weights_key, job.reporter)
     else:
         teacher = light_teacher(source.num_classes, options, job.place, job.reporter)
     if teacher.num_classes != source.num_classes:

@@ -4,19 +4,46 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import os
 from typing import Any
 
 from kdcompress.api.check import check_enough_classes
 from kdcompress.api.fitting import check_channels, check_classes, open_data
 from kdcompress.api.job import Job, JobOptions
 from kdcompress.api.reference import inherit
-from kdcompress.api.teacher import Teacher, load_teacher
+from kdcompress.api.starting import check_single_start, started
+from kdcompress.api.teacher import Teacher, as_teacher, load_teacher
 from kdcompress.data import Data, DataSource, InputAdapter, Preprocess, choose_channels, choose_size
 from kdcompress.models.assemble import new_network
 from kdcompress.models.build import ModelSpec, default_config
 from kdcompress.models.loading import Network
 from kdcompress.options import METHODS, DistillOptions, LogitOptions, TrainingOptions
 from kdcompress.options.methods import Method
+
+
+def learner(
+    job: Job[Any], source: DataSource, channels: int, *, flag: str = "--student", like: Preprocess | None = None
+) -> Network:
+    """The network that a command trains, shaped for these data: with fresh weights, timm's, or those of a reference.
+
+    Args:
+        flag: That names it.
+        like: Images are normalised as here, unless the spec says how.
+
+    Raises:
+        UserError: As :func:`~kdcompress.api.starting.started`; two sources of weights.
+    """
+    options: TrainingOptions = job.options
+    reference = options.learner
+    assert reference is not None
+    check_single_start(reference, options, flag)
+    if reference.has_weights:
+        key = getattr(options, "weights_key", None) if flag == "--model" else None
+        arch_flag = "--arch" if flag == "--model" else "--student-arch"
+        return started(reference, source, options, channels, job.reporter.note, key, arch_flag)
+    if os.path.isdir(reference.text):
+        job.reporter.note(f"Notice: {reference.text} is the architecture; ./{reference.text} would be the folder.")
+    return fresh(reference.text, source, options, channels, getattr(options, "pretrained", False), like)
 
 
 def fresh(
@@ -27,7 +54,7 @@ def fresh(
     pretrained: bool,
     like: Preprocess | None = None,
 ) -> Network:
-    """A new network of a model spec, shaped for the data.
+    """A new network of a model spec, shaped for the data, with random or timm's weights.
 
     Args:
         like: Its mean and std normalise the images, unless the spec gives others.
@@ -90,14 +117,17 @@ def opened(job: Job[DistillOptions]) -> tuple[Teacher | None, DataSource, int]:
         UserError: No such teacher or data, or networks and data that do not fit together.
     """
     options = job.options
-    teacher = load_teacher(options.teacher, options.teacher_arch, job.reporter) if options.teacher is not None else None
-    options = job.options = inherit(options, teacher.network.record if teacher else {})
+    network = None
+    if options.teacher is not None:
+        network = load_teacher(options.teacher, options.teacher_arch, options.weights_key, job.reporter)
+    options = job.options = inherit(options, network.record if network else {})
     source = open_data(options)
     check_enough_classes(options, source.num_classes)
     channels = choose_channels(source, options)
-    if teacher is not None:
-        check_classes(teacher.network, source, "teacher")
-        if options.input_size is None and teacher.network.record.get("data_fingerprint") == source.fingerprint:
-            channels = teacher.network.prep.channels
-        check_channels(teacher.network, channels, "teacher")
-    return teacher, source, channels
+    if network is None:
+        return None, source, channels
+    check_classes(network, source, "teacher")
+    if options.input_size is None and network.record.get("data_fingerprint") == source.fingerprint:
+        channels = network.prep.channels
+    check_channels(network, channels, "teacher")
+    return as_teacher(network, source, options, job.reporter), source, channels

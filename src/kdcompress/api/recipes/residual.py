@@ -11,18 +11,30 @@ from kdcompress.api.fitting import check_channels, check_classes, check_unchange
 from kdcompress.api.job import Job, Phase
 from kdcompress.api.recipes.prepare import adapter, batches_for, logit_weights, shared
 from kdcompress.api.reference import inherit
-from kdcompress.api.teacher import Teacher, load_teacher, start_from
+from kdcompress.api.starting import fitted
+from kdcompress.api.teacher import (
+    SEEN,
+    Teacher,
+    as_teacher,
+    load_teacher,
+    may_have_seen_calibration,
+    recall_teacher,
+    start_from,
+)
 from kdcompress.data import Data
+from kdcompress.data.prepared import HOLDOUT
 from kdcompress.errors import UserError
 from kdcompress.methods.base import Frozen
 from kdcompress.methods.reskd import ResKdTask
-from kdcompress.models.assemble import as_cascade, joined, new_member
+from kdcompress.models.assemble import as_cascade, joined, new_member, take_input
 from kdcompress.models.build import ModelSpec, zero_classifier
-from kdcompress.models.loading import Network, load_network
+from kdcompress.models.loading import Network, Note, load_network
 from kdcompress.models.residual_cascade import ResidualCascade
 from kdcompress.models.staged import Staged
+from kdcompress.models.starting import single
 from kdcompress.models.student_assistant import StudentAssistant
 from kdcompress.options import AddResStudentOptions, PolishOptions
+from kdcompress.references import Reference
 from kdcompress.results import TrainResult
 
 FromRun = TypeVar("FromRun", AddResStudentOptions, PolishOptions)  # the run names the teacher and the data
@@ -52,14 +64,14 @@ class Residual:
         base = as_cascade(_ungated(load_network(job.options.run), job))
         return cls(base, *teacher_and_data(base, job))
 
-    def member(self, arch: str, seed: int) -> Network:
-        """A new member, not trained yet, by its model spec."""
-        return new_member(ModelSpec.parse(arch), self.base, seed)
+    def member(self, arch: str | Reference, seed: int, note: Note = lambda _: None) -> Network:
+        """A new member before its training, by its model spec or with trained weights."""
+        return member_of(Reference(arch) if isinstance(arch, str) else arch, self.base, seed, note)
 
     def train(
         self,
         job: Job[AddResStudentOptions],
-        arch: str,
+        arch: str | Reference,
         *,
         energies: bool = True,
         search: list[dict[str, Any]] | None = None,
@@ -72,7 +84,7 @@ class Residual:
         """
         options, base, teacher, data = job.options, self.base, self.teacher, self.data
         assert isinstance(base.model, ResidualCascade)
-        member = self.member(arch, options.seed)
+        member = self.member(arch, options.seed, job.reporter.note)
         if options.from_teacher:
             start_from(teacher, member, data, job.reporter)
         weight = options.sum_weight if options.sum_weight is not None else _share(base, member)
@@ -108,6 +120,33 @@ class Residual:
         )
 
 
+def member_of(reference: Reference, base: Network, seed: int, note: Note) -> Network:
+    """A new member of the cascade ``base`` before its training.
+
+    Raises:
+        UserError: Nothing of that name, or weights that cannot be used at the input size of the cascade.
+    """
+    if not reference.has_weights:
+        return new_member(ModelSpec.parse(reference.text), base, seed)
+    given = single(load_network(reference.text, reference.arch, note=note))
+    prep = base.prep
+    if not given.assumed and (given.prep.mean, given.prep.std) != (prep.mean, prep.std):
+        note(
+            f"Notice: {given.reference} was trained with another normalisation than the cascade, whose members share "
+            "one; it has to adapt."
+        )
+    member = fitted(given, base.num_classes, prep.channels, prep.size, seed, note)
+    known = given.num_classes == base.num_classes
+    if known and may_have_seen_calibration(given, base.record.get("data_fingerprint", ""), _holdout(base)):
+        member.record = {SEEN: True}
+    take_input(member.model, base.model)
+    return member
+
+
+def _holdout(base: Network) -> float:
+    return float(base.record.get("options", {}).get("holdout", HOLDOUT))
+
+
 def _share(base: Network, member: Network) -> float:
     """The earlier members' share of the MACs, as their weight in the sum: larger networks weigh more (our choice)."""
     before = macs_of(base.model)
@@ -137,18 +176,19 @@ def teacher_and_data(base: Network, job: Job[FromRun]) -> tuple[Teacher, Data]:
     resize_input(base, options)
     source = open_data(options)
     check_enough_classes(options, source.num_classes)
-    check_classes(teacher.network, source, "teacher")
+    check_classes(teacher, source, "teacher")
     check_classes(base, source, "student")
     check_unchanged(base, source)
-    check_channels(teacher.network, base.prep.channels, "teacher")
-    return teacher, batches_for(source, shared(base.prep, teacher.network.prep, source), job)
+    check_channels(teacher, base.prep.channels, "teacher")
+    known = as_teacher(teacher, source, options, job.reporter)
+    return known, batches_for(source, shared(base.prep, teacher.prep, source), job)
 
 
-def _teacher_of(base: Network, job: Job[FromRun]) -> Teacher:
+def _teacher_of(base: Network, job: Job[FromRun]) -> Network:
     options = job.options
     known = base.record.get("teacher")
     if options.teacher is not None:
-        return load_teacher(options.teacher, options.teacher_arch, job.reporter)
+        return load_teacher(options.teacher, options.teacher_arch, options.weights_key, job.reporter)
     if known is None:
         raise UserError(
             f"The run {base.reference} has no teacher on record.", "Give the one to learn from: --teacher REF."
@@ -156,7 +196,4 @@ def _teacher_of(base: Network, job: Job[FromRun]) -> Teacher:
     if base.record.get("method") == "lwkd":
         problem = f"{base.reference} was distilled from a lightweight teacher, which cannot classify its images."
         raise UserError(problem, "Give a teacher of these data: --teacher REF.")
-    teacher = load_teacher(known["reference"], known.get("arch"), job.reporter)
-    if teacher.entry["fingerprint"] != known["fingerprint"]:
-        job.reporter.note(f"Notice: the teacher {known['reference']} has changed since this run was distilled.")
-    return teacher
+    return recall_teacher(known, job.reporter)

@@ -8,7 +8,7 @@ from typing import Any
 from torch import nn
 
 from kdcompress.api.job import Job, Phase
-from kdcompress.api.recipes.prepare import adapter, batches_for, fresh, logit_weights, opened, shared, smoothing
+from kdcompress.api.recipes.prepare import adapter, batches_for, learner, logit_weights, opened, shared, smoothing
 from kdcompress.api.targets import gib
 from kdcompress.api.teacher import Teacher
 from kdcompress.data import Preprocess
@@ -35,13 +35,14 @@ def train_rkd_assistant(job: Job[DistillOptions]) -> TrainResult:
     teacher, source, channels = opened(job)
     options = job.options
     assert teacher is not None
-    if ModelSpec.parse(options.student).name == ARCHITECTURE:
+    if options.student.split(",")[0] == ARCHITECTURE:
         raise usage_error(f"--student {ARCHITECTURE} is already divided.", "Give the model that is to be divided.")
     if not options.undivided:
         _phases(options)
-    if options.pretrained and not options.undivided:
-        raise usage_error("--pretrained weights do not fit the narrower student.", "Leave it out, or add --undivided.")
-    whole = fresh(options.student, source, options, channels, options.pretrained)
+    if options.fine_tunes and not options.undivided:
+        weights = "--pretrained weights" if options.pretrained else f"The weights of {options.student}"
+        raise usage_error(f"{weights} do not fit the narrower student.", "Give a model spec, or add --undivided.")
+    whole = learner(job, source, channels)
     classifier = _classifier_of(teacher) if options.reuse_teacher_classifier else None
     teacher_stages = feature_stages(teacher.network.model, f"The teacher {teacher.network.reference}")
     own_stages = feature_stages(whole.model, options.student)
