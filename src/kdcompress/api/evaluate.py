@@ -50,7 +50,7 @@ def evaluate(options: EvalOptions | None = None, /, *, reporter: Reporter | None
     network = load_network(reference, options.arch)
     options = inherit(options, network.record)
     resize_input(network, options)
-    source = open_data(options)
+    source = open_data(options, network)
     check_classes(network, source, "network")
     if options.split == "calibration":
         check_unchanged(network, source)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from kdcompress.api.cost import expected, facts, member_profiles
+from kdcompress.api.fitting import keep_split
 from kdcompress.api.job import recorded, versions
 from kdcompress.api.teacher import SEEN
 from kdcompress.data import Data, EvalBatches
@@ -118,6 +119,7 @@ class Calibration:
 
         def save() -> None:
             save_network(run, network.model, config)
+            keep_split(run, source)
             run.finish(record)
 
         from_main(save)

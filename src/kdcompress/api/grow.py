@@ -45,7 +45,7 @@ from kdcompress.options import (
 )
 from kdcompress.options.methods import limited_by_energy
 from kdcompress.results import TrainResult
-from kdcompress.runs import CONFIG, METRICS, WEIGHTS, RunFolder, atomic_file
+from kdcompress.runs import CONFIG, METRICS, SPLIT, WEIGHTS, RunFolder, atomic_file
 
 MOST = 16  # res-students
 ROUNDING = 1e-6  # tolerance of accuracies in percent, which are ratios of counts
@@ -240,7 +240,7 @@ def _costs(options: DistillOptions) -> tuple[int, Network]:
     """MACs of the teacher, and an untrained S0."""
     teacher = load_teacher(str(options.teacher), options.teacher_arch, Silent())
     options = inherit(options, teacher.network.record)
-    source = open_data(options)
+    source = open_data(options, teacher.network)
     student = fresh(options.student, source, options, choose_channels(source, options), pretrained=False)
     return teacher.entry["macs"], student
 
@@ -249,7 +249,9 @@ def _copy_last_member(run: RunFolder, number: int, options: DistillOptions, resu
     """Copy the run of the last member into the outer run."""
     member = RunFolder(run.path / f"member-{number}")
     record = member.record()
-    for name in (CONFIG, METRICS, WEIGHTS):
+    for name in (CONFIG, METRICS, WEIGHTS, SPLIT):
+        if name == SPLIT and not (member.path / name).is_file():
+            continue
         with atomic_file(run.path / name) as file:
             file.write((member.path / name).read_bytes())
     inherited = {key: record["options"][key] for key in INHERITED if key in record["options"]}

@@ -20,6 +20,7 @@ from torch import nn
 
 from kdcompress.api.claimed import claimed
 from kdcompress.api.cost import facts, member_profiles, note_missed
+from kdcompress.api.fitting import keep_split
 from kdcompress.api.numerics import KEY, numerics_of
 from kdcompress.api.reference import absolute, piped
 from kdcompress.api.targets import check_precision, with_cached_targets
@@ -266,7 +267,7 @@ class Job(Generic[JobOptions]):
             if run.has_checkpoint:
                 _check_origin(run, provenance)
             else:
-                run.write_record({**provenance, "status": "unfinished"}, digests={})
+                run.write_record({**provenance, "status": "unfinished"}, digests=keep_split(run, data.source))
             return phase_of(run)
 
         first = from_main(begin)

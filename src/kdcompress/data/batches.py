@@ -6,9 +6,9 @@ an epoch can be entered at any step. With several processes each takes its share
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import itertools
-import random
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
@@ -20,8 +20,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from kdcompress.data.augment import crop_indices, image_seed
-from kdcompress.data.images import ArrayImages, ImageList, TensorItems
+from kdcompress.data.images import ArrayImages, ImageList, MapImages, TensorItems
 from kdcompress.data.preprocess import Preprocess, bad_image, read_image
+from kdcompress.data.seeded import seed_all
 from kdcompress.data.workers import with_parent
 from kdcompress.errors import UserError
 
@@ -118,7 +119,7 @@ def load_into_memory(
     """Decode images, resized where they differ from the network's size.
 
     Raises:
-        UserError: An image that cannot be read, unless ``skip_bad``.
+        UserError: Images that cannot be read, unless ``skip_bad``; all are named.
     """
     height, width = prep.size
     if isinstance(images, ArrayImages) and images.array.shape[1:] == prep.size and prep.channels == 1:
@@ -127,11 +128,14 @@ def load_into_memory(
         array = np.empty((len(indices), height, width, prep.channels), dtype=np.uint8)
         good = np.zeros(len(indices), dtype=bool)
         reader = _Reader(images, indices, prep.channels, prep.eval_transform())
+        problems = []
         for position, pixels, problem in _read_all(reader, workers if len(indices) > 2000 else 0):
-            if problem and not skip_bad:
-                raise bad_image(problem)
-            if not problem:
+            if problem:
+                problems.append(problem)
+            else:
                 array[position], good[position] = pixels.transpose(1, 2, 0), True
+        if problems and not skip_bad:
+            raise bad_image(*problems)
         kept = indices
         if not good.all():
             array, kept = array[good], indices[good]
@@ -231,7 +235,8 @@ class _ViewDataset(Dataset[Any]):
         seed: int,
         view: int,
     ) -> None:
-        self.images, self.ids, self.channels, self.transform = images, ids, channels, transform
+        self.images = dataclasses.replace(images, fixed=False) if isinstance(images, MapImages) else images
+        self.ids, self.channels, self.transform = ids, channels, transform
         self.seed, self.view = seed, view
 
     def __len__(self) -> int:
@@ -239,15 +244,13 @@ class _ViewDataset(Dataset[Any]):
 
     def __getitem__(self, position: int) -> tuple[Any, int, str]:
         index = int(self.ids[position])
+        # transforms of timm and of the user's data set draw from the global generators: of each view the same
+        seed_all(number := image_seed(self.seed, self.view, index))
         try:
             image = read_image(self.images, index, self.channels)
         except UserError as error:
             return None, 0, error.problem.removeprefix("Unreadable image ")
-        # timm's transforms draw from the global generators; seeded here, they become a function of the view
-        number = image_seed(self.seed, self.view, index)
-        random.seed(number)
-        np.random.seed(number)
-        torch.manual_seed(number)
+        seed_all(number)
         return self.transform(image), int(self.images.labels[index]), ""
 
 

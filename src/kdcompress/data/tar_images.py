@@ -20,6 +20,7 @@ from typing import Any, BinaryIO
 import numpy as np
 from PIL import Image
 
+from kdcompress.data.exif import upright
 from kdcompress.data.images import Paths
 from kdcompress.data.source import DataSource
 from kdcompress.data.tar_headers import BLOCK, BUFFER, Damaged, Member, members, name_in
@@ -53,7 +54,7 @@ class TarImages:
     def image(self, index: int) -> Image.Image:
         with Image.open(io.BytesIO(self._read(index, int(self.offsets[index]), int(self.sizes[index])))) as image:
             image.load()
-            return image
+            return upright(image)
 
     def name(self, index: int) -> str:
         try:

@@ -92,7 +92,7 @@ def opened(job: Job[DistillOptions]) -> tuple[Teacher | None, DataSource, int]:
     options = job.options
     teacher = load_teacher(options.teacher, options.teacher_arch, job.reporter) if options.teacher is not None else None
     options = job.options = inherit(options, teacher.network.record if teacher else {})
-    source = open_data(options)
+    source = open_data(options, teacher.network if teacher is not None else None)
     check_enough_classes(options, source.num_classes)
     channels = choose_channels(source, options)
     if teacher is not None:
