@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from kdcompress.data.labels import check_classes, check_inputs
+from kdcompress.data.labels import check_classes, check_inputs, decode
 from kdcompress.errors import UserError
 
 pytestmark = pytest.mark.attack("labels and inputs that are none")

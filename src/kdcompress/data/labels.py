@@ -47,8 +47,7 @@ def decode(train: Any, test: Any, classes: Sequence[Any] | None) -> Labels:
     """
     names = None if classes is None else tuple(str(name) for name in classes)
     if _is_text(train):
-        train = [str(label) for label in train]
-        names = names or tuple(sorted(set(train)))
+        names = names or tuple(sorted({label for label in train if isinstance(label, str)}))
         numbers = _by_name(train, names, "train")
         held_out = None if test is None else _by_name(test, names, "test")
         return Labels(numbers, held_out, check_classes(numbers, held_out, names), names)
