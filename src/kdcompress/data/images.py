@@ -36,7 +36,7 @@ class ImageList(Protocol):
 
     @property
     def written(self) -> bytes:
-        """Changes when a file that they are read from is written to; empty where they come from none.
+        """Changes when one of their files is written to; empty where there are no files.
 
         Part of the key of cached targets: a source of files without it would serve stale ones.
         """
@@ -44,7 +44,7 @@ class ImageList(Protocol):
 
 @dataclass
 class ArrayImages:
-    """Images that are an array already: [N, H, W] grey or [N, H, W, 3], uint8."""
+    """Images in an array: [N, H, W] grey or [N, H, W, 3], uint8."""
 
     array: np.ndarray
     labels: np.ndarray
@@ -58,9 +58,9 @@ class ArrayImages:
 
 
 class Paths(Sequence[str]):
-    """Names of files in one piece of memory.
+    """Names of files in one block of memory.
 
-    A million strings would be a million objects, and a worker process copies the memory of each that it looks at.
+    A million strings would be a million objects, and a worker process would copy the memory of each that it touches.
     """
 
     def __init__(self) -> None:
@@ -111,7 +111,7 @@ class FileImages:
 
 @dataclass
 class TensorItems:
-    """Inputs that are no images: features, tokens. A network gets them as they are, never resized or normalised.
+    """Inputs that are not images, such as features or tokens: never resized or normalised.
 
     Attributes:
         inputs: [N, C, H, W] float32; an item of fewer dimensions has got leading ones.
@@ -122,7 +122,7 @@ class TensorItems:
     written: ClassVar[bytes] = b""
 
     def image(self, index: int) -> Image.Image:
-        raise UserError("These data are no images.", "Only images can be shown.")
+        raise UserError("These data are not images.", "Only images can be shown.")
 
     def name(self, index: int) -> str:
         return f"item {index}"

@@ -43,7 +43,7 @@ class Data:
 
     Attributes:
         prep: What batches are made for.
-        note: Told what was assumed of the source, and of images that are left out, once per split.
+        note: Receives what was assumed about the source, and which images are left out, once per split.
         holdout: Share of the training split that is the calibration split.
     """
 
@@ -99,7 +99,9 @@ class Data:
         in_memory = not isinstance(images, StreamImages)
         if isinstance(images, MemoryTensors):
             if augment not in ("auto", "none"):
-                raise usage_error(f"--augment {augment} needs images.", f"The inputs of {self.source.spec} are none.")
+                raise usage_error(
+                    f"--augment {augment} needs images.", f"The inputs of {self.source.spec} are not images."
+                )
             augment = "none"
         if augment == "auto":
             augment = self._suitable(in_memory)
@@ -124,7 +126,7 @@ class Data:
             self.note(text)
 
     def alone(self) -> Data:
-        """For a process that reads all of it, whatever the others do."""
+        """The same for a process that reads all images, whatever the others do."""
         return dataclasses.replace(self, rank=0, world=1)
 
     def evaluation(self, split: str, batch_size: int, per_class: int | None = None) -> EvalBatches:

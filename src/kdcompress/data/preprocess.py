@@ -120,7 +120,7 @@ def read_image(images: ImageList, index: int, channels: int) -> Image.Image:
     """Image ``index`` in the mode of so many channels.
 
     Raises:
-        UserError: The file is truncated or no image; it is named.
+        UserError: The file is truncated or not an image; it is named.
     """
     try:
         image = images.image(index)

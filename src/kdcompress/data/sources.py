@@ -1,7 +1,6 @@
 """From ``--data SPEC`` to images and labels: one small function per kind of source.
 
-A source is a list of images that are read on demand. What becomes of them (memory or stream, augmentation) is decided
-in :mod:`kdcompress.data.batches`.
+A source is a list of images that are read on demand; :mod:`kdcompress.data.batches` reads and augments them.
 """
 
 from __future__ import annotations
@@ -31,12 +30,12 @@ def load_source(
         spec: ``digits``, ``synth-digits:K``, a folder, a timm data-set name (``torch/cifar10``, ``hfds/…``) or
             ``py:module:function``.
         data_dir: Where timm's named data sets are stored.
-        download: Fetch a ``torch/…`` data set that is not there.
+        download: Download a ``torch/…`` data set that is missing.
         split: Which images of a folder without splits are for training and which for testing, as a run recorded it;
             None: they are divided by their paths.
 
     Raises:
-        UserError: Nothing of that name, or a folder that is not laid out as a data set.
+        UserError: There are no such data, or a folder is not laid out as a data set.
     """
     if spec == "digits":
         source = _digits()
@@ -118,7 +117,7 @@ def _from_timm(spec: str, data_dir: str | None, download: bool) -> DataSource:
     except (Exception, AssertionError) as error:
         if isinstance(error, ImportError):
             remedy = "hfds/ needs pip install 'kdcompress[hf]'; other families need the package of their name."
-            raise UserError(f"The data set {spec} needs a package that is not there: {error}", remedy) from error
+            raise UserError(f"The data set {spec} needs a package that is not installed: {error}", remedy) from error
         first = first_line(error)
         remedy = "Check the name and --data-dir, or fetch it with --download."
         raise UserError(f"The data set {spec} cannot be opened: {first}", remedy) from error
@@ -131,7 +130,7 @@ def _from_callable(spec: str) -> DataSource:
         return _called(spec, function())
     except UserError:
         raise
-    except Exception as error:  # code of the user's own may fail in any way
+    except Exception as error:  # the user's code may fail in any way
         problem = f"{spec} gives no data: {type(error).__name__}: {first_line(error)}"
         remedy = "It returns (train, test), data sets of (image, label). KDCOMPRESS_DEBUG=1 shows where it failed."
         raise UserError(problem, remedy) from error
