@@ -176,6 +176,15 @@ def test_an_unlabelled_test_gives_way_to_val(make_folder: MakeFolder) -> None:
         assert "no test split" in notes(source)
 
 
+def test_runs_of_before_valid_was_found_can_go_on(make_folder: MakeFolder) -> None:
+    """A new version would refuse to calibrate what an older one has trained, for the data look changed."""
+    root = make_folder(held_out="valid")
+    source = load_source(str(root))
+    shutil.rmtree(root / "valid")
+    assert source.former == load_source(str(root)).fingerprint
+    assert load_source(str(root)).former is None
+
+
 def test_a_split_that_is_not_used_is_named(make_folder: MakeFolder) -> None:
     """People would think that the calibration split is their val/."""
     root = make_folder()

@@ -21,7 +21,11 @@ def check_unchanged(network: Network, source: DataSource) -> None:
         UserError: The data have changed since the network was trained, and with them their split.
     """
     then = network.record.get("options", {}).get("data")
-    if then == source.spec and network.record.get("data_fingerprint") not in (None, source.fingerprint):
+    if then == source.spec and network.record.get("data_fingerprint") not in (
+        None,
+        source.fingerprint,
+        source.former,
+    ):
         remedy = "Train again, or put the images back as they were."
         raise UserError(
             f"The data {source.spec} have changed since {network.reference} was trained: its calibration images may be "

@@ -14,6 +14,7 @@ from kdcompress.data.split_file import SEED, TEST, TRAIN, SplitFile, divide, sam
 from kdcompress.errors import UserError, usage_error
 
 HELD_OUT = ("test", "val", "validation", "valid")  # the first one with class folders is the test split
+FORMERLY_FOUND = ("test", "val", "validation")
 SHOWN = 5  # names in a notice
 
 
@@ -45,8 +46,10 @@ def folder_source(spec: str, split: SplitFile | None = None) -> DataSource:
             notes.append(f"Notice: {folder} has no folders of the classes, so {instead}.")
         elif folder != labelled[0]:
             notes.append(f"Notice: {folder} is not used: {labelled[0].name}/ is the test split.")
-    test = None
+    test, former = None, None
     if labelled:
+        if labelled[0].name not in FORMERLY_FOUND and train is not None:
+            former = listing.fingerprint()
         test_classes, test = listing.split(labelled[0])
         if train is None:
             classes, images = test_classes, FileImages(Paths(), np.empty(0, np.int64), b"")
@@ -63,6 +66,7 @@ def folder_source(spec: str, split: SplitFile | None = None) -> DataSource:
         num_classes=len(classes),
         class_names=tuple(classes),
         fingerprint=listing.fingerprint(),
+        former=former,
         first_notes=notes + listing.notes(),
     )
 

@@ -24,6 +24,7 @@ class DataSource:
         size: (H, W) of the images where a sample of them agrees, else None.
         flip: False where mirrored images are known to belong to other classes; see :attr:`why_not_flipped`.
         fingerprint: Changes when the data do.
+        former: The fingerprint that earlier versions gave the same training images, if it is another.
         notes, first_notes: What was assumed or left out when the source was opened; the latter is of interest only to
             the first command of a chain. :meth:`tell` says each once.
         split: Which images are for training and which for testing, where the source itself does not say.
@@ -36,6 +37,7 @@ class DataSource:
     class_names: tuple[str, ...] | None
     fingerprint: str
     flip: bool = True
+    former: str | None = None
     notes: list[str] = field(default_factory=list)
     first_notes: list[str] = field(default_factory=list)
     split: SplitFile | None = None
