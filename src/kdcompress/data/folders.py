@@ -35,9 +35,7 @@ def folder_source(spec: str, split: SplitFile | None = None) -> DataSource:
     if train is None:
         _check_alone(root, held_out)
     listing, notes = Listing(), list[str]()
-    if train is None:
-        notes.append(f"Notice: {root} has no train/ in it: networks can be evaluated on it, but not trained.")
-    else:
+    if train is not None:
         classes, images = listing.split(train)
     labelled = [folder for folder in held_out if not _is_unlabelled(folder, None if train is None else classes)]
     for folder in held_out:
