@@ -19,6 +19,7 @@ ATTACKS = pytest.StashKey[dict[str, dict[str, int]]]()
 SLOW = (
     "attacks/",
     "api/test_lwkd_command.py",
+    "api/test_made_split.py",
     "api/test_numerics.py",
     "api/test_polish_command.py",
     "api/test_search",

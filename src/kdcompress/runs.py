@@ -1,9 +1,9 @@
 """The run folder: a timm model folder with provenance, written so that no crash leaves a partial file.
 
 ``config.json`` and ``model.safetensors`` are timm's ``local-dir`` layout, ``run.json`` records what was done and
-measured, ``metrics.csv`` has a row per epoch, ``checkpoint.pt`` the state of an unfinished run. ``run.json`` holds
-digests of the other files and of itself, so that altered files are refused. The process that writes the run holds
-``.lock`` as long as it lives.
+measured, ``metrics.csv`` has a row per epoch, ``split.csv`` the split of a folder that has none of its own,
+``checkpoint.pt`` the state of an unfinished run. ``run.json`` holds digests of the other files and of itself, so that
+altered files are refused. The process that writes the run holds ``.lock`` as long as it lives.
 """
 
 from __future__ import annotations
@@ -29,12 +29,13 @@ from kdcompress.errors import UserError, first_line, usage_error
 from kdcompress.locks import Lock
 from kdcompress.schema import MAX_BYTES, Malformed, read_config, read_record
 
-WEIGHTS, CONFIG, RECORD, METRICS, CHECKPOINT = (
+WEIGHTS, CONFIG, RECORD, METRICS, CHECKPOINT, SPLIT = (
     "model.safetensors",
     "config.json",
     "run.json",
     "metrics.csv",
     "checkpoint.pt",
+    "split.csv",
 )
 LOCK = ".lock"
 OWN, OTHERS = "digest", "digests"  # keys in run.json: digest of the rest of it, and of the other files by name
@@ -144,7 +145,7 @@ class RunFolder:
             finished = record.get("status") == "finished"
             self.write_record(
                 {key: value for key, value in record.items() if key not in (OWN, OTHERS)},
-                self._present(CONFIG, WEIGHTS, METRICS) if finished else self._present(CHECKPOINT),
+                self._present(CONFIG, WEIGHTS, METRICS, SPLIT) if finished else self._present(CHECKPOINT, SPLIT),
             )
             if finished:
                 (self.path / LOCK).unlink(missing_ok=True)
@@ -193,6 +194,12 @@ class RunFolder:
         sealed = json.loads(json.dumps({**content, OTHERS: known}, allow_nan=False))  # as a reader will get it
         self.write_json(RECORD, {**sealed, OWN: digest_of_json(sealed)})
 
+    def write_split(self, content: bytes) -> str:
+        """Write which images are for training and which for testing, and give the digest."""
+        with atomic_file(self.path / SPLIT) as file:
+            file.write(content)
+        return digest_of(self.path / SPLIT)
+
     def write_weights(self, state_dict: Mapping[str, torch.Tensor]) -> None:
         """Write ``model.safetensors``."""
         # clones, because safetensors refuses tensors that share memory, and channels-last ones
@@ -238,14 +245,14 @@ class RunFolder:
 
     def discard(self) -> None:
         """Remove a run that never started: its record, and the folder if nothing else is in it."""
-        for name in (RECORD, LOCK):
+        for name in (RECORD, SPLIT, LOCK):
             (self.path / name).unlink(missing_ok=True)
         with contextlib.suppress(OSError):
             self.path.rmdir()
 
     def finish(self, record: Mapping[str, Any]) -> None:
         """Mark the run as finished; this is written last, so that a finished run is complete."""
-        self.write_record({**record, "status": "finished"}, self._present(CONFIG, WEIGHTS, METRICS))
+        self.write_record({**record, "status": "finished"}, self._present(CONFIG, WEIGHTS, METRICS, SPLIT))
         # killed processes leave temporary files; a process that waits for the lock will see that the run is finished
         for leftover in (self.path / CHECKPOINT, self.path / LOCK, *self.path.glob(".*.tmp")):
             leftover.unlink(missing_ok=True)

@@ -259,7 +259,7 @@ def broken_folder(root: Path, how: str) -> Path:
 @pytest.mark.parametrize(
     ("how", "words"),
     [
-        ("no train", ["has no train/"]),
+        ("no train", ["have no training split"]),
         ("no classes", ["train", "no class"]),
         ("one class", ["one class", "cat"]),
         ("empty class", ["train/dog", "no images"]),

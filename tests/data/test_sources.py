@@ -79,7 +79,7 @@ def test_a_folder_gives_classes_in_order_of_their_names(make_folder: MakeFolder)
         assert np.array_equal(np.asarray(source.test.image(i)), np.asarray(image))
 
 
-@pytest.mark.parametrize("held_out", ["test", "val", "validation"])
+@pytest.mark.parametrize("held_out", ["test", "val", "validation", "valid", "Test", "VAL"])
 def test_the_held_out_split_may_be_called_val(make_folder: MakeFolder, held_out: str) -> None:
     """Data laid out as timm likes it would have no test split."""
     source = load_source(str(make_folder(held_out=held_out)))
@@ -123,7 +123,8 @@ def test_the_fingerprint_follows_the_data(make_folder: MakeFolder, tmp_path: Pat
 @pytest.mark.parametrize(
     ("damage", "words"),
     [
-        (lambda root: shutil.rmtree(root / "train"), "photos has no train/ in it"),
+        (lambda root: (root / "train").rename(root / "more"), "photos has test/ in it, but no train/ beside it: more"),
+        (lambda root: [shutil.rmtree(root / name) for name in ("train", "test")], "photos has no class folders in it"),
         (lambda root: [shutil.rmtree(root / "train" / name) for name in ("ant", "bee")], "train has no class folders"),
         (lambda root: shutil.rmtree(root / "train" / "bee"), "train has only one class, ant"),
         (lambda root: [f.unlink() for f in (root / "train/bee").iterdir()], "train/bee has no images"),
@@ -420,14 +421,17 @@ def make(): return Subset(Data(), [5, 0, 1]), None
         ("def make(): return 1, 2, 3", "returned tuple"),
         ("def make(): return [], None", "have no images"),
         ("def make(): return [(Image.new('L', (4, 4)), 0)] * 4, None", "only one class"),
-        ("def make(): return [(Image.new('L', (4, 4)), i - 1) for i in range(4)], None", "an image has the label -1"),
+        (
+            "def make(): return [(Image.new('L', (4, 4)), i - 1) for i in range(4)], None",
+            "image 0 of the training split is -1",
+        ),
         (
             "def make(): return [[(Image.new('L', (4, 4)), i) for i in range(n)] for n in (3, 5)]",
             "returned list",
         ),
         (
             "def make(): return tuple([(Image.new('L', (4, 4)), i) for i in range(n)] for n in (3, 5))",
-            "have 3 classes, but an image has the label 3",
+            "image 3 of the test split is 3, but the data have 3 classes",
         ),
         ("def make(): return [(torch.zeros(3 + i), i) for i in range(4)], None", "differ in shape"),
         ("def make(): return [(torch.zeros(1, 1, 1, 4), i) for i in range(4)], None", "shape (1, 1, 1, 4)"),
@@ -479,7 +483,8 @@ def test_the_fingerprint_of_python_data_follows_labels_and_pixels(module: Module
 
 def test_torch_stays_out_of_numpys_way() -> None:
     """Labels of torchvision data sets are tensors or lists; both have to become whole numbers."""
-    from kdcompress.data.sources import _labels_of
+    from kdcompress.data.labels import decode
+    from kdcompress.data.map_source import _labels_of
 
     class Tensors:
         targets = torch.tensor([2, 0, 1])
@@ -487,8 +492,8 @@ def test_torch_stays_out_of_numpys_way() -> None:
         def __len__(self) -> int:
             return 3
 
-    assert _labels_of(Tensors()).tolist() == [2, 0, 1]
-    assert _labels_of(Tensors()).dtype == np.int64
+    assert decode(_labels_of(Tensors()), None, None).train.tolist() == [2, 0, 1]
+    assert decode(_labels_of(Tensors()), None, None).train.dtype == np.int64
 
 
 def test_files_are_those_of_torchvisions_folder(tmp_path: Path) -> None:

@@ -11,14 +11,13 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from kdcompress.api.contact_sheet import sheet
 from kdcompress.api.fitting import open_data
 from kdcompress.data import Data, DataSource, EvalBatches, Preprocess, TrainBatches, choose_channels, choose_size
 from kdcompress.engine.progress import Reporter
 from kdcompress.errors import UserError, usage_error
 from kdcompress.options import DescribeDataOptions
 from kdcompress.results import DataResult
-
-ROW = 8
 
 
 def describe_data(
@@ -47,8 +46,9 @@ def describe_data(
     prep = Preprocess(size, channels, (0.0,) * channels, (1.0,) * channels)  # values stay in [0, 1]
     data = Data(source, prep, options, torch.device("cpu"), note=reporter.note if reporter is not None else None)
     if options.preview is not None:
-        _save(_sheet(_sample(data, source, options)), Path(options.preview))
-    fit = data.fit_size()
+        images, labels = _sample(data, source, options)
+        _save(sheet(images, [_name(source, label) for label in labels.tolist()]), Path(options.preview))
+    trained_on = bool(len(source.train.labels))
     return DataResult(
         command="data",
         run=None,
@@ -57,9 +57,9 @@ def describe_data(
         num_classes=source.num_classes,
         class_names=list(source.class_names) if source.class_names else None,
         input_size=(channels, *size),
-        fit=fit,
-        calibration=len(source.train.labels) - fit,
-        test=len(source.test.labels) if source.test is not None else None,
+        fit=data.usable("fit") if trained_on else 0,
+        calibration=data.usable("calibration") if trained_on else 0,
+        test=data.usable("test") if source.test is not None else None,
         fingerprint=source.fingerprint,
         preview=str(Path(options.preview).absolute()) if options.preview is not None else None,
     )
@@ -72,10 +72,10 @@ def _check_preview(file: str) -> None:
         raise usage_error(f"--preview {file} exists already.", "Choose another name.")
 
 
-def _sample(data: Data, source: DataSource, options: DescribeDataOptions) -> Tensor:
-    """Images [N, C, H, W] in [0, 1], of each class as many as of any other or one less."""
+def _sample(data: Data, source: DataSource, options: DescribeDataOptions) -> tuple[Tensor, Tensor]:
+    """Images [N, C, H, W] in [0, 1] and labels [N], of each class as many as of any other or one less."""
     if source.is_raw:
-        raise UserError(f"The data {source.spec} are no images.", "Leave out --preview.")
+        raise UserError(f"The data {source.spec} are not images.", "Leave out --preview.")
     if options.split != "fit" and options.augment not in ("auto", "none"):
         raise usage_error("Only the fit split is augmented.", "Add --split fit, or leave out --augment.")
     each = -(-options.images // source.num_classes)
@@ -84,15 +84,11 @@ def _sample(data: Data, source: DataSource, options: DescribeDataOptions) -> Ten
     else:
         batches = data.evaluation(options.split, options.images, each)
     order = np.random.default_rng(options.seed).permutation(len(batches.images.ids))
-    return next(batches.load([np.sort(order[: options.images])], options.seed, 0))[0]
+    return next(batches.load([np.sort(order[: options.images])], options.seed, 0))
 
 
-def _sheet(images: Tensor) -> np.ndarray:
-    """One picture of many, in rows of eight: uint8 [H, W, 3]."""
-    from torchvision.utils import make_grid
-
-    grid = make_grid(images, nrow=min(ROW, len(images)), padding=2, pad_value=0.5)
-    return grid.mul(255).round().clamp(0, 255).byte().permute(1, 2, 0).numpy()
+def _name(source: DataSource, label: int) -> str:
+    return source.class_names[label] if source.class_names else str(label)
 
 
 def _save(picture: np.ndarray, file: Path) -> None:

@@ -58,7 +58,7 @@ def evaluate(options: EvalOptions | None = None, /, *, reporter: Reporter | None
     network = load_network(reference, options.arch, key=options.weights_key, note=note)
     options = inherit(options, network.record)
     resize_input(network, options)
-    source = open_data(options)
+    source = open_data(options, network)
     check_classes(network, source, "network")
     settle_input(network, source, options, note, "--arch")
     if options.split == "calibration":

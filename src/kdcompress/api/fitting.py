@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
-from kdcompress.data import DataSource, load_source, parse_size
+import os
+from pathlib import Path
+from typing import Any
+
+from kdcompress.data import DataSource, SplitFile, load_source, parse_size
 from kdcompress.errors import UserError
 from kdcompress.models.build import config_of
 from kdcompress.models.loading import Network
 from kdcompress.options import DataOptions
+from kdcompress.runs import SPLIT, RunFolder
 
 
 def check_unchanged(network: Network, source: DataSource) -> None:
@@ -16,7 +21,11 @@ def check_unchanged(network: Network, source: DataSource) -> None:
         UserError: The data have changed since the network was trained, and with them their split.
     """
     then = network.record.get("options", {}).get("data")
-    if then == source.spec and network.record.get("data_fingerprint") not in (None, source.fingerprint):
+    if then == source.spec and network.record.get("data_fingerprint") not in (
+        None,
+        source.fingerprint,
+        source.former,
+    ):
         remedy = "Train again, or put the images back as they were."
         raise UserError(
             f"The data {source.spec} have changed since {network.reference} was trained: its calibration images may be "
@@ -32,13 +41,51 @@ def resize_input(network: Network, options: DataOptions) -> None:
         config_of(network.model)["input_size"] = (network.prep.channels, height, width)
 
 
-def open_data(options: DataOptions) -> DataSource:
+def open_data(options: DataOptions, network: Network | None = None) -> DataSource:
     """The data set of ``--data``.
 
+    Args:
+        network: The one that the command builds on: a folder without splits is divided as its run recorded it.
+
     Raises:
-        UserError: It cannot be found or read.
+        UserError: The data cannot be found or read, or the recorded division was altered.
     """
-    return load_source(options.data or "digits", data_dir=options.data_dir, download=options.download)
+    spec = options.data or "digits"
+    split = recorded_split(network, spec) or _split_of_resumed(options, spec)
+    source = load_source(spec, data_dir=options.data_dir, download=options.download, split=split)
+    if network is not None and network.record.get("data_fingerprint") == source.fingerprint:
+        source.first_notes.clear()  # the command that made the run has said them
+    return source
+
+
+def recorded_split(network: Network | None, spec: str) -> SplitFile | None:
+    """How the run of a network divided a folder of images, if it did.
+
+    Raises:
+        UserError: The record was altered or cannot be read.
+    """
+    if network is None or network.path is None:
+        return None
+    return _split_in(RunFolder(network.path), network.record, spec)
+
+
+def _split_of_resumed(options: DataOptions, spec: str) -> SplitFile | None:
+    if not getattr(options, "resume", False) or not (out := getattr(options, "out", None)):
+        return None
+    run = RunFolder(Path(out).absolute())
+    return _split_in(run, run.record(), spec) if (run.path / SPLIT).is_file() else None
+
+
+def _split_in(run: RunFolder, record: dict[str, Any], spec: str) -> SplitFile | None:
+    if record.get("options", {}).get("data") != os.path.abspath(spec) or SPLIT not in run.digests():
+        return None
+    run.check(SPLIT)
+    return SplitFile.read(run.path / SPLIT)
+
+
+def keep_split(run: RunFolder, source: DataSource) -> dict[str, str]:
+    """Write into a run how the images were divided, where the folder does not say; its digest by the file's name."""
+    return {} if source.split is None else {SPLIT: run.write_split(source.split.content())}
 
 
 def check_classes(network: Network, source: DataSource, role: str) -> None:

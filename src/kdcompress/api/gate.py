@@ -71,7 +71,7 @@ def gate_calibrate(
         )
     options = inherit(options, network.record)
     resize_input(network, options)
-    source = open_data(options)
+    source = open_data(options, network)
     check_classes(network, source, "cascade")
     check_unchanged(network, source)
     data = Data(source, network.prep, options, place.device, note=reporter.note)

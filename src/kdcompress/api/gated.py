@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from kdcompress.api.cost import expected, facts, member_profiles
+from kdcompress.api.fitting import keep_split
 from kdcompress.api.job import recorded, versions
 from kdcompress.api.teacher import SEEN
 from kdcompress.api.teacher_score import lost
@@ -122,6 +123,7 @@ class Calibration:
 
         def save() -> None:
             save_network(run, network.model, config)
+            keep_split(run, source)
             run.finish(record)
 
         from_main(save)

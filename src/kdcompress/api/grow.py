@@ -49,7 +49,7 @@ from kdcompress.options import (
 from kdcompress.options.methods import limited_by_energy
 from kdcompress.references import Reference, paired, unpaired
 from kdcompress.results import TrainResult
-from kdcompress.runs import CONFIG, METRICS, WEIGHTS, RunFolder, atomic_file
+from kdcompress.runs import CONFIG, METRICS, SPLIT, WEIGHTS, RunFolder, atomic_file
 
 MOST = 16  # res-students
 ROUNDING = 1e-6  # tolerance of accuracies in percent, which are ratios of counts
@@ -260,7 +260,7 @@ def _costs(options: DistillOptions) -> tuple[int, Network]:
     """MACs of the teacher, and S0 before its training."""
     network = load_teacher(str(options.teacher), options.teacher_arch, options.weights_key, Silent())
     options = inherit(options, network.record)
-    source, reference = open_data(options), options.learner
+    source, reference = open_data(options, network), options.learner
     channels = choose_channels(source, options)
     teacher = as_teacher(network, source, options, Silent())
     if reference.has_weights:
@@ -272,7 +272,9 @@ def _copy_last_member(run: RunFolder, number: int, options: DistillOptions, resu
     """Copy the run of the last member into the outer run."""
     member = RunFolder(run.path / f"member-{number}")
     record = member.record()
-    for name in (CONFIG, METRICS, WEIGHTS):
+    for name in (CONFIG, METRICS, WEIGHTS, SPLIT):
+        if name == SPLIT and not (member.path / name).is_file():
+            continue
         with atomic_file(run.path / name) as file:
             file.write((member.path / name).read_bytes())
     inherited = {key: record["options"][key] for key in INHERITED if key in record["options"]}

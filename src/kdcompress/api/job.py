@@ -20,6 +20,7 @@ from torch import nn
 
 from kdcompress.api.claimed import claimed
 from kdcompress.api.cost import facts, member_profiles, note_missed
+from kdcompress.api.fitting import keep_split
 from kdcompress.api.numerics import KEY, numerics_of
 from kdcompress.api.reference import piped
 from kdcompress.api.starting import file_digest
@@ -273,7 +274,7 @@ class Job(Generic[JobOptions]):
             if run.has_checkpoint:
                 _check_origin(run, provenance)
             else:
-                run.write_record({**provenance, "status": "unfinished"}, digests={})
+                run.write_record({**provenance, "status": "unfinished"}, digests=keep_split(run, data.source))
             return phase_of(run)
 
         first = from_main(begin)

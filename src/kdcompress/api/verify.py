@@ -12,9 +12,9 @@ from kdcompress.errors import UserError
 from kdcompress.models.weights import read_weights
 from kdcompress.options import VerifyOptions
 from kdcompress.results import VerifyResult
-from kdcompress.runs import CHECKPOINT, CONFIG, METRICS, RECORD, WEIGHTS, RunFolder
+from kdcompress.runs import CHECKPOINT, CONFIG, METRICS, RECORD, SPLIT, WEIGHTS, RunFolder
 
-FILES = (CONFIG, WEIGHTS, METRICS, CHECKPOINT)
+FILES = (CONFIG, WEIGHTS, METRICS, SPLIT, CHECKPOINT)
 
 
 def verify(options: VerifyOptions | None = None, /, *, reporter: Reporter | None = None, **given: Any) -> VerifyResult:
@@ -76,7 +76,7 @@ def _states(run: RunFolder) -> dict[str, str]:
         return {RECORD: "altered"}
     states = {RECORD: "whole" if run.is_sealed else "no digest"}
     # other files of an unfinished run are written again when it is resumed
-    for name in FILES if run.record().get("status") != "unfinished" else (CHECKPOINT,):
+    for name in FILES if run.record().get("status") != "unfinished" else (CHECKPOINT, SPLIT):
         there = (run.path / name).is_file()
         if name not in known:
             states |= {name: "no digest"} if there else {}

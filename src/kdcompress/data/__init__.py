@@ -5,6 +5,7 @@ from kdcompress.data.prepared import Data, choose_channels, choose_size
 from kdcompress.data.preprocess import InputAdapter, Preprocess, parse_size
 from kdcompress.data.source import DataSource
 from kdcompress.data.sources import load_source
+from kdcompress.data.split_file import SplitFile
 
 __all__ = [
     "Data",
@@ -12,6 +13,7 @@ __all__ = [
     "EvalBatches",
     "InputAdapter",
     "Preprocess",
+    "SplitFile",
     "StreamImages",
     "TrainBatches",
     "choose_channels",

@@ -6,9 +6,9 @@ an epoch can be entered at any step. With several processes each takes its share
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import itertools
-import random
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
@@ -20,8 +20,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from kdcompress.data.augment import crop_indices, image_seed
-from kdcompress.data.images import ArrayImages, ImageList, TensorItems
+from kdcompress.data.images import ArrayImages, ImageList, MapImages, TensorItems
 from kdcompress.data.preprocess import Preprocess, bad_image, read_image
+from kdcompress.data.seeded import seed_all
 from kdcompress.data.workers import with_parent
 from kdcompress.errors import UserError
 
@@ -51,7 +52,7 @@ class MemoryImages:
         self.mean, self.std = mean.to(self.pixels.device), std.to(self.pixels.device)
 
     def content(self) -> memoryview:
-        """What they are."""
+        """The bytes that identify them."""
         return self.pixels.cpu().numpy().data
 
     def training(self, positions: np.ndarray, seed: int, view: int, augment: str) -> Batch:
@@ -82,7 +83,7 @@ class MemoryImages:
 
 @dataclass
 class MemoryTensors:
-    """Inputs that are no images, on the device; a network gets them as they are.
+    """Inputs that are not images, on the device; a network gets them as they are.
 
     Attributes:
         inputs: [N, C, H, W] float32.
@@ -101,7 +102,7 @@ class MemoryTensors:
         return cls(items.inputs[chosen].to(device), labels.to(device), indices)
 
     def content(self) -> memoryview:
-        """What they are."""
+        """The bytes that identify them."""
         return self.inputs.cpu().contiguous().numpy().data
 
     def training(self, positions: np.ndarray, seed: int, view: int, augment: str) -> Batch:
@@ -118,7 +119,7 @@ def load_into_memory(
     """Decode images, resized where they differ from the network's size.
 
     Raises:
-        UserError: An image that cannot be read, unless ``skip_bad``.
+        UserError: Images that cannot be read, unless ``skip_bad``; all are named.
     """
     height, width = prep.size
     if isinstance(images, ArrayImages) and images.array.shape[1:] == prep.size and prep.channels == 1:
@@ -127,11 +128,14 @@ def load_into_memory(
         array = np.empty((len(indices), height, width, prep.channels), dtype=np.uint8)
         good = np.zeros(len(indices), dtype=bool)
         reader = _Reader(images, indices, prep.channels, prep.eval_transform())
+        problems = []
         for position, pixels, problem in _read_all(reader, workers if len(indices) > 2000 else 0):
-            if problem and not skip_bad:
-                raise bad_image(problem)
-            if not problem:
+            if problem:
+                problems.append(problem)
+            else:
                 array[position], good[position] = pixels.transpose(1, 2, 0), True
+        if problems and not skip_bad:
+            raise bad_image(*problems)
         kept = indices
         if not good.all():
             array, kept = array[good], indices[good]
@@ -166,7 +170,7 @@ def _read_all(reader: _Reader, workers: int) -> Iterator[tuple[int, Any, str]]:
 
 
 def _no_pixels(image: Image.Image) -> tuple[()]:
-    """A transform for who only wants to know whether an image can be read; at top level, so that it can be pickled."""
+    """A transform that gives nothing, to see whether an image can be read; at top level so that it can be pickled."""
     return ()
 
 
@@ -181,7 +185,7 @@ class StreamImages:
     workers: int
 
     def content(self) -> memoryview:
-        """What shows that the files have been written to; of other sources nothing, for reading all takes an epoch."""
+        """A digest of when the files were written; empty for other sources, since reading them all takes an epoch."""
         return memoryview(self.images.written)
 
     def loader(
@@ -231,7 +235,8 @@ class _ViewDataset(Dataset[Any]):
         seed: int,
         view: int,
     ) -> None:
-        self.images, self.ids, self.channels, self.transform = images, ids, channels, transform
+        self.images = dataclasses.replace(images, fixed=False) if isinstance(images, MapImages) else images
+        self.ids, self.channels, self.transform = ids, channels, transform
         self.seed, self.view = seed, view
 
     def __len__(self) -> int:
@@ -239,15 +244,13 @@ class _ViewDataset(Dataset[Any]):
 
     def __getitem__(self, position: int) -> tuple[Any, int, str]:
         index = int(self.ids[position])
+        # transforms of timm and of the user's data set draw from the global generators: of each view the same
+        seed_all(number := image_seed(self.seed, self.view, index))
         try:
             image = read_image(self.images, index, self.channels)
         except UserError as error:
             return None, 0, error.problem.removeprefix("Unreadable image ")
-        # timm's transforms draw from the global generators; seeded here, they become a function of the view
-        number = image_seed(self.seed, self.view, index)
-        random.seed(number)
-        np.random.seed(number)
-        torch.manual_seed(number)
+        seed_all(number)
         return self.transform(image), int(self.images.labels[index]), ""
 
 
@@ -262,7 +265,7 @@ def _collate(items: list[tuple[Any, int, str]]) -> tuple[Tensor, Tensor, str]:
 
 
 class _Checked:
-    """Brings a worker's finding of a bad image to the main process, where it can be raised whole."""
+    """Raises a bad image that a worker met in the main process, where the error keeps its two lines."""
 
     def __init__(self, loader: DataLoader[Any]) -> None:
         self.loader = loader
@@ -279,8 +282,8 @@ class _Checked:
 
 def find_good(images: ImageList, indices: np.ndarray, channels: int, workers: int) -> np.ndarray:
     """Those of ``indices`` whose images can be read (a pass over all of them)."""
-    found = _read_all(_Reader(images, indices, channels, _no_pixels), workers)
-    return np.fromiter((indices[position] for position, _, problem in found if not problem), dtype=np.int64)
+    read = _read_all(_Reader(images, indices, channels, _no_pixels), workers)
+    return np.fromiter((indices[position] for position, _, problem in read if not problem), dtype=np.int64)
 
 
 Images: TypeAlias = MemoryImages | MemoryTensors | StreamImages
@@ -314,7 +317,7 @@ class TrainBatches:
         return [len(part) for part in np.array_split(np.empty(len(self.images.ids)), len(self))]
 
     def digest(self) -> str:
-        """Of which images these are, and their labels: the same for all processes of a training."""
+        """A digest of the images and their labels, the same in all processes of a training."""
         return _digest(self.images)
 
     @property
@@ -323,7 +326,7 @@ class TrainBatches:
         return None
 
     def prepare(self, epoch: int, stopped: Callable[[], bool]) -> bool:
-        """Make ready what an epoch needs; False if it was stopped on the way. Here nothing is needed."""
+        """Prepare an epoch; False if it was stopped on the way. Nothing to do here."""
         return True
 
     def epoch(self, epoch: int, first_step: int = 0) -> Iterator[Batch]:
@@ -344,9 +347,9 @@ class TrainBatches:
 
 def _digest(images: Images) -> str:
     labels = images.images.labels[images.ids] if isinstance(images, StreamImages) else images.labels.cpu().numpy()
-    found = hashlib.blake2b(np.ascontiguousarray(images.ids, dtype="<i8").tobytes(), digest_size=8)
-    found.update(np.ascontiguousarray(labels, dtype="<i8").tobytes())
-    return f"{len(labels)} images ({found.hexdigest()})"
+    digest = hashlib.blake2b(np.ascontiguousarray(images.ids, dtype="<i8").tobytes(), digest_size=8)
+    digest.update(np.ascontiguousarray(labels, dtype="<i8").tobytes())
+    return f"{len(labels)} images ({digest.hexdigest()})"
 
 
 @dataclass
@@ -363,7 +366,7 @@ class EvalBatches:
         return _digest(self.images)
 
     def prepare(self, stopped: Callable[[], bool]) -> bool:
-        """Make ready what all passes need; False if it was stopped on the way. Here nothing is needed."""
+        """Prepare all passes; False if it was stopped on the way. Nothing to do here."""
         return True
 
     def __iter__(self) -> Iterator[Batch]:

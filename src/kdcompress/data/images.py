@@ -1,10 +1,11 @@
-"""Images of a split, read one at a time: of an array, of files, of a data set of PyTorch; and inputs that are none."""
+"""Images of a split, read one at a time from an array, files or a PyTorch data set; and inputs that are not images."""
 
 from __future__ import annotations
 
+import contextlib
 import os
 from array import array
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol, overload
 
@@ -12,10 +13,13 @@ import numpy as np
 import torch
 from PIL import Image
 
+from kdcompress.data.exif import upright
+from kdcompress.data.seeded import seeded
 from kdcompress.digests import check_plain
 from kdcompress.errors import UserError
 
 IMAGE_MODES = {1: "L", 3: "RGB"}
+IMAGE_KEYS, LABEL_KEYS = ("image", "img", "pixel_values"), ("label", "labels", "target")  # of items that are dicts
 
 
 UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)  # what Pillow raises
@@ -32,7 +36,7 @@ class ImageList(Protocol):
 
     @property
     def written(self) -> bytes:
-        """Changes when a file that they are read from is written to; empty where they come from none.
+        """Changes when one of their files is written to; empty where there are no files.
 
         Part of the key of cached targets: a source of files without it would serve stale ones.
         """
@@ -40,7 +44,7 @@ class ImageList(Protocol):
 
 @dataclass
 class ArrayImages:
-    """Images that are an array already: [N, H, W] grey or [N, H, W, 3], uint8."""
+    """Images in an array: [N, H, W] grey or [N, H, W, 3], uint8."""
 
     array: np.ndarray
     labels: np.ndarray
@@ -54,9 +58,9 @@ class ArrayImages:
 
 
 class Paths(Sequence[str]):
-    """Names of files in one piece of memory.
+    """Names of files in one block of memory.
 
-    A million strings would be a million objects, and a worker process copies the memory of each that it looks at.
+    A million strings would be a million objects, and a worker process would copy the memory of each that it touches.
     """
 
     def __init__(self) -> None:
@@ -99,7 +103,7 @@ class FileImages:
         check_plain(self.paths[index])
         with Image.open(self.paths[index]) as image:
             image.load()
-            return image
+            return upright(image)
 
     def name(self, index: int) -> str:
         return self.paths[index]
@@ -107,7 +111,7 @@ class FileImages:
 
 @dataclass
 class TensorItems:
-    """Inputs that are no images: features, tokens. A network gets them as they are, never resized or normalised.
+    """Inputs that are not images, such as features or tokens: never resized or normalised.
 
     Attributes:
         inputs: [N, C, H, W] float32; an item of fewer dimensions has got leading ones.
@@ -118,7 +122,7 @@ class TensorItems:
     written: ClassVar[bytes] = b""
 
     def image(self, index: int) -> Image.Image:
-        raise UserError("These data are no images.", "Only images can be shown.")
+        raise UserError("These data are not images.", "Only images can be shown.")
 
     def name(self, index: int) -> str:
         return f"item {index}"
@@ -126,16 +130,25 @@ class TensorItems:
 
 @dataclass
 class MapImages:
-    """A map-style PyTorch data set of (image, label)."""
+    """A map-style PyTorch data set of (image, label), or of dicts with these.
+
+    Random transforms of its own draw the same numbers whenever an image is read, so that every command sees the same
+    images, unless the caller has seeded the generators for a view.
+
+    Attributes:
+        fixed: Seed the generators for each image; off while a view of it is being made.
+    """
 
     dataset: Any
     labels: np.ndarray
+    fixed: bool = True
     written: ClassVar[bytes] = b""
 
     def image(self, index: int) -> Image.Image:
-        image = self.dataset[index][0]
+        with seeded(index) if self.fixed else contextlib.nullcontext():
+            image = item_of(self.dataset, index)[0]
         if isinstance(image, Image.Image):
-            return image
+            return upright(image)
         array = np.asarray(image)
         if isinstance(image, torch.Tensor) and array.ndim == 3:
             array = array.transpose(1, 2, 0)
@@ -148,3 +161,24 @@ class MapImages:
 
     def name(self, index: int) -> str:
         return f"image {index}"
+
+
+def item_of(dataset: Any, index: int) -> tuple[Any, Any]:
+    """Image and label of an item: a tuple whose first two they are, or a dict with keys of the usual names.
+
+    Raises:
+        UserError: A dict without them, or something else.
+    """
+    item = dataset[index]
+    if isinstance(item, Mapping):
+        image = next((key for key in IMAGE_KEYS if key in item), None)
+        label = next((key for key in LABEL_KEYS if key in item), None)
+        if image is None or label is None:
+            keys = ", ".join(str(key) for key in list(item)[:8])
+            remedy = f"Name the image {' or '.join(IMAGE_KEYS)}, and the label {' or '.join(LABEL_KEYS)}."
+            raise UserError(f"Item {index} of the data set is a dict with the keys {keys}.", remedy)
+        return item[image], item[label]
+    if not isinstance(item, (tuple, list)) or len(item) < 2:
+        remedy = "Return (image, label), or a dict with these keys."
+        raise UserError(f"Item {index} of the data set is a {type(item).__name__}, not (image, label).", remedy)
+    return item[0], item[1]

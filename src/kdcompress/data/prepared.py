@@ -21,7 +21,7 @@ from kdcompress.data.batches import (
     load_into_memory,
 )
 from kdcompress.data.images import ImageList, TensorItems
-from kdcompress.data.preprocess import Preprocess, parse_size
+from kdcompress.data.preprocess import NAMED, Preprocess, parse_size
 from kdcompress.data.source import DataSource
 from kdcompress.data.splits import fit_calibration, rank_in_class
 from kdcompress.errors import UserError, usage_error
@@ -43,7 +43,7 @@ class Data:
 
     Attributes:
         prep: What batches are made for.
-        note: Told of images that were left out, once a split.
+        note: Receives what was assumed about the source, and which images are left out, once per split.
         holdout: Share of the training split that is the calibration split.
     """
 
@@ -59,6 +59,8 @@ class Data:
     def __post_init__(self) -> None:
         if self.source.size == self.prep.size:  # images made for this size: to enlarge and crop them would only harm
             self.prep = dataclasses.replace(self.prep, crop_pct=1.0)
+        if self.note is not None:
+            self.source.tell(self.note)
 
     @property
     def holdout(self) -> float:
@@ -73,7 +75,16 @@ class Data:
         return min(max(cores // self.world, 1), 8)
 
     def fit_size(self) -> int:
-        return len(fit_calibration(self.source.train.labels, self.holdout)[0])
+        return len(self._select("fit")[1])
+
+    def usable(self, split: str) -> int:
+        """How many images of a split are used: all, or with ``--skip-bad-images`` those that can be read."""
+        images, indices = self._select(split)
+        if not self.options.skip_bad_images or isinstance(images, TensorItems):
+            return len(indices)
+        kept = find_good(images, indices, self.prep.channels, self.workers)
+        self._tell_left_out(split, images, indices, kept)
+        return len(kept)
 
     def training(self, batch_size: int, seed: int, augment: str, per_class: int | None = None) -> TrainBatches:
         """The fit split, shuffled and augmented.
@@ -88,7 +99,9 @@ class Data:
         in_memory = not isinstance(images, StreamImages)
         if isinstance(images, MemoryTensors):
             if augment not in ("auto", "none"):
-                raise usage_error(f"--augment {augment} needs images.", f"The inputs of {self.source.spec} are none.")
+                raise usage_error(
+                    f"--augment {augment} needs images.", f"The inputs of {self.source.spec} are not images."
+                )
             augment = "none"
         if augment == "auto":
             augment = self._suitable(in_memory)
@@ -113,7 +126,7 @@ class Data:
             self.note(text)
 
     def alone(self) -> Data:
-        """For a process that reads all of it, whatever the others do."""
+        """The same for a process that reads all images, whatever the others do."""
         return dataclasses.replace(self, rank=0, world=1)
 
     def evaluation(self, split: str, batch_size: int, per_class: int | None = None) -> EvalBatches:
@@ -163,7 +176,8 @@ class Data:
             return
         self.noted.add(split)
         left = np.setdiff1d(wanted, kept)
-        first = ", ".join(images.name(int(index)) for index in left[:3]) + (" …" if len(left) > 3 else "")
+        first = ", ".join(images.name(int(index)) for index in left[:NAMED])
+        first += f" and {len(left) - NAMED} more" if len(left) > NAMED else ""
         self.note(f"Notice: {len(left)} of {len(wanted)} images of the {split} split are left out: {first}")
         for gone in np.setdiff1d(images.labels[wanted], images.labels[kept]):
             name = self.source.class_names[gone] if self.source.class_names else gone
@@ -175,6 +189,9 @@ class Data:
                 remedy = "Add a test/ folder, or evaluate on --split calibration."
                 raise UserError(f"The data {self.source.spec} have no test split.", remedy)
             return self.source.test, np.arange(len(self.source.test.labels))
+        if not len(self.source.train.labels):
+            remedy = "Add a train/ folder, or evaluate on --split test."
+            raise UserError(f"The data {self.source.spec} have no training split.", remedy)
         fit, calibration = fit_calibration(self.source.train.labels, self.holdout)
         return self.source.train, fit if split == "fit" else calibration
 

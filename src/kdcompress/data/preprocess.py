@@ -15,6 +15,8 @@ from kdcompress.data.images import IMAGE_MODES, UNREADABLE, ImageList
 from kdcompress.errors import UserError, usage_error
 from kdcompress.schema import MAX_SIDE
 
+NAMED = 10  # files in a notice or an error
+
 
 @dataclass(frozen=True)
 class Preprocess:
@@ -118,7 +120,7 @@ def read_image(images: ImageList, index: int, channels: int) -> Image.Image:
     """Image ``index`` in the mode of so many channels.
 
     Raises:
-        UserError: The file is truncated or no image; it is named.
+        UserError: The file is truncated or not an image; it is named.
     """
     try:
         image = images.image(index)
@@ -130,5 +132,15 @@ def read_image(images: ImageList, index: int, channels: int) -> Image.Image:
         raise bad_image(f"{images.name(index)}: {str(error).splitlines()[0] if str(error) else 'damaged'}") from error
 
 
-def bad_image(what: str) -> UserError:
-    return UserError(f"Unreadable image {what}", "Mend or remove it, or go on without it: --skip-bad-images.")
+def bad_image(*problems: str) -> UserError:
+    """The error of images that cannot be read.
+
+    Args:
+        problems: ``name: reason`` of each.
+    """
+    remedy = "Mend or remove it, or go on without it: --skip-bad-images."
+    if len(problems) == 1:
+        return UserError(f"Unreadable image {problems[0]}", remedy)
+    more = f"; and {len(problems) - NAMED} more" if len(problems) > NAMED else ""
+    remedy = "Mend or remove them, or go on without them: --skip-bad-images."
+    return UserError(f"{len(problems)} unreadable images: {'; '.join(problems[:NAMED])}{more}", remedy)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
 
 from kdcompress.data.flips import flips_confuse
 from kdcompress.data.images import UNREADABLE, ImageList, TensorItems
+from kdcompress.data.split_file import SplitFile
 
 
 @dataclass
@@ -22,6 +24,10 @@ class DataSource:
         size: (H, W) of the images where a sample of them agrees, else None.
         flip: False where mirrored images are known to belong to other classes; see :attr:`why_not_flipped`.
         fingerprint: Changes when the data do.
+        former: The fingerprint that earlier versions gave the same training images, if it is another.
+        notes, first_notes: What was assumed or left out when the source was opened; the latter is of interest only to
+            the first command of a chain. :meth:`tell` says each once.
+        split: Which images are for training and which for testing, where the source itself does not say.
     """
 
     spec: str
@@ -31,6 +37,10 @@ class DataSource:
     class_names: tuple[str, ...] | None
     fingerprint: str
     flip: bool = True
+    former: str | None = None
+    notes: list[str] = field(default_factory=list)
+    first_notes: list[str] = field(default_factory=list)
+    split: SplitFile | None = None
     channels: int = field(init=False)
     size: tuple[int, int] | None = field(init=False)
 
@@ -39,7 +49,14 @@ class DataSource:
             _, self.channels, height, width = self.train.inputs.shape
             self.size = (height, width)
         else:
-            self.channels, self.size = _look_at(self.train)
+            shown = self.train if len(self.train.labels) or self.test is None else self.test
+            self.channels, self.size = _look_at(shown)
+
+    def tell(self, note: Callable[[str], None]) -> None:
+        """Say the notes that have not been said yet."""
+        for notes in (self.notes, self.first_notes):
+            while notes:
+                note(notes.pop(0))
 
     @functools.cached_property
     def why_not_flipped(self) -> str:
@@ -52,14 +69,14 @@ class DataSource:
 
     @property
     def is_raw(self) -> bool:
-        """Whether the inputs are no images, and go to the network as they are."""
+        """Whether the inputs are not images; a network gets them as they are."""
         return isinstance(self.train, TensorItems)
 
 
 def _look_at(images: ImageList, sample: int = 64) -> tuple[int, tuple[int, int] | None]:
-    """Channels and common (H, W) of a sample of the images; unreadable ones are met, and named, later."""
+    """Channels and common (H, W) of a sample of the images; reading a split names those that cannot be read."""
     modes, sizes = set(), set()
-    for index in np.unique(np.linspace(0, len(images.labels) - 1, sample).astype(int)):
+    for index in np.unique(np.linspace(0, len(images.labels) - 1, sample if len(images.labels) else 0).astype(int)):
         try:
             image = images.image(int(index))
         except UNREADABLE:

@@ -1,39 +1,41 @@
 """From ``--data SPEC`` to images and labels: one small function per kind of source.
 
-A source is a list of images that are read on demand. What becomes of them (memory or stream, augmentation) is decided
-in :mod:`kdcompress.data.batches`.
+A source is a list of images that are read on demand; :mod:`kdcompress.data.batches` reads and augments them.
 """
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import os
 from typing import Any
 
 import numpy as np
-import torch
 
 from kdcompress.data import synth_digits
 from kdcompress.data.folders import folder_source
-from kdcompress.data.images import UNREADABLE, ArrayImages, MapImages, TensorItems
-from kdcompress.data.labels import check_classes, check_inputs, whole_labels
+from kdcompress.data.images import ArrayImages
+from kdcompress.data.map_source import map_source
 from kdcompress.data.source import DataSource
+from kdcompress.data.split_file import SplitFile
 from kdcompress.errors import UserError, first_line, usage_error
 from kdcompress.trust import PREFIX, import_callable
 
 
-def load_source(spec: str, *, data_dir: str | None = None, download: bool = False) -> DataSource:
+def load_source(
+    spec: str, *, data_dir: str | None = None, download: bool = False, split: SplitFile | None = None
+) -> DataSource:
     """Open a data set.
 
     Args:
         spec: ``digits``, ``synth-digits:K``, a folder, a timm data-set name (``torch/cifar10``, ``hfds/…``) or
             ``py:module:function``.
         data_dir: Where timm's named data sets are stored.
-        download: Fetch a ``torch/…`` data set that is not there.
+        download: Download a ``torch/…`` data set that is missing.
+        split: Which images of a folder without splits are for training and which for testing, as a run recorded it;
+            None: they are divided by their paths.
 
     Raises:
-        UserError: Nothing of that name, or a folder that is not laid out as a data set.
+        UserError: There are no such data, or a folder is not laid out as a data set.
     """
     if spec == "digits":
         source = _digits()
@@ -44,11 +46,11 @@ def load_source(spec: str, *, data_dir: str | None = None, download: bool = Fals
     elif spec.split("/")[0].lower() in ("torch", "hfds", "hfids", "wds", "tfds") and not os.path.exists(spec):
         source = _shards(spec, data_dir) if spec.lower().startswith("wds/") else _from_timm(spec, data_dir, download)
     elif os.path.isdir(spec):  # unlike that of Path, it takes any text
-        source = folder_source(spec)
+        source = folder_source(spec, split)
     else:
         remedy = (
-            "Give digits, synth-digits:K, a folder with train/CLASS/… and test/CLASS/…, torch/NAME, hfds/NAME, "
-            "wds/NAME or py:module:function."
+            "Give digits, synth-digits:K, a folder with a folder for each class (in train/ and test/, or neither), "
+            "torch/NAME, hfds/NAME, wds/NAME or py:module:function."
         )
         raise usage_error(f"There is no data {spec!r}.", remedy)
     if source.num_classes < 2:
@@ -115,11 +117,11 @@ def _from_timm(spec: str, data_dir: str | None, download: bool) -> DataSource:
     except (Exception, AssertionError) as error:
         if isinstance(error, ImportError):
             remedy = "hfds/ needs pip install 'kdcompress[hf]'; other families need the package of their name."
-            raise UserError(f"The data set {spec} needs a package that is not there: {error}", remedy) from error
+            raise UserError(f"The data set {spec} needs a package that is not installed: {error}", remedy) from error
         first = first_line(error)
         remedy = "Check the name and --data-dir, or fetch it with --download."
         raise UserError(f"The data set {spec} cannot be opened: {first}", remedy) from error
-    return _from_map(spec, train, test, flip="mnist" not in spec.lower())
+    return map_source(spec, train, test, flip="mnist" not in spec.lower())
 
 
 def _from_callable(spec: str) -> DataSource:
@@ -128,7 +130,7 @@ def _from_callable(spec: str) -> DataSource:
         return _called(spec, function())
     except UserError:
         raise
-    except Exception as error:  # code of the user's own may fail in any way
+    except Exception as error:  # the user's code may fail in any way
         problem = f"{spec} gives no data: {type(error).__name__}: {first_line(error)}"
         remedy = "It returns (train, test), data sets of (image, label). KDCOMPRESS_DEBUG=1 shows where it failed."
         raise UserError(problem, remedy) from error
@@ -142,56 +144,7 @@ def _called(spec: str, made: Any) -> DataSource:
     else:
         remedy = "Return (train, test) or {'train': …, 'test': …}, data sets of (image, label)."
         raise UserError(f"{spec} returned {type(made).__name__}.", remedy)
-    return _from_map(spec, train, test, flip=getattr(train, "flip", True))
-
-
-def _from_map(spec: str, train: Any, test: Any, flip: bool) -> DataSource:
-    if isinstance(train, torch.utils.data.IterableDataset) or not hasattr(train, "__getitem__"):
-        remedy = "Give data with an index: a folder, torch/NAME, hfds/NAME, wds/NAME or py:module:function."
-        raise usage_error(f"{spec} is a stream, which cannot be split into fit and calibration.", remedy)
-    train_list = _items(train)
-    test_list = _items(test) if test is not None else None
-    classes = getattr(train, "classes", None)
-    if not len(train_list.labels) or (classes is not None and not len(classes)):
-        raise UserError(f"The data {spec} have no images.", "A classifier needs two classes or more.")
-    count = check_classes(train_list.labels, None if test_list is None else test_list.labels, classes)
-    print_of = hashlib.sha256(train_list.labels.tobytes())
-    if isinstance(train_list, TensorItems):
-        print_of.update(train_list.inputs.numpy().tobytes())
-    for index in np.linspace(0, len(train_list.labels) - 1, 0 if isinstance(train_list, TensorItems) else 32).astype(
-        int
-    ):
-        with contextlib.suppress(*UNREADABLE):  # met, and named, later
-            print_of.update(np.asarray(train_list.image(int(index))).tobytes())
-    names = tuple(str(name) for name in classes) if classes is not None else None
-    return DataSource(spec, train_list, test_list, count, names, print_of.hexdigest()[:16], flip)
-
-
-def _items(dataset: Any) -> MapImages | TensorItems:
-    """Images, or what is none: floating-point or integer tensors and arrays other than uint8."""
-    labels = _labels_of(dataset)
-    first = dataset[0][0] if len(labels) else None
-    if not isinstance(first, (torch.Tensor, np.ndarray)) or torch.as_tensor(first).dtype == torch.uint8:
-        return MapImages(dataset, labels)
-    try:
-        inputs = torch.stack([torch.as_tensor(dataset[index][0]).float() for index in range(len(labels))])
-    except RuntimeError as error:
-        remedy = "Give all of them one shape, e.g. pad the texts."
-        raise UserError(f"The inputs of the data differ in shape: {first_line(error)}", remedy) from error
-    check_inputs(inputs)
-    if inputs.ndim > 4:
-        raise UserError(f"An input has the shape {tuple(inputs.shape[1:])}.", "Give at most three dimensions.")
-    return TensorItems(inputs.reshape(len(labels), *[1] * (4 - inputs.ndim), *inputs.shape[1:]), labels)
-
-
-def _labels_of(dataset: Any) -> np.ndarray:
-    for name in ("targets", "labels", "_labels"):
-        if (labels := getattr(dataset, name, None)) is not None and np.shape(labels) == (len(dataset),):
-            return whole_labels(labels)
-    reader = getattr(getattr(dataset, "reader", None), "dataset", None)
-    if reader is not None and "label" in getattr(reader, "column_names", ()):
-        return whole_labels(list(reader["label"]))
-    return whole_labels([dataset[index][1] for index in range(len(dataset))])
+    return map_source(spec, train, test, flip=getattr(train, "flip", True))
 
 
 def _hash(content: bytes) -> str:

@@ -31,7 +31,7 @@ def fit_calibration(labels: np.ndarray, holdout: float) -> tuple[np.ndarray, np.
 
 
 def rank_in_class(labels: np.ndarray) -> np.ndarray:
-    """How many images of the same class stand before each one: [N] labels to [N]."""
+    """How many images of the same class come before each one: [N] labels to [N]."""
     order = np.argsort(labels, kind="stable")
     _, starts, counts = np.unique(labels[order], return_index=True, return_counts=True)
     rank = np.empty(len(labels), dtype=np.int64)

@@ -1,6 +1,6 @@
 """The members of a tar file, by its headers alone: several times as fast as ``tarfile``, and strict.
 
-``tarfile`` takes a damaged header for the end of the archive, and says nothing; then a part of the images is lost.
+``tarfile`` takes a damaged header for the end of the archive without a word, so some of the images would be missing.
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ class Member(NamedTuple):
 def members(file: BinaryIO) -> Iterator[Member]:
     """All regular files in a tar file, in order.
 
-    Whoever reads of ``file`` between two of them need not put it back.
+    The position in ``file`` may be changed between two of them.
 
     Raises:
         Damaged: It is cut off, or a header is not what its checksum says.
     """
-    end, position, told = os.fstat(file.fileno()).st_size, 0, dict[bytes, bytes]()
+    end, position, stated = os.fstat(file.fileno()).st_size, 0, dict[bytes, bytes]()
     while True:
         file.seek(position)
         header = file.read(BLOCK)
@@ -47,19 +47,19 @@ def members(file: BinaryIO) -> Iterator[Member]:
         if not any(header):
             return
         size, kind = _checked(header, position)
-        size = int(told.get(b"size", size))
+        size = int(stated.get(b"size", size))
         offset = position + BLOCK
         position = offset + -(-size // BLOCK) * BLOCK
         if offset + size > end:
             raise Damaged(f"cut off after {end:,} bytes")
         if kind == LONG_NAME:
-            told[b"path"] = file.read(size).rstrip(b"\0")
+            stated[b"path"] = file.read(size).rstrip(b"\0")
         elif kind == EXTENDED:
-            told.update(PAX.findall(file.read(size)))
+            stated.update(PAX.findall(file.read(size)))
         else:
             if kind in REGULAR:
-                yield Member(os.fsdecode(told.get(b"path") or name_in(header)), offset, size)
-            told.clear()
+                yield Member(os.fsdecode(stated.get(b"path") or name_in(header)), offset, size)
+            stated.clear()
 
 
 def name_in(header: bytes) -> bytes:
@@ -73,12 +73,12 @@ def name_in(header: bytes) -> bytes:
 def _checked(header: bytes, position: int) -> tuple[int, bytes]:
     """Size and kind of what follows."""
     try:
-        told = int(header[148:156].strip(b" \0"), 8)
+        checksum = int(header[148:156].strip(b" \0"), 8)
         long = header[124] == 0x80  # GNU's, of 8 GiB or more
         size = int.from_bytes(header[125:136], "big") if long else int(header[124:136].strip(b" \0") or b"0", 8)
     except ValueError:
         raise Damaged(f"damaged at byte {position:,}") from None
     # Adler-32 begins with the sum of all bytes, and one; the field itself counts as blanks
-    if (told + sum(header[148:156]) - 8 * ord(" ") + 1) % ADLER != zlib.adler32(header) & 0xFFFF:
+    if (checksum + sum(header[148:156]) - 8 * ord(" ") + 1) % ADLER != zlib.adler32(header) & 0xFFFF:
         raise Damaged(f"damaged at byte {position:,}")
     return size, header[156:157]

@@ -1,7 +1,7 @@
 """``wds/NAME``: images in tar shards as WebDataset writes them, read one at a time in any order.
 
-A stream can neither be divided into fit and calibration nor shown again alike. But shards on a disk have headers: read
-once, they say where each image lies. So there is an index, and all works as for a folder of files.
+A stream can neither be divided into fit and calibration nor be read again in the same order. But the headers of shards
+on a disk say where each image is. Read once, they give an index, and everything works as for a folder of files.
 """
 
 from __future__ import annotations
@@ -20,13 +20,14 @@ from typing import Any, BinaryIO
 import numpy as np
 from PIL import Image
 
+from kdcompress.data.exif import upright
 from kdcompress.data.images import Paths
 from kdcompress.data.source import DataSource
 from kdcompress.data.tar_headers import BLOCK, BUFFER, Damaged, Member, members, name_in
 from kdcompress.errors import UserError, first_line, usage_error
 
 INFO = ("_info.json", "info.json")  # timm's
-HELD_OUT = ("test", "validation", "val")
+HELD_OUT = ("test", "validation", "val", "valid")
 IMAGES = ("jpg", "png", "webp", "jpeg")  # the first of them that a sample has; timm's are the first three
 MOST_LABEL, MOST_JSON, MOST_IMAGE = 32, 2**24, 2**32  # bytes
 MAX_CLASSES = 1_000_000
@@ -53,7 +54,7 @@ class TarImages:
     def image(self, index: int) -> Image.Image:
         with Image.open(io.BytesIO(self._read(index, int(self.offsets[index]), int(self.sizes[index])))) as image:
             image.load()
-            return image
+            return upright(image)
 
     def name(self, index: int) -> str:
         try:
@@ -69,10 +70,10 @@ class TarImages:
         # opened for each image, as a file of its own would be: no handles to share between processes, or to run out of
         with open(self._shard(index), "rb", buffering=0) as file:
             file.seek(offset)
-            found = file.read(size)
-        if len(found) < size:
+            content = file.read(size)
+        if len(content) < size:
             raise OSError(f"{self._shard(index)} has been cut off")
-        return found
+        return content
 
 
 @dataclass(frozen=True)
@@ -80,7 +81,7 @@ class Split:
     """What is known of a split before its shards are read.
 
     Attributes:
-        lengths: Samples of each shard, where told.
+        lengths: Samples of each shard, where given.
         field: Of the ``.json`` members, that holds the label; None: the ``.cls`` members hold it.
     """
 
@@ -92,11 +93,11 @@ class Split:
 def load_shards(spec: str, data_dir: str | None) -> DataSource:
     """Open tar shards by timm's rules: ``_info.json`` in ``data_dir`` names those of each split.
 
-    Without that file, ``train`` and ``test`` (or ``validation``, ``val``) are the shards with this word in their name,
-    as in ``photos-train-0000.tar`` or ``train/0000.tar``.
+    Without that file, ``train`` and ``test`` (or ``validation``, ``val``, ``valid``) are the shards with this word in
+    their name, as in ``photos-train-0000.tar`` or ``train/0000.tar``.
 
     Raises:
-        UserError: No such shards, or they are cut off, damaged, fewer or shorter than told, or have no labels.
+        UserError: No such shards, or they are cut off, damaged, fewer or shorter than given, or have no labels.
     """
     root = Path(data_dir or "data")
     splits = _splits(root)
@@ -117,17 +118,17 @@ def load_shards(spec: str, data_dir: str | None) -> DataSource:
 def _splits(root: Path) -> dict[str, Split]:
     path = next((root / name for name in INFO if (root / name).is_file()), None)
     if path is None:
-        found = {name: _called(root, name) for name in ("train", *HELD_OUT)}
-        return {name: Split(shards) for name, shards in found.items() if shards}
+        named = {name: _named(root, name) for name in ("train", *HELD_OUT)}
+        return {name: Split(shards) for name, shards in named.items() if shards}
     try:
-        told = json.loads(path.read_bytes())["splits"]
-        return {str(name): _told(root, entry) for name, entry in told.items()}
+        listed = json.loads(path.read_bytes())["splits"]
+        return {str(name): _listed(root, entry) for name, entry in listed.items()}
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         remedy = 'It holds {"splits": {"train": {"filenames": […], "shard_lengths": […]}, …}}, as timm has it.'
         raise UserError(f"{path} cannot be read: {type(error).__name__}: {first_line(error)}", remedy) from error
 
 
-def _told(root: Path, entry: dict[str, Any]) -> Split:
+def _listed(root: Path, entry: dict[str, Any]) -> Split:
     shards = [root / str(name) for name in entry["filenames"]]
     lengths = [int(length) for length in entry.get("shard_lengths") or ()]
     if not shards or (lengths and len(lengths) != len(shards)):
@@ -135,7 +136,7 @@ def _told(root: Path, entry: dict[str, Any]) -> Split:
     return Split(shards, lengths or None, entry.get("alt_label") or None)
 
 
-def _called(root: Path, word: str) -> list[Path]:
+def _named(root: Path, word: str) -> list[Path]:
     """Shards with a word in their path."""
     has = re.compile(rf"(^|[-_./]){word}([-_./]|$)")
     return sorted(path for path in root.glob("**/*.tar") if has.search(path.relative_to(root).as_posix()))
@@ -161,11 +162,11 @@ def _read(split: Split) -> TarImages:
             problem = f"The shard {path} cannot be opened: {error.strerror}"
             raise UserError(f"{problem} ({missing} of {len(split.shards)} missing).", "Copy it again.") from error
         except Damaged as error:
-            raise UserError(f"The shard {path} is {first_line(error)}.", "Copy it again, or make it anew.") from error
+            raise UserError(f"The shard {path} is {first_line(error)}.", "Copy it again, or write it again.") from error
         except ValueError as error:
             raise UserError(f"The shard {path} has {first_line(error)}.", _remedy(split.field)) from error
         if split.lengths is not None and count != split.lengths[number]:
-            problem = f"The shard {path} has {count:,} samples, not the {split.lengths[number]:,} that {INFO[0]} tells."
+            problem = f"The shard {path} has {count:,} samples, not the {split.lengths[number]:,} that {INFO[0]} says."
             raise UserError(problem, "Copy it again, or mend its entry in shard_lengths.")
         shards.add(str(path.absolute()))
         first.append(len(offsets))
@@ -183,7 +184,7 @@ def _samples(file: BinaryIO, field: str | None) -> Iterator[tuple[Member, int | 
     Raises:
         ValueError: A sample has no image or no label.
     """
-    key, found, label = "", dict[str, Member](), ""
+    key, files, label = "", dict[str, Member](), ""
     for member in members(file):
         folder, _, base = member.name.rpartition("/")
         stem, dot, kind = base.partition(".")
@@ -191,23 +192,23 @@ def _samples(file: BinaryIO, field: str | None) -> Iterator[tuple[Member, int | 
             continue
         kind = kind.lower()
         if (name := f"{folder}/{stem}") != key:
-            if found:
-                yield _sample(key, found, label, field)
-            key, found, label = name, {}, ""
-        if kind in found:
+            if files:
+                yield _sample(key, files, label, field)
+            key, files, label = name, {}, ""
+        if kind in files:
             raise ValueError(f"two files {member.name}")
-        found[kind] = member
+        files[kind] = member
         if kind == ("cls" if field is None else "json"):
             if member.size > (MOST_LABEL if field is None else MOST_JSON):
                 raise ValueError(f"{member.size:,} bytes in {member.name}")
             label = file.read(member.size).decode(errors="replace")
-    if found:
-        yield _sample(key, found, label, field)
+    if files:
+        yield _sample(key, files, label, field)
 
 
-def _sample(key: str, found: dict[str, Member], label: str, field: str | None) -> tuple[Member, int | None]:
+def _sample(key: str, files: dict[str, Member], label: str, field: str | None) -> tuple[Member, int | None]:
     name = key.removeprefix("/")
-    image = next((found[kind] for kind in IMAGES if kind in found), None)
+    image = next((files[kind] for kind in IMAGES if kind in files), None)
     if image is None or image.size >= MOST_IMAGE:
         raise ValueError(f"no image ({', '.join(IMAGES)}) for {name}")
     where = f"{name}.cls" if field is None else f"{field} in {name}.json"

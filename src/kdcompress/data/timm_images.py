@@ -6,6 +6,8 @@ from typing import Any
 
 from PIL import Image
 
+from kdcompress.data.exif import upright
+
 
 class EachItsOwn:
     """A timm ``ImageDataset`` that says which image cannot be read.
@@ -23,11 +25,11 @@ class EachItsOwn:
         return len(self.reader)
 
     def __getitem__(self, index: int) -> tuple[Image.Image, Any]:
-        """An image in colour, as timm gives it, and its label.
+        """An image in colour, as timm gives it but upright, and its label.
 
         Raises:
             OSError: The image cannot be read.
         """
         file, label = self.reader[index][:2]
         with file, Image.open(file) as image:
-            return image.convert("RGB"), label
+            return upright(image).convert("RGB"), label

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from kdcompress.api.fitting import recorded_split
 from kdcompress.api.job import Job
 from kdcompress.api.recipes.logits import train_on_labels
 from kdcompress.cache import TEACHERS, cache_dir
@@ -131,7 +132,7 @@ def soft_targets(
         others = dataclasses.replace(drawn, n=max(5 * images, 2) * drawn.classes, seed=drawn.seed + 1)
         known, split = load_source(str(others)), "test"
     else:
-        known = load_source(spec, data_dir=past.get("data_dir"))
+        known = load_source(spec, data_dir=past.get("data_dir"), split=recorded_split(teacher, spec))
         split = "fit" if known.fingerprint == source.fingerprint else "calibration"
     given = dataclasses.replace(options, holdout=past.get("holdout"), skip_bad_images=bool(past.get("skip_bad_images")))
     data = Data(known, teacher.prep, given, job.place.device)

@@ -121,7 +121,7 @@ def opened(job: Job[DistillOptions]) -> tuple[Teacher | None, DataSource, int]:
     if options.teacher is not None:
         network = load_teacher(options.teacher, options.teacher_arch, options.weights_key, job.reporter)
     options = job.options = inherit(options, network.record if network else {})
-    source = open_data(options)
+    source = open_data(options, network)
     check_enough_classes(options, source.num_classes)
     channels = choose_channels(source, options)
     if network is None:

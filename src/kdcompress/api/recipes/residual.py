@@ -174,7 +174,7 @@ def teacher_and_data(base: Network, job: Job[FromRun]) -> tuple[Teacher, Data]:
     teacher = _teacher_of(base, job)
     options = job.options = inherit(job.options, base.record)
     resize_input(base, options)
-    source = open_data(options)
+    source = open_data(options, base)
     check_enough_classes(options, source.num_classes)
     check_classes(teacher, source, "teacher")
     check_classes(base, source, "student")

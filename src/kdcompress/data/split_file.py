@@ -1,0 +1,140 @@
+"""The division of a folder without splits into training and test images, and the file in a run that records it.
+
+The file is a CSV table ``path,label,split``: paths relative to the folder, with ``/``. It names every image that was
+there, so that a later command reads the same ones, whatever has been added since.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from kdcompress.digests import digest_of
+from kdcompress.errors import UserError, first_line
+
+COLUMNS = ["path", "label", "split"]
+TRAIN, TEST = "train", "test"
+SEED, TEST_SHARE = 0, 0.2
+HEAD = 4096  # bytes that are compared before whole files are
+TEXT = {"encoding": "utf-8", "errors": "surrogateescape"}  # names of files need not be UTF-8
+
+
+@dataclass(frozen=True)
+class SplitFile:
+    """Which images are for training and which for testing.
+
+    Attributes:
+        rows: (path, label, split) of each image.
+        origin: The run that recorded it; None if it was made just now.
+    """
+
+    rows: tuple[tuple[str, str, str], ...]
+    origin: Path | None = None
+
+    @classmethod
+    def read(cls, path: Path) -> SplitFile:
+        """The file of a run.
+
+        Raises:
+            UserError: It cannot be read, or holds something else.
+        """
+        try:
+            with open(path, newline="", **TEXT) as file:  # type: ignore[call-overload]
+                header, *rows = csv.reader(file)
+            if header != COLUMNS or any(len(row) != len(COLUMNS) or row[2] not in (TRAIN, TEST) for row in rows):
+                raise ValueError(f"its rows are not {','.join(COLUMNS)}")
+        except (OSError, ValueError, csv.Error) as error:
+            remedy = "Take the run from a copy, or train anew."
+            raise UserError(f"{path} cannot be read: {first_line(error)}", remedy) from error
+        return cls(tuple((row[0], row[1], row[2]) for row in rows), path.parent)
+
+    def content(self) -> bytes:
+        """As it is written to a run folder."""
+        text = io.StringIO()
+        writer = csv.writer(text, lineterminator="\n")
+        writer.writerow(COLUMNS)
+        writer.writerows(self.rows)
+        return text.getvalue().encode(**TEXT)
+
+    def sides(self) -> dict[str, str]:
+        """Path -> split."""
+        return {path: split for path, _, split in self.rows}
+
+
+def divide(paths: Sequence[str], labels: np.ndarray, groups: Sequence[int]) -> np.ndarray:
+    """Choose the test images of a folder: a fifth of each class, by a hash of seed and path (our choice).
+
+    No generator is drawn from, and adding an image moves few others. Images of one group stay together. Of two images
+    of a class or more at least one goes each way, unless they are of one group.
+
+    Args:
+        paths: [N] relative to the folder.
+        labels: [N] class of each image.
+        groups: [N] a number that images which belong together share.
+
+    Returns:
+        Whether each image is for testing, bool [N].
+    """
+    counts = np.bincount(labels)
+    wanted = np.minimum(np.maximum(np.round(TEST_SHARE * counts), 1), counts - 1)
+    members: dict[int, list[int]] = {}
+    for index, group in enumerate(groups):
+        members.setdefault(group, []).append(index)
+    drawn = {group: min(_draw(paths[index]) for index in found) for group, found in members.items()}
+    test = np.zeros(len(paths), dtype=bool)
+    for group in sorted(members, key=lambda group: drawn[group]):
+        taken = np.bincount(labels[members[group]], minlength=len(counts))
+        if (taken <= wanted).all():
+            wanted -= taken
+            test[members[group]] = True
+    return test
+
+
+def same_bytes(files: Sequence[str], sizes: Sequence[int]) -> list[int]:
+    """For each file the index of the first one with the same content; few files have to be read for it.
+
+    Args:
+        sizes: In bytes, of each file.
+    """
+    alike = _refined([[index for index, size in enumerate(sizes) if size]], lambda index: sizes[index])
+    alike = _refined(alike, lambda index: _head(files[index]))
+    alike = _refined(alike, lambda index: _whole(files[index]))
+    first = list(range(len(files)))
+    for group in alike:
+        for index in group:
+            first[index] = group[0]
+    return first
+
+
+def _refined(groups: list[list[int]], key: Callable[[int], Hashable]) -> list[list[int]]:
+    """Groups of those that also have the same key; a group of one is none."""
+    found: dict[tuple[int, Hashable], list[int]] = {}
+    for number, group in enumerate(groups):
+        for index in group:
+            found.setdefault((number, key(index)), []).append(index)
+    return [group for group in found.values() if len(group) > 1]
+
+
+def _head(file: str) -> Hashable:
+    try:
+        with open(file, "rb", buffering=0) as opened:
+            return hashlib.blake2b(opened.read(HEAD), digest_size=16).digest()
+    except OSError:  # reading the split names it
+        return file
+
+
+def _whole(file: str) -> Hashable:
+    try:
+        return digest_of(Path(file))
+    except OSError:
+        return file
+
+
+def _draw(path: str) -> bytes:
+    return hashlib.blake2b(f"{SEED} {path}".encode(**TEXT), digest_size=16).digest()

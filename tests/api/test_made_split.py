@@ -1,0 +1,94 @@
+"""A folder without splits through a chain of commands: one division for all of them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import kdcompress
+from heard import Heard
+from kdcompress.errors import UserError
+from kdcompress.runs import RunFolder
+
+TINY = "resnet8_cifar,width=0.25"
+FAST: dict[str, Any] = {"epochs": 1, "device": "cpu", "precision": "fp32", "loading": "memory"}
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    """Two classes of 30 images of 12 pixels, bright and dark."""
+    rng = np.random.default_rng(0)
+    for name, low in (("bright", 128), ("dark", 0)):
+        (tmp_path / "photos" / name).mkdir(parents=True)
+        for number in range(30):
+            image = rng.integers(low, low + 128, (12, 12, 3), dtype=np.uint8)
+            Image.fromarray(image).save(tmp_path / "photos" / name / f"{number:02}.png")
+    return tmp_path / "photos"
+
+
+def add_images(photos: Path) -> None:
+    for number in range(10):
+        Image.new("RGB", (12, 12), (200, number, 0)).save(photos / "bright" / f"0-new-{number}.png")
+
+
+def test_all_commands_of_a_chain_use_one_division(photos: Path, tmp_path: Path) -> None:
+    """Images that were trained on would come into the test split as soon as somebody adds photos."""
+    out = [str(tmp_path / name) for name in ("t", "s", "c", "g")]
+    kdcompress.train_teacher(data=str(photos), model=TINY, out=out[0], **FAST)
+    recorded = (tmp_path / "t" / "split.csv").read_bytes()
+    assert recorded.startswith(b"path,label,split\nbright/00.png,bright,")
+    assert recorded.count(b",test\n") == 12
+    before = kdcompress.evaluate(run=out[0])
+    add_images(photos)
+    heard = Heard()
+    kdcompress.distill(teacher=out[0], student=TINY, method="reskd", out=out[1], reporter=heard, **FAST)
+    kdcompress.add_res_student(run=out[1], arch=TINY, out=out[2], **FAST)
+    kdcompress.gate_calibrate(run=out[2], max_drop=5.0, out=out[3])
+    assert any("0-new-0.png" in note and "not used" in note for note in heard.notes)
+    assert kdcompress.evaluate(run=out[3]).n == before.n == 12
+    assert kdcompress.evaluate(run=out[0]).top1 == before.top1
+    for name in ("s", "c", "g"):
+        assert (tmp_path / name / "split.csv").read_bytes() == recorded
+    assert kdcompress.verify(run=out[3]).whole
+    (tmp_path / "g" / "split.csv").write_bytes(recorded.replace(b"train", b"test", 1))
+    assert not kdcompress.verify(run=out[3]).whole
+    with pytest.raises(UserError, match=r"split\.csv"):
+        kdcompress.evaluate(run=out[3])
+
+
+def test_a_training_goes_on_with_the_division_that_it_began_with(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run that was killed could not go on after somebody has added a photo."""
+    given = {"data": str(photos), "model": TINY, "out": str(tmp_path / "t"), **FAST, "epochs": 2}
+
+    def killed(self: RunFolder, record: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(RunFolder, "finish", killed)
+        with pytest.raises(KeyboardInterrupt):
+            kdcompress.train_teacher(**given)
+    recorded = (tmp_path / "t" / "split.csv").read_bytes()
+    add_images(photos)
+    kdcompress.train_teacher(**given, resume=True)
+    assert (tmp_path / "t" / "split.csv").read_bytes() == recorded
+
+
+def test_data_with_val_alone_are_enough_to_evaluate(photos: Path, tmp_path: Path) -> None:
+    """Whoever has a model and a held-out set would have to make up a training split."""
+    run = str(tmp_path / "t")
+    kdcompress.train_teacher(data=str(photos), model=TINY, out=run, **FAST)
+    (tmp_path / "held-out").mkdir()
+    photos.rename(tmp_path / "held-out" / "val")
+    held_out = str(tmp_path / "held-out")
+    assert kdcompress.evaluate(run=run, data=held_out).n == 60
+    assert kdcompress.describe_data(data=held_out).to_dict()["fit"] == 0
+    with pytest.raises(UserError, match="no training split"):
+        kdcompress.train_teacher(data=held_out, model=TINY, **FAST)
+    with pytest.raises(UserError, match="no training split"):
+        kdcompress.evaluate(run=run, data=held_out, split="calibration")
