@@ -385,7 +385,7 @@ def test_pretrained_weights_get_a_rate_that_keeps_them(opt: str, usual: float) -
     """SGD's full learning rate would destroy the pretrained features."""
     plan = Plan.of(TrainTeacherOptions(opt=opt, pretrained=True), 10**5)
     assert plan.lr == pytest.approx(usual)
-    assert plan.opt == ("sgd" if opt == "sgd" else "adamw")
+    assert plan.opt == ("nadamw" if opt == "auto" else opt)
     assert Plan.of(TrainTeacherOptions(opt=opt, pretrained=True, lr=0.3), 10**5).lr == 0.3
 
 

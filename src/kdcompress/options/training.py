@@ -139,8 +139,8 @@ class TrainingOptions(DataOptions, DeviceOptions, OutputOptions):
     momentum: float = option(0.9, "momentum of sgd (Nesterov)", low=0, below=1, panel=TRAINING)
     opt: str = option(
         "auto",
-        "optimiser: sgd, adamw or any other of timm's; auto: adamw to fine-tune and for networks with LayerNorm or "
-        "depthwise convolutions, else sgd",
+        "optimiser: sgd, adamw or any other of timm's; auto: nadamw to fine-tune, adamw for networks with LayerNorm "
+        "or depthwise convolutions, else sgd",
         panel=TRAINING,
     )
     layer_decay: float | None = option(
@@ -153,7 +153,7 @@ class TrainingOptions(DataOptions, DeviceOptions, OutputOptions):
     sched: str = option("cosine", "learning rate schedule", choices=("cosine", "step"), panel=TRAINING)
     warmup_epochs: float | None = option(
         None,
-        "epochs of linear warm-up, fewer than --epochs (default: 5 % of them)",
+        "epochs of linear warm-up, fewer than --epochs (default: 5 % of them; to fine-tune 20 %)",
         low=0,
         high=MOST_EPOCHS,
         panel=TRAINING,
