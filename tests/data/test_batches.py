@@ -20,7 +20,7 @@ from kdcompress.data.batches import MemoryImages, StreamImages, find_good, load_
 from kdcompress.data.images import ArrayImages
 from kdcompress.data.splits import fit_calibration
 from kdcompress.errors import UserError
-from kdcompress.options import DataOptions
+from kdcompress.options import DataOptions, PolishOptions, TrainingOptions, TrainTeacherOptions
 
 from .images import MakeFolder, random_image
 
@@ -186,7 +186,7 @@ def streamed(source: DataSource, augment: str, workers: int, prep: Preprocess = 
     return data
 
 
-@pytest.mark.parametrize("augment", ["none", "crop-flip", "rrc-flip"])
+@pytest.mark.parametrize("augment", ["none", "flip", "crop-flip", "rrc-flip"])
 def test_streaming_gives_the_same_pixels_with_and_without_workers(make_folder: MakeFolder, augment: str) -> None:
     """--workers, the batch size or the step where a run was resumed would change the result."""
     source = photos(make_folder, sizes=((12, 10), (20, 30)), train=5)
@@ -363,6 +363,8 @@ def test_augmentation_follows_the_data(make_folder: MakeFolder, monkeypatch: pyt
     monkeypatch.setattr(prepared, "FEW", 1)
     assert Data(colour, PREP, stream, CPU).training(4, 0, "auto").augment == "rrc-flip"
     assert Data(digits, GREY, memory, CPU).training(4, 0, "auto").augment == "crop"
+    assert Data(digits, GREY, memory, CPU).training(4, 0, "auto", mild=True).augment == "none"
+    assert Data(colour, PREP, memory, CPU).training(4, 0, "auto", mild=True).augment == "flip"
     assert Data(digits, GREY, stream, CPU).training(4, 0, "auto").augment == "crop"
 
 
@@ -385,3 +387,28 @@ def test_no_process_is_left_with_one_image(count: int, batch: int, world: int) -
     batches = TrainBatches(numbered(count), batch, 0, "none", None, 0, world)
     assert min(batches.sizes()) >= 2 * world
     assert sum(batches.sizes()) == count
+
+
+def test_a_flip_alone_keeps_the_whole_image() -> None:
+    """Crops made short fine-tuning harder; an image is shown as it is, or mirrored."""
+    images = numbered(64)
+    positions = np.arange(64)
+    shown, _ = images.training(positions, seed=0, view=0, augment="flip")
+    plain, _ = images.plain(positions)
+    mirrored = (shown == plain.flip(3)).flatten(1).all(1)
+    assert ((shown == plain).flatten(1).all(1) | mirrored).all()
+    assert 16 < mirrored.sum() < 48
+
+
+@pytest.mark.parametrize(
+    ("options", "short"),
+    [
+        (TrainTeacherOptions(pretrained=True, epochs=2), True),
+        (TrainTeacherOptions(pretrained=True, epochs=30), False),
+        (TrainTeacherOptions(epochs=2), False),
+        (PolishOptions(epochs=2), False),
+    ],
+)
+def test_a_short_transfer_goes_without_crops(options: TrainingOptions, short: bool) -> None:
+    """Trained weights on new images for a few epochs; a network that knows the images keeps its crops."""
+    assert options.is_short_transfer == short

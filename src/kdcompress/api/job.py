@@ -248,7 +248,9 @@ class Job(Generic[JobOptions]):
             raise usage_error(f"--batch-size {plan.batch_size} is too small for {place.world} process(es).", remedy)
         if options.compile:
             check_compiler()
-        batches = data.training(plan.batch_size, options.seed + view_shift, options.augment)
+        batches = data.training(
+            plan.batch_size, options.seed + view_shift, options.augment, mild=options.is_short_transfer
+        )
         calibration = data.evaluation("calibration", forward_batch(place))
         synced = is_wanted(options.sync_bn, plan.batch_size, place)
         if place.world > 1:  # processes that differ would hang, or each train on other data

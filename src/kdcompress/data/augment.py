@@ -33,19 +33,22 @@ def uniforms(seed: int, view: int, indices: np.ndarray, count: int) -> np.ndarra
 
 
 def crop_indices(
-    seed: int, view: int, indices: np.ndarray, height: int, width: int, *, flip: bool
+    seed: int, view: int, indices: np.ndarray, height: int, width: int, *, flip: bool, shift: bool = True
 ) -> tuple[Tensor, Tensor]:
     """Rows and columns that a shifted (and perhaps mirrored) crop of each image reads.
 
     The usual pad-and-crop by an eighth of the side (4 pixels of 32), with reflection in place of zeros (our choice:
     no mask is needed, and no edges appear that no image has).
 
+    Args:
+        shift: False: the whole image.
+
     Returns:
         Row indices [B, height] and column indices [B, width], int64.
     """
     draws = uniforms(seed, view, indices, 3)
-    rows = _shifted(draws[:, 0], height)
-    columns = _shifted(draws[:, 1], width)
+    rows = _shifted(draws[:, 0], height, shift)
+    columns = _shifted(draws[:, 1], width, shift)
     if flip:
         columns = np.where(draws[:, 2:3] < 0.5, columns[:, ::-1], columns)
     return torch.from_numpy(rows), torch.from_numpy(np.ascontiguousarray(columns))
@@ -56,8 +59,8 @@ def image_seed(seed: int, view: int, index: int) -> int:
     return int(uniforms(seed, view, np.array([index]), 1)[0, 0] * 2**31)
 
 
-def _shifted(draws: np.ndarray, side: int) -> np.ndarray:
-    margin = max(1, side // 8) if side > 1 else 0
+def _shifted(draws: np.ndarray, side: int, shift: bool) -> np.ndarray:
+    margin = max(1, side // 8) if shift and side > 1 else 0
     shift = np.floor(draws * (2 * margin + 1)).astype(np.int64) - margin
     position = np.arange(side)[None, :] + shift[:, None]
     position = np.abs(position)

@@ -59,7 +59,9 @@ class MemoryImages:
         height, width = self.prep.size
         if augment == "none":
             return self.plain(positions)
-        rows, columns = crop_indices(seed, view, self.ids[positions], height, width, flip=augment == "crop-flip")
+        rows, columns = crop_indices(
+            seed, view, self.ids[positions], height, width, flip=augment.endswith("flip"), shift=augment != "flip"
+        )
         return self._gather(positions, rows, columns)
 
     def plain(self, positions: np.ndarray) -> Batch:

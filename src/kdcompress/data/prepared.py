@@ -86,11 +86,14 @@ class Data:
         self._tell_left_out(split, images, indices, kept)
         return len(kept)
 
-    def training(self, batch_size: int, seed: int, augment: str, per_class: int | None = None) -> TrainBatches:
+    def training(
+        self, batch_size: int, seed: int, augment: str, per_class: int | None = None, *, mild: bool = False
+    ) -> TrainBatches:
         """The fit split, shuffled and augmented.
 
         Args:
             per_class: Only the first so many images of each class.
+            mild: Whether ``auto`` leaves crops out.
 
         Raises:
             UserError: An augmentation that this kind of loading does not offer, or an unreadable image.
@@ -104,20 +107,23 @@ class Data:
                 )
             augment = "none"
         if augment == "auto":
-            augment = self._suitable(in_memory)
+            augment = self._suitable(in_memory, mild)
         if augment == "rrc-flip" and in_memory:
             remedy = "Add --loading stream, or use --augment crop-flip."
             raise usage_error("--augment rrc-flip needs the full images, but these are held in memory.", remedy)
         transform = None if in_memory else _stream_transform(self.prep, augment, self.fit_size())
         return TrainBatches(images, batch_size, seed, augment, transform, self.rank, self.world)
 
-    def _suitable(self, in_memory: bool) -> str:
+    def _suitable(self, in_memory: bool, mild: bool) -> str:
         """The augmentation that suits the images."""
+        few = in_memory or self.fit_size() < FEW
         if why := self.source.why_not_flipped:
             if self.source.flip:  # not known beforehand
                 self._say("augment", f"Augmentation without flips: {why} (--augment crop-flip mirrors them)")
-            return "crop"
-        return "crop-flip" if in_memory or self.fit_size() < FEW else "rrc-flip"
+            return "none" if mild and few else "crop"
+        if not few:
+            return "rrc-flip"
+        return "flip" if mild else "crop-flip"
 
     def _say(self, key: str, text: str) -> None:
         """A notice, once."""
@@ -213,6 +219,9 @@ def _stream_transform(prep: Preprocess, augment: str, count: int) -> Any:
             color_jitter=0.0,
             use_prefetcher=True,
         )
+    if augment == "flip":
+        *resize, to_numpy = prep.eval_transform().transforms  # type: ignore[attr-defined]
+        return transforms.Compose([*resize, transforms.RandomHorizontalFlip(), to_numpy])
     larger = (round(prep.size[0] * 1.125), round(prep.size[1] * 1.125))
     enlarge = Preprocess(larger, prep.channels, prep.mean, prep.std, prep.interpolation).eval_transform()
     steps = [*enlarge.transforms[:-1], transforms.RandomCrop(prep.size)]  # type: ignore[attr-defined]

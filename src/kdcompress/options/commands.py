@@ -17,6 +17,7 @@ from kdcompress.options.groups import (
 )
 from kdcompress.options.methods import METHODS, NONE, OPTIONAL, SEARCH, taking
 from kdcompress.options.training import (
+    AUGMENTATIONS,
     MOST_CLASSES,
     MOST_EPOCHS,
     MOST_IMAGES,
@@ -172,6 +173,11 @@ class PolishOptions(LogitOptions, TeacherOptions, TargetOptions, TrainingOptions
         """Always: polishing starts from trained weights."""
         return True
 
+    @property
+    def is_short_transfer(self) -> bool:
+        """Never: the weights know the images, and crops are what is new of them."""
+        return False
+
 
 @dataclass(kw_only=True)
 class ProfileFlopsOptions(ModelOptions):
@@ -220,9 +226,7 @@ class DescribeDataOptions(DataOptions):
     preview: str | None = option(None, "file for a contact sheet, e.g. sheet.png", file=True)
     images: int = option(64, "images on the sheet", low=1, high=4096)
     split: str = option("fit", "split to show", choices=("fit", "calibration", "test"))
-    augment: str = option(
-        "none", "augmentation; auto: what training uses", choices=("auto", "none", "crop", "crop-flip", "rrc-flip")
-    )
+    augment: str = option("none", "augmentation; auto: what training uses", choices=AUGMENTATIONS)
     seed: int = option(0, "seed of the choice of images and of their augmentation", low=0, high=2**31 - 1)
 
 

@@ -13,6 +13,8 @@ DATA, TRAINING, RUN, SHELL = "Data", "Training", "Run", "Shell"
 CACHE = "Cached targets"
 SECONDS = {"": 1, "s": 1, "m": 60, "h": 3600}
 LEAST_PATIENCE, MOST_PATIENCE = 5, 7 * 86400  # seconds
+AUGMENTATIONS = ("auto", "none", "flip", "crop", "crop-flip", "rrc-flip")
+SHORT_TRANSFER = 10  # epochs
 MOST_EPOCHS, MOST_IMAGES, MOST_CLASSES = 1_000_000, 1_000_000, 1_000_000  # more is a typing error
 
 
@@ -181,8 +183,9 @@ class TrainingOptions(DataOptions, DeviceOptions, OutputOptions):
     augment: str = option(
         "auto",
         "crop: shifted crops, rrc: random resized crops (streamed images); auto: rrc from 20 000 streamed images, no "
-        "flips where images are grey or mirrored ones look like other classes",
-        choices=("auto", "none", "crop", "crop-flip", "rrc-flip"),
+        "crops to fine-tune for fewer than 10 epochs, no flips where images are grey or mirrored ones look like other "
+        "classes",
+        choices=AUGMENTATIONS,
         panel=TRAINING,
     )
     stop_top1: float | None = option(
@@ -215,6 +218,11 @@ class TrainingOptions(DataOptions, DeviceOptions, OutputOptions):
     def fine_tunes(self) -> bool:
         """Whether training starts from trained weights, which a full learning rate would destroy."""
         return bool(getattr(self, "pretrained", False)) or (self.learner is not None and self.learner.has_weights)
+
+    @property
+    def is_short_transfer(self) -> bool:
+        """Whether trained weights get new images for a few epochs only, which crops would make harder (our choice)."""
+        return self.fine_tunes and self.epochs < SHORT_TRANSFER
 
 
 @dataclass(kw_only=True)
