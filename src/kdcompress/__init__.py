@@ -19,6 +19,7 @@ __all__ = [
     "describe_data",
     "distill",
     "evaluate",
+    "export_network",
     "gate_calibrate",
     "load",
     "manage_cache",

@@ -64,6 +64,7 @@ class NetworkFacts:
         teacher_params, params_ratio: As ``teacher_macs`` and ``macs_ratio``.
         student_macs, assistant_macs, integration_macs: Of a student with an assistant; they sum to ``macs``.
         undivided_macs: Of the model that was divided into student and assistant.
+        file: Absolute path of an exported file; None of a network in PyTorch.
     """
 
     architecture: str
@@ -82,6 +83,7 @@ class NetworkFacts:
     assistant_macs: int | None = None
     integration_macs: int | None = None
     undivided_macs: int | None = None
+    file: str | None = None
 
     def __post_init__(self) -> None:
         channels, height, width = self.input_size
@@ -236,6 +238,36 @@ class EvalResult(GateFacts, TeacherFacts, NetworkFacts, Result):
     hardware: str
     device: str
     precision: str
+
+
+@dataclass(kw_only=True)
+class ExportResult(GateFacts, NetworkFacts, Result):
+    """Of ``export``, measured on the calibration split.
+
+    Accuracies, exit rates and ``n`` are None if the file was verified on random images.
+
+    Attributes:
+        bytes: Size of the file.
+        top1, pytorch_top1: Accuracy of the file, and of the network in PyTorch and fp32.
+        top1_agreement: Percent of the images for which both predict the same class.
+        largest_difference: Between logits of the file and of PyTorch, divided by the largest logit; images with another
+            exit are left out. Of an int8 file: between it and its members run one by one.
+        near_ties: Images that exit at another stage than in PyTorch, with a value within 1e-5 of a threshold.
+    """
+
+    bytes: int
+    format: str
+    precision: str
+    opset: int
+    preprocess: bool
+    data: str | None = None
+    split: str | None = None
+    n: int | None = None
+    top1: float | None = None
+    pytorch_top1: float | None = None
+    top1_agreement: float
+    largest_difference: float
+    near_ties: int
 
 
 @dataclass(kw_only=True)

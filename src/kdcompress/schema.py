@@ -143,6 +143,7 @@ class Piped(TypedDict, total=False):
     """A result on standard input."""
 
     run: Place | None
+    file: Place | None
 
 
 class Malformed(ValueError):

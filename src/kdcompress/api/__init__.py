@@ -4,6 +4,7 @@ from kdcompress.api.add_res_student import add_res_student
 from kdcompress.api.cache import manage_cache
 from kdcompress.api.describe import describe_data
 from kdcompress.api.evaluate import evaluate
+from kdcompress.api.export import export_network
 from kdcompress.api.gate import gate_calibrate
 from kdcompress.api.load import load
 from kdcompress.api.polish import polish
@@ -16,6 +17,7 @@ __all__ = [
     "describe_data",
     "distill",
     "evaluate",
+    "export_network",
     "gate_calibrate",
     "load",
     "manage_cache",

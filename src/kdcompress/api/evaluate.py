@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import torch
 
 from kdcompress.api.cost import expected, facts, member_profiles
+from kdcompress.api.exported_file import evaluate_file
 from kdcompress.api.fitting import check_channels, check_classes, check_unchanged, open_data, resize_input
 from kdcompress.api.inputs import settle_input
 from kdcompress.api.reference import inherit, resolve
@@ -20,6 +22,7 @@ from kdcompress.engine.evaluate import Scores, collect, compare
 from kdcompress.engine.evaluate import evaluate as score
 from kdcompress.engine.latency import latency_ms
 from kdcompress.engine.progress import Reporter, Silent
+from kdcompress.export.onnx_network import is_onnx
 from kdcompress.flops import Profile
 from kdcompress.gating import expected_macs
 from kdcompress.models.fold import fold_batchnorm
@@ -53,6 +56,8 @@ def evaluate(options: EvalOptions | None = None, /, *, reporter: Reporter | None
         check_plot(options.plot)
     place = start(options.device, "fp32" if options.precision == "auto" else options.precision, options.patience)
     reference, began = resolve(options.run), time.perf_counter()  # waiting for the command before is not our time
+    if is_onnx(reference):
+        return evaluate_file(dataclasses.replace(options, run=reference), reporter or Silent())
     take_free_cores(place, reporter or Silent())
     note = reporter.note if reporter is not None and place.is_main else Silent().note
     network = load_network(reference, options.arch, key=options.weights_key, note=note)

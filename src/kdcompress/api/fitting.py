@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
-from kdcompress.data import DataSource, SplitFile, load_source, parse_size
+from kdcompress.data import DataSource, Preprocess, SplitFile, load_source, parse_size
 from kdcompress.errors import UserError
 from kdcompress.models.build import config_of
 from kdcompress.models.loading import Network
@@ -14,7 +14,26 @@ from kdcompress.options import DataOptions
 from kdcompress.runs import SPLIT, RunFolder
 
 
-def check_unchanged(network: Network, source: DataSource) -> None:
+class Classifier(Protocol):
+    """A network in PyTorch or in an exported file."""
+
+    @property
+    def reference(self) -> str: ...
+
+    @property
+    def num_classes(self) -> int: ...
+
+    @property
+    def class_names(self) -> tuple[str, ...] | None: ...
+
+    @property
+    def prep(self) -> Preprocess: ...
+
+    @property
+    def record(self) -> dict[str, Any]: ...
+
+
+def check_unchanged(network: Classifier, source: DataSource) -> None:
     """Refuse data that have changed: images that a network was trained on could end up in its calibration split.
 
     Raises:
@@ -88,19 +107,20 @@ def keep_split(run: RunFolder, source: DataSource) -> dict[str, str]:
     return {} if source.split is None else {SPLIT: run.write_split(source.split.content())}
 
 
-def check_classes(network: Network, source: DataSource, role: str) -> None:
+def check_classes(network: Classifier, source: DataSource, role: str) -> None:
     """Refuse a network whose classes are not those of the data, in the same order.
 
     Raises:
         UserError: Another number of classes, other names or another order.
     """
     if network.num_classes != source.num_classes:
-        raise UserError(
-            f"The {role} {network.reference} has {network.num_classes} classes, the data {source.spec} have "
-            f"{source.num_classes}.",
-            f"Give the data that the {role} was trained on, or fine-tune it: kdcompress train-teacher --model "
-            f"{network.reference}{f' --arch {network.arch}' if network.arch else ''} --data {source.spec}",
-        )
+        problem = f"The {role} {network.reference} has {network.num_classes} classes, the data {source.spec} have"
+        remedy = f"Give the data that the {role} was trained on"
+        if isinstance(network, Network):
+            arch = f" --arch {network.arch}" if network.arch else ""
+            command = f"kdcompress train-teacher --model {network.reference}{arch} --data {source.spec}"
+            raise UserError(f"{problem} {source.num_classes}.", f"{remedy}, or fine-tune it: {command}")
+        raise UserError(f"{problem} {source.num_classes}.", f"{remedy}.")
     if network.class_names and source.class_names and tuple(network.class_names) != source.class_names:
         theirs, ours = network.class_names, source.class_names
         if set(theirs) == set(ours):
@@ -113,7 +133,7 @@ def check_classes(network: Network, source: DataSource, role: str) -> None:
         raise UserError(problem, f"Give the data that the {role} was trained on.")
 
 
-def check_channels(network: Network, channels: int, role: str) -> None:
+def check_channels(network: Classifier, channels: int, role: str) -> None:
     """Refuse images of another number of channels than the network takes.
 
     Raises:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Iterable
 from typing import Any
@@ -9,10 +10,12 @@ from typing import Any
 from torch import nn
 
 from kdcompress.api.cost import expected, facts, member_profiles, note_missed
+from kdcompress.api.exported_file import profile_file
 from kdcompress.api.reference import resolve
 from kdcompress.data import parse_size
 from kdcompress.engine.progress import Reporter, Silent
 from kdcompress.errors import UserError
+from kdcompress.export.onnx_network import is_onnx
 from kdcompress.flops import Profile
 from kdcompress.gating import expected_macs
 from kdcompress.models.build import config_of
@@ -43,6 +46,8 @@ def profile_flops(
     """
     options = options or ProfileFlopsOptions.resolve(given)
     reference, began = resolve(options.model), time.perf_counter()  # waiting for the command before is not our time
+    if is_onnx(reference):
+        return profile_file(dataclasses.replace(options, model=reference))
     shape: dict[str, Any] = {"num_classes": options.num_classes} if options.num_classes else {}
     if options.input_size is not None:
         wanted, *size = parse_size(options.input_size)

@@ -86,7 +86,8 @@ def _from_stdin() -> str:
     last = " ".join(lines) if lines[0] == "{" else lines[-1]
     if last.startswith("{"):
         try:
-            run = schema.read_object(last.encode(), schema.Piped).get("run")
+            found = schema.read_object(last.encode(), schema.Piped)
+            run = found.get("file") or found.get("run")  # of an export: the next command runs what was made
         except ValueError as error:
             problem = f"Standard input is not valid JSON: {first_line(error)}"
             if isinstance(error, schema.Malformed):

@@ -75,6 +75,15 @@ Example: kdcompress eval runs/gated
 Example: kdcompress eval resnet56.safetensors --arch resnet56_cifar,shortcut=A --data cifar10/
 """
 
+EXPORT_HELP = """Write one ONNX file that runs a later member only on the images that need it.
+
+The file is verified against PyTorch on calibration images, and kept only if both agree.
+
+Example: kdcompress export runs/gated
+
+Example: kdcompress export runs/gated --precision int8 --preprocess --out gated.onnx
+"""
+
 DATA_HELP = """Describe a data set: classes, splits and sizes, and a contact sheet of its images.
 
 Example: kdcompress data photos/ --preview sheet.png --augment auto
@@ -108,6 +117,7 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "polish": ("polish", "PolishOptions", POLISH_HELP),
     "profile-flops": ("profile_flops", "ProfileFlopsOptions", PROFILE_HELP),
     "eval": ("evaluate", "EvalOptions", EVAL_HELP),
+    "export": ("export_network", "ExportOptions", EXPORT_HELP),
     "data": ("describe_data", "DescribeDataOptions", DATA_HELP),
     "verify": ("verify", "VerifyOptions", VERIFY_HELP),
     "cache": ("manage_cache", "CacheCommandOptions", CACHE_HELP),
@@ -121,6 +131,7 @@ IN_SHORT = {
     "polish": "Fine-tune the members of a gated cascade together.",
     "profile-flops": "Parameters, MACs and FLOPs of any network.",
     "eval": "Accuracy, cost and speed on the test split.",
+    "export": "Write one ONNX file whose gate skips members.",
     "data": "Describe a data set, with a contact sheet.",
     "verify": "Check that the files of a run are intact.",
     "cache": "List or remove what is cached for later runs.",

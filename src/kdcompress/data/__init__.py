@@ -3,6 +3,7 @@
 from kdcompress.data.batches import EvalBatches, StreamImages, TrainBatches
 from kdcompress.data.prepared import Data, choose_channels, choose_size
 from kdcompress.data.preprocess import InputAdapter, Preprocess, parse_size
+from kdcompress.data.raw_batches import RawBatches
 from kdcompress.data.source import DataSource
 from kdcompress.data.sources import load_source
 from kdcompress.data.split_file import SplitFile
@@ -13,6 +14,7 @@ __all__ = [
     "EvalBatches",
     "InputAdapter",
     "Preprocess",
+    "RawBatches",
     "SplitFile",
     "StreamImages",
     "TrainBatches",

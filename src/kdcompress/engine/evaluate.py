@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from kdcompress.data import EvalBatches
+from kdcompress.data import EvalBatches, RawBatches
 from kdcompress.engine.distributed import Place, summed
 from kdcompress.engine.targets import CachedEval, unpacked
 
@@ -56,7 +56,7 @@ def evaluate(
 
 def compare(
     forwards: Sequence[Callable[..., Any]],
-    batches: EvalBatches | CachedEval,
+    batches: EvalBatches | CachedEval | RawBatches,
     place: Place,
     *,
     passes: int = 1,

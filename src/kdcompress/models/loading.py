@@ -137,6 +137,9 @@ def load_network(
         raise usage_error(f"{given} was given, but {reference} {what}.", "Leave it out.")
     if reference.startswith(LOCAL_DIR) or is_folder:
         return _from_folder(path, note)
+    if path.suffix.lower() == ".onnx":
+        remedy = "Give the run that it was exported from; eval, predict, benchmark and profile-flops take the file."
+        raise UserError(f"{reference} is an ONNX file, which can only be run.", remedy)
     if is_file:
         return _from_checkpoint(path, arch, key, note)
     if reference.startswith(HUB):

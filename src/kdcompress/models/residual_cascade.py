@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from timm.models import generate_default_cfgs, register_model
-from torch import Tensor, nn
+from torch import nn
 
 from kdcompress.models.build import ModelSpec, build
 from kdcompress.models.small_network import create
@@ -72,8 +72,8 @@ class ResidualCascade(Staged):
     def stages(self) -> list[nn.Module]:
         return list(self.members)
 
-    def after(self, stage: int, before: Tensor, own: Tensor) -> Tensor:
-        return self.sum_weights[stage] * before + own
+    def sum_weight(self, stage: int) -> float:
+        return self.sum_weights[stage]
 
     def get_classifier(self) -> list[nn.Module]:
         """The last layer of every member."""

@@ -41,7 +41,11 @@ class Staged(nn.Module):
 
     def after(self, stage: int, before: Tensor, own: Tensor) -> Tensor:
         """Logits [B, K] after a later stage: the sum of those before it and its own."""
-        return before + own
+        return self.sum_weight(stage) * before + own
+
+    def sum_weight(self, stage: int) -> float:
+        """Factor of the logits before a stage, in the sum with its own."""
+        return 1.0
 
     def module_name(self, stage: str, name: str) -> str:
         """Name in this network of the submodule ``name`` of a stage."""

@@ -214,6 +214,22 @@ class EvalOptions(ModelOptions, DataOptions, DeviceOptions, CacheOptions):
 
 
 @dataclass(kw_only=True)
+class ExportOptions(ModelOptions, DataOptions):
+    run: str = option("-", "a run, '-', or any other trained network", argument=True, affects_result=False)
+    format: str = option("onnx", "file format (extra: onnx)", choices=("onnx",))
+    full: bool = option(False, "without the gate: every member runs on every image")
+    precision: str = option(
+        "fp32", "arithmetic; int8 is calibrated on calibration images and gets new thresholds", choices=("fp32", "int8")
+    )
+    preprocess: bool = option(
+        False, "take uint8 [batch, height, width, channels] of any size; resize, crop and normalise in the graph"
+    )
+    opset: int = option(20, "version of the ONNX operator set", low=18, high=25)
+    batch_size: int = option(64, "images at a time while the file is verified", low=1, high=MOST_IMAGES)
+    out: str | None = option(None, "the file, NAME.onnx (default: a new one beside the run, with its name)", file=True)
+
+
+@dataclass(kw_only=True)
 class DescribeDataOptions(DataOptions):
     """Options of ``data``."""
 

@@ -1,0 +1,86 @@
+"""The images on which an exported file is verified, and quantized."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from kdcompress.api.fitting import check_channels, check_classes, check_unchanged, open_data
+from kdcompress.api.inputs import note_assumed, settle_input
+from kdcompress.data import Data, DataSource, EvalBatches, Preprocess, RawBatches, choose_channels
+from kdcompress.engine.progress import Reporter
+from kdcompress.errors import UserError
+from kdcompress.models.loading import Network
+from kdcompress.options import ExportOptions
+
+RANDOM = 64  # images, where there are no others
+
+
+@dataclass(frozen=True)
+class CalibrationImages:
+    """The calibration split; random images if neither the network nor the user names data.
+
+    Attributes:
+        source: None for random images.
+        prep: How images are preprocessed.
+        batches: Of (images [B, C, H, W], labels [B]).
+    """
+
+    source: DataSource | None
+    prep: Preprocess
+    batches: EvalBatches | list[tuple[Tensor, Tensor]]
+
+    @classmethod
+    def of(cls, network: Network, options: ExportOptions, reporter: Reporter) -> CalibrationImages:
+        """Open the calibration split of the data that the options name.
+
+        Raises:
+            UserError: The data cannot be opened, or do not fit the network.
+        """
+        if options.data is None:
+            reporter.note(
+                f"Notice: {network.reference} names no data, so the file is verified on random images; --data verifies "
+                "it on real ones."
+            )
+            note_assumed(network, reporter.note, "--arch")
+            noise = torch.randn(RANDOM, *network.input_size, generator=torch.Generator().manual_seed(0))
+            return cls(None, network.prep, [(noise, torch.zeros(RANDOM, dtype=torch.long))])
+        try:
+            source = open_data(options, network)
+        except UserError as error:
+            remedy = f"{error.remedy} The file is verified on calibration images; --data says where they are.".strip()
+            raise UserError(error.problem, remedy, exit_code=error.exit_code) from error
+        check_classes(network, source, "network")
+        settle_input(network, source, options, reporter.note, "--arch")
+        check_unchanged(network, source)
+        if network.record.get("data_fingerprint") != source.fingerprint:
+            check_channels(network, choose_channels(source, options), "network")
+        data = Data(source, network.prep, options, torch.device("cpu"), note=reporter.note)
+        return cls(source, data.prep, data.evaluation("calibration", options.batch_size))
+
+    def __len__(self) -> int:
+        return RANDOM if isinstance(self.batches, list) else len(self.batches.images.ids)
+
+    def __str__(self) -> str:
+        return "calibration images" if self.source is not None else "random images"
+
+    def some(self, most: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """At most so many of them, from all over the split, in batches."""
+        if isinstance(self.batches, list):
+            return iter(self.batches)
+        chosen, size = self._chosen(most), self.batches.batch_size
+        return self.batches.load([chosen[start : start + size] for start in range(0, len(chosen), size)])
+
+    def as_read(self, most: int) -> RawBatches:
+        """The same before preprocessing; not of random images."""
+        assert self.source is not None
+        assert not isinstance(self.batches, list)
+        ids = self.batches.images.ids[self._chosen(most)]
+        return RawBatches(self.source.train, ids, self.prep.channels, self.batches.batch_size)
+
+    def _chosen(self, most: int) -> np.ndarray:
+        return np.unique(np.linspace(0, len(self) - 1, min(most, len(self))).astype(int))

@@ -1,0 +1,142 @@
+"""``eval`` and ``profile-flops`` of a file that ``export`` wrote: the run folder is not needed."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from kdcompress.api.cost import expected
+from kdcompress.api.fitting import check_channels, check_classes, check_unchanged, open_data
+from kdcompress.api.reference import inherit
+from kdcompress.data import Data, EvalBatches, RawBatches, choose_channels
+from kdcompress.engine.cores import take_free_cores
+from kdcompress.engine.distributed import Place
+from kdcompress.engine.evaluate import compare
+from kdcompress.engine.progress import Reporter
+from kdcompress.errors import usage_error
+from kdcompress.export.metadata import FileFacts
+from kdcompress.export.onnx_network import open_onnx, runner
+from kdcompress.gating import expected_macs
+from kdcompress.options import EvalOptions, ProfileFlopsOptions
+from kdcompress.results import EvalResult, ProfileResult
+
+PASSES = 2
+
+
+def evaluate_file(options: EvalOptions, reporter: Reporter) -> EvalResult:
+    """Score an exported file by ONNX Runtime, on the CPU.
+
+    Args:
+        options: Those of ``eval``; ``run`` is the file.
+
+    Raises:
+        UserError: As :func:`~kdcompress.export.onnx_network.open_onnx`; no data are named, or they do not fit.
+    """
+    began, place = time.perf_counter(), Place(torch.device("cpu"), "fp32")
+    take_free_cores(place, reporter)
+    network = open_onnx(options.run, torch.get_num_threads())
+    facts = network.facts
+    for name in ("arch", "weights_key", "input_size", "plot"):
+        if getattr(options, name) is not None:
+            raise usage_error(f"--{name.replace('_', '-')} has no meaning for an exported file.", "Leave it out.")
+    options = inherit(options, network.record)
+    if options.data is None:
+        raise usage_error(f"{options.run} names no data.", "Say which to score it on: --data.")
+    source = open_data(options)
+    check_classes(network, source, "file")
+    if options.split == "calibration":
+        check_unchanged(network, source)
+    if facts["data_fingerprint"] != source.fingerprint:
+        check_channels(network, choose_channels(source, options), "file")
+    data = Data(source, network.prep, options, place.device, note=reporter.note)
+    split = data.evaluation(options.split, options.batch_size)
+    batches: EvalBatches | RawBatches = split
+    if facts["preprocess"]:
+        images = source.test if options.split == "test" and source.test is not None else source.train
+        batches = RawBatches(images, split.images.ids, network.prep.channels, options.batch_size)
+    reporter.note(f"Scoring {network.path.name} on the {options.split} split of {source.spec}.")
+    run, macs = runner(network.session), _macs(facts)
+    gated = facts["gate"] is not None
+
+    def forward(images: Tensor) -> Any:
+        return run(images) if gated else run(images)[0]
+
+    scores = compare([forward], batches, place, passes=PASSES, exits=[len(macs) if gated else 0])[0]
+    measured: dict[str, Any] = {}
+    if facts["gate"] is not None:
+        rates = [count / scores.n for count in scores.exits]
+        cost = expected_macs(rates, macs)
+        measured = {
+            **facts["gate"],
+            "exit_rates": [round(rate, 6) for rate in rates],
+            "gated_top1": round(scores.top1, 4),
+            "macs_speedup": round(sum(macs) / cost, 4),
+            **expected(cost, _teacher(facts)),
+        }
+    return EvalResult(
+        command="eval",
+        run=None,
+        seconds=round(time.perf_counter() - began, 3),
+        data=source.spec,
+        split=options.split,
+        n=scores.n,
+        top1=round(scores.top1, 4),
+        top5=None if scores.top5 is None else round(scores.top5, 4),
+        loss=round(scores.loss, 6),
+        ece=round(scores.ece, 4),
+        images_per_second=round(scores.images_per_second, 1),
+        hardware=place.describe(),
+        device="cpu",
+        precision=facts["precision"],
+        **measured,
+        **_network_facts(facts, str(network.path)),
+    )
+
+
+def profile_file(options: ProfileFlopsOptions) -> ProfileResult:
+    """What an exported file says that its network costs.
+
+    Raises:
+        UserError: As :func:`~kdcompress.export.onnx_network.open_onnx`; an option that needs the network itself.
+    """
+    began = time.perf_counter()
+    for name in options.changed():
+        if name != "model":
+            problem = f"--{name.replace('_', '-')} needs the network, and {options.model} is an exported file."
+            raise usage_error(problem, "Leave it out, or give the run that it was exported from.")
+    network = open_onnx(options.model, 1)
+    facts, rates = network.facts, network.facts["exit_rates"]
+    cost = expected(expected_macs(rates, _macs(facts)), _teacher(facts)) if rates and facts["gate"] else {}
+    return ProfileResult(
+        command="profile-flops",
+        run=None,
+        seconds=round(time.perf_counter() - began, 3),
+        exit_rates=rates,
+        **cost,
+        **_network_facts(facts, str(network.path)),
+    )
+
+
+def _macs(facts: FileFacts) -> list[int]:
+    """Of each stage."""
+    return [member["macs"] for member in facts["members"]] if facts["members"] else [facts["macs"]]
+
+
+def _teacher(facts: FileFacts) -> dict[str, Any] | None:
+    return {"macs": facts["teacher_macs"]} if facts["teacher_macs"] else None
+
+
+def _network_facts(facts: FileFacts, file: str) -> dict[str, Any]:
+    """Keyword arguments of :class:`kdcompress.results.NetworkFacts`."""
+    macs, teacher = facts["macs"], facts["teacher_macs"]
+    return {
+        **{key: facts[key] for key in ("architecture", "num_classes", "input_size", "params", "members")},
+        "macs": macs,
+        "flops": 2 * macs,
+        "teacher_macs": teacher,
+        "macs_ratio": round(macs / teacher, 6) if teacher else None,
+        "file": file,
+    }

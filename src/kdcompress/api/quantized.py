@@ -1,0 +1,65 @@
+"""A cascade in int8: quantized members, and thresholds for their logits."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import torch
+
+from kdcompress.api.calibration_images import CalibrationImages
+from kdcompress.api.cost import member_profiles
+from kdcompress.engine.progress import Reporter
+from kdcompress.errors import usage_error
+from kdcompress.export.compose import Cascade
+from kdcompress.export.onnx_network import member_by_member
+from kdcompress.export.quantize import quantize_member
+from kdcompress.gate_search import search
+from kdcompress.gating import Gate, MemberScores
+from kdcompress.guarantee import guaranteed_gate
+from kdcompress.models.loading import Network
+
+RANGES = 512  # images on which activations are measured
+
+
+def quantized(cascade: Cascade, network: Network, images: CalibrationImages, reporter: Reporter) -> Cascade:
+    """Quantize the members, and choose new thresholds for their logits.
+
+    Raises:
+        UserError: There are no calibration images, or the quantizer cannot take a member.
+    """
+    if images.source is None:
+        problem = f"--precision int8 needs calibration images, and {network.reference} names no data."
+        raise usage_error(problem, "Add --data.")
+    members = []
+    for number, member in enumerate(cascade.members, start=1):
+        reporter.note(f"Quantizing member {number} of {len(cascade.members)} on {min(RANGES, len(images))} {images}.")
+        ranges = (batch.numpy() for batch, _ in images.some(RANGES))
+        members.append(quantize_member(member, ranges, f"Member {number} of {network.reference}"))
+    int8 = dataclasses.replace(cascade, members=members)
+    if cascade.gate is None:
+        return int8
+    reporter.note("Choosing thresholds for the int8 logits.")
+    return dataclasses.replace(int8, gate=_new_gate(int8, cascade.gate, network, images))
+
+
+def _new_gate(cascade: Cascade, gate: Gate, network: Network, images: CalibrationImages) -> Gate:
+    """A gate with the measure and the target of the run's own."""
+    record = network.record
+    options, result = record.get("options", {}), record.get("result", {})
+    if options.get("threshold"):  # set by hand
+        return gate
+    after_each = member_by_member(cascade)
+    found = [(after_each(batch), labels) for batch, labels in images.some(len(images))]
+    logits, labels = torch.cat([each for each, _ in found], 1), torch.cat([each for _, each in found])
+    macs = [profile.macs for profile in member_profiles(network)]
+    if (drop := options.get("max_drop")) is not None and (level := options.get("confidence_level")) is not None:
+        guaranteed = guaranteed_gate(logits, labels, macs, [gate.measure], max_drop=drop, confidence_level=level)
+        return Gate(gate.measure, guaranteed.thresholds)
+    scores = MemberScores.from_logits(logits, labels, macs, gate.measure)
+    if drop is not None:
+        return Gate(gate.measure, search(scores, gate.measure, max_drop=drop)[0].thresholds)
+    ratio, teacher = options.get("target_macs"), (record.get("teacher") or {}).get("macs")
+    most = ratio * teacher if ratio and teacher else result.get("expected_macs")  # polished: at the MACs of its gate
+    if most is None:
+        return gate
+    return Gate(gate.measure, search(scores, gate.measure, max_macs=most)[0].thresholds)

@@ -1,0 +1,87 @@
+"""Members in int8: static, with ranges measured on calibration images, before they are joined.
+
+ONNX Runtime's quantizer does not enter the branches of an ``If``, so each member is quantized by itself.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import tempfile
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from kdcompress.errors import UserError, first_line
+from kdcompress.export.members import IMAGES, stripped
+
+if TYPE_CHECKING:
+    import onnx
+
+CLASSIFIERS = ["Gemm"]  # logits in 8 bits tie, and the certainties that a gate compares would be as coarse
+
+
+def quantize_member(model: onnx.ModelProto, batches: Iterable[np.ndarray], name: str) -> onnx.ModelProto:
+    """A copy whose weights (int8, by channel) and activations (uint8) are quantized; images and logits stay float32.
+
+    Weights take seven bits of the eight: without VNNI instructions, x86 processors add products of eight bits in
+    sixteen, which overflow.
+
+    Args:
+        batches: Calibration images, float32 [B, C, H, W] normalised.
+        name: What an error calls it.
+
+    Raises:
+        UserError: ONNX Runtime cannot quantize it.
+    """
+    from onnxruntime.quantization import (
+        CalibrationDataReader,
+        CalibrationMethod,
+        QuantFormat,
+        QuantType,
+        quantize_static,
+    )
+
+    class Images(CalibrationDataReader):
+        def __init__(self) -> None:
+            self.rest: Iterator[np.ndarray] = iter(batches)
+
+        def get_next(self) -> dict[str, np.ndarray] | None:
+            return next(({IMAGES: images} for images in self.rest), None)
+
+    with tempfile.TemporaryDirectory() as folder, _silent():
+        import onnx
+
+        given, file = Path(folder) / "float32.onnx", Path(folder) / "int8.onnx"
+        onnx.save(model, str(given))
+        try:
+            quantize_static(
+                str(given),
+                str(file),
+                Images(),
+                quant_format=QuantFormat.QDQ,
+                per_channel=True,
+                reduce_range=True,
+                activation_type=QuantType.QUInt8,
+                weight_type=QuantType.QInt8,
+                calibrate_method=CalibrationMethod.MinMax,
+                extra_options={"OpTypesToExcludeOutputQuantization": CLASSIFIERS},
+            )
+        except Exception as error:  # of a library that promises none
+            raise UserError(
+                f"{name} cannot be quantized: {first_line(error)}", "Leave out --precision int8."
+            ) from error
+        return stripped(onnx.load(str(file)))
+
+
+@contextlib.contextmanager
+def _silent() -> Iterator[None]:
+    """The quantizer advises, through the root logger, to preprocess what PyTorch's exporter has optimized already."""
+    former = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        yield
+    finally:
+        logging.disable(former)

@@ -1,0 +1,204 @@
+"""``export``, and ``eval`` and ``profile-flops`` of what it wrote."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import kdcompress
+from chains import Chain, record_of
+from heard import Heard
+from kdcompress.api import onnx_file
+from kdcompress.errors import UserError
+from kdcompress.export import onnx_network, verify
+
+pytest.importorskip("onnxscript")
+pytest.importorskip("onnxruntime")
+
+SAME = (
+    "exit_rates",
+    "expected_macs",
+    "expected_macs_ratio",
+    "measure",
+    "thresholds",
+    "top1",
+    "macs",
+    "members",
+    "params",
+)
+
+
+@pytest.fixture(scope="module")
+def exported(chain: Chain, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    file = tmp_path_factory.mktemp("exported") / "gated.onnx"
+    return kdcompress.export_network(run=chain.gated.run, out=str(file))
+
+
+def test_the_file_is_scored_as_the_run(chain: Chain, exported: Any) -> None:
+    """What is deployed is less accurate, or costs more, than what was promised."""
+    assert exported.largest_difference <= 1e-4
+    assert (exported.top1, exported.top1_agreement) == (exported.pytorch_top1, 100.0)
+    assert exported.exit_rates == chain.gated.exit_rates
+    run, file = (kdcompress.evaluate(run=str(each), device="cpu") for each in (chain.gated.run, exported.file))
+    assert {key: getattr(run, key) for key in SAME} == {key: getattr(file, key) for key in SAME}
+    assert file.loss == pytest.approx(run.loss, rel=1e-4)
+    assert (file.run, file.file) == (None, exported.file)
+
+
+def test_the_file_knows_its_cost(chain: Chain, exported: Any) -> None:
+    """Who has the file alone cannot say what it costs."""
+    run, file = (kdcompress.profile_flops(model=str(each)) for each in (chain.gated.run, exported.file))
+    keys = ("macs", "params", "members", "exit_rates", "macs_ratio", "input_size", "architecture")
+    assert {key: getattr(run, key) for key in keys} == {key: getattr(file, key) for key in keys}
+    with pytest.raises(UserError, match="needs the network"):
+        kdcompress.profile_flops(model=exported.file, by_module=True)
+
+
+def test_the_next_command_of_a_pipe_takes_the_file(exported: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """``export RUN | eval -`` scores the run, and not what was made of it."""
+    monkeypatch.setattr(sys, "stdin", io.StringIO(json.dumps(exported.to_dict())))
+    assert kdcompress.profile_flops(model="-").file == exported.file
+
+
+def test_onnx_is_imported_only_by_what_needs_it() -> None:
+    """Every command takes a second longer, and none starts where the extra is missing."""
+    code = "import sys, kdcompress.api; sys.exit(bool({'onnx', 'onnxruntime', 'onnxscript'} & set(sys.modules)))"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+def test_the_file_names_no_path_of_this_machine(chain: Chain, exported: Any) -> None:
+    """A file that is given away tells how its maker's folders are called."""
+    content = Path(exported.file).read_bytes()
+    assert str(chain.folder).encode() not in content
+    assert b"digits" in content
+
+
+def test_what_exists_is_not_overwritten(exported: Any) -> None:
+    """A second export takes the place of a file that is in use."""
+    before = Path(exported.file).read_bytes()
+    with pytest.raises(UserError, match="exists already"):
+        kdcompress.export_network(run=exported.run, out=exported.file)
+    assert Path(exported.file).read_bytes() == before
+
+
+def test_the_file_is_named_like_the_run(chain: Chain) -> None:
+    """Two exports of one run are one file."""
+    first, second = (
+        kdcompress.export_network(run=chain.student.run, precision=precision, preprocess=True)
+        for precision in ("fp32", "int8")
+    )
+    assert first.file == f"{chain.student.run}.onnx"
+    assert second.file == f"{chain.student.run}-int8.onnx"
+    for each in (first, second):
+        found = kdcompress.evaluate(run=each.file, split="calibration")
+        assert (found.top1, found.precision) == (each.top1, each.precision)
+
+
+def test_int8_has_a_gate_of_its_own(chain: Chain, exported: Any, tmp_path: Path) -> None:
+    """Thresholds of float32 logits let the wrong images exit in int8."""
+    heard = Heard()
+    result = kdcompress.export_network(
+        run=chain.gated.run, precision="int8", out=str(tmp_path / "int8.onnx"), reporter=heard
+    )
+    assert any("Choosing thresholds" in note for note in heard.notes)
+    assert result.thresholds != chain.gated.thresholds
+    assert result.bytes < exported.bytes
+    assert result.pytorch_top1 == exported.top1
+    found = kdcompress.evaluate(run=result.file, split="calibration")
+    assert (found.top1, found.exit_rates) == (result.top1, result.exit_rates)
+
+
+def test_a_file_that_differs_is_not_kept(chain: Chain, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A wrong file is deployed."""
+    genuine = verify.Comparison.add
+
+    def shifted(self: Any, file: Any, *rest: Any) -> None:
+        genuine(self, (file[0] + 0.01, file[1]), *rest)
+
+    monkeypatch.setattr(verify.Comparison, "add", shifted)
+    with pytest.raises(UserError, match="is not the network in PyTorch"):
+        kdcompress.export_network(run=chain.student.run, out=str(tmp_path / "wrong.onnx"))
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_full_disk_leaves_nothing_behind(chain: Chain, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Half a file is taken for a whole one."""
+
+    def refuses(file: Path) -> None:
+        raise UserError(f"{file} cannot be loaded by ONNX Runtime", "")
+
+    monkeypatch.setattr(onnx_file, "open_onnx", refuses)
+    with pytest.raises(UserError, match="cannot be loaded"):
+        kdcompress.export_network(run=chain.student.run, out=str(tmp_path / "half.onnx"))
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("options", "problem"),
+    [
+        ({"out": "file.txt"}, "does not end in .onnx"),
+        ({"out": "nowhere/file.onnx"}, "There is no folder"),
+        ({"opset": 11}, "11 is out of range"),
+        ({"format": "onxn"}, "onxn.* is unknown"),
+        ({"precision": "bf16"}, "bf16.* is unknown"),
+        ({"data": "gone/"}, "gone"),
+    ],
+    ids=lambda each: next(iter(each)) if isinstance(each, dict) else "",
+)
+def test_what_cannot_be_is_refused(
+    chain: Chain, options: dict[str, Any], problem: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A slip of the pen costs minutes, or leaves a file that nobody wanted."""
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=problem):
+        kdcompress.export_network(**{"run": chain.student.run, "out": "made.onnx", **options})
+    assert not list(tmp_path.iterdir())
+
+
+def test_without_the_extra(chain: Chain, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who has not installed it meets an ImportError after a minute."""
+    monkeypatch.setattr(onnx_network, "find_spec", lambda name: None)
+    with pytest.raises(UserError, match="needs onnx, onnxscript, onnxruntime") as raised:
+        kdcompress.export_network(run=chain.gated.run)
+    assert raised.value.remedy == "pip install 'kdcompress[onnx]'"
+
+
+def test_a_network_that_names_no_data(chain: Chain, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A checkpoint cannot be exported, or is said to have an accuracy that nobody measured."""
+    weights, heard = Path(str(chain.teacher.run)) / "model.safetensors", Heard()
+    monkeypatch.chdir(tmp_path)
+    given = {"run": str(weights), "arch": f"{chain.teacher.architecture},mean=0.3,std=0.4,input_size=1x8x8"}
+    result = kdcompress.export_network(**given, reporter=heard)
+    assert any("verified on random images" in note for note in heard.notes)
+    assert (result.top1, result.n, result.file) == (None, None, str(tmp_path / "runs" / "resnet8_cifar.onnx"))
+    for option in ({"precision": "int8"}, {"preprocess": True}):
+        with pytest.raises(UserError, match=r"names no data|no data are named"):
+            kdcompress.export_network(**given, **option)
+    with pytest.raises(UserError, match="names no data"):
+        kdcompress.evaluate(run=str(result.file))
+
+
+def test_a_file_is_no_network_to_train_on(exported: Any) -> None:
+    """A file is taken for a checkpoint, and its architecture is asked for."""
+    with pytest.raises(UserError, match="is an ONNX file"):
+        kdcompress.gate_calibrate(run=exported.file, max_drop=1.0)
+
+
+def test_full_runs_every_member(chain: Chain, tmp_path: Path) -> None:
+    """``--full`` leaves the gate in."""
+    result = kdcompress.export_network(run=chain.gated.run, full=True, out=str(tmp_path / "full.onnx"))
+    assert result.thresholds is None
+    assert kdcompress.evaluate(run=result.file, split="calibration").top1 == chain.gated.full_top1
+
+
+def test_the_target_of_the_gate_is_kept(chain: Chain) -> None:
+    """The options by which an int8 gate is chosen anew are no longer on record."""
+    assert record_of(chain.gated.run)["options"]["max_drop"] == 2.0
+    assert dataclasses.asdict(chain.gated)["expected_macs"] is not None
