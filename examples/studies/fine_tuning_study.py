@@ -31,7 +31,7 @@ import kdcompress
 SIDE, BATCH, RATE = 64, 32, 1e-3
 LITE0 = "tf_efficientnet_lite0"
 FAMILIES = {LITE0: 0, "mobilenetv3_small_050": 2, "resnet10t": 2, "convnext_atto": 2}  # epochs of pretraining
-SETS = {"150 per class": 150, "1 000 per class": 1000}
+SETS = {"150 per class": 150, "500 per class": 500}
 TEST = 200  # images per class
 
 
@@ -57,7 +57,7 @@ def main() -> None:
                 if not weights.exists():
                     state = in_order(name, given.lite0) if name == LITE0 else pretrained(name, given.tiny, epochs)
                     save_file({key: value.contiguous() for key, value in state.items()}, weights)
-                for how, train in (("plain", plain), ("ours", ours)):
+                for how, train in (("plain", plain), ("small head", small_head), ("ours", ours)):
                     key = f"{name}, {title}, {how}, seed {seed}"
                     if key not in found:
                         run = given.out / f"{name}-{count}-{seed}"
@@ -101,13 +101,23 @@ def pretrained(name: str, folder: Path, epochs: int) -> dict[str, Tensor]:
     return model.state_dict()
 
 
-def plain(name: str, weights: Path, data: Path, epochs: int, seed: int, run: Path) -> dict[str, Any]:
+def small_head(name: str, weights: Path, data: Path, epochs: int, seed: int, run: Path) -> dict[str, Any]:
+    """A practitioner's second try: the plain loop, with the new classifier drawn small."""
+    return plain(name, weights, data, epochs, seed, run, head=0.01)
+
+
+def plain(
+    name: str, weights: Path, data: Path, epochs: int, seed: int, run: Path, head: float | None = None
+) -> dict[str, Any]:
     """What a practitioner writes first: timm's model with new classes, AdamW, a cosine."""
     torch.manual_seed(seed)
     images, labels = split(data, "train")
     model = timm.create_model(name, num_classes=int(labels.max()) + 1)
     own = model.state_dict()
     model.load_state_dict({**own, **{k: v for k, v in load_file(weights).items() if v.shape == own[k].shape}})
+    if head is not None:
+        nn.init.normal_(model.get_classifier().weight, std=head)
+        nn.init.zeros_(model.get_classifier().bias)
     fit(model, images, labels, epochs, BATCH, seed)
     images, labels = split(data, "test")
     model.eval()
@@ -168,14 +178,18 @@ def ours(name: str, weights: Path, data: Path, epochs: int, seed: int, run: Path
 
 
 def table(found: dict[str, dict[str, Any]], epochs: int, seeds: int) -> list[str]:
-    lines = ["| network | photos | plain loop | `train-teacher` | difference |", "| --- | --- | ---: | ---: | ---: |"]
+    lines = [
+        "| network | photos | plain loop | with a small classifier | `train-teacher` | above the better of both |",
+        "| --- | --- | ---: | ---: | ---: | ---: |",
+    ]
     for name in FAMILIES:
         for title in SETS:
             means = [
                 sum(found[f"{name}, {title}, {how}, seed {seed}"]["top1"] for seed in range(seeds)) / seeds
-                for how in ("plain", "ours")
+                for how in ("plain", "small head", "ours")
             ]
-            lines.append(f"| `{name}` | {title} | {means[0]:.1f} | {means[1]:.1f} | {means[1] - means[0]:+.1f} |")
+            shown = " | ".join(f"{mean:.1f}" for mean in means)
+            lines.append(f"| `{name}` | {title} | {shown} | {means[2] - max(means[:2]):+.1f} |")
     return [
         *lines,
         "",
