@@ -59,8 +59,8 @@ def image_seed(seed: int, view: int, index: int) -> int:
     return int(uniforms(seed, view, np.array([index]), 1)[0, 0] * 2**31)
 
 
-def _shifted(draws: np.ndarray, side: int, shift: bool) -> np.ndarray:
-    margin = max(1, side // 8) if shift and side > 1 else 0
+def _shifted(draws: np.ndarray, side: int, moves: bool) -> np.ndarray:
+    margin = max(1, side // 8) if moves and side > 1 else 0
     shift = np.floor(draws * (2 * margin + 1)).astype(np.int64) - margin
     position = np.arange(side)[None, :] + shift[:, None]
     position = np.abs(position)
