@@ -79,7 +79,8 @@ def _panels(option_set: type[Options]) -> dict[str, list[Any]]:
 
 
 def _table(rows: list[Any]) -> list[str]:
-    names = (" ".join(filter(None, [each.default, each.metavar])) for each in rows)  # Typer has the flag there
+    flags = (", ".join([each.default, *each.param_decls]) for each in rows)  # Typer has the flag there
+    names = (" ".join(filter(None, [flag, each.metavar])) for flag, each in zip(flags, rows, strict=True))
     lines = [f"| `{name}` | {_escaped(each.help)} |" for name, each in zip(names, rows, strict=True)]
     return ["| option | |", "| --- | --- |", *lines, ""]
 

@@ -74,6 +74,8 @@ def _type(annotation: Any, imports: dict[str, set[str]]) -> str:
     if origin in (collections.abc.Sequence, os.PathLike):
         name = "Sequence" if origin is collections.abc.Sequence else "os.PathLike"
         return f"{name}[{', '.join(_type(part, imports) for part in typing.get_args(annotation))}]"
+    if origin is list:
+        return f"list[{_type(typing.get_args(annotation)[0], imports)}]"
     if annotation is Any:
         return "Any"
     if annotation.__module__ != "builtins":

@@ -24,6 +24,7 @@ __all__ = [
     "load",
     "manage_cache",
     "polish",
+    "predict",
     "profile_flops",
     "train_teacher",
     "verify",

@@ -37,6 +37,7 @@ def option(
     below: float = math.inf,
     panel: str | None = None,
     argument: bool = False,
+    short: str | None = None,
     file: bool = False,
     affects_result: bool = True,
 ) -> Any:
@@ -46,13 +47,14 @@ def option(
         low, high: Closed bounds. ``above`` and ``below`` are the open ones.
         panel: Heading under which ``--help`` lists it.
         argument: Positional on the command line.
+        short: Another name of the flag, e.g. ``-0``.
         file: Names a file or folder that the command makes or reads.
         affects_result: Whether another value may give another result. Paths and progress display do not, and may
             change when a run is resumed.
     """
     bounds = {"low": low, "high": high, "above": above, "below": below}
     metadata = {"help": help, "choices": choices, "panel": panel, "argument": argument, "file": file, **bounds}
-    metadata["affects_result"] = affects_result
+    metadata.update(affects_result=affects_result, short=short)
     return dataclasses.field(default=default, metadata=metadata)
 
 

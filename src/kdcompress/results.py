@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import math
 import typing
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, TypeVar
 
@@ -238,6 +240,76 @@ class EvalResult(GateFacts, TeacherFacts, NetworkFacts, Result):
     hardware: str
     device: str
     precision: str
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A class that an image may be of, and its softmax probability; ``label`` is None where names are not known."""
+
+    label: str | None
+    index: int
+    probability: float
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """Of ``predict``: one image.
+
+    Attributes:
+        path: As it was given, or found below the folder that was given.
+        label, index, probability: The most probable class. With several members, the softmax is that of the summed
+            logits at the exit taken.
+        exit_stage: The last stage that ran, 0 for the first; None for a network without a gate.
+        top5: The most probable classes, as many as ``top_k``.
+    """
+
+    path: str
+    label: str | None
+    index: int
+    probability: float
+    exit_stage: int | None
+    top5: tuple[Candidate, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values; a number that is not finite is None."""
+        return schema.finite({**vars(self), "top5": [dict(vars(each)) for each in self.top5]})
+
+
+@dataclass(frozen=True)
+class Unreadable:
+    """Of ``predict``: an input that gives no prediction, and why, in one line that names it."""
+
+    path: str
+    problem: str
+
+
+class Rows(ABC):
+    """A result that comes in rows while it is being computed, and is not kept.
+
+    Attributes:
+        run: Absolute path of the run folder; None for a network that is in none.
+        labels: Names of the classes, where known.
+        gated: Whether rows have an ``exit_stage``.
+        goes_on: Whether all rows are needed, also if nobody reads them: a file of them is being written.
+    """
+
+    run: str | None
+    labels: tuple[str, ...] | None
+    gated: bool
+    goes_on: bool
+
+    @abstractmethod
+    def __iter__(self) -> Iterator[list[Prediction | Unreadable]]:
+        """The rows of each batch, as soon as it is done."""
+
+    @abstractmethod
+    def total(self) -> int | None:
+        """How many rows there will be; None where that is not known."""
+
+    @property
+    @abstractmethod
+    def exit_status(self) -> int:
+        """Of the command line that prints them; known when all of them have come."""
 
 
 @dataclass(kw_only=True)

@@ -35,6 +35,7 @@ def signature_of(function: Callable[..., Any]) -> inspect.Signature:
     if option_set is None:
         return own
     fields = sorted(dataclasses.fields(option_set), key=lambda field: not field.metadata["argument"])
+    fields = [field for field in fields if field.name not in own.parameters]
     kept = [parameter for parameter in own.parameters.values() if parameter.kind != inspect.Parameter.VAR_KEYWORD]
     return own.replace(parameters=[*kept, *(_parameter(option_set, field) for field in fields)])
 

@@ -8,6 +8,7 @@ from kdcompress.api.export import export_network
 from kdcompress.api.gate import gate_calibrate
 from kdcompress.api.load import load
 from kdcompress.api.polish import polish
+from kdcompress.api.predict import predict, predictions
 from kdcompress.api.profile import profile_flops
 from kdcompress.api.train import distill, train_teacher
 from kdcompress.api.verify import verify
@@ -22,6 +23,8 @@ __all__ = [
     "load",
     "manage_cache",
     "polish",
+    "predict",
+    "predictions",
     "profile_flops",
     "train_teacher",
     "verify",

@@ -221,6 +221,8 @@ class Job(Generic[JobOptions]):
 
             def save() -> None:
                 config = model_config(made.model, made.architecture, made.model_args, data.source.class_names)
+                if made.prep.crop_pct != data.prep.crop_pct:  # it was trained on images that were not cropped
+                    config["pretrained_cfg"]["crop_pct"] = data.prep.crop_pct
                 save_network(run, made.model, config)
                 run.finish({**provenance, KEY: run.record().get(KEY, {}), "result": result.to_dict()})
 

@@ -12,7 +12,7 @@ from kdcompress.models.loading import Network, load_network
 def load(
     reference: str | os.PathLike[str], arch: str | None = None, *, weights_key: str | None = None, **shape: Any
 ) -> Network:
-    """Load a network by any reference that the commands take.
+    """Load a network by any reference that the commands take, with its transform and labels.
 
     Args:
         reference: A run folder, ``local-dir:PATH``, ``hf-hub:ORG/NAME``, a checkpoint file, or a model spec.
@@ -25,8 +25,9 @@ def load(
         UserError: Nothing there, a checkpoint that does not fit, is truncated or holds code, unknown architecture.
 
     Example:
-        >>> kdcompress.load("runs/gated").model(torch.zeros(1, 1, 8, 8)).shape
-        torch.Size([1, 10])
+        >>> network = kdcompress.load("runs/gated")
+        >>> logits = network.model(network.transform(Image.open("photo.jpg"))[None])
+        >>> network.labels[logits.argmax()]
     """
     reference = os.fspath(reference)
     trust.typed((reference, arch))

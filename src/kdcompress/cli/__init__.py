@@ -19,6 +19,7 @@ from kdcompress import options as sets
 from kdcompress import threads, trust
 from kdcompress.cli import completion, typos
 from kdcompress.cli.output import Unprinted, print_error, print_result
+from kdcompress.cli.rows import print_rows
 from kdcompress.engine.interrupt import StopRequest, interrupt, stop_signals
 from kdcompress.errors import UserError, first_line, usage_error
 from kdcompress.option_set import Options, variable
@@ -74,6 +75,16 @@ Example: kdcompress eval runs/gated
 
 Example: kdcompress eval resnet56.safetensors --arch resnet56_cifar,shortcut=A --data cifar10/
 """
+PREDICT_HELP = """Classify images: one line of JSON per image, or a table on a terminal, as soon as its batch is done.
+
+Images that cannot be read are named on standard error; the others are classified, and the exit status is 1.
+
+Example: kdcompress predict runs/gated photos/ new.jpg
+
+Example: kdcompress predict runs/gated photos/ --top-k 3 --csv classes.csv
+
+Example: find photos -name '*.jpg' -print0 | kdcompress predict runs/gated - -0
+"""
 
 EXPORT_HELP = """Write one ONNX file that runs a later member only on the images that need it.
 
@@ -117,11 +128,14 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "polish": ("polish", "PolishOptions", POLISH_HELP),
     "profile-flops": ("profile_flops", "ProfileFlopsOptions", PROFILE_HELP),
     "eval": ("evaluate", "EvalOptions", EVAL_HELP),
+    "predict": ("predict", "PredictOptions", PREDICT_HELP),
     "export": ("export_network", "ExportOptions", EXPORT_HELP),
     "data": ("describe_data", "DescribeDataOptions", DATA_HELP),
     "verify": ("verify", "VerifyOptions", VERIFY_HELP),
     "cache": ("manage_cache", "CacheCommandOptions", CACHE_HELP),
 }
+# function -> that which gives its rows as they come
+STREAMED = {"predict": "predictions"}
 # shorter texts for the list of commands
 IN_SHORT = {
     "train-teacher": "Train, or fine-tune, a network on labels.",
@@ -131,6 +145,7 @@ IN_SHORT = {
     "polish": "Fine-tune the members of a gated cascade together.",
     "profile-flops": "Parameters, MACs and FLOPs of any network.",
     "eval": "Accuracy, cost and speed on the test split.",
+    "predict": "Classify images.",
     "export": "Write one ONNX file whose gate skips members.",
     "data": "Describe a data set, with a contact sheet.",
     "verify": "Check that the files of a run are intact.",
@@ -195,14 +210,18 @@ def _command(name: str) -> Callable[..., int]:
         from kdcompress import api
         from kdcompress.engine.precision import Process
         from kdcompress.engine.progress import Silent, Terminal
+        from kdcompress.results import Rows
 
         completion.remember_networks()
         Process.is_ours = True
         reporter = Silent() if shell.quiet else Terminal(shell.verbose)
+        output, failure = sys.stdout, None
         try:
             # standard output is for the result, not for what libraries or the user's code print
             with contextlib.redirect_stdout(sys.stderr):
-                result = getattr(api, function_name)(options, reporter=reporter)
+                result = getattr(api, STREAMED.get(function_name, function_name))(options, reporter=reporter)
+                if isinstance(result, Rows):
+                    failure = print_rows(result, output, shell.json, show_progress=not shell.quiet)
         except KeyboardInterrupt as interrupt:
             # converted here: Typer would turn it into an Abort, which does not name the run
             raise _interrupted(interrupt) from interrupt
@@ -210,7 +229,12 @@ def _command(name: str) -> Callable[..., int]:
             # Typer would exit without a message
             remedy = "A process that reads images may have been killed when memory ran out: try fewer --workers."
             raise UserError("A process that this one depends on has ended.", remedy) from error
-        if int(os.environ.get("RANK", "0")) == 0:
+        if isinstance(failure, BrokenPipeError):  # its reader has seen enough
+            forget_output()
+            return 1
+        if failure is not None:
+            raise _not_printed(Unprinted(failure.strerror), options, result.run) from failure
+        if not isinstance(result, Rows) and int(os.environ.get("RANK", "0")) == 0:
             try:
                 print_result(result, shell.json, shell.verbose, COMMANDS)
             except Unprinted as error:

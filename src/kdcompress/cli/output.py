@@ -49,9 +49,9 @@ def print_error(problem: str, remedy: str = "") -> None:
     """What is wrong, and how to mend it."""
     colour = sys.stderr.isatty() and "NO_COLOR" not in os.environ
     label = "\033[1;31mError:\033[0m" if colour else "Error:"
-    print(f"{label} {_one_line(problem)}", file=sys.stderr)
+    print(f"{label} {one_line(problem)}", file=sys.stderr)
     if remedy:
-        print(_one_line(remedy), file=sys.stderr)
+        print(one_line(remedy), file=sys.stderr)
 
 
 def _table(values: dict[str, Any], verbose: bool, commands: Collection[str]) -> str:
@@ -113,7 +113,7 @@ def _shown(key: str, value: Any) -> str:
     return str(value)
 
 
-def _one_line(text: str) -> str:
+def one_line(text: str) -> str:
     """Without what would steer a terminal, and not longer than a person reads."""
     line = " ".join(text.split())
     if len(line) > LONGEST:

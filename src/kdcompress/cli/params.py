@@ -62,13 +62,16 @@ def _annotation(option_set: type[Options], field: dataclasses.Field[Any]) -> Any
     if not meta["argument"] and field.default not in (None, ()) and field.default is not False:
         help_text += f" (default: {field.default})"
     common: dict[str, Any] = {"help": help_text, "show_default": False, "autocompletion": completer(field)}
+    if meta["argument"] and typing.get_origin(kind) is tuple:
+        return Annotated[Optional[list[str]], typer.Argument(metavar=f"{field.name.upper()}...", **common)]  # noqa: UP045
     if meta["argument"]:
         return Annotated[Optional[str], typer.Argument(metavar=field.name.upper(), **common)]  # noqa: UP045
     shared = {**common, "rich_help_panel": meta["panel"] or "Options"}
     if kind is bool:
         no = f"/--no-{field.name.replace('_', '-')}" if field.default is None else ""
         names = flag(field.name) + no
-        return Annotated[Optional[bool], typer.Option(names, **shared)]  # noqa: UP045
+        short = [meta["short"]] if meta["short"] else []
+        return Annotated[Optional[bool], typer.Option(names, *short, **shared)]  # noqa: UP045
     if typing.get_origin(kind) is tuple:
         metavar = METAVARS[typing.get_args(kind)[0]]
         return Annotated[Optional[list[str]], typer.Option(flag(field.name), metavar=metavar, **shared)]  # noqa: UP045

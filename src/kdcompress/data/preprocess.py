@@ -70,6 +70,13 @@ class Preprocess:
             use_prefetcher=True,
         )
 
+    def normalized(self, pixels: Tensor) -> Tensor:
+        """uint8 [B, C, H, W] as a network takes it: float32, by mean and standard deviation of each channel."""
+        mean, std = (
+            torch.tensor(values, device=pixels.device).mul(255).view(1, -1, 1, 1) for values in (self.mean, self.std)
+        )
+        return pixels.float().sub_(mean).div_(std)
+
 
 class InputAdapter(nn.Module):
     """Turns a batch normalised for one network into one for another: [B, C, H, W] to [B, C, H', W'].
@@ -123,13 +130,17 @@ def read_image(images: ImageList, index: int, channels: int) -> Image.Image:
         UserError: The file is truncated or not an image; it is named.
     """
     try:
-        image = images.image(index)
-        if image.mode.startswith("I"):  # 16-bit grey, which Pillow would clip at 255
-            values = np.asarray(image)
-            image = Image.fromarray((values >> 8 if values.max(initial=0) > 255 else values).astype(np.uint8))
-        return image.convert(IMAGE_MODES[channels])
+        return with_channels(images.image(index), channels)
     except UNREADABLE as error:
         raise bad_image(f"{images.name(index)}: {str(error).splitlines()[0] if str(error) else 'damaged'}") from error
+
+
+def with_channels(image: Image.Image, channels: int) -> Image.Image:
+    """An image of any mode in grey (1) or colour (3)."""
+    if image.mode.startswith("I"):  # 16-bit grey, which Pillow would clip at 255
+        values = np.asarray(image)
+        image = Image.fromarray((values >> 8 if values.max(initial=0) > 255 else values).astype(np.uint8))
+    return image.convert(IMAGE_MODES[channels])
 
 
 def bad_image(*problems: str) -> UserError:

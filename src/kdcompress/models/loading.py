@@ -10,15 +10,21 @@ import contextlib
 import dataclasses
 import hashlib
 import os
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import timm
 import torch
-from torch import nn
+from PIL import Image
+from timm.data import ImageNetInfo, infer_imagenet_subset
+from torch import Tensor, nn
 
-from kdcompress.data.preprocess import Preprocess
+from kdcompress.data.exif import upright
+from kdcompress.data.images import IMAGE_MODES
+from kdcompress.data.preprocess import Preprocess, with_channels
 from kdcompress.errors import UserError, first_line, usage_error
 from kdcompress.models.build import MATCHES, NOT_OURS, WEIGHTS_KEY, ModelSpec, build, config_of, default_config
 from kdcompress.models.checkpoints.choosing import Note
@@ -68,6 +74,45 @@ class Network:
     @property
     def prep(self) -> Preprocess:
         return Preprocess.of(self.model)
+
+    @property
+    def transform(self) -> Callable[[Image.Image], Tensor]:
+        """From an image of any size and mode to the input of the network: float32 [C, H, W], as ``eval`` makes it.
+
+        Raises:
+            UserError: The network takes other inputs than images.
+        """
+        prep = self.image_prep()
+        resized = prep.eval_transform()
+
+        def transform(image: Image.Image) -> Tensor:
+            pixels = torch.from_numpy(np.asarray(resized(with_channels(upright(image), prep.channels))))
+            return prep.normalized(pixels[None])[0]
+
+        return transform
+
+    def image_prep(self) -> Preprocess:
+        """``prep`` of a network that takes images.
+
+        Raises:
+            UserError: It has another number of channels.
+        """
+        prep = self.prep
+        if prep.channels not in IMAGE_MODES:
+            problem = f"{self.reference} takes {prep.channels} channels, and images have 1 or 3."
+            raise UserError(problem, "Give a network that was trained on images.")
+        return prep
+
+    @property
+    def labels(self) -> tuple[str, ...] | None:
+        """Names of the classes in logit order: ``class_names``, or those of ImageNet for timm's pretrained networks."""
+        if self.class_names is not None:
+            return self.class_names
+        is_timms = str(config_of(self.model).get("hf_hub_id") or "").startswith("timm/")
+        if not is_timms or self.record or self.path is not None or self.arch is not None:
+            return None
+        subset = infer_imagenet_subset(config_of(self.model))
+        return tuple(ImageNetInfo(subset).label_descriptions()) if subset is not None else None
 
     @property
     def num_classes(self) -> int:

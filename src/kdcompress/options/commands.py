@@ -214,6 +214,28 @@ class EvalOptions(ModelOptions, DataOptions, DeviceOptions, CacheOptions):
 
 
 @dataclass(kw_only=True)
+class PredictOptions(ModelOptions, DeviceOptions):
+    """Options of ``predict``."""
+
+    run: str = option(
+        "-",
+        "a run, '-' (standard input), or any other trained network",
+        argument=True,
+        affects_result=False,
+    )
+    images: tuple[str, ...] = option(
+        (),
+        "files, and folders with all that is below them; '-' reads their paths from standard input, one per line",
+        argument=True,
+        affects_result=False,
+    )
+    null: bool = option(False, "paths on standard input end in NUL, as find -print0 writes them", short="-0")
+    top_k: int = option(5, "most probable classes to list for each image (key top5)", low=1, high=MOST_CLASSES)
+    batch_size: int = option(128, "images per batch", low=1, high=MOST_IMAGES)
+    csv: str | None = option(None, "also write the rows to this CSV file", file=True, affects_result=False)
+
+
+@dataclass(kw_only=True)
 class ExportOptions(ModelOptions, DataOptions):
     run: str = option("-", "a run, '-', or any other trained network", argument=True, affects_result=False)
     format: str = option("onnx", "file format (extra: onnx)", choices=("onnx",))
