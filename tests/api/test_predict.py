@@ -16,6 +16,7 @@ from chains import CPU, TINY, WHERE, Chain
 from kdcompress import UserError
 from kdcompress.api import predictions
 from kdcompress.data import Data, load_source
+from kdcompress.data.exif import ORIENTATION
 from kdcompress.models.loading import load_network
 from kdcompress.options import EvalOptions
 from kdcompress.results import Prediction
@@ -113,6 +114,20 @@ def test_images_of_any_size_and_colour_are_read(chain: Chain, tmp_path: Path) ->
         Image.new(mode, (90, 40), 0).save(tmp_path / f"{mode.replace(';', '')}.{suffix}")
     rows = kdcompress.predict(chain.gated.run, tmp_path, device="cpu")
     assert len(rows) == len(modes)
+
+
+def test_photos_are_turned_upright(chain: Chain, digits: Path, tmp_path: Path) -> None:
+    """A photo that a phone took upright is classified as one that lies on its side."""
+    upright = next((digits / "test" / "4").iterdir())
+    with Image.open(upright) as image:
+        exif = image.getexif()
+        exif[ORIENTATION] = 6  # viewers turn it by 90 degrees, clockwise
+        image.transpose(Image.Transpose.ROTATE_90).save(tmp_path / "turned.png", exif=exif)
+    straight, turned = kdcompress.predict(chain.longer.run, [upright, tmp_path / "turned.png"], device="cpu")
+    assert turned.top5 == straight.top5
+    network = kdcompress.load(str(chain.longer.run))
+    with Image.open(upright) as one, Image.open(tmp_path / "turned.png") as other:
+        assert torch.equal(network.transform(one), network.transform(other))
 
 
 def test_bad_images_are_named_and_the_rest_goes_on(chain: Chain, digits: Path, tmp_path: Path) -> None:
