@@ -208,7 +208,7 @@ def test_wrong_usage_is_refused_before_a_network_is_loaded(tmp_path: Path) -> No
 def test_a_network_of_other_channels_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A network for five-channel inputs ends in an error of Pillow."""
     network = kdcompress.load(f"{TINY},in_chans=5", weights=False)
-    monkeypatch.setattr("kdcompress.api.classifier.load_network", lambda *_: network)
+    monkeypatch.setattr("kdcompress.api.classifier.load_network", lambda *_, **__: network)
     with pytest.raises(UserError, match="takes 5 channels"):
         kdcompress.predict("five", "a.png", device="cpu")
     with pytest.raises(UserError, match="takes 5 channels"):
