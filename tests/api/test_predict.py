@@ -74,6 +74,26 @@ def test_predictions_are_those_that_eval_scores(kind: str, chain: Chain, digits:
         assert 0 < shares[0] < 1, "the test needs images of both kinds"
 
 
+@pytest.mark.parametrize("preprocess", [False, True])
+def test_an_exported_file_predicts_the_same(preprocess: bool, chain: Chain, digits: Path, tmp_path: Path) -> None:
+    """What was tried before the export is not what the file says, or the file needs the run folder."""
+    pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
+    file = tmp_path / "gated.onnx"
+    kdcompress.export_network(run=chain.gated.run, out=file, preprocess=preprocess)
+    Image.new("L", (31, 20), 90).save(tmp_path / "other.png")  # a batch of several sizes
+    images = [digits / "test" / "6", tmp_path / "other.png", digits / "test" / "8"]
+    expected = kdcompress.predict(chain.gated.run, images, device="cpu")
+    found = kdcompress.predict(file, images)
+    assert [(row.path, row.label) for row in found] == [(row.path, row.label) for row in expected]
+    for row, other in zip(found, expected, strict=True):
+        if row.path != str(tmp_path / "other.png"):  # resized by other code, which may differ by a grey level
+            assert (row.index, row.exit_stage) == (other.index, other.exit_stage)
+            assert row.probability == pytest.approx(other.probability, abs=1e-5)
+    with pytest.raises(UserError, match="arch"):
+        kdcompress.predict(file, images, arch=TINY)
+
+
 def test_the_gate_skips(chain: Chain, digits: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every member runs on every image, and the cascade costs more than its MACs say."""
     from kdcompress.models.staged import Staged

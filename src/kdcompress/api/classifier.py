@@ -11,8 +11,11 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from kdcompress.api.exported_classifier import ExportedClassifier
 from kdcompress.api.inputs import note_assumed
 from kdcompress.engine.distributed import Place
+from kdcompress.errors import usage_error
+from kdcompress.export.onnx_network import is_onnx, open_onnx
 from kdcompress.models.fold import fold_batchnorm
 from kdcompress.models.loading import Network, load_network
 from kdcompress.models.staged import Staged
@@ -67,7 +70,7 @@ class TorchClassifier:
 
 
 def open_classifier(reference: str, options: ModelOptions, place: Place, note: Callable[[str], None]) -> Classifier:
-    """The network of any reference that ``eval`` takes.
+    """The network of any reference that ``eval`` takes; of an exported file, by ONNX Runtime on the CPU.
 
     Args:
         note: Receives what is assumed of its input.
@@ -75,6 +78,11 @@ def open_classifier(reference: str, options: ModelOptions, place: Place, note: C
     Raises:
         UserError: As :func:`~kdcompress.models.loading.load_network`, or it takes other inputs than images.
     """
+    if is_onnx(reference):
+        for name in ("arch", "weights_key"):
+            if getattr(options, name) is not None:
+                raise usage_error(f"--{name.replace('_', '-')} has no meaning for an exported file.", "Leave it out.")
+        return ExportedClassifier(open_onnx(reference, torch.get_num_threads()))
     network = load_network(reference, options.arch, key=options.weights_key, note=note)
     note_assumed(network, note, "--arch")
     return TorchClassifier(network, place)

@@ -219,7 +219,7 @@ class PredictOptions(ModelOptions, DeviceOptions):
 
     run: str = option(
         "-",
-        "a run, '-' (standard input), or any other trained network",
+        "a run, '-' (standard input), an exported .onnx file, or any other trained network",
         argument=True,
         affects_result=False,
     )
