@@ -19,7 +19,7 @@ from kdcompress.export.onnx_network import is_onnx, open_onnx
 from kdcompress.models.fold import fold_batchnorm
 from kdcompress.models.loading import Network, load_network
 from kdcompress.models.staged import Staged
-from kdcompress.options import ModelOptions
+from kdcompress.options import PredictOptions
 
 
 class Classifier(Protocol):
@@ -69,7 +69,7 @@ class TorchClassifier:
             return logits.float().cpu(), stopped.cpu()
 
 
-def open_classifier(reference: str, options: ModelOptions, place: Place, note: Callable[[str], None]) -> Classifier:
+def open_classifier(reference: str, options: PredictOptions, place: Place, note: Callable[[str], None]) -> Classifier:
     """The network of any reference that ``eval`` takes; of an exported file, by ONNX Runtime on the CPU.
 
     Args:
@@ -82,6 +82,8 @@ def open_classifier(reference: str, options: ModelOptions, place: Place, note: C
         for name in ("arch", "weights_key"):
             if getattr(options, name) is not None:
                 raise usage_error(f"--{name.replace('_', '-')} has no meaning for an exported file.", "Leave it out.")
+        if options.device not in ("auto", "cpu"):
+            raise usage_error(f"--device {options.device}: an exported file runs on the CPU.", "Leave it out.")
         return ExportedClassifier(open_onnx(reference, torch.get_num_threads()))
     network = load_network(reference, options.arch, key=options.weights_key, note=note)
     note_assumed(network, note, "--arch")
