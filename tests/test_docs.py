@@ -146,6 +146,12 @@ def test_every_page_is_in_the_index() -> None:
 
 
 @every_page
+def test_no_half_of_a_merge(page: Path) -> None:
+    """A reader meets two versions of a paragraph, and the marks of the merge that left them."""
+    assert not re.search(r"^(<{7}|={7}|>{7})( |$)", page.read_text(), re.M)
+
+
+@every_page
 def test_no_path_of_a_machine(page: Path) -> None:
     """A reader meets a path that only one machine has."""
     assert not re.search(r"(^|[\s`'\"(=])/(root|home|work|tmp)/", page.read_text())
