@@ -27,6 +27,7 @@ class Reference:
 
     @property
     def has_weights(self) -> bool:
+        """Whether it names trained weights: see :func:`has_weights`."""
         return has_weights(self.text)
 
 

@@ -73,7 +73,7 @@ def open_data(options: DataOptions, network: Network | None = None) -> DataSourc
     split = recorded_split(network, spec) or _split_of_resumed(options, spec)
     source = load_source(spec, data_dir=options.data_dir, download=options.download, split=split)
     if network is not None and network.record.get("data_fingerprint") == source.fingerprint:
-        source.first_notes.clear()  # the command that made the run has said them
+        source.first_notes.clear()  # printed by the command that made the run
     return source
 
 

@@ -1,4 +1,4 @@
-"""What is assumed of a network's input where nothing records it: settled with the data at hand, and always said."""
+"""A network's input size and normalisation where nothing records them: chosen for the data, and always printed."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def recall_size(network: Network, size: list[int] | None) -> None:
 
 
 def without_size(options: DataOptions) -> DataOptions:
-    """The options without ``--input-size``, which speaks of the network that is trained, not of its teacher."""
+    """The options without ``--input-size``, which is that of the network that is trained, not of its teacher."""
     return dataclasses.replace(options, input_size=None)
 
 

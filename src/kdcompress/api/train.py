@@ -41,7 +41,7 @@ def train_teacher(
 
 
 def distill(options: DistillOptions | None = None, /, *, reporter: Reporter | None = None, **given: Any) -> TrainResult:
-    """Train a student, by a teacher or (``ce``, ``label-smoothing``, ``tf-kd``) without one.
+    """Train a student, with a teacher or (see ``method``) without one.
 
     ``reskd`` makes a cascade of one member, and adds ``res_students`` more if asked for.
 

@@ -29,9 +29,9 @@ TEACHER_HELP = """Train, or fine-tune, a network on labels.
 
 Example: kdcompress train-teacher --model resnet32_cifar --data digits --epochs 15
 
-Example: kdcompress train-teacher --model resnet50 --pretrained --data photos/ --epochs 20 --lr 0.01
+Example: kdcompress train-teacher --model resnet50 --pretrained --data photos/ --epochs 10
 """
-DISTILL_HELP = """Train a student, by a teacher or (ce, label-smoothing, tf-kd, lwkd) without one.
+DISTILL_HELP = """Train a student, with a teacher or (see --method) without one.
 
 Example: kdcompress distill runs/teacher --method kd --student resnet8_cifar,width=0.5
 

@@ -56,6 +56,7 @@ class MemoryImages:
         return self.pixels.cpu().numpy().data
 
     def training(self, positions: np.ndarray, seed: int, view: int, augment: str) -> Batch:
+        """The images at some positions, augmented."""
         height, width = self.prep.size
         if augment == "none":
             return self.plain(positions)
@@ -65,6 +66,7 @@ class MemoryImages:
         return self._gather(positions, rows, columns)
 
     def plain(self, positions: np.ndarray) -> Batch:
+        """The images at some positions, without augmentation."""
         height, width = self.prep.size
         return self._gather(positions, torch.arange(height)[None], torch.arange(width)[None])
 
@@ -99,6 +101,7 @@ class MemoryTensors:
 
     @classmethod
     def of(cls, items: TensorItems, indices: np.ndarray, device: torch.device) -> MemoryTensors:
+        """Those at some indices of a split."""
         chosen = torch.from_numpy(indices)
         labels = torch.from_numpy(items.labels[indices])
         return cls(items.inputs[chosen].to(device), labels.to(device), indices)
@@ -108,9 +111,11 @@ class MemoryTensors:
         return self.inputs.cpu().contiguous().numpy().data
 
     def training(self, positions: np.ndarray, seed: int, view: int, augment: str) -> Batch:
+        """The inputs at some positions, as they are: what is not an image is not augmented."""
         return self.plain(positions)
 
     def plain(self, positions: np.ndarray) -> Batch:
+        """The inputs at some positions."""
         chosen = torch.from_numpy(positions).to(self.inputs.device)
         return self.inputs.index_select(0, chosen), self.labels.index_select(0, chosen)
 
@@ -193,6 +198,7 @@ class StreamImages:
     def loader(
         self, batches: Sequence[np.ndarray], transform: Callable[[Image.Image], Any], seed: int, view: int
     ) -> Iterator[Batch]:
+        """Batches of the images at given positions, read by worker processes."""
         from timm.data.loader import PrefetchLoader
 
         dataset = _ViewDataset(self.images, self.ids, self.prep.channels, transform, seed, view)
@@ -332,6 +338,7 @@ class TrainBatches:
         return True
 
     def epoch(self, epoch: int, first_step: int = 0) -> Iterator[Batch]:
+        """This process' share of each batch of an epoch, from step ``first_step`` on."""
         return self.load(self.parts(epoch, first_step), self.seed, epoch)
 
     def parts(self, epoch: int, first_step: int = 0) -> list[np.ndarray]:

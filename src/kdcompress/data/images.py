@@ -30,9 +30,11 @@ class ImageList(Protocol):
 
     labels: np.ndarray  # [N] int64
 
-    def image(self, index: int) -> Image.Image: ...
+    def image(self, index: int) -> Image.Image:
+        """The image at an index of the split."""
 
-    def name(self, index: int) -> str: ...
+    def name(self, index: int) -> str:
+        """What an error message calls it."""
 
     @property
     def written(self) -> bytes:
@@ -67,6 +69,7 @@ class Paths(Sequence[str]):
         self.text, self.ends = bytearray(), array("Q", [0])
 
     def add(self, path: str) -> None:
+        """Append one."""
         self.text += os.fsencode(path)
         self.ends.append(len(self.text))
 

@@ -81,9 +81,11 @@ class Listing:
         return FileImages(files, labels, written.digest())
 
     def fingerprint(self) -> str:
+        """16 hex digits of the paths, sizes and classes listed so far."""
         return self.hash.hexdigest()[:16]
 
     def notes(self) -> list[str]:
+        """A notice of the files whose type is not read."""
         if not self.unread:
             return []
         remedy = "Convert them to .jpg or .png."

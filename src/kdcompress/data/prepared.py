@@ -64,10 +64,12 @@ class Data:
 
     @property
     def holdout(self) -> float:
+        """Share of the training split that is for calibration."""
         return self.options.holdout or HOLDOUT
 
     @property
     def workers(self) -> int:
+        """Processes that read images."""
         if self.options.workers is not None:
             return self.options.workers
         # containers and batch systems give a process fewer cores than the machine has
@@ -75,6 +77,7 @@ class Data:
         return min(max(cores // self.world, 1), 8)
 
     def fit_size(self) -> int:
+        """Number of images in the fit split."""
         return len(self._select("fit")[1])
 
     def usable(self, split: str) -> int:

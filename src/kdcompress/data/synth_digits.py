@@ -71,9 +71,11 @@ class SynthDigits:
         return f"{NAME}:{self.classes},n={self.n},size={self.size},seed={self.seed}"
 
     def train(self) -> SynthImages:
+        """The ``n`` images of the training split."""
         return SynthImages(self, 0, self.n)
 
     def test(self) -> SynthImages:
+        """The test split: a fifth as many, at least one per class."""
         return SynthImages(self, self.n, max(self.n // 5, self.classes))
 
 

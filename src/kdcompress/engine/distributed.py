@@ -67,7 +67,10 @@ class Place:
         """Name of the hardware, reported beside speeds."""
         if self.device.type == "cuda":
             return torch.cuda.get_device_name(self.device)
-        return f"{_processor()}, {torch.get_num_threads()} threads" if self.device.type == "cpu" else self.device.type
+        if self.device.type != "cpu":
+            return self.device.type
+        threads = torch.get_num_threads()
+        return f"{_processor()}, {threads} thread{'s' if threads > 1 else ''}"
 
 
 def start(device: str = "auto", precision: str = "auto", seconds: float = USUAL_TIMEOUT) -> Place:

@@ -21,13 +21,17 @@ class Reporter(Protocol):
     def start(self, title: str, epochs: int, steps: int, done: int) -> None:
         """A training, or a phase of one, begins after ``done`` of all its ``epochs``."""
 
-    def step(self, epoch: int, loss: float, speed: float, advance: int) -> None: ...
+    def step(self, epoch: int, loss: float, speed: float, advance: int) -> None:
+        """``advance`` more steps of epoch ``epoch`` are done: loss, and images per second."""
 
-    def epoch(self, row: dict[str, Any]) -> None: ...
+    def epoch(self, row: dict[str, Any]) -> None:
+        """An epoch is over; ``row`` is its row of ``metrics.csv``."""
 
-    def stop(self) -> None: ...
+    def stop(self) -> None:
+        """The training, or the phase, is over or was interrupted."""
 
-    def note(self, text: str) -> None: ...
+    def note(self, text: str) -> None:
+        """A line for the user: what is being done, or a notice."""
 
     def detail(self, text: str) -> None:
         """What only ``--verbose`` shows."""

@@ -73,6 +73,7 @@ class Network:
 
     @property
     def prep(self) -> Preprocess:
+        """How its images are resized and normalised."""
         return Preprocess.of(self.model)
 
     @property
@@ -127,6 +128,7 @@ class Network:
 
     @property
     def input_size(self) -> tuple[int, int, int]:
+        """Channels, height and width."""
         prep = self.prep
         return (prep.channels, *prep.size)
 

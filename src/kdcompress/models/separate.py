@@ -45,6 +45,7 @@ class Separation:
 
     @property
     def macs(self) -> int:
+        """MACs per image of both together."""
         return self.student_macs + self.assistant_macs + self.integration_macs
 
 

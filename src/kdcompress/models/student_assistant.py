@@ -104,9 +104,11 @@ class StudentAssistant(Staged):
         return [self.student_branch(), self.assistant_branch()]
 
     def student_branch(self) -> Branch:
+        """The student alone, from images to logits."""
         return Branch(self.student, self.student_projection, self.fc)
 
     def assistant_branch(self) -> Branch:
+        """What the assistant adds to the student's logits."""
         return Branch(self.assistant, self.assistant_projection, Unbiased(self.fc))
 
     def undivided(self) -> nn.Module:
@@ -114,6 +116,7 @@ class StudentAssistant(Staged):
         return narrow(self.spec, 1, num_classes=self.num_classes, in_chans=self.in_chans)
 
     def get_classifier(self) -> nn.Module:
+        """The classifier that both share."""
         return self.fc
 
     def reset_classifier(self, num_classes: int) -> None:

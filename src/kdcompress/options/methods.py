@@ -1,7 +1,7 @@
-"""The table of methods, a row each: what ``distill --method`` takes, reads and defaults to, and where it comes from.
+"""The table of methods, one row each: the teacher and options that it takes, its defaults, help and paper.
 
-Help, checks, dispatch and documentation come from it. How a method is trained is in the table of
-:mod:`kdcompress.api.recipes`, which imports torch; a test holds the two together.
+The help, the checks and ``docs/cli.md`` come from it. How a method is trained is in the table of
+:mod:`kdcompress.api.recipes`, which imports torch; a test keeps the rows of the two the same.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from kdcompress.options.commands import DistillOptions
 
 REQUIRED, OPTIONAL, NONE = "required", "optional", "none"
-# headings of the help; in Method.reads each stands for all options below it
+# panels of the help; in Method.reads a panel stands for all of its options
 ASSISTANT = "Residual KD with an assistant"
 GROWING = "ResKD: a whole cascade at once"
 LIGHT = "LW-KD: a lightweight teacher"
@@ -27,7 +27,7 @@ RESIDUAL = ("residual_loss", "sum_weight", "residual_warmup")
 
 
 def _nothing(options: DistillOptions) -> None:
-    """Check nothing: any options of the method can be combined."""
+    """For methods whose options can all be combined."""
 
 
 @dataclass(frozen=True)
@@ -37,15 +37,18 @@ class Method:
     Attributes:
         help: What it does, in a few words.
         teacher: Whether it takes one: ``required``, ``optional`` or ``none``.
-        reads: Names of the options that it reads besides those of every training, or headings of the help.
+        teacher_knows_images: Whether its teacher classifies the student's images; if not, res-students cannot learn
+            from that teacher.
+        reads: The options that it reads besides those of every training, by name or by panel of the help.
         paper: Where it comes from.
-        alpha, temperature: Defaults; None: those of the logit loss.
-        label_smoothing: Default.
+        alpha, temperature: Its defaults; None: those of the logit loss.
+        label_smoothing: Its default.
         check: Refuses options of the method that cannot be combined.
     """
 
     help: str
     teacher: str = REQUIRED
+    teacher_knows_images: bool = True
     reads: tuple[str, ...] = ()
     paper: str = ""
     alpha: float | None = None
@@ -59,9 +62,9 @@ class LogitLoss:
     """A distance between a student's logits and its teacher's.
 
     Attributes:
-        alpha, temperature: Default weight against the cross-entropy, and tau.
+        alpha, temperature: Default weight, beside ``1 - alpha`` of the cross-entropy, and tau.
         paper: Where they come from.
-        has_scale: Whether it fixes the scale of the logits, and with it the energy of the residual.
+        has_scale: Whether it determines the scale of the logits, without which the residual's energy means nothing.
     """
 
     alpha: float
@@ -85,7 +88,7 @@ def meaningless(name: str, why: str, remedy: str = "Leave it out.") -> UserError
 
 
 def limited_by_energy(options: DistillOptions) -> bool:
-    """Whether the residual's energy can stop ``--grow``: not with a loss that leaves the scale of the logits open."""
+    """Whether the residual's energy can stop ``--grow``: only if the loss determines the scale of the logits."""
     return options.residual_loss == "mse" or LOGIT_LOSSES[options.logit_loss].has_scale
 
 
@@ -175,6 +178,7 @@ METHODS: dict[str, Method] = {
     "lwkd": Method(
         "a lightweight teacher's logits, and a discriminator",
         teacher=OPTIONAL,
+        teacher_knows_images=False,
         reads=(*LOGITS, LIGHT),
         paper="LW-KD, arXiv 2005.09163",
         alpha=0.5,

@@ -137,7 +137,7 @@ class TrainingOptions(DataOptions, DeviceOptions, OutputOptions):
         above=0,
         panel=TRAINING,
     )
-    weight_decay: float | None = option(None, "(default: 5e-4 for sgd, else 0.05)", low=0, panel=TRAINING)
+    weight_decay: float | None = option(None, "weight decay (default: 5e-4 for sgd, else 0.05)", low=0, panel=TRAINING)
     momentum: float = option(0.9, "momentum of sgd (Nesterov)", low=0, below=1, panel=TRAINING)
     opt: str = option(
         "auto",
@@ -169,7 +169,7 @@ class TrainingOptions(DataOptions, DeviceOptions, OutputOptions):
     )
     decay_rate: float = option(0.1, "factor of each drop of the step schedule", above=0, high=1, panel=TRAINING)
     label_smoothing: float | None = option(
-        None, "(default: 0.1 for --method label-smoothing, else 0)", low=0, below=1, panel=TRAINING
+        None, "label smoothing (default: 0; distill --method label-smoothing: 0.1)", low=0, below=1, panel=TRAINING
     )
     mixup: float = option(0.0, "alpha of mixup, 0 for none", low=0, high=1000, panel=TRAINING)
     cutmix: float = option(0.0, "alpha of cutmix, 0 for none", low=0, high=1000, panel=TRAINING)

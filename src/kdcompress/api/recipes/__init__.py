@@ -1,4 +1,4 @@
-"""How each method is trained: the second half of the table of methods, beside :mod:`kdcompress.options.methods`."""
+"""How each method is trained: the half of the table (:mod:`kdcompress.options.methods`) that imports torch."""
 
 from __future__ import annotations
 

@@ -22,13 +22,13 @@ from kdcompress.options.methods import Method
 
 
 def learner(
-    job: Job[Any], source: DataSource, channels: int, *, flag: str = "--student", like: Preprocess | None = None
+    job: Job[JobOptions], source: DataSource, channels: int, *, flag: str = "--student", like: Preprocess | None = None
 ) -> Network:
     """The network that a command trains, shaped for these data: with fresh weights, timm's, or those of a reference.
 
     Args:
-        flag: That names it.
-        like: Images are normalised as here, unless the spec says how.
+        flag: The option that names it.
+        like: Gives mean and std, unless the spec does.
 
     Raises:
         UserError: As :func:`~kdcompress.api.starting.started`; two sources of weights.
@@ -57,7 +57,7 @@ def fresh(
     """A new network of a model spec, shaped for the data, with random or timm's weights.
 
     Args:
-        like: Its mean and std normalise the images, unless the spec gives others.
+        like: Gives mean and std, unless the spec does.
     """
     spec = ModelSpec.parse(text)
     if like is not None:
@@ -95,7 +95,7 @@ def adapter(made_for: Preprocess, wanted: Preprocess) -> InputAdapter | None:
 
 
 def logit_weights(options: LogitOptions, method: Method | None = None) -> dict[str, Any]:
-    """Arguments of the logit loss: what the user set, else the method's defaults; what is missing, the loss sets."""
+    """Arguments of the logit loss: the user's, else the method's defaults; those left out are the loss's own."""
     other = None if options.logit_loss == "kl" else options.logit_loss
     own = {"alpha": method and method.alpha, "temperature": method and method.temperature}
     values = {**own, **{key: value for key in own if (value := getattr(options, key)) is not None}, "logit_loss": other}
@@ -109,9 +109,9 @@ def smoothing(options: DistillOptions) -> float:
 
 
 def opened(job: Job[DistillOptions]) -> tuple[Teacher | None, DataSource, int]:
-    """The teacher, the data, and the channels that a student sees of them.
+    """The teacher, the data, and the number of image channels that the student gets.
 
-    The options of ``job`` are filled in with those inherited from the teacher's run.
+    Data options that the user left open are set to those of the teacher's run in ``job.options``.
 
     Raises:
         UserError: No such teacher or data, or networks and data that do not fit together.

@@ -33,7 +33,7 @@ from kdcompress.models.residual_cascade import ResidualCascade
 from kdcompress.models.staged import Staged
 from kdcompress.models.starting import single
 from kdcompress.models.student_assistant import StudentAssistant
-from kdcompress.options import AddResStudentOptions, PolishOptions
+from kdcompress.options import METHODS, AddResStudentOptions, PolishOptions
 from kdcompress.references import Reference
 from kdcompress.results import TrainResult
 
@@ -193,7 +193,8 @@ def _teacher_of(base: Network, job: Job[FromRun]) -> Network:
         raise UserError(
             f"The run {base.reference} has no teacher on record.", "Give the one to learn from: --teacher REF."
         )
-    if base.record.get("method") == "lwkd":
+    method = METHODS.get(str(base.record.get("method")))
+    if method is not None and not method.teacher_knows_images:
         problem = f"{base.reference} was distilled from a lightweight teacher, which cannot classify its images."
         raise UserError(problem, "Give a teacher of these data: --teacher REF.")
     return recall_teacher(known, job.reporter)

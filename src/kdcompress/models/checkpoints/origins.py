@@ -32,6 +32,7 @@ class Origin:
     arguments: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     def matches(self, names: Mapping[str, Any]) -> bool:
+        """Whether the names of weights in a checkpoint are of this origin."""
         return all(any(re.match(sign, name) for name in names) for sign in self.signs)
 
     def arguments_for(self, architecture: str) -> dict[str, Any]:

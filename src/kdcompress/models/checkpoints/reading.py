@@ -73,6 +73,7 @@ def read_content(path: Path) -> Any:
 
 
 def quantized(path: Path) -> UserError:
+    """The error for quantized weights."""
     return UserError(f"{path} holds int8-quantized weights.", "Give the weights before they were quantized.")
 
 
