@@ -20,7 +20,7 @@ import pytest
 from kdcompress import locks
 from kdcompress.cache import FORMAT, KEY, ArrayStore, cached_entries, clear
 
-pytestmark = pytest.mark.attack("a cache that is damaged, full, locked or somebody else's")
+pytestmark = pytest.mark.attack("a cache that is damaged, full, locked or owned by another user")
 
 SHAPE = (5, 3)
 SIZE = 2 * 5 * 3

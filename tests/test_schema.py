@@ -11,7 +11,7 @@ import pytest
 from kdcompress.results import ProfileResult, TrainResult
 from kdcompress.schema import MAX_DEPTH, Malformed, finite, is_finite, read_config, read_record
 
-pytestmark = pytest.mark.attack("JSON that is none, or whose values cannot be")
+pytestmark = pytest.mark.attack("invalid JSON, and invalid values in JSON")
 
 CONFIG: dict[str, Any] = {
     "architecture": "resnet8_cifar",

@@ -4,8 +4,8 @@
 
 Data sets of ``--images`` images, one and the same JPEG under many names, are opened as a folder and as tar shards, and
 divided, by a process for each size; an epoch is put in order, and targets of ``--classes`` classes are mapped. Python
-counts the bytes (``tracemalloc``): those that stay, and the most on the way. Then an epoch begins with two workers, and
-Linux says what all three processes hold together (as in ``bench_memory.py``). Bytes an image are the difference of the
+counts the bytes (``tracemalloc``): those that stay, and the peak. Then an epoch begins with two workers, and
+Linux says what all three processes hold together (as in ``bench_memory.py``). Bytes per image are the difference of the
 two sizes over their difference in images: what any process needs, be there one image or many, is not in them. Seconds
 are those of the processor, of files that the system has in memory. About two minutes.
 """
@@ -163,7 +163,7 @@ def _slopes(small: dict[str, Any], large: dict[str, Any]) -> dict[str, Any]:
 def table(found: dict[str, Any]) -> list[str]:
     """What was measured."""
     sizes, slopes = found["sizes"], found["bytes_per_image"]
-    cells = [*(f"{size['images']:,} images" for size in sizes), "bytes an image", "most on the way", "µs an image"]
+    cells = [*(f"{size['images']:,} images" for size in sizes), "bytes per image", "peak while opening", "µs per image"]
     lines = [f"| | {' | '.join(cells)} |", "| --- |" + " ---: |" * 5]
     for name, text in ROWS.items():
         cells = [f"{size[name]['bytes'] / 1e6:.2f} MB" for size in sizes]

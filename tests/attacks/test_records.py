@@ -16,7 +16,7 @@ from cli.conftest import Cli
 from cli.shell import TINY
 from kdcompress.runs import OTHERS, OWN
 
-pytestmark = pytest.mark.attack("a value in a run folder that cannot be")
+pytestmark = pytest.mark.attack("invalid values in a run folder")
 
 GONE = object()
 VALUES: tuple[Any, ...] = (

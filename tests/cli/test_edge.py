@@ -25,7 +25,7 @@ from kdcompress.runs import RunFolder
 ONCE = ("--model", TINY, "--epochs", "1")
 
 
-pytestmark = pytest.mark.attack("input, data, paths and options that cannot be")
+pytestmark = pytest.mark.attack("invalid input, data, paths and options")
 
 
 def copied(runs: Path, name: str, here: Path) -> Path:

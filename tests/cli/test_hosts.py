@@ -97,7 +97,7 @@ def test_hosts_without_a_shared_folder(hosts: list[Host], here: Path, runs: Path
     assert done.out == ""
 
 
-@pytest.mark.attack("hosts with other images")
+@pytest.mark.attack("hosts with different images")
 def test_hosts_with_other_images(here: Path) -> None:
     """Else they train on something else each, or wait for a step that one of them does not have."""
     (here / "other.py").write_text(OTHER_IMAGES)
@@ -108,7 +108,7 @@ def test_hosts_with_other_images(here: Path) -> None:
     assert not (here / "runs").exists()
 
 
-@pytest.mark.attack("a cut link between two hosts")
+@pytest.mark.attack("a broken connection between two hosts")
 def test_a_cut_link_ends_both_hosts(hosts: list[Host], here: Path) -> None:
     """Else both stand still for a quarter of an hour, and PyTorch's own words say nothing of what to do."""
     job = Job(["train-teacher", *LONG.split()], here, hosts=hosts)

@@ -11,7 +11,7 @@ import torch
 from kdcompress.data.labels import check_classes, check_inputs, decode
 from kdcompress.errors import UserError
 
-pytestmark = pytest.mark.attack("labels and inputs that are none")
+pytestmark = pytest.mark.attack("invalid labels and inputs of a data set")
 
 
 @pytest.mark.parametrize(

@@ -27,7 +27,7 @@ def describe_data(
 
     Args:
         options: All options at once; else give them by name (the fields of :class:`DescribeDataOptions`).
-        reporter: Told of images that are left out.
+        reporter: Receives notices, such as of images that are left out.
 
     Raises:
         UserError: No such data, data that are no images, or a preview that exists or is of an unknown format.

@@ -43,7 +43,7 @@ def evaluate(options: EvalOptions | None = None, /, *, reporter: Reporter | None
 
     Args:
         options: All options at once; else give them by name (the fields of :class:`EvalOptions`).
-        reporter: Told what is about to be scored.
+        reporter: Receives notices, and what is about to be scored.
 
     Raises:
         UserError: Nothing to load, data that do not fit, or no test split.
