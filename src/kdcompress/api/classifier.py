@@ -60,6 +60,7 @@ class TorchClassifier:
         self.model = model
 
     def classify(self, images: Sequence[np.ndarray]) -> tuple[Tensor, Tensor | None]:
+        """As in the protocol: logits [B, K], and the last stage [B] that each image ran, if gated."""
         pixels = torch.from_numpy(np.stack(images)).to(self.place.device)
         x = self.prep.normalized(pixels).contiguous(memory_format=torch.channels_last)
         with torch.inference_mode(), self.place.autocast():

@@ -30,6 +30,7 @@ class ExportedClassifier:
         self.prepare = self._as_it_is if self.is_raw else resized
 
     def classify(self, images: Sequence[np.ndarray]) -> tuple[Tensor, Tensor | None]:
+        """As in the protocol: logits [B, K], and the last stage [B] that each image ran, if gated."""
         logits = np.empty((len(images), self.num_classes), np.float32)
         exits = np.empty(len(images), np.int64)
         for at in _by_shape(images):

@@ -18,19 +18,24 @@ class Classifier(Protocol):
     """A network in PyTorch or in an exported file."""
 
     @property
-    def reference(self) -> str: ...
+    def reference(self) -> str:
+        """How messages name it."""
 
     @property
-    def num_classes(self) -> int: ...
+    def num_classes(self) -> int:
+        """K."""
 
     @property
-    def class_names(self) -> tuple[str, ...] | None: ...
+    def class_names(self) -> tuple[str, ...] | None:
+        """Names of the classes in logit order, where known."""
 
     @property
-    def prep(self) -> Preprocess: ...
+    def prep(self) -> Preprocess:
+        """How its images are resized and normalised."""
 
     @property
-    def record(self) -> dict[str, Any]: ...
+    def record(self) -> dict[str, Any]:
+        """The ``run.json`` that it came with; empty if none."""
 
 
 def check_unchanged(network: Classifier, source: DataSource) -> None:

@@ -133,12 +133,14 @@ class Predictions(Rows):
         self._sum_up(time.perf_counter() - began)
 
     def total(self) -> int | None:
+        """Number of files to read; None if standard input names them."""
         if STDIN in self.options.images:
             return None
         return sum(1 for _ in find_images(self.options.images, Counter()))
 
     @property
     def exit_status(self) -> int:
+        """1 if an image could not be read, else 0."""
         return 1 if self.failed else 0
 
     def _sum_up(self, seconds: float) -> None:

@@ -47,6 +47,7 @@ class Cascade:
     gate: Gate | None = None
 
     def threshold(self, stage: int) -> float | None:
+        """Threshold of the exit after a stage; None where nothing stops."""
         return self.gate.thresholds[stage] if self.gate is not None else None
 
 

@@ -71,6 +71,7 @@ class FileFacts(TypedDict):
 
 
 def write_facts(facts: FileFacts) -> str:
+    """The facts as JSON, for the metadata of the file."""
     return json.dumps(facts, allow_nan=False)
 
 

@@ -38,14 +38,17 @@ class OnnxNetwork:
 
     @property
     def reference(self) -> str:
+        """How messages name it: the path of the file."""
         return str(self.path)
 
     @property
     def num_classes(self) -> int:
+        """K."""
         return self.facts["num_classes"]
 
     @property
     def class_names(self) -> tuple[str, ...] | None:
+        """Names of the classes in logit order, where known."""
         names = self.facts["label_names"]
         return tuple(names) if names is not None else None
 

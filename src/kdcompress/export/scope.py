@@ -44,6 +44,7 @@ class Scope:
         return outputs
 
     def constant(self, value: np.ndarray) -> str:
+        """Add a constant tensor, and return its name."""
         from onnx import numpy_helper
 
         name = self._name("constant")
@@ -51,6 +52,7 @@ class Scope:
         return name
 
     def ints(self, values: Sequence[int]) -> str:
+        """A constant int64 vector."""
         return self.constant(np.array(values, np.int64))
 
     def floats(self, value: float) -> str:
@@ -82,6 +84,7 @@ class Scope:
         return self.graph(f"{self.prefix}{name}", [], [helper.make_empty_tensor_value_info(each) for each in outputs])
 
     def graph(self, name: str, inputs: Sequence[Any], outputs: Sequence[Any]) -> onnx.GraphProto:
+        """A graph of the nodes and constants added so far."""
         from onnx import helper
 
         return helper.make_graph(self.nodes, name, inputs, outputs, initializer=self.initializers)

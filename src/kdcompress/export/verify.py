@@ -55,9 +55,11 @@ class Comparison:
 
     @property
     def exit_rates(self) -> list[float]:
+        """Share of the images that stopped at each exit."""
         return [count / max(self.n, 1) for count in self.exits]
 
     def percent(self, count: int) -> float:
+        """A number of images in percent of those counted."""
         return round(100 * count / max(self.n, 1), 4)
 
     def add(self, file: tuple[Tensor, Tensor], network: tuple[Tensor, Tensor], near: Tensor, labels: Tensor) -> None:
