@@ -339,6 +339,6 @@ def test_durations_of_dist_timeout(text: object, seconds: float) -> None:
 @pytest.mark.parametrize("text", ["0", "4.9s", "-5m", "m", "soon", "1e9h", "8000h", "nan"])
 def test_dist_timeouts_out_of_range_are_refused(text: str) -> None:
     """Every job would end at its first step, or hang for ever."""
-    with pytest.raises(UserError, match=f"--dist-timeout {text}") as caught:
+    with pytest.raises(UserError, match=f"--dist-timeout {text!r}") as caught:
         _ = EvalOptions(dist_timeout=text).patience
     assert caught.value.exit_code == 2

@@ -118,6 +118,36 @@ def test_errors_of_functions_speak_python() -> None:
     assert unknown.value.remedy == "Did you mean 'lr'?"
 
 
+@pytest.mark.parametrize(
+    ("name", "wanted"),
+    [
+        ("distill", "kdcompress.distill(teacher='runs/x', …)"),
+        ("evaluate", "kdcompress.evaluate(run='runs/x', …)"),
+        ("train_teacher", "kdcompress.train_teacher(model='runs/x', …)"),
+        ("profile_flops", "kdcompress.profile_flops(model='runs/x', …)"),
+        ("describe_data", "kdcompress.describe_data(data='runs/x', …)"),
+    ],
+)
+@pytest.mark.parametrize("first", ["runs/x", Path("runs/x")])
+def test_a_run_without_its_name_is_explained(name: str, wanted: str, first: object) -> None:
+    """``evaluate("runs/x")`` is what one writes first; it ended in an AttributeError about our own code."""
+    with pytest.raises(UserError, match=f"^{name} takes its options by name, not 'runs/x'") as caught:
+        getattr(kdcompress, name)(first)
+    assert wanted in caught.value.remedy
+
+
+def test_options_of_another_function_are_refused() -> None:
+    """Their fields would be missed somewhere inside."""
+    with pytest.raises(UserError, match="not options of the kind EvalOptions") as caught:
+        kdcompress.distill(options.EvalOptions(run="runs/x"))  # type: ignore[arg-type]
+    assert "one DistillOptions" in caught.value.remedy
+
+
+def test_an_unknown_word_stands_beside_its_parameter() -> None:
+    """``opt= adammm is unknown`` is read twice."""
+    assert in_python("--opt 'adammm' is unknown.") == "opt='adammm' is unknown."
+
+
 def test_the_command_line_speaks_flags() -> None:
     """Else its remedy could not be typed."""
     with pytest.raises(UserError, match=r"^--epochs 0 is out of range"):

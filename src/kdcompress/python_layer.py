@@ -8,15 +8,16 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import os
 import re
 import typing
 from collections.abc import Callable
 from typing import Any, TypeVar
 
 from kdcompress import options as sets
-from kdcompress.errors import UserError
+from kdcompress.errors import UserError, usage_error
 from kdcompress.option_set import Options, field_type
-from kdcompress.signatures import documented, signature_of
+from kdcompress.signatures import documented, option_set_of, signature_of
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -34,6 +35,7 @@ def public(function: F) -> F:
 
     @functools.wraps(function)
     def call(*arguments: Any, **given: Any) -> Any:
+        _check_first(function, arguments)
         try:
             return function(*arguments, **given)
         except UserError as error:
@@ -48,6 +50,21 @@ def public(function: F) -> F:
     call.__signature__ = signature_of(function)  # type: ignore[attr-defined]
     call.__doc__ = documented(function)
     return typing.cast(F, call)
+
+
+def _check_first(function: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
+    """Refuse a run, a model or options of another function in the place of the options."""
+    option_set = option_set_of(function)
+    if option_set is None or not arguments or arguments[0] is None or isinstance(arguments[0], option_set):
+        return
+    first, name = arguments[0], function.__name__
+    is_path = isinstance(first, (str, os.PathLike))
+    value = repr(os.fspath(first)) if is_path else f"options of the kind {type(first).__name__}"
+    fields = [field.name for field in dataclasses.fields(option_set)]
+    main = next((field.name for field in dataclasses.fields(option_set) if field.metadata["argument"]), fields[0])
+    main = "model" if "model" in fields else main
+    remedy = f"Write kdcompress.{name}({main}={value if is_path else '…'}, …), or give one {option_set.__name__}."
+    raise usage_error(f"{name} takes its options by name, not {value}.", remedy)
 
 
 def in_python(text: str) -> str:

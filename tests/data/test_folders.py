@@ -87,7 +87,23 @@ def test_copies_stay_on_one_side(photos: Path) -> None:
     ):
         sides = {split for split in ("train", "test") for name in (original, *copies) if name in names(source, split)}
         assert len(sides) == 1, original
-    assert "4 exact copies" in notes(source)
+    assert "4 exact copies stay with their originals" in notes(source)
+
+
+def test_one_photo_in_two_classes_is_named(photos: Path) -> None:
+    """One of its labels is wrong, and the network can learn neither."""
+    first = sorted(names(load_source(str(photos)), "train"))[0]
+    shutil.copy(photos / first, photos / "wasp" / "copy.png")
+    said = notes(load_source(str(photos)))
+    assert "1 exact copy stays with its original" in said
+    assert "1 image is a copy of one in another class" in said and first in said and "wasp/copy.png" in said
+
+
+def test_copies_within_a_class_are_no_dispute(photos: Path) -> None:
+    """A notice about labels that are right would send people looking for nothing."""
+    first = sorted(names(load_source(str(photos)), "train"))[0]
+    shutil.copy(photos / first, (photos / first).with_name("copy.png"))
+    assert "another class" not in notes(load_source(str(photos)))
 
 
 def test_files_of_one_size_and_beginning_are_not_copies(photos: Path) -> None:

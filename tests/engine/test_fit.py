@@ -167,7 +167,7 @@ def test_every_timm_optimiser_learns(tmp_path: Path, opt: str) -> None:
 
 def test_an_unknown_optimiser_is_named(tmp_path: Path) -> None:
     """A typo found before the first epoch."""
-    with pytest.raises(UserError, match="--opt sgdd") as caught:
+    with pytest.raises(UserError, match="--opt 'sgdd'") as caught:
         train(tmp_path, opt="sgdd")
     assert caught.value.exit_code == 2
 

@@ -96,12 +96,12 @@ def _undivided(root: Path, held_out: list[Path], split: SplitFile | None) -> Dat
     if split is None:
         groups = same_bytes(files, [state_of(file)[0] for file in files])
         is_test = divide(paths, labels, groups)
-        copies = len(groups) - len(set(groups))
         sides = np.where(is_test, TEST, TRAIN)
         rows = zip(paths, (classes[label] for label in labels), (str(side) for side in sides), strict=True)
         split = SplitFile(tuple(rows))
         how = f"has no train/ and test/, so a fifth of each class is the test split (seed {SEED})"
-        more = f"; {copies} exact copies stay with their originals" if copies else ""
+        more = _copies(groups)
+        notes += _disputed(groups, labels, paths)
     else:
         known = split.sides()
         sides = np.array([known.get(path, "") for path in paths])
@@ -127,6 +127,22 @@ def _undivided(root: Path, held_out: list[Path], split: SplitFile | None) -> Dat
         first_notes=left_out + listing.notes(),
         split=split,
     )
+
+
+def _copies(groups: list[int]) -> str:
+    copies = len(groups) - len(set(groups))
+    words = "exact copy stays with its original" if copies == 1 else "exact copies stay with their originals"
+    return f"; {copies} {words}" if copies else ""
+
+
+def _disputed(groups: list[int], labels: np.ndarray, paths: list[str]) -> list[str]:
+    """One image in folders of several classes has several labels, of which all but one are wrong."""
+    found = {index: path for index, path in enumerate(paths) if labels[index] != labels[groups[index]]}
+    if not found:
+        return []
+    pairs = [f"{paths[groups[index]]} = {path}" for index, path in found.items()]
+    which = "1 image is a copy of one" if len(found) == 1 else f"{len(found)} images are copies of some"
+    return [f"Notice: {which} in another class ({_some(pairs)}); all labels are used as they are."]
 
 
 def _changes(root: Path, split: SplitFile, paths: list[str]) -> list[str]:

@@ -63,7 +63,7 @@ class Plan:
             opt = "nadamw" if options.fine_tunes else adaptive
         if opt.split("_")[-1] not in list_optimizers():
             remedy = "Choose auto or a timm optimizer, e.g. sgd, adamw, lamb (timm.optim.list_optimizers())."
-            raise usage_error(f"--opt {options.opt} is unknown.", remedy)
+            raise usage_error(f"--opt {options.opt!r} is unknown.", remedy)
         batch = options.batch_size
         if batch is None:
             batch = min(BASE_BATCH, max(16, 2 ** int(math.log2(max(images / MIN_STEPS, 1)))))

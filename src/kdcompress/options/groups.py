@@ -216,8 +216,8 @@ class SearchOptions(Options):
             return math.inf
         seconds = in_seconds(self.time_budget)
         if seconds is None or self.time_budget.strip()[-1] not in SECONDS:
-            problem = f"--time-budget {self.time_budget} is not a duration."
+            problem = f"--time-budget {self.time_budget!r} is not a duration."
             raise usage_error(problem, "Write seconds, minutes or hours: 90s, 30m or 2h.")
         if not 0 < seconds < math.inf:
-            raise usage_error(f"--time-budget {self.time_budget} leaves no time to search.", "Give more, e.g. 30m.")
+            raise usage_error(f"--time-budget {self.time_budget!r} leaves no time to search.", "Give more, e.g. 30m.")
         return seconds

@@ -95,10 +95,10 @@ class DeviceOptions(Options):
         """
         seconds = in_seconds(self.dist_timeout)
         if seconds is None:
-            problem = f"--dist-timeout {self.dist_timeout} is not a duration."
+            problem = f"--dist-timeout {self.dist_timeout!r} is not a duration."
             raise usage_error(problem, "Write seconds, minutes or hours: 90s, 5m or 1h.")
         if not LEAST_PATIENCE <= seconds <= MOST_PATIENCE:
-            problem = f"--dist-timeout {self.dist_timeout} is out of range."
+            problem = f"--dist-timeout {self.dist_timeout!r} is out of range."
             raise usage_error(problem, f"Give {LEAST_PATIENCE} seconds to {MOST_PATIENCE // 86400} days, e.g. 5m.")
         return seconds
 
@@ -262,7 +262,7 @@ class TargetOptions(CacheOptions):
         if self.target_views == "auto":
             return None
         if not self.target_views.isascii() or not self.target_views.isdigit():
-            raise usage_error(f"--target-views {self.target_views} is not a number.", "Give auto, 0, or e.g. 8.")
+            raise usage_error(f"--target-views {self.target_views!r} is not a number.", "Give auto, 0, or e.g. 8.")
         if len(self.target_views) > 4:
-            raise usage_error(f"--target-views {self.target_views} is too many.", "Give at most 9999.")
+            raise usage_error(f"--target-views {self.target_views!r} is too many.", "Give at most 9999.")
         return int(self.target_views)

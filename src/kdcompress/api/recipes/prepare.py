@@ -16,9 +16,11 @@ from kdcompress.api.teacher import Teacher, as_teacher, load_teacher
 from kdcompress.data import Data, DataSource, InputAdapter, Preprocess, choose_channels, choose_size
 from kdcompress.models.assemble import new_network
 from kdcompress.models.build import ModelSpec, default_config
-from kdcompress.models.loading import Network
+from kdcompress.models.loading import Network, Note
 from kdcompress.options import METHODS, DistillOptions, LogitOptions, TrainingOptions
 from kdcompress.options.methods import Method
+
+SMALL = 224  # pixels: larger photos are reduced by every network, which goes without saying
 
 
 def learner(
@@ -43,7 +45,20 @@ def learner(
         return started(reference, source, options, channels, job.reporter.note, key, arch_flag)
     if os.path.isdir(reference.text):
         job.reporter.note(f"Notice: {reference.text} is the architecture; ./{reference.text} would be the folder.")
-    return fresh(reference.text, source, options, channels, getattr(options, "pretrained", False), like)
+    network = fresh(reference.text, source, options, channels, getattr(options, "pretrained", False), like)
+    _note_reduced(network, source, options, job.reporter.note)
+    return network
+
+
+def _note_reduced(network: Network, source: DataSource, options: TrainingOptions, note: Note) -> None:
+    """Say that small images are made smaller still: at their own size a network may be far more accurate."""
+    own, size = source.size, network.prep.size
+    if options.input_size is not None or own is None or max(own) > SMALL or math.prod(size) >= math.prod(own):
+        return
+    note(
+        f"Notice: images of {own[0]}x{own[1]} pixels are reduced to {size[0]}x{size[1]}, the default of "
+        f"{network.architecture}. To keep their size: --input-size {own[0]}x{own[1]}"
+    )
 
 
 def fresh(
