@@ -407,6 +407,16 @@ def test_the_optimiser_suits_the_family(name: str, opt: str) -> None:
     assert Plan.of(TrainingOptions(opt="lamb"), 10**5, network=timm.create_model(name)).opt == "lamb"
 
 
+def test_transformers_are_fine_tuned_with_layer_decay() -> None:
+    """As they are published; the first layers know most, and convolutional networks did as well without."""
+    options = TrainTeacherOptions(pretrained=True)
+    assert Plan.of(options, 1000, network=timm.create_model("test_vit")).layer_decay == 0.75
+    assert Plan.of(options, 1000, network=timm.create_model("test_resnet")).layer_decay is None
+    assert Plan.of(TrainTeacherOptions(), 1000, network=timm.create_model("test_vit")).layer_decay is None
+    given = TrainTeacherOptions(pretrained=True, layer_decay=1)
+    assert Plan.of(given, 1000, network=timm.create_model("test_vit")).layer_decay == 1
+
+
 def test_layers_near_the_input_learn_slower() -> None:
     """--layer-decay keeps what pretrained first layers know."""
     module = timm.create_model("test_resnet")

@@ -13,6 +13,7 @@ from kdcompress.options import TrainingOptions
 
 BASE_BATCH = 128
 MIN_STEPS = 40
+LAYER_DECAY = 0.75  # of transformers and ConvNeXts that are fine-tuned (Bao et al. 2021, Liu et al. 2022)
 WARM_UP, FINE_TUNING_WARM_UP = 0.05, 0.2  # share of the epochs
 SGD_LR, ADAPTIVE_LR, FINE_TUNING = 0.1, 1e-3, 0.1  # the last: factor of SGD's rate for fine-tuning
 
@@ -72,6 +73,15 @@ class Plan:
             usual, decay = SGD_LR * (FINE_TUNING if options.fine_tunes else 1.0) * times, 5e-4
         else:
             usual, decay = ADAPTIVE_LR * math.sqrt(max(times, 1.0)), 0.05
+        layer_decay = options.layer_decay
+        if (
+            layer_decay is None
+            and options.opt == "auto"
+            and options.fine_tunes
+            and network
+            and _has_layer_norm(network)
+        ):
+            layer_decay = LAYER_DECAY
         epochs = options.epochs if epochs is None else epochs
         warm_up = FINE_TUNING_WARM_UP if options.fine_tunes and opt != "sgd" else WARM_UP
         asked = options.warmup_epochs if options.warmup_epochs is not None else warm_up * options.epochs
@@ -86,7 +96,7 @@ class Plan:
             opt=opt,
             lr=options.lr or usual,
             weight_decay=decay if options.weight_decay is None else options.weight_decay,
-            layer_decay=options.layer_decay,
+            layer_decay=layer_decay,
             warmup_epochs=share * asked,
             decay_epochs=share * (options.decay_epochs or options.epochs / 3),
         )
@@ -102,7 +112,11 @@ def wants_adamw(network: nn.Module) -> bool:
     That is assumed of networks with LayerNorm or depthwise convolutions: vision transformers, ConvNeXts, MobileNets and
     EfficientNets were all published with adaptive optimisers.
     """
-    return any(isinstance(layer, nn.LayerNorm) or _is_depthwise(layer) for layer in network.modules())
+    return _has_layer_norm(network) or any(_is_depthwise(layer) for layer in network.modules())
+
+
+def _has_layer_norm(network: nn.Module) -> bool:
+    return any(isinstance(layer, nn.LayerNorm) for layer in network.modules())
 
 
 def _is_depthwise(layer: nn.Module) -> bool:

@@ -147,7 +147,8 @@ class TrainingOptions(DataOptions, DeviceOptions, OutputOptions):
     )
     layer_decay: float | None = option(
         None,
-        "lower the learning rate by this factor from each group of layers to the one before it, e.g. 0.75",
+        "lower the learning rate by this factor from each group of layers to the one before it (default: "
+        "0.75 to fine-tune networks with LayerNorm, else 1)",
         above=0,
         high=1,
         panel=TRAINING,
