@@ -96,7 +96,9 @@ def test_one_photo_in_two_classes_is_named(photos: Path) -> None:
     shutil.copy(photos / first, photos / "wasp" / "copy.png")
     said = notes(load_source(str(photos)))
     assert "1 exact copy stays with its original" in said
-    assert "1 image is a copy of one in another class" in said and first in said and "wasp/copy.png" in said
+    assert "1 image is a copy of one in another class" in said
+    assert first in said
+    assert "wasp/copy.png" in said
 
 
 def test_copies_within_a_class_are_no_dispute(photos: Path) -> None:

@@ -14,7 +14,7 @@ from kdcompress.options import DataOptions
 from kdcompress.runs import SPLIT, RunFolder
 
 
-class Classifier(Protocol):
+class Described(Protocol):
     """A network in PyTorch or in an exported file."""
 
     @property
@@ -38,7 +38,7 @@ class Classifier(Protocol):
         """The ``run.json`` that it came with; empty if none."""
 
 
-def check_unchanged(network: Classifier, source: DataSource) -> None:
+def check_unchanged(network: Described, source: DataSource) -> None:
     """Refuse data that have changed: images that a network was trained on could end up in its calibration split.
 
     Raises:
@@ -112,7 +112,7 @@ def keep_split(run: RunFolder, source: DataSource) -> dict[str, str]:
     return {} if source.split is None else {SPLIT: run.write_split(source.split.content())}
 
 
-def check_classes(network: Classifier, source: DataSource, role: str) -> None:
+def check_classes(network: Described, source: DataSource, role: str) -> None:
     """Refuse a network whose classes are not those of the data, in the same order.
 
     Raises:
@@ -138,7 +138,7 @@ def check_classes(network: Classifier, source: DataSource, role: str) -> None:
         raise UserError(problem, f"Give the data that the {role} was trained on.")
 
 
-def check_channels(network: Classifier, channels: int, role: str) -> None:
+def check_channels(network: Described, channels: int, role: str) -> None:
     """Refuse images of another number of channels than the network takes.
 
     Raises:

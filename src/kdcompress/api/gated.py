@@ -71,7 +71,9 @@ class Calibration:
         began: float,
         parent: Network,
         curve: Sequence[Outcome] = (),
-        **more: Any,
+        promise: dict[str, Any] | None = None,
+        former_top1: float | None = None,
+        polished: bool | None = None,
     ) -> GateResult:
         """Save the network with a gate as a run.
 
@@ -80,7 +82,7 @@ class Calibration:
             began: ``time.perf_counter()`` at the start of the command.
             parent: The network that the command was given.
             curve: Outcomes of other gates, to be recorded as trade-off.
-            more: Further fields of the result.
+            promise, former_top1, polished: As those of :class:`~kdcompress.results.GateResult`.
         """
         measure, best = chosen
         network, teacher, source = self.network, self.network.record.get("teacher"), self.data.source
@@ -107,7 +109,9 @@ class Calibration:
             **lost(best.top1, past.get("teacher_top1") if same_images else None),
             **expected(best.expected_macs, teacher),
             **facts(network, teacher, self.profiles),
-            **more,
+            promise=promise,
+            former_top1=former_top1,
+            polished=polished,
         )
         config = model_config(network.model, network.architecture, network.model_args, network.class_names)
         record = {

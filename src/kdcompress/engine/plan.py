@@ -58,10 +58,8 @@ class Plan:
         Raises:
             UserError: timm has no such optimiser, or the warm-up is as long as the training.
         """
-        opt = options.opt.lower()
-        if opt == "auto":
-            adaptive = "adamw" if network is not None and wants_adamw(network) else "sgd"
-            opt = "nadamw" if options.fine_tunes else adaptive
+        is_ours = options.opt == "auto"
+        opt = _suitable_optimizer(options, network) if is_ours else options.opt.lower()
         if opt.split("_")[-1] not in list_optimizers():
             remedy = "Choose auto or a timm optimizer, e.g. sgd, adamw, lamb (timm.optim.list_optimizers())."
             raise usage_error(f"--opt {options.opt!r} is unknown.", remedy)
@@ -74,13 +72,7 @@ class Plan:
         else:
             usual, decay = ADAPTIVE_LR * math.sqrt(max(times, 1.0)), 0.05
         layer_decay = options.layer_decay
-        if (
-            layer_decay is None
-            and options.opt == "auto"
-            and options.fine_tunes
-            and network
-            and _has_layer_norm(network)
-        ):
+        if layer_decay is None and is_ours and opt == "nadamw" and network is not None and _has_layer_norm(network):
             layer_decay = LAYER_DECAY
         epochs = options.epochs if epochs is None else epochs
         warm_up = FINE_TUNING_WARM_UP if options.fine_tunes and opt != "sgd" else WARM_UP
@@ -104,6 +96,12 @@ class Plan:
     def __str__(self) -> str:
         decay = f", layer decay {self.layer_decay:g}" if self.layer_decay else ""
         return f"{self.opt}, learning rate {self.lr:.2g}{decay}, {self.batch_size} images per step"
+
+
+def _suitable_optimizer(options: TrainingOptions, network: nn.Module | None) -> str:
+    if options.fine_tunes:
+        return "nadamw"
+    return "adamw" if network is not None and wants_adamw(network) else "sgd"
 
 
 def wants_adamw(network: nn.Module) -> bool:
