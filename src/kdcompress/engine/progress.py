@@ -74,7 +74,8 @@ class Terminal:
 
     def start(self, title: str, epochs: int, steps: int, done: int) -> None:
         self.epochs, self.first, self.began = epochs, done, time.perf_counter()
-        self.note(f"{title}: {epochs} epochs of {steps} steps" + (f", from epoch {done + 1}" if done else ""))
+        length = f"{epochs} epoch{'s' * (epochs != 1)} of {steps} step{'s' * (steps != 1)}"
+        self.note(f"{title}: {length}" + (f", from epoch {done + 1}" if done else ""))
         if self.animated:
             self.bar = Bar(title, epochs, steps, done)
             self.live = Live(self.bar, console=self.console, transient=True)

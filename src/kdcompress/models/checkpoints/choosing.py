@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from kdcompress.errors import UserError, usage_error
-from kdcompress.models.checkpoints.reading import quantized
+from kdcompress.models.checkpoints.reading import Inert, quantized
 
 State = dict[str, Tensor]
 Note = Callable[[str], None]
@@ -42,6 +42,9 @@ def choose(content: Any, path: Path, key: str | None = None, note: Note | None =
     if key is not None:
         return _at(content, key, path)
     sets = dict(_sets(content))
+    if not sets and _holds_arrays(content):
+        remedy = "Save tensors: torch.save({name: torch.from_numpy(value) for name, value in weights.items()}, FILE)."
+        raise UserError(f"{path} holds weights as NumPy arrays, which are not unpickled.", remedy)
     if not sets:
         raise UserError(f"{path} holds no state_dict, but {_what(content)}.", _REMEDY)
     if len(sets) == 1:
@@ -82,6 +85,15 @@ def _sets(content: Mapping[Any, Any], where: str = "", depth: int = DEPTH) -> It
 
 def _is_state(content: Mapping[Any, Any]) -> bool:
     return any(isinstance(key, str) and "." in key and isinstance(content[key], Tensor) for key in content)
+
+
+def _holds_arrays(content: Mapping[Any, Any], depth: int = DEPTH) -> bool:
+    """Whether what stands in for NumPy's objects has the names of weights."""
+    return any(
+        (isinstance(value, Inert) and "." in str(name))
+        or (depth > 0 and isinstance(value, Mapping) and _holds_arrays(value, depth - 1))
+        for name, value in content.items()
+    )
 
 
 def _at(content: Mapping[Any, Any], key: str, path: Path) -> State:
