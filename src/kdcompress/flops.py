@@ -103,6 +103,8 @@ def profile(model: nn.Module, input_size: Sequence[int]) -> Profile:
             macs = {name: int(analysis.total(name)) for name in params}
             parts = by_kind(analysis.by_operator())
             unsupported = dict(analysis.unsupported_ops().most_common())
+    except UserError:  # names the cause and its remedy already
+        raise
     except Exception as error:
         # A network's forward may raise anything, also without a message.
         cause = textwrap.shorten(f"{type(error).__name__}: {error}".removesuffix(": "), 300, placeholder=" …")

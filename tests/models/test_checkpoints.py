@@ -63,9 +63,10 @@ def refused(path: Path, content: Any, arch: str = SPEC, **options: Any) -> UserE
 
 @pytest.mark.parametrize("wrap", [lambda arrays: arrays, lambda arrays: {"epoch": 3, "model": arrays}])
 def test_weights_as_numpy_arrays_are_called_so(tmp_path: Path, state: State, wrap: Callable[[Any], Any]) -> None:
-    """"A dict of conv1.weight …" reads as if the file were right."""
+    """ "A dict of conv1.weight …" reads as if the file were right."""
     error = refused(tmp_path, wrap({name: value.numpy() for name, value in state.items()}))
-    assert "NumPy arrays" in error.problem and "from_numpy" in error.remedy
+    assert "NumPy arrays" in error.problem
+    assert "from_numpy" in error.remedy
 
 
 @torch.no_grad()

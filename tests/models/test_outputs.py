@@ -70,7 +70,7 @@ class Net(nn.Module):
 
     def forward(self, x):
         y = self.fc(x.flatten(1))
-        return {"dict": {"logits": y}, "tuple": (y, x), "plain": y}[self.kind]
+        return {"dict": {"logits": y}, "tuple": (y, x), "plain": y, "nothing": None}[self.kind]
 
 def net(kind="dict", num_classes=3, in_chans=1):
     return Net(kind, num_classes, in_chans)
@@ -87,3 +87,14 @@ def test_a_network_of_the_users_own_gives_logits(tmp_path: Path, monkeypatch: py
     assert network.model(torch.zeros(2, 1, 8, 8)).shape == (2, 3)
     assert list(network.model.state_dict()) == ["fc.weight", "fc.bias"]
     assert profile(network.model, network.input_size).macs == 64 * 3
+
+
+def test_profiling_passes_on_what_is_wrong_with_an_output(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Advice about input sizes and tracing sends people to the wrong place."""
+    (tmp_path / "no_outputs_of_mine.py").write_text(CODE)
+    monkeypatch.syspath_prepend(tmp_path)
+    trust.typed("py:no_outputs_of_mine:net")
+    network = load_network("py:no_outputs_of_mine:net,kind=nothing,num_classes=3,in_chans=1,input_size=1x8x8")
+    with pytest.raises(UserError, match=r"^py:no_outputs_of_mine:net.* returned a NoneType") as caught:
+        profile(network.model, network.input_size)
+    assert "'logits'" in caught.value.remedy

@@ -79,8 +79,12 @@ def check_classes(train: np.ndarray, test: np.ndarray | None, classes: Sequence[
         if labels is not None and len(odd := np.flatnonzero((labels < 0) | (labels >= count))):
             where = f"image {odd[0]} of the {split} split"
             problem = f"The label of {where} is {labels[odd[0]]}, but the data have {count} classes."
+            if labels[odd[0]] < 0:
+                problem = f"The label of {where} is {labels[odd[0]]}, and labels count from 0."
             more = f" ({len(odd)} labels are out of range)" if len(odd) > 1 else ""
-            remedy = f"Labels count from 0 to {max(count - 1, 0)}, and both splits have the same classes{more}."
+            remedy = f"Labels count from 0 to {count - 1}, and both splits have the same classes{more}."
+            if count < 1:
+                remedy = f"Give whole numbers from 0, class names, or one-hot vectors{more}."
             raise UserError(problem, remedy)
     return count
 
