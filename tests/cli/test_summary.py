@@ -104,6 +104,10 @@ STEPS = [
         "distill /runs/x --method reskd --student resnet8_cifar,width=0.5",
     ),
     (
+        result("train-teacher", SCORED, {"architecture": "resnet8_cifar,width=0.25"}),
+        "distill /runs/x --method reskd --student resnet8_cifar,width=0.125",
+    ),
+    (
         result("train-teacher", SCORED, {"input_size": [3, 224, 224], "macs": 5 * 10**9}),
         "distill /runs/x --method reskd --student resnet18",
     ),

@@ -55,5 +55,14 @@ def _student(values: dict[str, Any]) -> str:
     """A student that is clearly cheaper, of a family that suits the size of the images."""
     _, height, width = values["input_size"]
     if max(height, width) <= SMALL_SIDE:
-        return "resnet8_cifar,width=0.5" if values["architecture"].startswith("resnet8_cifar") else "resnet8_cifar"
+        return _half_as_wide(values["architecture"]) or "resnet8_cifar"
     return "resnet18" if values["macs"] * 224 * 224 / (height * width) > FEW_MACS else "mobilenetv3_small_100"
+
+
+def _half_as_wide(architecture: str) -> str:
+    """A ResNet-8 of half the width of a teacher that is one itself; empty for other teachers."""
+    name, *args = architecture.split(",")
+    if name != "resnet8_cifar":
+        return ""
+    width = next((float(arg.removeprefix("width=")) for arg in args if arg.startswith("width=")), 1.0)
+    return f"{name},width={width / 2:g}"

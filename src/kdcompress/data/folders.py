@@ -44,6 +44,8 @@ def folder_source(spec: str, split: SplitFile | None = None) -> DataSource:
             notes.append(f"Notice: {folder} has no folders of the classes, so {instead}.")
         elif folder != labelled[0]:
             notes.append(f"Notice: {folder} is not used: {labelled[0].name}/ is the test split.")
+    if train is None and labelled:
+        notes.append(f"Notice: {root} has no train/; {labelled[0].name}/ is the test split.")
     test, former = None, None
     if labelled:
         if labelled[0].name not in FORMERLY_FOUND and train is not None:

@@ -199,7 +199,7 @@ class Data:
                 raise UserError(f"The data {self.source.spec} have no test split.", remedy)
             return self.source.test, np.arange(len(self.source.test.labels))
         if not len(self.source.train.labels):
-            remedy = "Add a train/ folder, or evaluate on --split test."
+            remedy = "Add a train/ folder; data without one are for kdcompress eval."
             raise UserError(f"The data {self.source.spec} have no training split.", remedy)
         fit, calibration = fit_calibration(self.source.train.labels, self.holdout)
         return self.source.train, fit if split == "fit" else calibration
