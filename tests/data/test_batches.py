@@ -279,6 +279,31 @@ def test_a_truncated_image_is_named(damaged: tuple[DataSource, int], loading: st
     assert "--skip-bad-images" in caught.value.remedy
 
 
+def test_bad_images_of_all_splits_are_named_at_once(make_folder: MakeFolder) -> None:
+    """Each mended split would only lead to the next error."""
+    root = make_folder(train=15, test=8)
+    cut = [sorted((root / split).rglob("*.png"))[index] for split in ("train", "test") for index in range(2)]
+    for path in cut:
+        path.write_bytes(path.read_bytes()[:150])
+    data = Data(load_source(str(root)), PREP, DataOptions(loading="memory", workers=0), CPU)
+    with pytest.raises(UserError, match=r"^4 unreadable images: ") as caught:
+        data.training(4, 0, "none")
+    assert all(str(path) in caught.value.problem for path in cut)
+
+
+def test_bad_images_of_a_streamed_batch_are_named(make_folder: MakeFolder) -> None:
+    """Images that stay on the disk are read as training needs them; the error says how to find all bad ones."""
+    root = make_folder(train=15, test=8)
+    cut = sorted((root / "test").rglob("*.png"))[:2]
+    for path in cut:
+        path.write_bytes(path.read_bytes()[:150])
+    data = Data(load_source(str(root)), PREP, DataOptions(loading="stream", workers=0), CPU)
+    with pytest.raises(UserError, match=r"^2 unreadable images: ") as caught:
+        list(data.evaluation("test", 30))
+    assert all(str(path) in caught.value.problem for path in cut)
+    assert "kdcompress data" in caught.value.remedy
+
+
 @pytest.mark.parametrize("loading", ["memory", "stream"])
 def test_skipping_a_bad_image_leaves_all_others_as_they_were(
     make_folder: MakeFolder, damaged: tuple[DataSource, int], loading: str

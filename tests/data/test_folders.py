@@ -48,6 +48,15 @@ def test_a_folder_without_a_split_gets_one(photos: Path) -> None:
     assert "seed 0" in notes(source)
 
 
+def test_classes_too_small_for_a_test_image_are_named(photos: Path) -> None:
+    """A class that is never tested looks as if it were learned."""
+    assert "no test images" not in notes(load_source(str(photos)))
+    for number, name in enumerate(("fly", "gnat", "hornet", "moth")):
+        (photos / name).mkdir()
+        random_image(100 + number).save(photos / name / "only.png")
+    assert "no test images of fly, gnat, hornet and 1 more: a class of one image" in notes(load_source(str(photos)))
+
+
 def test_the_split_is_the_same_wherever_the_folder_is(photos: Path, tmp_path: Path) -> None:
     """Two commands would train on what the other one tests."""
     first = load_source(str(photos))

@@ -223,3 +223,17 @@ def test_a_hugging_face_data_set_gives_its_labels_and_names() -> None:
     assert source.train.labels.tolist() == [0, 1] * 25
     before = table.read
     assert before < 150
+
+
+def test_classes_without_training_images_are_named() -> None:
+    """Labels 0, 1 and 5 are more often a mistake than six classes, three of which are never learned."""
+
+    def notes(*targets: int, **more: Any) -> list[str]:
+        data = Made(lambda index: pixels(index, (6, 5)), count=len(targets), **more)
+        data.targets = list(targets)
+        return map_source("py:mine:data", data, None, flip=True).first_notes
+
+    assert notes(0, 1, 5, 0, 1, 5) == ["Notice: py:mine:data has 6 classes, but no training images of 2, 3, 4."]
+    assert notes(0, 5, 0, 5)[0].endswith("no training images of 1, 2, 3 and 1 more.")
+    assert notes(0, 1, 0, 1, classes=["ant", "bee", "cat"])[0].endswith("no training images of cat.")
+    assert notes(0, 1, 0, 1) == []

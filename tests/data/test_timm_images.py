@@ -78,7 +78,7 @@ def test_targets_are_computed_of_each_image_once(source: DataSource, loading: st
 @pytest.mark.parametrize("bad", [{5, 6}], indirect=True)
 def test_no_image_takes_the_place_of_a_bad_one(source: DataSource) -> None:
     """timm's own data set gives the next image instead: it would be learned twice, once under a wrong label."""
-    with pytest.raises(UserError, match=r"2 unreadable images: image 5: .*; image 6: "):
+    with pytest.raises(UserError, match=r"3 unreadable images: image 5: .*; image 6: .*; test image 5: "):
         prepared(source, "memory").training(8, 0, "none")
     fit = prepared(source, "memory", skip_bad=True).training(8, 0, "none").images.ids
     calibration = prepared(source, "memory", skip_bad=True).evaluation("calibration", 8).images.ids

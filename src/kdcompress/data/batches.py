@@ -262,26 +262,27 @@ class _ViewDataset(Dataset[Any]):
         return self.transform(image), int(self.images.labels[index]), ""
 
 
-def _collate(items: list[tuple[Any, int, str]]) -> tuple[Tensor, Tensor, str]:
+def _collate(items: list[tuple[Any, int, str]]) -> tuple[Tensor, Tensor, list[str]]:
     from timm.data.loader import fast_collate
 
-    problem = next((item[2] for item in items if item[2]), "")
-    if problem:
-        return torch.empty(0), torch.empty(0), problem
+    problems = [item[2] for item in items if item[2]]
+    if problems:
+        return torch.empty(0), torch.empty(0), problems
     images, targets = fast_collate([item[:2] for item in items])
-    return images, targets, ""
+    return images, targets, []
 
 
 class _Checked:
-    """Raises a bad image that a worker met in the main process, where the error keeps its two lines."""
+    """Raises bad images that a worker met in the main process, where the error keeps its two lines."""
 
     def __init__(self, loader: DataLoader[Any]) -> None:
         self.loader = loader
 
     def __iter__(self) -> Iterator[Batch]:
-        for images, targets, problem in self.loader:
-            if problem:
-                raise bad_image(problem)
+        for images, targets, problems in self.loader:
+            if problems:  # other batches may have more: to read all of a large data set now would take an epoch
+                error = bad_image(*problems)
+                raise UserError(error.problem, f"{error.remedy} `kdcompress data DATA --skip-bad-images` lists all.")
             yield images, targets
 
     def __len__(self) -> int:
@@ -292,6 +293,12 @@ def find_good(images: ImageList, indices: np.ndarray, channels: int, workers: in
     """Those of ``indices`` whose images can be read (a pass over all of them)."""
     read = _read_all(_Reader(images, indices, channels, _no_pixels), workers)
     return np.fromiter((indices[position] for position, _, problem in read if not problem), dtype=np.int64)
+
+
+def find_bad(images: ImageList, indices: np.ndarray, channels: int, workers: int) -> list[str]:
+    """``name: reason`` of those of ``indices`` whose images cannot be read (a pass over all of them)."""
+    read = _read_all(_Reader(images, indices, channels, _no_pixels), workers)
+    return [problem for _, _, problem in read if problem]
 
 
 Images: TypeAlias = MemoryImages | MemoryTensors | StreamImages

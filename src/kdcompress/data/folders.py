@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from kdcompress.data.images import FileImages, Paths
+from kdcompress.data.labels import without_images
 from kdcompress.data.listing import Listing, class_folders, has_images, state_of
 from kdcompress.data.source import DataSource
 from kdcompress.data.split_file import SEED, TEST, TRAIN, SplitFile, divide, same_bytes
@@ -95,6 +96,7 @@ def _undivided(root: Path, held_out: list[Path], split: SplitFile | None) -> Dat
     listing = Listing()
     files, labels = listing.files(root, classes)
     paths = [Path(os.path.relpath(file, root)).as_posix() for file in files]
+    is_new = split is None
     if split is None:
         groups = same_bytes(files, [state_of(file)[0] for file in files])
         is_test = divide(paths, labels, groups)
@@ -113,6 +115,8 @@ def _undivided(root: Path, held_out: list[Path], split: SplitFile | None) -> Dat
     for name in (TRAIN, TEST):
         chosen = np.flatnonzero(sides == name)
         parts[name] = listing.part(name, [files[index] for index in chosen.tolist()], labels[chosen], root)
+    if is_new and (gone := without_images(parts[TEST].labels, classes)):
+        left_out.append(f"Notice: no test images of {gone}: a class of one image, or copies of one, is not divided.")
     notes.insert(
         0,
         f"Notice: {root} {how}: {len(parts[TRAIN].labels)} images for training, {len(parts[TEST].labels)} for "

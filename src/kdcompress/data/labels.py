@@ -13,6 +13,7 @@ from kdcompress.errors import UserError
 from kdcompress.schema import MAX_CLASSES
 
 UNNAMED = 25_000  # classes that a data set may have without naming them, whatever the number of its images
+NAMED = 3  # classes in a notice
 COUNT = "Labels are whole numbers that count from 0, class names, or one-hot vectors."
 
 
@@ -87,6 +88,17 @@ def check_classes(train: np.ndarray, test: np.ndarray | None, classes: Sequence[
                 remedy = f"Give whole numbers from 0, class names, or one-hot vectors{more}."
             raise UserError(problem, remedy)
     return count
+
+
+def without_images(labels: np.ndarray, names: Sequence[str]) -> str:
+    """The classes that no image of a split belongs to: three by name, then their number; empty if there are none.
+
+    Args:
+        labels: [N] of the split.
+        names: Of the classes, in label order.
+    """
+    gone = [names[label] for label in np.setdiff1d(np.arange(len(names)), labels)]
+    return ", ".join(gone[:NAMED]) + (f" and {len(gone) - NAMED} more" if len(gone) > NAMED else "")
 
 
 def check_inputs(inputs: Tensor) -> None:

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from kdcompress.data.images import UNREADABLE, ArrayImages, MapImages, TensorItems, item_of
-from kdcompress.data.labels import check_inputs, decode
+from kdcompress.data.labels import Labels, check_inputs, decode, without_images
 from kdcompress.data.seeded import seeded
 from kdcompress.data.source import DataSource
 from kdcompress.errors import UserError, first_line, usage_error
@@ -59,7 +59,7 @@ def map_source(spec: str, train: Any, test: Any, flip: bool) -> DataSource:
         labels.names,
         digest,
         flip,
-        first_notes=_notes(spec, train, train_items, pixels),
+        first_notes=_class_notes(spec, labels) + _notes(spec, train, train_items, pixels),
     )
 
 
@@ -117,6 +117,12 @@ def _channel_axis(item: Any) -> int | None:
     if isinstance(item, np.ndarray) and item.shape[2] in (1, 3) and min(item.shape[:2]) >= LEAST_SIDE:
         return 2
     return None
+
+
+def _class_notes(spec: str, labels: Labels) -> list[str]:
+    """Classes without training images, such as 2 to 4 where the labels are 0, 1 and 5."""
+    gone = without_images(labels.train, labels.names or [str(label) for label in range(labels.count)])
+    return [f"Notice: {spec} has {labels.count} classes, but no training images of {gone}."] if gone else []
 
 
 def _notes(spec: str, dataset: Any, items: Items, pixels: bool) -> list[str]:

@@ -17,11 +17,12 @@ from kdcompress.data.batches import (
     MemoryTensors,
     StreamImages,
     TrainBatches,
+    find_bad,
     find_good,
     load_into_memory,
 )
-from kdcompress.data.images import ImageList, TensorItems
-from kdcompress.data.preprocess import NAMED, Preprocess, parse_size
+from kdcompress.data.images import FileImages, ImageList, TensorItems
+from kdcompress.data.preprocess import NAMED, Preprocess, bad_image, parse_size
 from kdcompress.data.source import DataSource
 from kdcompress.data.splits import fit_calibration, rank_in_class
 from kdcompress.errors import UserError, usage_error
@@ -161,14 +162,11 @@ class Data:
         small = max(height, width) <= SMALL_SIDE and size <= MAX_MEMORY_BYTES
         loaded: Images
         if self.options.loading == "memory" or (self.options.loading == "auto" and small):
-            loaded = load_into_memory(
-                images,
-                indices,
-                self.prep,
-                self.device,
-                workers=self.workers,
-                skip_bad=self.options.skip_bad_images,
-            )
+            skip_bad, workers = self.options.skip_bad_images, self.workers
+            try:
+                loaded = load_into_memory(images, indices, self.prep, self.device, workers=workers, skip_bad=skip_bad)
+            except UserError as error:
+                raise self._bad_images(split) or error from None
         else:
             if self.options.skip_bad_images:
                 indices = find_good(images, indices, self.prep.channels, self.workers)
@@ -178,6 +176,21 @@ class Data:
             remedy = "Two images a class or more are needed, in a format that Pillow reads."
             raise UserError(f"The {split} split of {self.source.spec} has no image that can be read.", remedy)
         return loaded
+
+    def _bad_images(self, split: str) -> UserError | None:
+        """The error that names the unreadable images of all splits, those of ``split`` first."""
+        others = ["fit", "calibration"] if len(self.source.train.labels) else []
+        others += ["test"] if self.source.test is not None else []
+        problems: list[str] = []
+        for name in dict.fromkeys([split, *others]):
+            images, indices = self._select(name)
+            if not isinstance(images, TensorItems):
+                where = (
+                    "" if name != "test" or isinstance(images, FileImages) else "test "
+                )  # numbers count from 0 again
+                workers = self.workers if len(indices) > 2000 else 0
+                problems += [where + bad for bad in find_bad(images, indices, self.prep.channels, workers)]
+        return bad_image(*problems) if problems else None
 
     def _tell_left_out(self, split: str, images: ImageList, wanted: np.ndarray, kept: np.ndarray) -> None:
         """Say which images could not be read, and which classes have none left."""

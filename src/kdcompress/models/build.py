@@ -16,7 +16,7 @@ from torch import nn
 from kdcompress.data.preprocess import parse_size
 from kdcompress.errors import UserError, first_line, usage_error
 from kdcompress.models.hub import Connection, brief_downloads, elsewhere
-from kdcompress.models.outputs import return_logits
+from kdcompress.models.outputs import Note, return_logits
 from kdcompress.schema import MIN_STD
 from kdcompress.trust import PREFIX, import_callable
 
@@ -94,12 +94,14 @@ def build(
     in_chans: int | None = None,
     size: tuple[int, int] | None = None,
     pretrained: bool = False,
+    note: Note | None = None,
 ) -> tuple[nn.Module, dict[str, Any]]:
     """Make a network.
 
     Args:
         num_classes, in_chans: The architecture's own where None.
         size: (H, W) it will see; matters to architectures of a fixed input size.
+        note: Receives what was assumed about the output of a network of the user's own.
 
     Returns:
         The network, whose ``pretrained_cfg`` describes its input, and the arguments that rebuild it.
@@ -113,7 +115,7 @@ def build(
     wanted = {"num_classes": num_classes, "in_chans": in_chans}
     args = {**{key: value for key, value in wanted.items() if value is not None}, **spec.args}
     if spec.is_code:
-        model = _from_callable(spec.name, args)
+        model = _from_callable(spec.name, args, note)
     else:
         defaults = default_config(spec.name)
         if size is not None and defaults.get("fixed_input_size") and tuple(defaults["input_size"][1:]) != size:
@@ -217,7 +219,7 @@ def _from_timm(spec: ModelSpec, args: dict[str, Any], pretrained: bool) -> nn.Mo
         ) from error
 
 
-def _from_callable(name: str, args: dict[str, Any]) -> nn.Module:
+def _from_callable(name: str, args: dict[str, Any], note: Note | None) -> nn.Module:
     function = import_callable(name)
     try:
         model = function(**args)
@@ -226,7 +228,7 @@ def _from_callable(name: str, args: dict[str, Any]) -> nn.Module:
         raise usage_error(f"{name} cannot be called: {error}", remedy) from error
     if not isinstance(model, nn.Module):
         raise usage_error(f"{name} returned {type(model).__name__}.", "Return a torch.nn.Module.")
-    return_logits(model, name)
+    return_logits(model, name, args.get("num_classes"), note)
     return model
 
 

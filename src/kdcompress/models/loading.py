@@ -193,7 +193,7 @@ def load_network(
         return _by_timm(reference)
     if is_checkpoint(reference) or is_path(reference):
         raise UserError(f"There is no file or folder {reference}.", "Check the path.")
-    return _from_spec(reference, weights, shape)
+    return _from_spec(reference, weights, shape, note)
 
 
 def _from_folder(path: Path, note: Note | None) -> Network:
@@ -215,7 +215,7 @@ def _from_folder(path: Path, note: Note | None) -> Network:
     classes = config.get("num_classes") or pretrained.get("num_classes")
     if classes:
         args.pop("num_classes", None)  # timm repeats it there
-    model = build(ModelSpec(architecture, args), num_classes=classes)[0]
+    model = build(ModelSpec(architecture, args), num_classes=classes, note=note)[0]
     built = config_of(model)
     config_size = pretrained.get("input_size") or built["input_size"]
     if config_size[0] != built["input_size"][0]:
@@ -242,14 +242,14 @@ def _from_checkpoint(path: Path, arch: str | None, key: str | None, note: Note |
     given = spec.preprocessing.get("input_size")
     size = tuple(given[1:]) if given else trained_size(state, spec)
     assumed = _assumed(spec, size_known=size is not None or "img_size" in spec.args)
-    model, args = build(spec, size=size)
+    model, args = build(spec, size=size, note=note)
     by_order = spec.match_by == "order"
     fitted = fit(state, model, path, by_order=by_order, note=note)
     wanted = {**fitted.arguments, **shape_of(fitted.state, model)}
     more = {name: value for name, value in wanted.items() if name not in spec.args}
     if more:
         spec = dataclasses.replace(spec, args={**spec.args, **more})
-        model, args = build(spec, size=size)
+        model, args = build(spec, size=size, note=note)
         fitted = fit(state, model, path, by_order=by_order)
     fill(model, fitted.state, path)
     return Network(model.eval(), spec.name, args, str(path.absolute()), arch, assumed=assumed)
@@ -296,7 +296,7 @@ def _arguments(reference: str) -> dict[str, Any]:
     return {key: value for key, value in (args or {}).items() if key != "num_classes" and key not in NOT_OURS}
 
 
-def _from_spec(reference: str, weights: bool, shape: dict[str, Any]) -> Network:
+def _from_spec(reference: str, weights: bool, shape: dict[str, Any], note: Note | None) -> Network:
     spec = ModelSpec.parse(reference)
     only_files = {"match_by": spec.match_by != MATCHES[0], WEIGHTS_KEY: spec.weights_key is not None}
     if key := next((name for name, is_given in only_files.items() if is_given), None):
@@ -308,7 +308,7 @@ def _from_spec(reference: str, weights: bool, shape: dict[str, Any]) -> Network:
             raise UserError(f"{spec.name} has no pretrained weights.", remedy)
     given = spec.preprocessing.get("input_size")
     size = given[1:] if given else None
-    model, args = build(spec, pretrained=weights, **{"size": size, **shape})
+    model, args = build(spec, pretrained=weights, note=note, **{"size": size, **shape})
     assumed: frozenset[str] = frozenset()
     describes_itself = "mean" in config_of(model) and "mean" not in spec.preprocessing  # as timm's networks do
     if spec.is_code and not describes_itself:
