@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import inspect
 import os
 import re
 import typing
@@ -55,6 +56,8 @@ def public(function: F) -> F:
 def _check_first(function: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
     """Refuse a run, a model or options of another function in the place of the options."""
     option_set = option_set_of(function)
+    if next(iter(inspect.signature(function).parameters), "") != "options":
+        return
     if option_set is None or not arguments or arguments[0] is None or isinstance(arguments[0], option_set):
         return
     first, name = arguments[0], function.__name__

@@ -197,7 +197,7 @@ def test_one_of_several_sets_of_weights(given: Path, tmp_path: Path) -> None:
     options: dict[str, Any] = {"model": str(tmp_path / "both.pth"), **FROZEN}
     with pytest.raises(UserError, match="several sets of weights") as caught:
         kdcompress.train_teacher(arch=TINY, out=str(tmp_path / "run"), **options)
-    assert "--weights-key" in caught.value.remedy
+    assert "weights_key=KEY" in caught.value.remedy
     key = "student.state_dict"
     for number, told in enumerate(({"arch": TINY, "weights_key": key}, {"arch": f"{TINY},weights_key={key}"})):
         done = kdcompress.train_teacher(out=str(tmp_path / str(number)), **told, **options)

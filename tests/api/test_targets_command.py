@@ -117,7 +117,7 @@ def test_feature_maps_are_cached_only_on_request(tmp_path: Path, teacher: str, c
     assert any("--target-views" in note and "GiB" in note for note in heard.notes)
     chosen = kdcompress.distill(**more, out=tmp_path / "chosen")
     assert chosen.target_views == 2
-    assert computed == [(0, ("shown",)), (1, ("shown",))]
+    assert computed == [(0, ("teacher_rows",)), (1, ("teacher_rows",))]
     computed.clear()
     again = kdcompress.distill(**{**more, "undivided": False}, out=tmp_path / "again")
     assert again.target_views == 2

@@ -30,10 +30,10 @@ from kdcompress.engine import targets
 rank, seen = os.environ["RANK"], [0]
 training, gather_rows = data.Data.training, targets.gather_rows
 
-def slow(self, *args):
+def slow(self, *args, **given):
     if rank == "1":
         time.sleep(float(os.environ["SLOW"]))
-    return training(self, *args)
+    return training(self, *args, **given)
 
 def counted(rows, *args):  # the teachers outputs, on their way to the other process
     seen[0] += len(rows)

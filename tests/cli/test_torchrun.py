@@ -124,8 +124,8 @@ def test_distill_by_two_processes(two: tuple[Path, Done], cli: Cli, here: Path, 
     assert records[0]["data_fingerprint"] == records[1]["data_fingerprint"]
     assert result.keys() == alone.keys()
     assert (result["n"], result["macs"], result["params"]) == (alone["n"], alone["macs"], alone["params"])
-    # BatchNorm sees the images of both: only rounding differs
-    assert done.err.count("BatchNorm sees the images of all 2 processes (--sync-bn auto)") == 1
+    # BatchNorm statistics are those of both: only rounding differs
+    assert done.err.count("BatchNorm statistics are taken over all 2 processes (--sync-bn auto)") == 1
     assert [record["sync_bn"] for record in records] == [True, False]
     assert result["loss"] == pytest.approx(alone["loss"], rel=2e-3)
     assert result["top1"] == pytest.approx(alone["top1"], abs=1.5)

@@ -189,7 +189,7 @@ def test_items_that_are_dicts(image: str, label: str) -> None:
 
 @pytest.mark.parametrize(
     ("item", "words"),
-    [({"picture": 1, "label": 0}, "a dict with the keys picture, label"), ((1,), "a tuple"), (3, "a int")],
+    [({"picture": 1, "label": 0}, "a dict with the keys picture, label"), ((1,), "of type tuple"), (3, "of type int")],
 )
 def test_items_that_are_nothing_known(item: Any, words: str) -> None:
     """A KeyError or TypeError without the item."""

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from kdcompress.cli.next_step import next_step
 from kdcompress.cli.summary import rows as summary_rows
+from kdcompress.cli.summary import shares
 
 if TYPE_CHECKING:
     from kdcompress.results import Result
@@ -108,7 +109,7 @@ def _shown(key: str, value: Any) -> str:
         if key == "unsupported_ops":
             return ", ".join(f"{name} x{count}" for name, count in value.items())
         if key == "macs_by_operator":
-            return ", ".join(f"{name} {100 * part / max(sum(value.values()), 1):.1f} %" for name, part in value.items())
+            return shares(value)
         return ", ".join(f"{name} {_shown(name, part)}" for name, part in value.items())
     return str(value)
 

@@ -31,6 +31,12 @@ def scaled(number: float) -> str:
     return f"{number:.3g}" if number % 1 else f"{number:.0f}"
 
 
+def shares(parts: dict[str, int]) -> str:
+    """``convolution 99.9 %, matrix product 0.1 %``: of their sum, without those that are 0."""
+    whole = sum(parts.values())
+    return ", ".join(f"{name.replace('_', ' ')} {100 * part / whole:.1f} %" for name, part in parts.items() if part)
+
+
 def short_path(path: str) -> str:
     """Relative to the working folder where it is below it: as one would type it."""
     try:
@@ -69,6 +75,8 @@ def _cost(values: dict[str, Any]) -> Iterator[Row]:
         yield "  all members run", f"{exact}{_share(values.get('macs_ratio'))}"
     else:
         yield "MACs per image", f"{exact}{_share(values.get('macs_ratio'))}"
+    if parts := shares(values.get("macs_by_operator") or {}):
+        yield "  by operator", parts
     params = f"{values['params']:,}" if values["command"] == "profile-flops" else scaled(values["params"])
     yield "parameters", f"{params}{_share(values.get('params_ratio'))}"
     if (size := values.get("bytes")) is not None:

@@ -182,6 +182,6 @@ def item_of(dataset: Any, index: int) -> tuple[Any, Any]:
             raise UserError(f"Item {index} of the data set is a dict with the keys {keys}.", remedy)
         return item[image], item[label]
     if not isinstance(item, (tuple, list)) or len(item) < 2:
-        remedy = "Return (image, label), or a dict with these keys."
-        raise UserError(f"Item {index} of the data set is a {type(item).__name__}, not (image, label).", remedy)
+        remedy = f"Return (image, label), or a dict with the keys {IMAGE_KEYS[0]} and {LABEL_KEYS[0]}."
+        raise UserError(f"Item {index} of the data set is of type {type(item).__name__}, not (image, label).", remedy)
     return item[0], item[1]

@@ -15,6 +15,7 @@ from kdcompress.schema import MAX_CLASSES
 UNNAMED = 25_000  # classes that a data set may have without naming them, whatever the number of its images
 NAMED = 3  # classes in a notice
 COUNT = "Labels are whole numbers that count from 0, class names, or one-hot vectors."
+ONE_KIND = "Give numbers for all images of both splits, or class names for all."
 
 
 @dataclass(frozen=True)
@@ -84,7 +85,7 @@ def check_classes(train: np.ndarray, test: np.ndarray | None, classes: Sequence[
                 problem = f"The label of {where} is {labels[odd[0]]}, and labels count from 0."
             more = f" ({len(odd)} labels are out of range)" if len(odd) > 1 else ""
             remedy = f"Labels count from 0 to {count - 1}, and both splits have the same classes{more}."
-            if count < 1:
+            if count < 2:
                 remedy = f"Give whole numbers from 0, class names, or one-hot vectors{more}."
             raise UserError(problem, remedy)
     return count
@@ -122,7 +123,9 @@ def _by_name(labels: Iterable[Any], names: Sequence[str], split: str) -> np.ndar
     numbers = {name: number for number, name in enumerate(names)}
     for index, label in enumerate(labels):
         if not isinstance(label, str):
-            raise _odd(index, split, repr(label))
+            value = repr(label.tolist() if hasattr(label, "tolist") else label)[:60]
+            what = f"{value}, but the first training label is text."
+            raise UserError(f"The label of {_where(index, split)} is {what}", ONE_KIND)
         if label not in numbers:
             known = ", ".join(names[:5]) + (" …" if len(names) > 5 else "")
             what = f"{label[:60]!r}, which is not one of the classes {known}."
@@ -176,6 +179,9 @@ def _one(label: Any, index: int, split: str) -> int:
     if isinstance(value, (list, tuple)):
         remedy = "Give the number of the class, or one-hot vectors of one length for all images."
         raise UserError(f"The label of {_where(index, split)} is {len(value)} values, not one.", remedy)
+    if isinstance(value, str):
+        what = f"{value[:60]!r}, but the first training label is not text."
+        raise UserError(f"The label of {_where(index, split)} is {what}", ONE_KIND)
     if isinstance(value, float) and value.is_integer():
         value = int(value)
     if not isinstance(value, int) or abs(value) >= 2**63:
