@@ -47,6 +47,7 @@ SLOW = (
     "cli/test_torchrun.py",
     "cli/test_trust.py",
     "engine/test_allocation.py",
+    "export/",
     "engine/test_compiling.py",
     "engine/test_fit.py::test_narrow_networks_survive_two_threads",
     "engine/test_gradient_check.py",
