@@ -228,7 +228,7 @@ def test_data_for_evaluation_alone(make_folder: MakeFolder, held_out: str) -> No
     assert source.test is not None
     assert (len(source.train.labels), len(source.test.labels)) == (0, 6)
     assert (source.channels, source.size, source.num_classes) == (1, (12, 10), 2)
-    assert f"{held_out}/ is the test split" in notes(source)
+    assert (f"{held_out}/ is the test split" in notes(source)) == (held_out != "test")
 
 
 def test_an_unlabelled_test_beside_class_folders(photos: Path) -> None:

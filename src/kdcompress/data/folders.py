@@ -45,7 +45,7 @@ def folder_source(spec: str, split: SplitFile | None = None) -> DataSource:
             notes.append(f"Notice: {folder} has no folders of the classes, so {instead}.")
         elif folder != labelled[0]:
             notes.append(f"Notice: {folder} is not used: {labelled[0].name}/ is the test split.")
-    if train is None and labelled:
+    if train is None and labelled and labelled[0].name.lower() != "test":
         notes.append(f"Notice: {root} has no train/; {labelled[0].name}/ is the test split.")
     test, former = None, None
     if labelled:
