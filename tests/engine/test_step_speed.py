@@ -12,6 +12,8 @@ from kdcompress.engine import step_speed
 from kdcompress.engine.distributed import Place
 from kdcompress.engine.gradient_check import Numerics
 from kdcompress.engine.step_speed import worth_it
+from kdcompress.methods.base import Frozen
+from kdcompress.methods.kd import KdTask
 from kdcompress.methods.supervised import SupervisedTask
 from kdcompress.models.build import ModelSpec, build
 
@@ -53,7 +55,7 @@ def test_the_faster_one_is_taken(
     monkeypatch.setattr(step_speed, "time", clock)
     monkeypatch.setattr(step_speed, "_step", clock.step)
     notes: list[str] = []
-    assert worth_it(BF16, task, BATCH, CPU, notes.append).precision == expected
+    assert worth_it(BF16, task, BATCH, {}, CPU, notes.append).precision == expected
     assert bool(notes) == (expected == "fp32")  # what is chosen against the usual is said
 
 
@@ -61,13 +63,22 @@ def test_nothing_is_measured_where_there_is_no_choice(task: SupervisedTask, monk
     """Where bf16 does not run, the steps of a trial would be lost time."""
     monkeypatch.setattr(step_speed, "_step", None)
     exact = Numerics("fp32", channels_last=True)
-    assert worth_it(exact, task, BATCH, CPU, pytest.fail) is exact
+    assert worth_it(exact, task, BATCH, {}, CPU, pytest.fail) is exact
 
 
 def test_the_task_stays_as_it_is(task: SupervisedTask, monkeypatch: pytest.MonkeyPatch) -> None:
     """The measuring steps would be trained steps, and runs would differ by the machine's speed."""
     before, state = copy.deepcopy(task.state_dict()), torch.get_rng_state()
-    worth_it(Numerics("bf16", channels_last=True), task, BATCH, CPU, lambda text: None)
+    worth_it(Numerics("bf16", channels_last=True), task, BATCH, {}, CPU, lambda text: None)
     assert all(torch.equal(value, before[key]) for key, value in task.state_dict().items())
     assert torch.equal(torch.get_rng_state(), state)
     assert all(parameter.grad is None for parameter in task.parameters())
+
+
+def test_the_teacher_is_not_timed(task: SupervisedTask, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A large teacher in every timed step would decide on the precision of a small student."""
+    teacher = Frozen(task.get_trainable_module())  # type: ignore[arg-type]
+    distilling = KdTask(task.get_trainable_module(), teacher)  # type: ignore[arg-type]
+    cached = {"teacher_logits": teacher(BATCH[0])}
+    monkeypatch.setattr(Frozen, "forward", lambda *_: pytest.fail("the teacher ran"))
+    worth_it(Numerics("bf16", channels_last=False), distilling, BATCH, cached, CPU, lambda text: None)

@@ -49,9 +49,11 @@ def numerics_of(
     if not began:
         batch = next(iter(batches.load(batches.parts(0)[:1], batches.seed, 0)))
         with StopSignal() as stop:
-            numerics = checked(wanted, task, batch, place, note)
             if may_choose and place.device.type == "cpu":
-                numerics = worth_it(numerics, task, batch, place, note)
+                with torch.no_grad(), place.autocast():
+                    cached = {name: network(batch[0]) for name, network in task.frozen().items()}
+                numerics = worth_it(wanted, task, batch, cached, place, note)
+            numerics = checked(numerics, task, batch, place, note)
             if any_process(stop.requested, place):
                 raise Interrupted(run.path)
 

@@ -109,30 +109,46 @@ def _step(numerics: Numerics, task: TrainingTask, batch: Batch, place: Place) ->
 
     Float32 and contiguous is the reference, so it has no faults.
     """
-    trial = copy_to_train(task).train()
-    module = trial.get_trainable_module()
-    assert module is not None
-    module.to(memory_format=numerics.memory_format)
+    trial, module = copy_to_train(task, numerics)
     faults = _watch(module, numerics.precision, place) if numerics != EXACT and place.is_main else {}
     devices = [place.device] if place.device.type == "cuda" else []
-    input, target = batch
-    with torch.random.fork_rng(devices), poisoned_memory(), in_fp32(module, numerics.fp32_layers):
+    with torch.random.fork_rng(devices), poisoned_memory():
         torch.manual_seed(0)
-        with replace(place, precision=numerics.precision).autocast():
-            loss = trial(input.contiguous(memory_format=numerics.memory_format), target)["loss"]
-        loss.backward()
+        loss = backward(trial, module, numerics, batch, place)
     gradients = [parameter.grad for parameter in module.parameters() if parameter.grad is not None]
     finite = all(bool(torch.isfinite(each).all()) for each in (loss, *gradients))
     return from_main(lambda: (_innermost(faults), finite))
 
 
-def copy_to_train(task: TrainingTask) -> TrainingTask:
-    """A copy to train; frozen parameters are shared, for they are large and do not change."""
+def copy_to_train(task: TrainingTask, numerics: Numerics) -> tuple[TrainingTask, nn.Module]:
+    """A copy in training mode and in the memory layout of ``numerics``, and what of it is trained.
+
+    Frozen parameters are shared, for they are large and do not change.
+    """
     module = task.get_trainable_module()
     assert module is not None
     own = {id(parameter) for parameter in module.parameters()}
     others = [each for each in task.parameters() if id(each) not in own and not each.requires_grad]
-    return copy.deepcopy(task, {id(each): each for each in others})
+    trial = copy.deepcopy(task, {id(each): each for each in others}).train()
+    module = trial.get_trainable_module()
+    assert module is not None
+    return trial, module.to(memory_format=numerics.memory_format)
+
+
+def backward(
+    trial: TrainingTask, module: nn.Module, numerics: Numerics, batch: Batch, place: Place, **cached: Tensor
+) -> Tensor:
+    """Forward and backward pass of a copy, as a training does them; the loss.
+
+    Args:
+        cached: Targets of the batch that are cached, by argument of the task.
+    """
+    input, target = batch
+    with in_fp32(module, numerics.fp32_layers):
+        with replace(place, precision=numerics.precision).autocast():
+            loss: Tensor = trial(input.contiguous(memory_format=numerics.memory_format), target, **cached)["loss"]
+        loss.backward()
+    return loss
 
 
 def _watch(network: nn.Module, precision: str, place: Place) -> Faults:

@@ -1,23 +1,30 @@
-"""Measures whether a network trains faster in reduced precision."""
+"""Whether a network trains faster in reduced precision, measured on the network itself."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 import torch
+from torch import Tensor
 
 from kdcompress.engine.distributed import Place, from_main
-from kdcompress.engine.fp32_layers import in_fp32
-from kdcompress.engine.gradient_check import Batch, Numerics, copy_to_train
+from kdcompress.engine.gradient_check import Batch, Numerics, backward, copy_to_train
 from kdcompress.engine.precision import WORTH_IT
 from kdcompress.training_task import TrainingTask
 
 WARM_UP, PAIRS = 1, 6
 
 
-def worth_it(wanted: Numerics, task: TrainingTask, batch: Batch, place: Place, note: Callable[[str], None]) -> Numerics:
+def worth_it(
+    wanted: Numerics,
+    task: TrainingTask,
+    batch: Batch,
+    cached: Mapping[str, Tensor],
+    place: Place,
+    note: Callable[[str], None],
+) -> Numerics:
     """``wanted``, or float32 where its steps are not at least 1.2 times as fast as in float32 (our choice).
 
     A generic trial is not enough: depthwise convolutions and small images gain nothing from bf16, or lose. Steps of
@@ -25,15 +32,16 @@ def worth_it(wanted: Numerics, task: TrainingTask, batch: Batch, place: Place, n
 
     Args:
         task: On the device. Neither it nor the state of the random number generators is changed.
-        batch: (input [B, C, H, W], target [B]).
+        batch: (input [B, C, H, W], target [B]), on the CPU.
+        cached: Outputs of the frozen networks for it, by argument of the task: their time is not the student's.
         note: Called with a notice where float32 is chosen.
     """
     exact = replace(wanted, precision="fp32", fp32_layers=())
     if wanted == exact:
         return wanted
-    steps = [_step(numerics, task, batch, place) for numerics in (exact, wanted)]
+    steps = [_step(numerics, task, batch, cached, place) for numerics in (exact, wanted)]
     times: list[list[float]] = [[], []]
-    with torch.random.fork_rng([place.device] if place.device.type == "cuda" else []):
+    with torch.random.fork_rng(devices=[]):
         for number in range(WARM_UP + PAIRS):
             for step, taken in zip(steps, times, strict=True):
                 began = time.perf_counter()
@@ -47,22 +55,14 @@ def worth_it(wanted: Numerics, task: TrainingTask, batch: Batch, place: Place, n
     return exact
 
 
-def _step(numerics: Numerics, task: TrainingTask, batch: Batch, place: Place) -> Callable[[], None]:
-    """A forward and backward pass of a copy, synchronized with the device."""
-    trial = copy_to_train(task).train()
-    module = trial.get_trainable_module()
-    assert module is not None
-    module.to(memory_format=numerics.memory_format)
-    input, target = batch
-    input = input.contiguous(memory_format=numerics.memory_format)
+def _step(
+    numerics: Numerics, task: TrainingTask, batch: Batch, cached: Mapping[str, Tensor], place: Place
+) -> Callable[[], None]:
+    """A forward and backward pass of a copy."""
+    trial, module = copy_to_train(task, numerics)
 
     def step() -> None:
-        with in_fp32(module, numerics.fp32_layers):
-            with replace(place, precision=numerics.precision).autocast():
-                loss = trial(input, target)["loss"]
-            loss.backward()
-        float(loss.detach())  # waits for a GPU
-        for parameter in module.parameters():
-            parameter.grad = None
+        backward(trial, module, numerics, batch, place, **cached)
+        module.zero_grad()
 
     return step
