@@ -7,10 +7,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from kdcompress.trust import PREFIX
+
 CHECKPOINT_SUFFIXES = (".safetensors", ".pt", ".pth", ".th", ".bin", ".tar", ".ckpt")
 STDIN = "-"
 LOCAL_DIR, HUB = "local-dir:", "hf-hub:"
-CODE = "py:"
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,7 @@ def has_weights(text: str) -> bool:
     """
     if text == STDIN or text.startswith((LOCAL_DIR, HUB)):
         return True
-    if text.startswith(CODE):
+    if text.startswith(PREFIX):
         return False
     return is_checkpoint(text) or is_path(text) or (os.path.isdir(text) and not _is_architecture(text))
 

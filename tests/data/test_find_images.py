@@ -6,6 +6,7 @@ import os
 import sys
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -83,14 +84,14 @@ def test_links_that_lead_back_end(folder: Path) -> None:
 
 def test_a_folder_that_cannot_be_read_is_named(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A folder of another user's is left out without a word."""
-    genuine = os.listdir
+    genuine = os.scandir
 
-    def refused(path: str) -> list[str]:
+    def refused(path: str) -> Any:
         if path.endswith("m"):
             raise PermissionError(13, "Permission denied", path)
         return genuine(path)
 
-    monkeypatch.setattr(os, "listdir", refused)
+    monkeypatch.setattr(os, "scandir", refused)
     assert problems(["photos"]) == ["The folder photos/m cannot be read: Permission denied."]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 
 from kdcompress.data import DataSource, load_source
+from kdcompress.data.listing import has_images
 from kdcompress.data.split_file import SplitFile, divide
 from kdcompress.errors import UserError
 
@@ -294,3 +296,39 @@ def test_a_link_that_leads_nowhere_is_a_bad_image(make_folder: MakeFolder) -> No
     (root / "train" / "ant" / "gone.png").symlink_to(root / "nothing.png")
     source = load_source(str(root))
     assert "ant/gone.png" in names(source, "train")
+
+
+def test_links_that_lead_back_list_each_image_once(make_folder: MakeFolder) -> None:
+    """Every image of the class would be there forty times, and count forty times in training."""
+    root = make_folder()
+    before = load_source(str(root))
+    (root / "train" / "ant" / "loop").symlink_to(".")
+    after = load_source(str(root))
+    assert len(after.train.labels) == len(before.train.labels)
+    assert after.fingerprint == before.fingerprint
+
+
+def test_two_links_to_one_folder_both_count(make_folder: MakeFolder, tmp_path: Path) -> None:
+    """The images of a class would change, and runs on them could not go on."""
+    root, more = make_folder(), tmp_path / "more"
+    before = len(load_source(str(root)).train.labels)
+    more.mkdir()
+    random_image(99).save(more / "new.png")
+    for name in ("first", "second"):
+        (root / "train" / "ant" / name).symlink_to(more)
+    assert len(load_source(str(root)).train.labels) == before + 2
+
+
+def test_images_are_looked_for_no_further_than_the_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Millions of images beside test/ would be listed to say that there are some."""
+    (tmp_path / "deep").mkdir()
+    random_image(0).save(tmp_path / "a.png")
+    entered, scandir = list[str](), os.scandir
+
+    def counted(folder: str) -> object:
+        entered.append(folder)
+        return scandir(folder)
+
+    monkeypatch.setattr("kdcompress.data.listing.os.scandir", counted)
+    assert has_images(tmp_path)
+    assert entered == [str(tmp_path)]

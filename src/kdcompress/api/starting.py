@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +9,7 @@ from kdcompress.api.inputs import is_fixed, settle_input
 from kdcompress.api.teacher import SEEN, may_have_seen_calibration
 from kdcompress.data import DataSource, choose_size
 from kdcompress.data.prepared import HOLDOUT
+from kdcompress.digests import digest_of
 from kdcompress.errors import usage_error
 from kdcompress.models.build import config_of
 from kdcompress.models.loading import INPUT_SIZE, Network, Note, load_network
@@ -88,8 +88,7 @@ def fitted(given: Network, classes: int, channels: int, size: tuple[int, int], s
 
 def start_entry(given: Network) -> dict[str, Any]:
     """What ``run.json`` keeps of the weights that a training starts from."""
-    entry = {"reference": given.reference, "arch": given.arch, "fingerprint": given.fingerprint()}
-    return {**entry, "file": file_digest(given.reference)}
+    return {**given.entry(), "file": file_digest(given.reference)}
 
 
 def file_digest(reference: str) -> str | None:
@@ -97,7 +96,7 @@ def file_digest(reference: str) -> str | None:
     path = Path(reference)
     if not path.is_file():
         return file_hash(path)
-    return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
+    return digest_of(path)[:16]
 
 
 def check_single_start(reference: Reference, options: TrainingOptions, flag: str) -> None:

@@ -55,8 +55,7 @@ def as_teacher(network: Network, source: DataSource, options: DataOptions, repor
     profiles = member_profiles(network)
     note_missed(profiles, network.reference, reporter)
     cost = facts(network, None, profiles)
-    entry: dict[str, Any] = {"reference": network.reference, "arch": network.arch, "fingerprint": network.fingerprint()}
-    entry |= {key: cost[key] for key in ("architecture", "macs", "params")}
+    entry = network.entry() | {key: cost[key] for key in ("architecture", "macs", "params")}
     return Teacher(network, {**entry, "input_size": list(network.input_size)})
 
 

@@ -27,6 +27,7 @@ from kdcompress.data.workers import with_parent
 from kdcompress.errors import UserError
 
 Batch = tuple[Tensor, Tensor]
+FEW = 2000  # images that are read sooner than worker processes start (our choice)
 
 
 @dataclass
@@ -136,7 +137,7 @@ def load_into_memory(
         good = np.zeros(len(indices), dtype=bool)
         reader = _Reader(images, indices, prep.channels, prep.eval_transform())
         problems = []
-        for position, pixels, problem in _read_all(reader, workers if len(indices) > 2000 else 0):
+        for position, pixels, problem in _read_all(reader, workers):
             if problem:
                 problems.append(problem)
             else:
@@ -170,6 +171,8 @@ class _Reader(Dataset[Any]):
 
 
 def _read_all(reader: _Reader, workers: int) -> Iterator[tuple[int, Any, str]]:
+    if len(reader) <= FEW:
+        workers = 0
     # many at a time, and as arrays: handing over one tensor costs a worker more than reading a small image
     return itertools.chain.from_iterable(
         DataLoader(reader, batch_size=64, collate_fn=list, num_workers=workers, worker_init_fn=with_parent())
@@ -291,14 +294,13 @@ class _Checked:
 
 def find_good(images: ImageList, indices: np.ndarray, channels: int, workers: int) -> np.ndarray:
     """Those of ``indices`` whose images can be read (a pass over all of them)."""
-    read = _read_all(_Reader(images, indices, channels, _no_pixels), workers)
-    return np.fromiter((indices[position] for position, _, problem in read if not problem), dtype=np.int64)
+    return indices[~np.isin(indices, list(find_bad(images, indices, channels, workers)))]
 
 
-def find_bad(images: ImageList, indices: np.ndarray, channels: int, workers: int) -> list[str]:
+def find_bad(images: ImageList, indices: np.ndarray, channels: int, workers: int) -> dict[int, str]:
     """``name: reason`` of those of ``indices`` whose images cannot be read (a pass over all of them)."""
     read = _read_all(_Reader(images, indices, channels, _no_pixels), workers)
-    return [problem for _, _, problem in read if problem]
+    return {int(indices[position]): problem for position, _, problem in read if problem}
 
 
 Images: TypeAlias = MemoryImages | MemoryTensors | StreamImages

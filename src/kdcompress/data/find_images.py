@@ -9,11 +9,11 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from kdcompress.data.listing import UNREAD, is_ignored
+from kdcompress.data.listing import UNREAD, walk
 from kdcompress.errors import first_line, usage_error
+from kdcompress.references import STDIN
 from kdcompress.results import Unreadable
 
-STDIN = "-"
 BLOCK, LONGEST = 2**16, 2**20  # bytes read at a time, and of one path
 
 
@@ -29,7 +29,7 @@ def find_images(names: Iterable[str], unread: Counter[str], nul: bool = False) -
         for path in read_paths(nul) if name == STDIN else [name]:
             if os.path.isdir(path):
                 found = 0
-                for file in _below(path, unread, ()):
+                for file in _below(path, unread):
                     found += 1
                     yield file
                 if not found:
@@ -40,31 +40,18 @@ def find_images(names: Iterable[str], unread: Counter[str], nul: bool = False) -
                 yield Unreadable(path, f"There is no file or folder {path}.")
 
 
-def _below(folder: str, unread: Counter[str], above: tuple[tuple[int, int], ...]) -> Iterator[str | Unreadable]:
-    """The images of a folder; links are followed, but not back into a folder ``above`` it."""
+def _below(folder: str, unread: Counter[str]) -> Iterator[str | Unreadable]:
+    """The images of a folder."""
     from torchvision.datasets.folder import IMG_EXTENSIONS
 
-    try:
-        state = os.stat(folder)
-        entries = sorted(os.listdir(folder))
-    except OSError as error:
-        yield Unreadable(folder, f"The folder {folder} cannot be read: {error.strerror}.")
-        return
-    if (here := (state.st_dev, state.st_ino)) in above:
-        return
-    folders = []
-    for name in entries:
-        path = os.path.join(folder, name)
-        if is_ignored(name):
-            continue
-        if name.lower().endswith(IMG_EXTENSIONS) and not os.path.isdir(path):
-            yield path
-        elif os.path.isdir(path):
-            folders.append(path)
-        elif UNREAD.fullmatch(kind := os.path.splitext(name)[1].lower()):
-            unread[kind] += 1
-    for path in folders:
-        yield from _below(path, unread, (*above, here))
+    for inner, names, error in walk(folder):
+        if error is not None:
+            yield Unreadable(inner, f"The folder {inner} cannot be read: {error.strerror}.")
+        for name in names:
+            if name.lower().endswith(IMG_EXTENSIONS):
+                yield os.path.join(inner, name)
+            elif UNREAD.fullmatch(kind := os.path.splitext(name)[1].lower()):
+                unread[kind] += 1
 
 
 def read_paths(nul: bool) -> Iterator[str]:

@@ -11,8 +11,8 @@ from kdcompress.data.images import UNREADABLE, ImageList
 from kdcompress.data.splits import rank_in_class
 
 SIDE = 16
-MOST = 2000  # images that are read
-PER_CLASS = 100
+MOST = 600  # images that are read: each command that trains pays for them
+PER_CLASS = 60
 LOST, SURE = 0.25, 3.0  # share of the accuracy above chance, and standard errors
 
 
@@ -41,7 +41,7 @@ def _sample(images: ImageList) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     rank = rank_in_class(images.labels)
     per_class = min(PER_CLASS, max(2, MOST // max(len(np.unique(images.labels)), 1)))
     chosen = np.flatnonzero(rank < per_class)
-    chosen = chosen[: MOST if len(chosen) > MOST else None]
+    chosen = chosen[:MOST]
     thumbnails, kept = [], []
     for index in chosen:
         try:

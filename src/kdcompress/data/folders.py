@@ -95,10 +95,11 @@ def _undivided(root: Path, held_out: list[Path], split: SplitFile | None) -> Dat
         classes = recorded
     listing = Listing()
     files, labels = listing.files(root, classes)
-    paths = [Path(os.path.relpath(file, root)).as_posix() for file in files]
+    relative, states = [os.path.relpath(file, root) for file in files], [state_of(file) for file in files]
+    paths = [path.replace(os.sep, "/") for path in relative]
     is_new = split is None
     if split is None:
-        groups = same_bytes(files, [state_of(file)[0] for file in files])
+        groups = same_bytes(files, [size for size, _ in states])
         is_test = divide(paths, labels, groups)
         sides = np.where(is_test, TEST, TRAIN)
         rows = zip(paths, (classes[label] for label in labels), (str(side) for side in sides), strict=True)
@@ -110,11 +111,11 @@ def _undivided(root: Path, held_out: list[Path], split: SplitFile | None) -> Dat
         known = split.sides()
         sides = np.array([known.get(path, "") for path in paths])
         how, more = f"is divided as recorded in {split.origin}", ""
-        notes += _changes(root, split, paths)
+        notes += _changes(root, known, paths)
     parts = {}
     for name in (TRAIN, TEST):
         chosen = np.flatnonzero(sides == name)
-        parts[name] = listing.part(name, [files[index] for index in chosen.tolist()], labels[chosen], root)
+        parts[name] = listing.part(name, files, labels, relative, states, chosen)
     if is_new and (gone := without_images(parts[TEST].labels, classes)):
         left_out.append(f"Notice: no test images of {gone}: a class of one image, or copies of one, is not divided.")
     notes.insert(
@@ -151,9 +152,8 @@ def _disputed(groups: list[int], labels: np.ndarray, paths: list[str]) -> list[s
     return [f"Notice: {which} in another class ({_some(pairs)}); all labels are used as they are."]
 
 
-def _changes(root: Path, split: SplitFile, paths: list[str]) -> list[str]:
+def _changes(root: Path, known: dict[str, str], paths: list[str]) -> list[str]:
     """What has been added to a folder, or is gone, since its division was recorded."""
-    known = split.sides()
     there = set(paths)
     added = [path for path in paths if path not in known]
     gone = [path for path in known if path not in there]

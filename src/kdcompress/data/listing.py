@@ -6,6 +6,7 @@ import hashlib
 import os
 import re
 from collections import Counter
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,8 @@ SYSTEM = {"__MACOSX", "__pycache__", "@eaDir", "$RECYCLE.BIN", "System Volume In
 UNREAD = re.compile(  # images and videos of types that are not read
     r"\.(gif|hei[cf]|avif|jfif|jp2|jxl|svg|ico|psd|raw|dng|cr[23]|nef|arw|orf|rw2|mp4|mov|avi)"
 )
+
+State = tuple[int, int]  # of a file: size in bytes, time of the last change in ns
 
 
 class Listing:
@@ -33,7 +36,8 @@ class Listing:
             remedy = "Put the images of each class into a folder of its own."
             raise UserError(f"The folder {folder} has no class folders.", remedy)
         files, labels = self.files(folder, classes)
-        return classes, self._images(files, labels, folder.parent, "")
+        relative = (os.path.relpath(file, folder.parent) for file in files)
+        return classes, self._images(files, labels, relative, map(state_of, files), "")
 
     def files(self, folder: Path, classes: list[str]) -> tuple[Paths, np.ndarray]:
         """Files and labels of class folders, in the order of torchvision's ``ImageFolder``."""
@@ -46,11 +50,11 @@ class Listing:
         paths, counts = Paths(), []
         for name in classes:
             before, unread = len(paths), sum(self.unread.values())
-            for inner, _, names in sorted(_walk(folder / name)):
-                for file in sorted(names):
-                    if file.lower().endswith(IMG_EXTENSIONS) and not is_ignored(file):
+            for inner, names, _ in sorted(walk(folder / name)):
+                for file in names:
+                    if file.lower().endswith(IMG_EXTENSIONS):
                         paths.add(os.path.join(inner, file))
-                    elif UNREAD.fullmatch(kind := os.path.splitext(file)[1].lower()) and not is_ignored(file):
+                    elif UNREAD.fullmatch(kind := os.path.splitext(file)[1].lower()):
                         self.unread[kind] += 1
                         self.example = self.example or os.path.join(inner, file)
             counts.append(len(paths) - before)
@@ -62,20 +66,30 @@ class Listing:
                 raise UserError(f"The class folder {folder / name} has no images.", remedy)
         return paths, np.repeat(np.arange(len(classes)), counts)
 
-    def part(self, name: str, files: list[str], labels: np.ndarray, root: Path) -> FileImages:
-        """Some of the files of an undivided folder as a split."""
-        chosen = Paths()
-        for file in files:
-            chosen.add(file)
-        return self._images(chosen, labels, root, f"{name}: ")
+    def part(
+        self, name: str, files: Paths, labels: np.ndarray, relative: list[str], states: list[State], chosen: np.ndarray
+    ) -> FileImages:
+        """Some of the files of an undivided folder as a split.
 
-    def _images(self, files: Paths, labels: np.ndarray, root: Path, mark: str) -> FileImages:
+        Args:
+            name: Of the split.
+            relative: Paths of all files, seen from the folder.
+            states: Of all files.
+            chosen: Indices of those of the split.
+        """
+        indices, some = chosen.tolist(), Paths()
+        for index in indices:
+            some.add(files[index])
+        paths, own = (relative[index] for index in indices), (states[index] for index in indices)
+        return self._images(some, labels[chosen], paths, own, f"{name}: ")
+
+    def _images(
+        self, files: Paths, labels: np.ndarray, relative: Iterable[str], states: Iterable[State], mark: str
+    ) -> FileImages:
         """Files as images; their names and sizes go to the digest."""
         written = hashlib.sha256()
-        for path in files:
-            size, changed = state_of(path)
-            line = f"{self.between}{mark}{os.path.relpath(path, root)} {size}"
-            self.hash.update(os.fsencode(line))  # names of files need not be UTF-8
+        for path, (size, changed) in zip(relative, states, strict=True):
+            self.hash.update(os.fsencode(f"{self.between}{mark}{path} {size}"))  # names of files need not be UTF-8
             self.between = "\n"
             written.update(f"{changed} ".encode())
         return FileImages(files, labels, written.digest())
@@ -106,10 +120,10 @@ def has_images(folder: Path) -> bool:
     """Whether images lie anywhere below a folder."""
     from torchvision.datasets.folder import IMG_EXTENSIONS
 
-    return any(name.lower().endswith(IMG_EXTENSIONS) for _, _, names in _walk(folder) for name in names)
+    return any(name.lower().endswith(IMG_EXTENSIONS) for _, names, _ in walk(folder) for name in names)
 
 
-def state_of(path: str) -> tuple[int, int]:
+def state_of(path: str) -> State:
     """Size in bytes and time of the last change; zeros for a link that leads nowhere, which reading the split names."""
     try:
         state = os.stat(path)
@@ -118,13 +132,33 @@ def state_of(path: str) -> tuple[int, int]:
     return state.st_size, state.st_mtime_ns
 
 
-def _walk(folder: Path) -> list[tuple[str, list[str], list[str]]]:
-    """As :func:`os.walk`, through links, without hidden and system folders."""
-    found = []
-    for inner, folders, names in os.walk(folder, followlinks=True):
-        folders[:] = [name for name in folders if not is_ignored(name)]
-        found.append((inner, list(folders), names))
-    return found
+def walk(folder: str | Path) -> Iterator[tuple[str, list[str], OSError | None]]:
+    """A folder and those below it, each before its subfolders: its path, its files sorted, why it cannot be read.
+
+    Links are followed, but not back into a folder above. Hidden files and folders, and those of systems, are left out.
+    """
+    waiting: list[tuple[str, tuple[tuple[int, int], ...]]] = [(os.fspath(folder), ())]
+    while waiting:
+        inner, above = waiting.pop()
+        try:
+            state = os.stat(inner)
+            if (here := (state.st_dev, state.st_ino)) in above:
+                continue
+            with os.scandir(inner) as found:
+                entries = sorted((entry.name, _is_folder(entry)) for entry in found if not is_ignored(entry.name))
+        except OSError as error:
+            yield inner, [], error
+            continue
+        yield inner, [name for name, is_folder in entries if not is_folder], None
+        folders = [os.path.join(inner, name) for name, is_folder in entries if is_folder]
+        waiting += [(path, (*above, here)) for path in reversed(folders)]
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself
+        return False
 
 
 def _counted(kinds: Counter[str]) -> str:

@@ -6,6 +6,7 @@ import dataclasses
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -188,8 +189,8 @@ class Data:
                 where = (
                     "" if name != "test" or isinstance(images, FileImages) else "test "
                 )  # numbers count from 0 again
-                workers = self.workers if len(indices) > 2000 else 0
-                problems += [where + bad for bad in find_bad(images, indices, self.prep.channels, workers)]
+                bad = find_bad(images, indices, self.prep.channels, self.workers)
+                problems += [where + problem for problem in bad.values()]
         return bad_image(*problems) if problems else None
 
     def _tell_left_out(self, split: str, images: ImageList, wanted: np.ndarray, kept: np.ndarray) -> None:
@@ -214,8 +215,12 @@ class Data:
         if not len(self.source.train.labels):
             remedy = "Add a train/ folder; data without one are for kdcompress eval."
             raise UserError(f"The data {self.source.spec} have no training split.", remedy)
-        fit, calibration = fit_calibration(self.source.train.labels, self.holdout)
+        fit, calibration = self._division
         return self.source.train, fit if split == "fit" else calibration
+
+    @cached_property
+    def _division(self) -> tuple[np.ndarray, np.ndarray]:
+        return fit_calibration(self.source.train.labels, self.holdout)
 
 
 def _stream_transform(prep: Preprocess, augment: str, count: int) -> Any:

@@ -31,9 +31,7 @@ def new_network(
     prep = Preprocess.of(model)
     config.update(mean=prep.mean, std=prep.std)
     config.pop("label_names", None)
-    # a tag names pretrained weights, which the trained network no longer has
-    architecture = spec.name if spec.is_code else spec.name.split(".")[0]
-    return Network(model, architecture, args, spec.name)
+    return Network(model, spec.untagged, args, spec.name)
 
 
 def new_member(spec: ModelSpec, base: Network, seed: int) -> Network:

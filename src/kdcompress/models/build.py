@@ -53,6 +53,11 @@ class ModelSpec:
         """Whether it names a function, ``py:module:function``, in place of an architecture."""
         return self.name.startswith(PREFIX)
 
+    @property
+    def untagged(self) -> str:
+        """The name without its tag, which names pretrained weights: once trained, a network no longer has those."""
+        return self.name if self.is_code else self.name.split(".")[0]
+
     @classmethod
     def parse(cls, text: str) -> ModelSpec:
         """Read a spec.

@@ -60,3 +60,8 @@ def _pairs(model: nn.Module) -> list[tuple[str, str]]:
         if kinds == (nn.Conv2d, nn.BatchNorm2d) and calls[before.target] == calls[node.target] == 1:
             pairs.append((str(before.target), str(node.target)))
     return pairs
+
+
+def for_inference(model: nn.Module, device: torch.device) -> nn.Module:
+    """A network as it is scored and used: eval mode, BatchNorm folded, channels last, on the device."""
+    return fold_batchnorm(model.eval()).to(device).to(memory_format=torch.channels_last)

@@ -143,6 +143,10 @@ class Network:
             raise UserError(f"{self.reference} is a single network ({self.architecture}), {purpose}.", remedy)
         return self.model
 
+    def entry(self) -> dict[str, Any]:
+        """What ``run.json`` keeps of it, to find it again and to notice that it has changed."""
+        return {"reference": self.reference, "arch": self.arch, "fingerprint": self.fingerprint()}
+
     def fingerprint(self) -> str:
         """Hash of the weights."""
         digest = hashlib.sha256()

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, TypeGuard
 
 from torch import Tensor, nn
 
 from kdcompress.errors import UserError
+from kdcompress.models.checkpoints.choosing import Note
 
 KEY = "logits"
-Note = Callable[[str], None]
 
 
 def return_logits(model: nn.Module, name: str, num_classes: int | None = None, note: Note | None = None) -> None:

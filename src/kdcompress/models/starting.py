@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 
@@ -12,6 +9,8 @@ from kdcompress.data.preprocess import Preprocess
 from kdcompress.errors import UserError, usage_error
 from kdcompress.models.assemble import take_input
 from kdcompress.models.build import ModelSpec, build, config_of, shrink_classifier
+from kdcompress.models.checkpoints.heads import names_in
+from kdcompress.models.checkpoints.names import by_timm
 from kdcompress.models.loading import Network
 from kdcompress.models.residual_cascade import ResidualCascade
 from kdcompress.models.staged import Staged
@@ -58,13 +57,12 @@ def adapted(network: Network, *, num_classes: int, channels: int, size: tuple[in
     if channels != prep.channels:
         config.update(mean=(sum(prep.mean) / len(prep.mean),), std=(sum(prep.std) / len(prep.std),))
     torch.manual_seed(seed)
-    # a tag names pretrained weights, which the trained network no longer has
-    name = network.architecture if network.architecture.startswith("py:") else network.architecture.split(".")[0]
+    name = ModelSpec(network.architecture).untagged
     model, args = build(ModelSpec(name, args, config), num_classes=num_classes, in_chans=channels, size=size)
     old = network.model.state_dict()
     kept = old if network.num_classes == num_classes else _without_classifier(old, model, network.num_classes)
     state = _fitted(kept, model, prep.channels, channels)
-    heads = tuple(f"{head}." for head in _names(config_of(model).get("classifier")))
+    heads = tuple(f"{head}." for head in names_in(config_of(model).get("classifier")))
     try:
         missing = model.load_state_dict(state, strict=False).missing_keys
     except RuntimeError as error:
@@ -106,16 +104,10 @@ def _fitted(state: dict[str, Tensor], new: nn.Module, old_channels: int, channel
         fitted[key] = value
     if all(key not in own or own[key].shape == value.shape for key, value in fitted.items()):
         return fitted
-    translate: Any = getattr(importlib.import_module(type(new).__module__), "checkpoint_filter_fn", None)
-    return dict(translate(fitted, new)) if translate is not None else fitted
+    return by_timm(fitted, new)
 
 
 def _recoloured(weight: Tensor, old: int, new: int) -> Tensor:
     """Filters [O, G * old, h, w] of images of ``old`` channels for images of ``new``: alike on grey images."""
     groups = weight.unflatten(1, (-1, old)).sum(2, keepdim=True) / new
     return groups.expand(-1, -1, new, -1, -1).flatten(1, 2)
-
-
-def _names(classifier: Any) -> tuple[str, ...]:
-    """timm's ``classifier``: a name, several, or none."""
-    return (classifier,) if isinstance(classifier, str) else tuple(classifier or ())

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -55,7 +54,7 @@ def train_lwkd(job: Job[DistillOptions]) -> TrainResult:
         problem = f"The teacher {teacher.reference} has {teacher.num_classes} classes, the data {source.num_classes}."
         raise UserError(problem, "Leave TEACHER out: one with the right number of classes is trained.")
     bank = SoftTargetBank(soft_targets(teacher, images, options, job, source))
-    entry: dict[str, Any] = {"reference": teacher.reference, "arch": teacher.arch, "fingerprint": teacher.fingerprint()}
+    entry = teacher.entry()
     weights = logit_weights(options, method)
     softened = bank.entropy(weights["temperature"])
     entry |= {"seconds": teacher.record.get("result", {}).get("seconds"), "entropy": round(bank.entropy(), 6)}

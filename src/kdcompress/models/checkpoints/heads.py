@@ -21,14 +21,14 @@ def shape_of(state: Mapping[str, Tensor], model: nn.Module) -> dict[str, int]:
     own = model.state_dict()
     shape: dict[str, int] = {}
     differs = False
-    for name in _names(config.get("classifier")):
+    for name in names_in(config.get("classifier")):
         head, built = state.get(f"{name}.weight"), own.get(f"{name}.weight")
         if head is not None and head.ndim >= 2:
             shape["num_classes"] = head.shape[0]
             differs |= built is None or built.shape[0] != head.shape[0]
             break
     channels = (config.get("input_size") or (3,))[0]
-    for name in _names(config.get("first_conv")):
+    for name in names_in(config.get("first_conv")):
         stem, built = state.get(f"{name}.weight"), own.get(f"{name}.weight")
         if stem is None or built is None or stem.ndim != built.ndim or stem.ndim < 2:
             continue
@@ -43,10 +43,11 @@ def shape_of(state: Mapping[str, Tensor], model: nn.Module) -> dict[str, int]:
 def classifier_tensors(model: nn.Module) -> set[str]:
     """Names of the weights and biases of all classifiers that the architecture may have."""
     config: dict[str, Any] = getattr(model, "pretrained_cfg", None) or {}
-    return {f"{name}.{kind}" for name in _names(config.get("classifier")) for kind in ("weight", "bias")}
+    return {f"{name}.{kind}" for name in names_in(config.get("classifier")) for kind in ("weight", "bias")}
 
 
-def _names(value: Any) -> tuple[str, ...]:
+def names_in(value: Any) -> tuple[str, ...]:
+    """Layers in an entry of timm's configuration (``classifier``, ``first_conv``): a name, several, or none."""
     if not value:
         return ()
     return (value,) if isinstance(value, str) else tuple(value)

@@ -19,7 +19,6 @@ from kdcompress.models.checkpoints.origins import origin_of
 DEPTH = 5  # wrappers around each other
 LEAST = 0.5  # of the model's names: with fewer, a prefix is a part of the network rather than a wrapper (our choice)
 TOOLS = ("n_averaged", "total_ops", "total_params")  # of AveragedModel and of thop, beside the weights
-FILTERS = ("checkpoint_filter_fn", "_filter_fn", "_checkpoint_filter_fn", "_filter_pretrained", "pretrained_filter_fn")
 
 
 @dataclass(frozen=True)
@@ -84,7 +83,7 @@ def _named(state: State, model: nn.Module, source: Path) -> Fit:
             raise usage_error(f"{source} holds several networks that fit: {prefixes}.", "Choose: --weights-key KEY.")
         best = averages[0]
     if best.rank[0] < LEAST * sum(not name.endswith(COUNTER) for name in own):
-        return Fit(_by_timm(state, model))
+        return Fit(by_timm(state, model))
     return _with_head(best, state, model)
 
 
@@ -142,15 +141,14 @@ def _candidates(prefix: str, part: State, rest: tuple[str, ...], model: nn.Modul
         how = "" if origin.renames else f", its {len(renamed)} tensors matched by their order and shapes"
         words = f"names are those of {origin.name}; timm's are put in their place{how}."
         yield candidate(renamed, origin.arguments_for(architecture), words, 1)
-    by_timm = _by_timm(part, model)
-    if by_timm is not part:
-        yield candidate(by_timm, {}, "", 2)
+    translated = by_timm(part, model)
+    if translated is not part:
+        yield candidate(translated, {}, "", 2)
 
 
-def _by_timm(state: State, model: nn.Module) -> State:
-    """Foreign names and sizes as the architecture's own file translates them."""
-    module = importlib.import_module(type(model).__module__)
-    translate = next((getattr(module, name) for name in FILTERS if hasattr(module, name)), None)
+def by_timm(state: State, model: nn.Module) -> State:
+    """Foreign names and sizes as the architecture's own file translates them; as they are where it cannot."""
+    translate: Any = getattr(importlib.import_module(type(model).__module__), "checkpoint_filter_fn", None)
     if translate is None:
         return state
     try:

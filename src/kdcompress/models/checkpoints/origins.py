@@ -68,22 +68,17 @@ def _as(value: Tensor, own: Tensor) -> Tensor:
     return value.reshape(own.shape) if differ else value
 
 
-_SWIN_STAGES = tuple(
-    rename
-    for stage, (blocks, merging) in enumerate(((1, None), (3, 2), (5, 4), (7, 6)))
-    for rename in (
-        (rf"^features\.{blocks}\.(\d+)\.", rf"layers.{stage}.blocks.\1."),
-        *(((rf"^features\.{merging}\.", f"layers.{stage}.downsample."),) if merging else ()),
+def _stages(name: str) -> Renames:
+    """torchvision's numbered blocks and layers between stages, as blocks and downsampling of timm's ``name``."""
+    return tuple(
+        rename
+        for stage, (blocks, between) in enumerate(((1, None), (3, 2), (5, 4), (7, 6)))
+        for rename in (
+            (rf"^features\.{blocks}\.(\d+)\.", rf"{name}.{stage}.blocks.\1."),
+            *(((rf"^features\.{between}\.", f"{name}.{stage}.downsample."),) if between else ()),
+        )
     )
-)
-_CONVNEXT_STAGES = tuple(
-    rename
-    for stage, (blocks, downsample) in enumerate(((1, None), (3, 2), (5, 4), (7, 6)))
-    for rename in (
-        (rf"^features\.{blocks}\.(\d+)\.", rf"stages.{stage}.blocks.\1."),
-        *(((rf"^features\.{downsample}\.", f"stages.{stage}.downsample."),) if downsample else ()),
-    )
-)
+
 
 # torchvision's normalisation of these adds 1e-3 to the variance, timm's 1e-5
 _TORCHVISION_EPS = {r"mobilenetv3|efficientnetv2|efficientnet_b[567]": {"bn_eps": 1e-3}}
@@ -110,7 +105,7 @@ ORIGINS = (
         (r"features\.0\.0\.weight", r"features\.1\.0\.layer_scale", r"classifier\.2\."),
         (
             (r"^features\.0\.", "stem."),
-            *_CONVNEXT_STAGES,
+            *_stages("stages"),
             (r"\.block\.0\.", ".conv_dw."),
             (r"\.block\.2\.", ".norm."),
             (r"\.block\.3\.", ".mlp.fc1."),
@@ -126,7 +121,7 @@ ORIGINS = (
         (
             (r"^features\.0\.0\.", "patch_embed.proj."),
             (r"^features\.0\.2\.", "patch_embed.norm."),
-            *_SWIN_STAGES,
+            *_stages("layers"),
             (r"\.mlp\.0\.", ".mlp.fc1."),
             (r"\.mlp\.3\.", ".mlp.fc2."),
             (r"^head\.", "head.fc."),
