@@ -40,7 +40,7 @@ class Chain:
     gated: GateResult
 
 
-def record_of(run: str | None) -> dict[str, Any]:
+def record_of(run: str | Path | None) -> dict[str, Any]:
     return json.loads((Path(str(run)) / RECORD).read_text())
 
 

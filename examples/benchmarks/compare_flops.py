@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
+import sys
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from kdcompress.flops import profile
+
+sys.path.append(str(Path(__file__).parents[1] / "studies"))
+from study import write_between
 
 _NAMES = """
 cait_xxs24_224 coat_tiny coatnet_pico_rw_224 convit_tiny convmixer_768_32 convnext_atto convnext_zepto_rms
@@ -137,10 +141,7 @@ def main() -> None:
             rows.append(compare(name))
             print(f"{name:40} {difference(rows[-1]):+.3f} % {' '.join(rows[-1]['missed'])}", flush=True)
         write(rows, options.out)
-    lines = table(json.loads(options.out.read_text()))
-    before, rest = options.readme.read_text().split("<!-- flops: begin -->\n")
-    after = rest.split("\n<!-- flops: end -->")[1]
-    options.readme.write_text(before + "\n".join(["<!-- flops: begin -->", *lines, "<!-- flops: end -->"]) + after)
+    write_between(options.readme, "flops", table(json.loads(options.out.read_text())))
 
 
 if __name__ == "__main__":

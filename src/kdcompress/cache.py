@@ -247,7 +247,9 @@ def clear(cache: Path) -> None:
     ArrayStore(cache / TARGETS, math.inf).clear()
     for record in (cache / TEACHERS).glob("*/run.json"):
         _remove(record.parent)
-    score_cache.forget(cache)
+    scores = cache / score_cache.SCORES
+    if scores.is_symlink() or scores.is_dir():
+        _remove(scores)
 
 
 def _remove(place: Path) -> None:

@@ -47,11 +47,18 @@ RUNS = "runs"  # in the working directory, for runs without --out
 
 
 @contextlib.contextmanager
-def atomic_file(path: Path, before_rename: Callable[[Path], None] = lambda _: None) -> Iterator[IO[bytes]]:
+def atomic_file(
+    path: Path,
+    before_rename: Callable[[Path], None] = lambda _: None,
+    *,
+    elsewhere: str = "Choose another folder with --out.",
+    when_full: str = "Free some space, then run the same command with --resume; the last saved state is intact.",
+) -> Iterator[IO[bytes]]:
     """Write to a temporary file, flush it to disk, then rename it.
 
     Args:
         before_rename: Called with the complete temporary file.
+        elsewhere, when_full: The remedies where the folder cannot be written, and where the disk is full.
 
     Raises:
         UserError: The disk is full or the folder cannot be written; an older file of that name is unchanged.
@@ -70,11 +77,8 @@ def atomic_file(path: Path, before_rename: Callable[[Path], None] = lambda _: No
         if not isinstance(cause, OSError):
             raise
         if cause.errno in (errno.ENOSPC, errno.EDQUOT):
-            remedy = "Free some space, then run the same command with --resume; the last saved state is intact."
-            raise UserError(f"The disk is full: {path} could not be written.", remedy) from error
-        raise UserError(
-            f"{path} could not be written: {cause.strerror}.", "Choose another folder with --out."
-        ) from error
+            raise UserError(f"The disk is full: {path} could not be written.", when_full) from error
+        raise UserError(f"{path} could not be written: {cause.strerror}.", elsewhere) from error
     finally:
         with contextlib.suppress(OSError):  # of a disk that has become read-only, which the error above reports
             temporary.unlink(missing_ok=True)

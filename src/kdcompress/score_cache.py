@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -50,19 +49,6 @@ def count(cache: Path) -> tuple[int, int, float]:
         with contextlib.suppress(OSError):
             states.append(file.stat())
     return len(states), sum(each.st_size for each in states), max((each.st_mtime for each in states), default=0.0)
-
-
-def forget(cache: Path) -> None:
-    """Remove all scores.
-
-    Raises:
-        OSError: They cannot be removed.
-    """
-    folder = cache / SCORES
-    if folder.is_symlink():  # its target is not part of the cache
-        folder.unlink()
-    elif folder.is_dir():
-        shutil.rmtree(folder)
 
 
 def _file(cache: Path, key: Mapping[str, Any]) -> Path:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import dataclasses
+import errno
 import io
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -13,9 +14,9 @@ from typing import Any
 import pytest
 
 import kdcompress
-from chains import Chain, record_of
+from chains import Chain
 from heard import Heard
-from kdcompress.api import onnx_file
+from kdcompress.api import onnx_file, quantized
 from kdcompress.errors import UserError
 from kdcompress.export import onnx_network, verify
 
@@ -131,12 +132,26 @@ def test_a_file_that_differs_is_not_kept(chain: Chain, tmp_path: Path, monkeypat
 def test_a_full_disk_leaves_nothing_behind(chain: Chain, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Half a file is taken for a whole one."""
 
+    def full(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(UserError, match=r"The disk is full: .*half\.onnx"):
+        kdcompress.export_network(run=chain.student.run, out=str(tmp_path / "half.onnx"))
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_file_that_cannot_be_loaded_is_not_kept(
+    chain: Chain, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It fails where it is deployed."""
+
     def refuses(file: Path) -> None:
         raise UserError(f"{file} cannot be loaded by ONNX Runtime", "")
 
     monkeypatch.setattr(onnx_file, "open_onnx", refuses)
     with pytest.raises(UserError, match="cannot be loaded"):
-        kdcompress.export_network(run=chain.student.run, out=str(tmp_path / "half.onnx"))
+        kdcompress.export_network(run=chain.student.run, out=str(tmp_path / "refused.onnx"))
     assert not list(tmp_path.iterdir())
 
 
@@ -198,7 +213,14 @@ def test_full_runs_every_member(chain: Chain, tmp_path: Path) -> None:
     assert kdcompress.evaluate(run=result.file, split="calibration").top1 == chain.gated.full_top1
 
 
-def test_the_target_of_the_gate_is_kept(chain: Chain) -> None:
-    """The options by which an int8 gate is chosen anew are no longer on record."""
-    assert record_of(chain.gated.run)["options"]["max_drop"] == 2.0
-    assert dataclasses.asdict(chain.gated)["expected_macs"] is not None
+def test_the_target_of_the_gate_is_kept(chain: Chain, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The int8 gate loses more accuracy than was allowed, or runs more members than it must."""
+    genuine, targets = quantized.search, list[dict[str, Any]]()
+
+    def noted(scores: Any, measure: str, **target: Any) -> Any:
+        targets.append({"measure": measure, **target})
+        return genuine(scores, measure, **target)
+
+    monkeypatch.setattr(quantized, "search", noted)
+    kdcompress.export_network(run=chain.gated.run, precision="int8", out=str(tmp_path / "int8.onnx"))
+    assert targets == [{"measure": chain.gated.measure, "max_drop": 2.0}]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import dataclasses
-import json
 import os
 import shutil
 import signal
@@ -18,6 +17,7 @@ import torch
 from torch import Tensor
 
 import kdcompress
+from chains import TINY, record_of
 from heard import Heard
 from kdcompress.api.job import Job
 from kdcompress.api.recipes import light_teacher
@@ -35,9 +35,8 @@ from kdcompress.methods.lwkd import LwKdTask, SoftTargetBank
 from kdcompress.models.loading import load_network
 from kdcompress.options import DistillOptions
 from kdcompress.results import TrainResult
-from kdcompress.runs import METRICS, RECORD, WEIGHTS
+from kdcompress.runs import METRICS, WEIGHTS
 
-TINY = "resnet8_cifar,width=0.25"
 COMMON: dict[str, Any] = {"device": "cpu", "precision": "fp32", "epochs": 2, "method": "lwkd", "student": TINY}
 NUMBERS = "synth-digits:10,n=1000"
 
@@ -55,10 +54,6 @@ def quick(monkeypatch: pytest.MonkeyPatch, epochs: int = 1) -> None:
     """Let the lightweight teacher have so few epochs, of few images."""
     monkeypatch.setattr(light_teacher, "MOST_EPOCHS", epochs)
     monkeypatch.setattr(light_teacher, "_data", lambda classes: f"synth-digits:{classes},n=2000")
-
-
-def record_of(run: str | None) -> dict[str, Any]:
-    return json.loads((Path(str(run)) / RECORD).read_text())
 
 
 def test_the_lightweight_teacher_is_trained_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,11 +10,11 @@ import pytest
 from PIL import Image
 
 import kdcompress
+from chains import TINY
 from heard import Heard
 from kdcompress.errors import UserError
 from kdcompress.runs import RunFolder
 
-TINY = "resnet8_cifar,width=0.25"
 FAST: dict[str, Any] = {"epochs": 1, "device": "cpu", "precision": "fp32", "loading": "memory"}
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -13,25 +12,21 @@ import pytest
 import torch
 
 import kdcompress
+from chains import TINY, record_of
 from heard import Heard
 from kdcompress.api import numerics
 from kdcompress.engine import distributed
 from kdcompress.engine.gradient_check import Numerics
 from kdcompress.engine.interrupt import Interrupted
 from kdcompress.methods.supervised import SupervisedTask
-from kdcompress.runs import CHECKPOINT, RECORD, RunFolder
+from kdcompress.runs import CHECKPOINT, RunFolder
 
-TINY = "resnet8_cifar,width=0.25"
 COMMON: dict[str, Any] = {"epochs": 2, "batch_size": 256, "device": "cpu", "precision": "fp32"}
 ODD = Numerics("fp32", channels_last=False, fp32_layers=("conv1",))
 
 
 def weights(run: Path) -> bytes:
     return (run / "model.safetensors").read_bytes()
-
-
-def record(run: Path) -> dict[str, Any]:
-    return json.loads((run / RECORD).read_text())
 
 
 @pytest.fixture
@@ -77,14 +72,14 @@ def test_a_resumed_run_keeps_its_numerics(
     kdcompress.train_teacher(model=TINY, out=tmp_path / "whole", ema_decay=0.9, **COMMON)
     interrupted(tmp_path / "cut")
     assert len(asked) == 2
-    kept = record(tmp_path / "cut")["numerics"]
+    kept = record_of(tmp_path / "cut")["numerics"]
     assert kept == {"0": {"precision": "fp32", "channels_last": False, "fp32_layers": ["conv1"]}}
     used = watched_formats(monkeypatch)
     kdcompress.train_teacher(model=TINY, out=tmp_path / "cut", resume=True, ema_decay=0.9, **COMMON)
     assert len(asked) == 2, "it was checked anew"
     assert used == [torch.contiguous_format]
     assert weights(tmp_path / "cut") == weights(tmp_path / "whole")
-    assert record(tmp_path / "cut")["numerics"] == record(tmp_path / "whole")["numerics"] == kept
+    assert record_of(tmp_path / "cut")["numerics"] == record_of(tmp_path / "whole")["numerics"] == kept
 
 
 def watched_formats(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
@@ -108,12 +103,12 @@ def test_a_run_older_than_the_check_resumes_unchanged(
     run = tmp_path / "old"
     interrupted(run)
     RunFolder(run).write_record(
-        {key: value for key, value in record(run).items() if key not in ("numerics", "digest", "digests")}
+        {key: value for key, value in record_of(run).items() if key not in ("numerics", "digest", "digests")}
     )
     asked = found_at_the_start(monkeypatch, ODD)
     kdcompress.train_teacher(model=TINY, out=run, resume=True, ema_decay=0.9, **COMMON)
     assert asked == []
-    assert record(run)["numerics"]["0"]["fp32_layers"] == []
+    assert record_of(run)["numerics"]["0"]["fp32_layers"] == []
 
 
 def test_every_phase_is_checked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -126,7 +121,7 @@ def test_every_phase_is_checked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         out=tmp_path / "pair", **settings,
     )  # fmt: skip
     assert len(asked) == 4
-    assert list(record(tmp_path / "pair")["numerics"]) == ["0", "1", "2"]
+    assert list(record_of(tmp_path / "pair")["numerics"]) == ["0", "1", "2"]
 
 
 @pytest.mark.usefixtures("bf16")
@@ -137,7 +132,7 @@ def test_small_images_train_in_bf16_as_in_fp32(tmp_path: Path) -> None:
         settings = {**COMMON, "epochs": 2, "batch_size": 32, "precision": precision}
         result = kdcompress.train_teacher(model="test_resnet", out=tmp_path / precision, reporter=heard, **settings)
         top1[precision] = result.top1
-    kept = record(tmp_path / "bf16")["numerics"]["0"]
+    kept = record_of(tmp_path / "bf16")["numerics"]["0"]
     notices = [note for note in heard.notes if note.startswith("Notice")]
     assert len(notices) == bool(kept["fp32_layers"])
     assert all("bf16" in note and "layer" in note for note in notices)
@@ -154,4 +149,4 @@ def test_a_resumed_run_keeps_its_precision(
     more = {**COMMON, "precision": "auto"}
     result = kdcompress.train_teacher(model=TINY, out=tmp_path / "run", resume=True, ema_decay=0.9, **more)
     assert result.precision == "fp32"
-    assert record(tmp_path / "run")["precision"] == "fp32"
+    assert record_of(tmp_path / "run")["precision"] == "fp32"

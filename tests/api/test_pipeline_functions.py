@@ -27,7 +27,6 @@ from chains import (
     weights_of,
 )
 from heard import Heard
-from kdcompress.api import job as job_module
 from kdcompress.api.teacher import may_have_seen_calibration
 from kdcompress.data import Data, load_source
 from kdcompress.methods.kd import KdTask
@@ -215,16 +214,11 @@ def test_profile_of_a_gated_cascade(chain: Chain) -> None:
 
 def test_a_member_added_to_a_gated_cascade(chain: Chain, tmp_path: Path) -> None:
     """The old gate cannot know the new member: it goes, and the energies go on as a whole series."""
-    notes: list[str] = []
-
-    class Told(job_module.Silent):
-        def note(self, text: str) -> None:
-            notes.append(text)
-
+    heard = Heard()
     result = kdcompress.add_res_student(
-        run=chain.gated.run, arch=TINY, out=str(tmp_path / "more"), reporter=Told(), **COMMON
+        run=chain.gated.run, arch=TINY, out=str(tmp_path / "more"), reporter=heard, **COMMON
     )
-    assert any("gate" in note for note in notes)
+    assert any("gate" in note for note in heard.notes)
     cascade = load_network(str(result.run)).model
     assert isinstance(cascade, ResidualCascade)
     assert cascade.gate is None

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import signal
 from pathlib import Path
-from typing import Any
 
 import pytest
-import torch
 
 import kdcompress
 from chains import (
@@ -20,7 +18,6 @@ from chains import (
     same_weights,
     stopped,
 )
-from kdcompress.engine.interrupt import Interrupted
 from kdcompress.errors import UserError
 from kdcompress.methods.kd import KdTask
 from kdcompress.runs import WEIGHTS
@@ -54,19 +51,9 @@ def test_resuming_with_another_teacher_or_data_is_refused(
     code += "    items = [(source.image(i), int(source.labels[i])) for i in range(400)]\n    return Set(items), None\n"
     (tmp_path / "other_data.py").write_text(code)
     monkeypatch.syspath_prepend(tmp_path)
-    genuine, calls = KdTask.forward, []
-
-    def stopping(self: Any, input: torch.Tensor, target: torch.Tensor) -> Any:
-        calls.append(1)
-        if len(calls) == 3:
-            signal.raise_signal(signal.SIGINT)
-        return genuine(self, input, target)
-
     given = {**COMMON, "student": TINY, "out": str(tmp_path / "run"), "batch_size": 32}
-    with monkeypatch.context() as patch:
-        patch.setattr(KdTask, "forward", stopping)
-        with pytest.raises(Interrupted):
-            kdcompress.distill(teacher=chain.teacher.run, **given)
+    with stopped(KdTask, 3, signal.SIGINT, monkeypatch):
+        kdcompress.distill(teacher=chain.teacher.run, **given)
     now = {"teacher": other.run} if changed == "teacher" else {"data": "py:other_data:make"}
     with pytest.raises(UserError, match=f"another {changed}"):
         kdcompress.distill(resume=True, **{"teacher": chain.teacher.run, **given, **now})

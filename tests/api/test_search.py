@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import json
 import signal
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,8 @@ import torch
 from safetensors.torch import load_file
 
 import kdcompress
+from chains import TINY, record_of
+from heard import Heard
 from kdcompress.api import check as check_module
 from kdcompress.api import grow as grow_module
 from kdcompress.api import search as search_module
@@ -34,7 +35,6 @@ from kdcompress.runs import RECORD, WEIGHTS
 
 optuna = pytest.importorskip("optuna")
 
-TINY = "resnet8_cifar,width=0.25"
 COMMON: dict[str, Any] = {"device": "cpu", "precision": "fp32", "epochs": 1, "batch_size": 256}
 SEARCH: dict[str, Any] = {"search": True, "max_macs": 0.9, "trials": 3}
 FEW = [
@@ -55,18 +55,6 @@ def single(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(autouse=True)
 def _few(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(trials_module, "series_for", lambda size: FEW)
-
-
-class Told(Silent):
-    def __init__(self) -> None:
-        self.notes: list[str] = []
-
-    def note(self, text: str) -> None:
-        self.notes.append(text)
-
-
-def record_of(run: Any) -> dict[str, Any]:
-    return json.loads((Path(str(run)) / RECORD).read_text())
 
 
 def found(run: Path, out: Path, **given: Any) -> TrainResult:
@@ -246,7 +234,7 @@ def test_only_good_trials_are_trained_for_longer(single: Path, tmp_path: Path, m
 
 def test_noise_excludes_no_trial(single: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where no gate has a use for any of them after an epoch, those would go on that were lucky by two images."""
-    alone, seen, told = record_of(single)["result"]["top1"], list[int](), Told()
+    alone, seen, heard = record_of(single)["result"]["top1"], list[int](), Heard()
     luck = itertools.cycle([0.0, 0.2, 0.0, 0.1])
 
     def score(self: ShortTrainings, candidate: Candidate, epochs: int) -> dict[str, float]:
@@ -254,9 +242,9 @@ def test_noise_excludes_no_trial(single: Path, tmp_path: Path, monkeypatch: pyte
         return {"top1": alone + next(luck), "expected_macs_ratio": 0.5}
 
     monkeypatch.setattr(ShortTrainings, "score", score)
-    kdcompress.add_res_student(run=single, out=tmp_path / "found", **{**COMMON, **SEARCH, "epochs": 9}, reporter=told)
+    kdcompress.add_res_student(run=single, out=tmp_path / "found", **{**COMMON, **SEARCH, "epochs": 9}, reporter=heard)
     assert seen == 3 * [1, 4]
-    assert any("by a standard error; more --epochs" in note for note in told.notes)
+    assert any("by a standard error; more --epochs" in note for note in heard.notes)
 
 
 def test_many_processes_are_refused(single: Path) -> None:
@@ -346,20 +334,20 @@ def test_a_candidate_that_cannot_be_trained(single: Path, tmp_path: Path, monkey
         return genuine(self, job, arch, **more)
 
     monkeypatch.setattr(Residual, "train", train)
-    told = Told()
-    result = found(single, tmp_path / "found", trials=4, reporter=told)
+    heard = Heard()
+    result = found(single, tmp_path / "found", trials=4, reporter=heard)
     assert result.search is not None
     assert [row["top1"] is None for row in result.search] == [False, False, True, True]
-    assert sum("cannot be trained" in note for note in told.notes) == 2
+    assert sum("cannot be trained" in note for note in heard.notes) == 2
 
 
 def test_the_first_trial_is_always_finished(single: Path, tmp_path: Path) -> None:
     """With too little time the user would get nothing at all, and not be told why."""
-    told = Told()
-    result = found(single, tmp_path / "found", time_budget="0.001s", reporter=told)
+    heard = Heard()
+    result = found(single, tmp_path / "found", time_budget="0.001s", reporter=heard)
     assert result.search is not None
     assert len(result.search) == 1
-    assert any("--time-budget 0.001s" in note for note in told.notes)
+    assert any("--time-budget 0.001s" in note for note in heard.notes)
 
 
 def test_a_budget_below_every_architecture(single: Path, tmp_path: Path) -> None:

@@ -13,13 +13,14 @@ from typing import Any
 import pytest
 
 import kdcompress
+from chains import TINY
+from heard import Heard
 from kdcompress.api import crew, search_storage
 from kdcompress.api import trials as trials_module
 from kdcompress.api.search_storage import SearchStorage
 from kdcompress.api.short_training import ShortTrainings
 from kdcompress.api.trials import FOLDER, JOURNAL
 from kdcompress.engine.interrupt import Interrupted
-from kdcompress.engine.progress import Silent
 from kdcompress.errors import UserError
 from kdcompress.models.candidates import Candidate, Series
 from kdcompress.results import SearchResult, TrainResult
@@ -27,21 +28,12 @@ from kdcompress.results import SearchResult, TrainResult
 optuna = pytest.importorskip("optuna")
 from kdcompress.api.checked_journal import CheckedJournal  # noqa: E402
 
-TINY = "resnet8_cifar,width=0.25"
 COMMON: dict[str, Any] = {"device": "cpu", "precision": "fp32", "epochs": 1, "batch_size": 256}
 FEW = [
     Series("resnet", "8", tuple(f"resnet8_cifar,width={width}" for width in (0.25, 0.375, 0.5))),
     Series("lenet", "5", tuple(f"lenet5,width={width}" for width in (0.25, 0.375, 0.5))),
 ]
 Score = Callable[[Candidate, int], None]
-
-
-class Told(Silent):
-    def __init__(self) -> None:
-        self.notes: list[str] = []
-
-    def note(self, text: str) -> None:
-        self.notes.append(text)
 
 
 @pytest.fixture(scope="module")
@@ -149,12 +141,12 @@ def test_a_machine_that_dies(single: Path, storage: str, monkeypatch: pytest.Mon
             searched(single, storage)
     assert "out=" not in caught.value.remedy
     monkeypatch.setattr(crew, "DEAD", 0.3)
-    told, ran = Told(), trainings(monkeypatch, lambda candidate, epochs: None)
-    result = searched(single, storage, reporter=told)
+    heard, ran = Heard(), trainings(monkeypatch, lambda candidate, epochs: None)
+    result = searched(single, storage, reporter=heard)
     specs = [spec for _, spec in ran]
     assert len(specs) == len(set(specs)) == len(result.search) == 4
     assert begun[0][1] in specs
-    assert any(f"training {begun[0][1]} has not responded" in note for note in told.notes)
+    assert any(f"training {begun[0][1]} has not responded" in note for note in heard.notes)
     ran.clear()
     again = searched(single, storage, resume=True)
     assert (again.search, ran) == (result.search, [])
@@ -180,7 +172,7 @@ def test_a_machine_that_resumes(single: Path, storage: str, monkeypatch: pytest.
 
 def test_a_slow_machine_that_counted_as_dead(single: Path, storage: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """A laptop that wakes up would overwrite what another has made of its trial, or end in a traceback."""
-    asleep, taken, told = threading.Event(), threading.Event(), Told()
+    asleep, taken, heard = threading.Event(), threading.Event(), Heard()
 
     def sleeps(candidate: Candidate, epochs: int) -> None:
         if threading.current_thread().name == "sleeper" and not asleep.is_set():
@@ -189,7 +181,7 @@ def test_a_slow_machine_that_counted_as_dead(single: Path, storage: str, monkeyp
 
     ran = trainings(monkeypatch, sleeps)
     results: list[Any] = []
-    sleeper = threading.Thread(target=lambda: results.append(searched(single, storage, reporter=told)), name="sleeper")
+    sleeper = threading.Thread(target=lambda: results.append(searched(single, storage, reporter=heard)), name="sleeper")
     sleeper.start()
     assert asleep.wait(60)
     monkeypatch.setattr(crew, "DEAD", 0.3)
@@ -199,7 +191,7 @@ def test_a_slow_machine_that_counted_as_dead(single: Path, storage: str, monkeyp
     assert results[0].search == other.search
     assert len(other.search) == 4
     assert Counter(spec for _, spec in ran)[ran[0][1]] == 2
-    assert any("this one did not respond" in note for note in told.notes)
+    assert any("this one did not respond" in note for note in heard.notes)
 
 
 def test_time_is_up_for_all(single: Path, storage: str, ran: list[Any]) -> None:
@@ -274,16 +266,16 @@ def test_passwords_are_never_shown(single: Path, tmp_path: Path, monkeypatch: py
     """A run folder that is passed on would hand over the database."""
     genuine = search_storage._database
     monkeypatch.setattr(search_storage, "_database", lambda url: genuine(f"sqlite:///{tmp_path}/shared.db"))
-    told = Told()
+    heard = Heard()
     url = "postgresql://me:sec%26ret@host/trials?sslpassword=hidden"
-    searched(single, url, trials=1, out="best", reporter=told)
+    searched(single, url, trials=1, out="best", reporter=heard)
     kept = [path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()]
     assert json.loads((tmp_path / "best" / "run.json").read_text())["options"]["search_storage"] == (
         "postgresql://me@host/trials"
     )
     for secret in ("sec%26ret", "sec&ret", "hidden"):
         assert not any(secret.encode() in content for content in kept)
-        assert not any(secret in note for note in told.notes)
+        assert not any(secret in note for note in heard.notes)
         assert secret not in repr(SearchStorage.of(url))
     with pytest.raises(UserError, match="refused me:") as caught, SearchStorage.of(url).reached():
         raise optuna.exceptions.StorageInternalError("…") from RuntimeError("refused me:sec&ret")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +12,14 @@ import torch
 from safetensors.torch import save_file
 
 import kdcompress
-from chains import COMMON, TINY, WHERE, Chain, record_of, weights_of
+from chains import COMMON, TINY, WHERE, Chain, record_of, stopped, weights_of
 from heard import Heard
 from kdcompress.errors import UserError
+from kdcompress.methods.supervised import SupervisedTask
 from kdcompress.models.assemble import new_network
 from kdcompress.models.build import ModelSpec
 from kdcompress.models.saving import model_config, save_network
-from kdcompress.options import AddResStudentOptions, DistillOptions, TrainTeacherOptions
+from kdcompress.options import AddResStudentOptions, DistillOptions, EvalOptions, TrainTeacherOptions
 from kdcompress.runs import RunFolder
 
 FROZEN: dict[str, Any] = {**COMMON, "lr": 1e-12, "weight_decay": 0}  # what comes out is what went in
@@ -109,11 +111,6 @@ def test_a_finished_run_is_not_taken_for_one_of_other_weights(given: Path, tmp_p
 
 def test_an_interrupted_run_refuses_other_weights(given: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Half of the training from one start and half from another would be neither's."""
-    import signal
-
-    from chains import stopped
-    from kdcompress.methods.supervised import SupervisedTask
-
     shutil.copytree(given / "run", tmp_path / "start")
     options: dict[str, Any] = {**COMMON, "model": str(tmp_path / "start"), "out": str(tmp_path / "run"), "epochs": 2}
     with stopped(SupervisedTask, 45, signal.SIGTERM, monkeypatch):
@@ -176,8 +173,6 @@ def test_a_checkpoint_sees_the_images_at_their_own_size(chain: Chain, tmp_path: 
 def test_the_users_word_on_the_input_is_taken(chain: Chain) -> None:
     """Said once, it is neither changed nor questioned."""
     weights = str(Path(str(chain.teacher.run)) / "model.safetensors")
-    from kdcompress.options import EvalOptions
-
     heard = Heard()
     options = EvalOptions(
         run=weights, arch="resnet8_cifar,input_size=1x16x16,mean=0.449,std=0.226", data="digits", **WHERE
@@ -230,8 +225,6 @@ def net(num_classes, in_chans=1): return torch.nn.Sequential(torch.nn.AdaptiveAv
 
 def test_a_function_sees_the_images_at_their_own_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It was run at 224 pixels: 784 times the work, on a blur."""
-    from kdcompress.options import EvalOptions
-
     (tmp_path / "seen.py").write_text(CODE)
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 import kdcompress
+from chains import TINY
 from heard import Heard
 from kdcompress.api.targets import VIEWS, check_precision, choose_views
 from kdcompress.data import Data, TrainBatches, load_source
@@ -26,7 +27,6 @@ from kdcompress.models.build import ModelSpec
 from kdcompress.options import DistillOptions
 from kdcompress.results import TrainResult
 
-TINY = "resnet8_cifar,width=0.25"
 COMMON: dict[str, Any] = {"device": "cpu", "precision": "fp32", "epochs": 3, "student": TINY, "target_views": 2}
 SAME = ("top1", "loss", "energies", "target_views")
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from kdcompress.data import Data, Preprocess, load_source
-from kdcompress.engine import latency
+from kdcompress.engine import evaluate
 from kdcompress.engine.distributed import Place
 from kdcompress.engine.latency import RUNS, WARM_UP, latency_ms
 from kdcompress.options import EvalOptions
@@ -37,7 +37,7 @@ def timed(seconds: Any, monkeypatch: pytest.MonkeyPatch) -> tuple[dict[str, floa
     prep = Preprocess((8, 8), 1, (0.5,), (0.5,))
     batches = Data(load_source("digits"), prep, EvalOptions(), CPU.device).evaluation("test", 128)
     clock = Clock(seconds)
-    monkeypatch.setattr(latency, "time", clock)
+    monkeypatch.setattr(evaluate, "time", clock)
     return latency_ms(clock.forward, batches, CPU), clock
 
 

@@ -24,7 +24,7 @@ def drawn(bar: Bar, width: int) -> str:
 def bar(monkeypatch: pytest.MonkeyPatch) -> Bar:
     """A training of 15 epochs with 40 steps each, in its 4th epoch, after 60 seconds."""
     monkeypatch.setattr(progress_bar.time, "perf_counter", lambda: 0.0)
-    made = Bar("distill", 15, 40, 0)
+    made = Bar(15, 40, 0)
     monkeypatch.setattr(progress_bar.time, "perf_counter", lambda: 60.0)
     made.calibration = 93.4
     made.step(3, 0.4123, 12345.6, 150)
@@ -59,7 +59,7 @@ def test_no_width_is_exceeded(bar: Bar, width: int, calibration: float | None) -
 
 def test_the_bar_is_as_long_as_the_work_done() -> None:
     """People plan their evening by it."""
-    bar = Bar("", 10, 10, 0)
+    bar = Bar(10, 10, 0)
     shares = []
     for _ in range(10):
         bar.step(0, 1.0, 1.0, 10)
@@ -71,7 +71,7 @@ def test_the_bar_is_as_long_as_the_work_done() -> None:
 def test_a_resumed_training_counts_only_its_own_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     """Epochs of yesterday took no time today: the time left would be far too short."""
     monkeypatch.setattr(progress_bar.time, "perf_counter", lambda: 0.0)
-    bar = Bar("", 10, 10, 8)
+    bar = Bar(10, 10, 8)
     assert bar.left() == "-:-- left"
     monkeypatch.setattr(progress_bar.time, "perf_counter", lambda: 3600.0)
     bar.step(8, 1.0, 1.0, 10)

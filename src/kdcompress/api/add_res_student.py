@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from kdcompress.api.check import check_logit_loss, check_search, meaningless
+from kdcompress.api.check import check_logit_loss, check_search, check_teacher, meaningless
 from kdcompress.api.job import Job
 from kdcompress.api.recipes.prepare import logit_weights
 from kdcompress.api.recipes.residual import Residual
@@ -45,8 +45,7 @@ def add_res_student(
         raise usage_error("add-res-student needs one --arch, or --search.", remedy)
     if options.residual_loss == "mse" and (weights := logit_weights(options)):
         raise meaningless(min(weights), "--residual-loss mse")
-    if options.weights_key is not None and options.teacher is None:
-        raise meaningless("weights_key", "no --teacher")
+    check_teacher(options, "no --teacher")
     if members:
         check_single_start(members[0], options, "--arch")
     check_logit_loss(options)

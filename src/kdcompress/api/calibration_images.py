@@ -9,9 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from kdcompress.api.fitting import check_channels, check_classes, check_unchanged, open_data
+from kdcompress.api.fitting import check_classes, check_images, open_data
 from kdcompress.api.inputs import note_assumed, settle_input
-from kdcompress.data import Data, DataSource, EvalBatches, Preprocess, RawBatches, choose_channels
+from kdcompress.data import Data, DataSource, EvalBatches, Preprocess, RawBatches
 from kdcompress.engine.progress import Reporter
 from kdcompress.errors import UserError
 from kdcompress.models.loading import Network
@@ -56,9 +56,7 @@ class CalibrationImages:
             raise UserError(error.problem, remedy, exit_code=error.exit_code) from error
         check_classes(network, source, "network")
         settle_input(network, source, options, reporter.note, "--arch")
-        check_unchanged(network, source)
-        if network.record.get("data_fingerprint") != source.fingerprint:
-            check_channels(network, choose_channels(source, options), "network")
+        check_images(network, source, options, "calibration", "network")
         data = Data(source, network.prep, options, torch.device("cpu"), note=reporter.note)
         return cls(source, data.prep, data.evaluation("calibration", options.batch_size))
 

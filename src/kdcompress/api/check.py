@@ -7,7 +7,16 @@ from importlib.util import find_spec
 
 from kdcompress.api.targets import check_views
 from kdcompress.errors import UserError, usage_error
-from kdcompress.options import METHODS, AddResStudentOptions, DistillOptions, LogitOptions, SearchOptions
+from kdcompress.options import (
+    METHODS,
+    AddResStudentOptions,
+    DistillOptions,
+    EvalOptions,
+    LogitOptions,
+    PolishOptions,
+    PredictOptions,
+    SearchOptions,
+)
 from kdcompress.options.methods import NONE, REQUIRED, Method, meaningless, taking
 
 
@@ -26,10 +35,7 @@ def check_distill(options: DistillOptions) -> None:
         )
     if method.teacher == REQUIRED and options.teacher is None:
         raise usage_error(f"--method {name} needs a TEACHER.", "Give a run folder, '-', or a checkpoint.")
-    if options.teacher_arch is not None and options.teacher is None:
-        raise meaningless("teacher_arch", "no TEACHER")
-    if options.weights_key is not None and options.teacher is None:
-        raise meaningless("weights_key", "no TEACHER")
+    check_teacher(options, "no TEACHER")
     _check_read(options)
     if options.from_teacher and options.fine_tunes:
         other = "--pretrained" if options.pretrained else f"--student {options.student}"
@@ -39,6 +45,36 @@ def check_distill(options: DistillOptions) -> None:
     method.check(options)
     if options.arch and not (options.grow or options.res_students) and options.teacher != "-":
         raise usage_error("--arch is for res-students, or for a TEACHER that is a checkpoint.", "Add --res-students N.")
+
+
+def check_teacher(options: DistillOptions | AddResStudentOptions | PolishOptions, without: str) -> None:
+    """Refuse options that describe a teacher where none is given.
+
+    Args:
+        without: What is missing, in the words of the command.
+
+    Raises:
+        UserError: For the first such option.
+    """
+    for name in ("teacher_arch", "weights_key"):
+        if options.teacher is None and getattr(options, name) is not None:
+            raise meaningless(name, without)
+
+
+def check_exported(options: EvalOptions | PredictOptions, *unused: str) -> None:
+    """Refuse options that have no effect on an exported file.
+
+    Args:
+        unused: Their names.
+
+    Raises:
+        UserError: For the first such option, and for a device that is not the CPU.
+    """
+    for name in unused:
+        if getattr(options, name) is not None:
+            raise meaningless(name, "an exported file")
+    if options.device not in ("auto", "cpu"):
+        raise usage_error(f"--device {options.device}: an exported file runs on the CPU.", "Leave it out.")
 
 
 def _check_read(options: DistillOptions) -> None:

@@ -11,12 +11,12 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from kdcompress.api.check import check_exported
 from kdcompress.api.exported_classifier import ExportedClassifier
 from kdcompress.api.inputs import note_assumed
 from kdcompress.engine.distributed import Place
-from kdcompress.errors import usage_error
 from kdcompress.export.onnx_network import is_onnx, open_onnx
-from kdcompress.models.fold import fold_batchnorm
+from kdcompress.models.fold import for_inference
 from kdcompress.models.loading import Network, load_network
 from kdcompress.models.staged import Staged
 from kdcompress.options import PredictOptions
@@ -54,7 +54,7 @@ class TorchClassifier:
         self.path, self.channels, self.labels = network.path, self.prep.channels, network.labels
         self.num_classes = network.num_classes
         self.prepare: Any = self.prep.eval_transform()
-        model = fold_batchnorm(network.model.eval()).to(place.device).to(memory_format=torch.channels_last)
+        model = for_inference(network.model, place.device)
         self.gated = model if isinstance(model, Staged) and model.gate is not None else None
         self.stages = len(self.gated.stages()) if self.gated is not None else 0
         self.model = model
@@ -80,11 +80,7 @@ def open_classifier(reference: str, options: PredictOptions, place: Place, note:
         UserError: As :func:`~kdcompress.models.loading.load_network`, or it takes other inputs than images.
     """
     if is_onnx(reference):
-        for name in ("arch", "weights_key"):
-            if getattr(options, name) is not None:
-                raise usage_error(f"--{name.replace('_', '-')} has no meaning for an exported file.", "Leave it out.")
-        if options.device not in ("auto", "cpu"):
-            raise usage_error(f"--device {options.device}: an exported file runs on the CPU.", "Leave it out.")
+        check_exported(options, "arch", "weights_key")
         return ExportedClassifier(open_onnx(reference, torch.get_num_threads()))
     network = load_network(reference, options.arch, key=options.weights_key, note=note)
     note_assumed(network, note, "--arch")

@@ -6,8 +6,10 @@ from typing import Any
 
 from torch import nn
 
+from kdcompress.engine.evaluate import Scores
 from kdcompress.engine.progress import Reporter
 from kdcompress.flops import Profile, profile
+from kdcompress.gating import expected_macs
 from kdcompress.models.build import ModelSpec, config_of
 from kdcompress.models.loading import Network
 from kdcompress.models.residual_cascade import ResidualCascade
@@ -51,6 +53,26 @@ def expected(macs: float, teacher: dict[str, Any] | None) -> dict[str, Any]:
     """``expected_macs`` for one image, and ``expected_macs_ratio`` to the teacher's, None where that is unknown."""
     ratio = round(macs / teacher["macs"], 6) if teacher and "macs" in teacher else None
     return {"expected_macs": round(macs, 1), "expected_macs_ratio": ratio}
+
+
+def gated_facts(
+    gate: dict[str, Any], scores: Scores, macs: list[int], teacher: dict[str, Any] | None
+) -> dict[str, Any]:
+    """What a result says of a gate: its settings, exit rates, accuracy and expected cost.
+
+    Args:
+        scores: With the gate, and with the number of images that each exit took.
+        macs: Of each member.
+    """
+    rates = [count / scores.n for count in scores.exits]
+    cost = expected_macs(rates, macs)
+    return {
+        **gate,
+        "exit_rates": [round(rate, 6) for rate in rates],
+        "gated_top1": round(scores.top1, 4),
+        "macs_speedup": round(sum(macs) / cost, 4),
+        **expected(cost, teacher),
+    }
 
 
 def facts(network: Network, teacher: dict[str, Any] | None, profiles: list[Profile] | None = None) -> dict[str, Any]:

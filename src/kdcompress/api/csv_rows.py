@@ -8,17 +8,8 @@ import io
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from kdcompress.errors import UserError
 from kdcompress.results import Prediction
 from kdcompress.runs import atomic_file
-
-
-@contextlib.contextmanager
-def _said_of_csv() -> Iterator[None]:
-    try:
-        yield
-    except UserError as error:
-        raise UserError(error.problem, "Choose another place with --csv.") from error
 
 
 @contextlib.contextmanager
@@ -28,7 +19,12 @@ def csv_writer(path: str | None, top_k: int) -> Iterator[Callable[[list[Predicti
         yield lambda rows: None
         return
     keys = ("label", "index", "probability")
-    with _said_of_csv(), atomic_file(Path(path).absolute()) as file:
+    writing = atomic_file(
+        Path(path).absolute(),
+        elsewhere="Choose another place with --csv.",
+        when_full="Free some space, or choose another place with --csv.",
+    )
+    with writing as file:
         text = io.TextIOWrapper(file, "utf-8", "surrogateescape", newline="")  # names of files need not be UTF-8
         writer = csv.writer(text, lineterminator="\n")
         writer.writerow(

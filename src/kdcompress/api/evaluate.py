@@ -9,13 +9,13 @@ from typing import Any
 
 import torch
 
-from kdcompress.api.cost import expected, facts, member_profiles
+from kdcompress.api.cost import facts, gated_facts, member_profiles
 from kdcompress.api.exported_file import evaluate_file
-from kdcompress.api.fitting import check_channels, check_classes, check_unchanged, open_data, resize_input
+from kdcompress.api.fitting import check_classes, check_images, open_data, resize_input
 from kdcompress.api.inputs import settle_input
 from kdcompress.api.reference import inherit, resolve
 from kdcompress.api.teacher_score import TeacherScores, lost
-from kdcompress.data import Data, EvalBatches, choose_channels
+from kdcompress.data import Data, EvalBatches
 from kdcompress.engine.cores import take_free_cores
 from kdcompress.engine.distributed import Place, check_same, start, summed
 from kdcompress.engine.evaluate import Scores, collect, compare
@@ -24,8 +24,7 @@ from kdcompress.engine.latency import latency_ms
 from kdcompress.engine.progress import Reporter, Silent
 from kdcompress.export.onnx_network import is_onnx
 from kdcompress.flops import Profile
-from kdcompress.gating import expected_macs
-from kdcompress.models.fold import fold_batchnorm
+from kdcompress.models.fold import for_inference
 from kdcompress.models.loading import Network, load_network
 from kdcompress.models.staged import Staged
 from kdcompress.options import EvalOptions
@@ -55,30 +54,26 @@ def evaluate(options: EvalOptions | None = None, /, *, reporter: Reporter | None
     if options.plot is not None:
         check_plot(options.plot)
     place = start(options.device, "fp32" if options.precision == "auto" else options.precision, options.patience)
+    reporter = (reporter if place.is_main else None) or Silent()
     reference, began = resolve(options.run), time.perf_counter()  # waiting for the command before is not our time
     if is_onnx(reference):
-        return evaluate_file(dataclasses.replace(options, run=reference), reporter or Silent())
-    take_free_cores(place, reporter or Silent())
-    note = reporter.note if reporter is not None and place.is_main else Silent().note
-    network = load_network(reference, options.arch, key=options.weights_key, note=note)
+        return evaluate_file(dataclasses.replace(options, run=reference), reporter)
+    take_free_cores(place, reporter)
+    network = load_network(reference, options.arch, key=options.weights_key, note=reporter.note)
     options = inherit(options, network.record)
     resize_input(network, options)
     source = open_data(options, network)
     check_classes(network, source, "network")
-    settle_input(network, source, options, note, "--arch")
-    if options.split == "calibration":
-        check_unchanged(network, source)
-    if network.record.get("data_fingerprint") != source.fingerprint:
-        check_channels(network, choose_channels(source, options), "network")
-    data = Data(source, network.prep, options, place.device, place.rank, place.world, note)
+    settle_input(network, source, options, reporter.note, "--arch")
+    check_images(network, source, options, options.split, "network")
+    data = Data(source, network.prep, options, place.device, place.rank, place.world, reporter.note)
     batches = data.evaluation(options.split, options.batch_size)
     if place.world > 1:
         check_same({f"the {options.split} split": batches.digest()})
-    if reporter is not None and place.is_main:
-        reporter.note(f"Scoring {network.architecture} on the {options.split} split of {source.spec}.")
+    reporter.note(f"Scoring {network.architecture} on the {options.split} split of {source.spec}.")
     profiles = member_profiles(network)
     teacher = network.record.get("teacher")
-    model = fold_batchnorm(network.model.eval()).to(place.device).to(memory_format=torch.channels_last)
+    model = for_inference(network.model, place.device)
     gate: dict[str, Any] = {}
     if isinstance(model, Staged) and model.gate is not None:
         scores, gate = _gated(model, batches, place, profiles, teacher)
@@ -88,7 +83,7 @@ def evaluate(options: EvalOptions | None = None, /, *, reporter: Reporter | None
         gate["stage_top1"] = _by_stage(model, batches, place)
     latency = latency_ms(model, batches, place)
     cost = facts(network, teacher, profiles)
-    teachers = TeacherScores(options.split, source, options, place, (reporter if place.is_main else None) or Silent())
+    teachers = TeacherScores(options.split, source, options, place, reporter)
     teacher_top1 = teachers.top1(teacher, wanted=options.score_teacher)
     teachers.remember(network, cost, scores.top1)
     result = EvalResult(
@@ -97,10 +92,7 @@ def evaluate(options: EvalOptions | None = None, /, *, reporter: Reporter | None
         seconds=round(time.perf_counter() - began, 3),
         data=source.spec,
         split=options.split,
-        n=scores.n,
-        top1=round(scores.top1, 4),
-        top5=None if scores.top5 is None else round(scores.top5, 4),
-        loss=round(scores.loss, 6),
+        **scores.rounded(),
         ece=round(scores.ece, 4),
         bytes=_size(network),
         latency_ms=latency,
@@ -140,18 +132,12 @@ def _gated(
 ) -> tuple[Scores, dict[str, Any]]:
     """Scores with the gate, and beside them those with every member run."""
     assert model.gate is not None
-    macs = [found.macs for found in profiles]
+    macs = [each.macs for each in profiles]
     forwards = (model.forward_full, model.forward_gated)
     full, scores = compare(forwards, batches, place, passes=PASSES, exits=(0, len(macs)))
-    rates = [count / scores.n for count in scores.exits]
-    cost = expected_macs(rates, macs)
     return scores, {
-        **model.gate.to_dict(),
-        "exit_rates": [round(rate, 6) for rate in rates],
-        "gated_top1": round(scores.top1, 4),
+        **gated_facts(model.gate.to_dict(), scores, macs, teacher),
         "full_top1": round(full.top1, 4),
         "full_images_per_second": round(full.images_per_second, 1),
         "speedup": round(scores.images_per_second / full.images_per_second, 4),
-        "macs_speedup": round(sum(macs) / cost, 4),
-        **expected(cost, teacher),
     }

@@ -70,8 +70,7 @@ def export_network(
     options = inherit(options, network.record)
     resize_input(network, options)
     images = CalibrationImages.of(network, options, reporter)
-    if options.preprocess:
-        _check_images(images)
+    _check_images(images, network, options)
     plain = _exported(network, options, reporter)
     cascade = plain if options.precision == "fp32" else quantized(plain, network, images, reporter)
     reporter.note(f"Verifying the file on {min(len(images), COMPARED)} {images}.")
@@ -130,10 +129,15 @@ def _exported(network: Network, options: ExportOptions, reporter: Reporter) -> C
     return Cascade(members, network.num_classes, weights, gate)
 
 
-def _check_images(images: CalibrationImages) -> None:
+def _check_images(images: CalibrationImages, network: Network, options: ExportOptions) -> None:
     """Raises:
-    UserError: There are no images, or the graph cannot preprocess them as the run does.
+    UserError: There are no images where some are needed, or the graph cannot preprocess them as the run does.
     """
+    if options.precision == "int8" and images.source is None:
+        problem = f"--precision int8 needs calibration images, and {network.reference} names no data."
+        raise usage_error(problem, "Add --data.")
+    if not options.preprocess:
+        return
     if images.source is None:
         raise usage_error("--preprocess is verified on images, and no data are named.", "Add --data.")
     if images.source.is_raw:

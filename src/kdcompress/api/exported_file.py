@@ -8,10 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kdcompress.api.cost import expected
-from kdcompress.api.fitting import check_channels, check_classes, check_unchanged, open_data
+from kdcompress.api.check import check_exported
+from kdcompress.api.cost import expected, gated_facts
+from kdcompress.api.fitting import check_classes, check_images, open_data
 from kdcompress.api.reference import inherit
-from kdcompress.data import Data, EvalBatches, RawBatches, choose_channels
+from kdcompress.data import Data, EvalBatches, RawBatches
 from kdcompress.engine.cores import take_free_cores
 from kdcompress.engine.distributed import Place
 from kdcompress.engine.evaluate import compare
@@ -20,6 +21,7 @@ from kdcompress.errors import usage_error
 from kdcompress.export.metadata import FileFacts
 from kdcompress.export.onnx_network import open_onnx, runner
 from kdcompress.gating import expected_macs
+from kdcompress.option_set import flag
 from kdcompress.options import EvalOptions, ProfileFlopsOptions
 from kdcompress.results import EvalResult, ProfileResult
 
@@ -39,18 +41,13 @@ def evaluate_file(options: EvalOptions, reporter: Reporter) -> EvalResult:
     take_free_cores(place, reporter)
     network = open_onnx(options.run, torch.get_num_threads())
     facts = network.facts
-    for name in ("arch", "weights_key", "input_size", "plot"):
-        if getattr(options, name) is not None:
-            raise usage_error(f"--{name.replace('_', '-')} has no meaning for an exported file.", "Leave it out.")
+    check_exported(options, "arch", "weights_key", "input_size", "plot")
     options = inherit(options, network.record)
     if options.data is None:
         raise usage_error(f"{options.run} names no data.", "Say which to score it on: --data.")
     source = open_data(options)
     check_classes(network, source, "file")
-    if options.split == "calibration":
-        check_unchanged(network, source)
-    if facts["data_fingerprint"] != source.fingerprint:
-        check_channels(network, choose_channels(source, options), "file")
+    check_images(network, source, options, options.split, "file")
     data = Data(source, network.prep, options, place.device, note=reporter.note)
     split = data.evaluation(options.split, options.batch_size)
     batches: EvalBatches | RawBatches = split
@@ -65,27 +62,14 @@ def evaluate_file(options: EvalOptions, reporter: Reporter) -> EvalResult:
         return run(images) if gated else run(images)[0]
 
     scores = compare([forward], batches, place, passes=PASSES, exits=[len(macs) if gated else 0])[0]
-    measured: dict[str, Any] = {}
-    if facts["gate"] is not None:
-        rates = [count / scores.n for count in scores.exits]
-        cost = expected_macs(rates, macs)
-        measured = {
-            **facts["gate"],
-            "exit_rates": [round(rate, 6) for rate in rates],
-            "gated_top1": round(scores.top1, 4),
-            "macs_speedup": round(sum(macs) / cost, 4),
-            **expected(cost, _teacher(facts)),
-        }
+    measured = gated_facts({**facts["gate"]}, scores, macs, _teacher(facts)) if facts["gate"] is not None else {}
     return EvalResult(
         command="eval",
         run=None,
         seconds=round(time.perf_counter() - began, 3),
         data=source.spec,
         split=options.split,
-        n=scores.n,
-        top1=round(scores.top1, 4),
-        top5=None if scores.top5 is None else round(scores.top5, 4),
-        loss=round(scores.loss, 6),
+        **scores.rounded(),
         ece=round(scores.ece, 4),
         images_per_second=round(scores.images_per_second, 1),
         hardware=place.describe(),
@@ -105,7 +89,7 @@ def profile_file(options: ProfileFlopsOptions) -> ProfileResult:
     began = time.perf_counter()
     for name in options.changed():
         if name != "model":
-            problem = f"--{name.replace('_', '-')} needs the network, and {options.model} is an exported file."
+            problem = f"{flag(name)} needs the network, and {options.model} is an exported file."
             raise usage_error(problem, "Leave it out, or give the run that it was exported from.")
     network = open_onnx(options.model, 1)
     facts, rates = network.facts, network.facts["exit_rates"]

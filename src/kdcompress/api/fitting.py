@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 from typing import Any, Protocol
 
-from kdcompress.data import DataSource, Preprocess, SplitFile, load_source, parse_size
+from kdcompress.data import DataSource, Preprocess, SplitFile, choose_channels, load_source, parse_size
 from kdcompress.errors import UserError
 from kdcompress.models.build import config_of
 from kdcompress.models.loading import Network
@@ -110,6 +110,22 @@ def _split_in(run: RunFolder, record: dict[str, Any], spec: str) -> SplitFile | 
 def keep_split(run: RunFolder, source: DataSource) -> dict[str, str]:
     """Write into a run how the images were divided, where the folder does not say; its digest by the file's name."""
     return {} if source.split is None else {SPLIT: run.write_split(source.split.content())}
+
+
+def check_images(network: Described, source: DataSource, options: DataOptions, split: str, role: str) -> None:
+    """Refuse images of a split that a network cannot be scored on.
+
+    Args:
+        split: ``calibration`` must be the one of the training; other splits may be of other data.
+        role: What the network is, for the message.
+
+    Raises:
+        UserError: The data have changed since the training, or have other channels than the network takes.
+    """
+    if split == "calibration":
+        check_unchanged(network, source)
+    if network.record.get("data_fingerprint") != source.fingerprint:
+        check_channels(network, choose_channels(source, options), role)
 
 
 def check_classes(network: Described, source: DataSource, role: str) -> None:

@@ -205,10 +205,7 @@ class Job(Generic[JobOptions]):
                 device=str(self.place.device),
                 precision=trained.numerics.precision,
                 split="calibration",
-                n=scores.n,
-                top1=round(scores.top1, 4),
-                top5=None if scores.top5 is None else round(scores.top5, 4),
-                loss=round(scores.loss, 6),
+                **scores.rounded(),
                 images_per_second=trained.rows[-1]["images_per_second"],
                 energies=list(energies) if residual_of is not None else None,
                 target_views=trained.batches.views or chosen or None,  # the last phase may have no frozen network

@@ -38,7 +38,13 @@ def write(model: onnx.ModelProto, facts: FileFacts, file: Path) -> None:
         open_onnx(written)
         check_out(file)
 
-    with atomic_file(file, opens) as output:
+    writing = atomic_file(
+        file,
+        opens,
+        elsewhere="Choose another file with --out.",
+        when_full="Free some space, or choose another file with --out.",
+    )
+    with writing as output:
         output.write(content)
 
 

@@ -7,7 +7,7 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-from kdcompress.api.check import check_logit_loss
+from kdcompress.api.check import check_logit_loss, check_teacher
 from kdcompress.api.gated import Calibration
 from kdcompress.api.job import Job, Phase, finished
 from kdcompress.api.nested import nested
@@ -47,6 +47,7 @@ def polish(options: PolishOptions | None = None, /, *, reporter: Reporter | None
         >>> kdcompress.polish(run="runs/gated", epochs=5).polished
     """
     options = options or PolishOptions.resolve(given)
+    check_teacher(options, "no --teacher")
     check_logit_loss(options)
     check_views(options)
     job = Job.begin("polish", "reskd", options, reporter)

@@ -9,7 +9,6 @@ import torch
 from kdcompress.api.calibration_images import CalibrationImages
 from kdcompress.api.cost import member_profiles
 from kdcompress.engine.progress import Reporter
-from kdcompress.errors import usage_error
 from kdcompress.export.compose import Cascade
 from kdcompress.export.onnx_network import member_by_member
 from kdcompress.export.quantize import quantize_member
@@ -25,11 +24,8 @@ def quantized(cascade: Cascade, network: Network, images: CalibrationImages, rep
     """Quantize the members, and choose new thresholds for their logits.
 
     Raises:
-        UserError: There are no calibration images, or the quantizer cannot take a member.
+        UserError: The quantizer cannot take a member.
     """
-    if images.source is None:
-        problem = f"--precision int8 needs calibration images, and {network.reference} names no data."
-        raise usage_error(problem, "Add --data.")
     members = []
     for number, member in enumerate(cascade.members, start=1):
         reporter.note(f"Quantizing member {number} of {len(cascade.members)} on {min(RANGES, len(images))} {images}.")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,17 +13,16 @@ from kdcompress.api.fitting import check_classes
 from kdcompress.cache import cache_dir
 from kdcompress.data import Data, DataSource
 from kdcompress.data.prepared import HOLDOUT
-from kdcompress.engine.distributed import Place, from_main
-from kdcompress.engine.evaluate import collect
+from kdcompress.engine.distributed import Place, alone, from_main
+from kdcompress.engine.evaluate import evaluate
 from kdcompress.engine.progress import Reporter
+from kdcompress.engine.targets import forward_batch
 from kdcompress.errors import UserError
-from kdcompress.models.fold import fold_batchnorm
+from kdcompress.models.fold import for_inference
 from kdcompress.models.loading import Network, load_network
 from kdcompress.models.staged import Staged
 from kdcompress.options import DataOptions
 from kdcompress.score_cache import recall, remember
-
-BATCH = 128
 
 
 def lost(top1: float, teacher_top1: float | None) -> dict[str, Any]:
@@ -91,8 +89,9 @@ class TeacherScores:
 
     def _found(self, entry: Mapping[str, Any], network: Network | None, wanted: bool) -> float | None:
         key = self._key(entry)
-        if network is None and (known := recall(self._cache, key)) is not None:
-            return known
+        cached = recall(self._cache, key)
+        if network is None and cached is not None:
+            return cached
         reference = str(entry["reference"])
         local = os.path.exists(reference.removeprefix("local-dir:"))
         if network is None and not local and not wanted:
@@ -106,8 +105,8 @@ class TeacherScores:
             check_classes(network, self.source, "teacher")
             if (known := self._on_record(network.record)) is not None:
                 return known
-            if (known := recall(self._cache, key)) is not None:
-                return known
+            if cached is not None:
+                return cached
             top1 = self._score(network)
         except UserError as error:
             if wanted:
@@ -129,8 +128,8 @@ class TeacherScores:
 
     def _score(self, network: Network) -> float:
         self.reporter.note(f"Scoring the teacher {network.reference} on the {self.split} split")
-        place = dataclasses.replace(self.place, rank=0, world=1)
+        place = self.place
         data = Data(self.source, network.prep, self.options, place.device)
-        model = fold_batchnorm(network.model.eval()).to(place.device).to(memory_format=torch.channels_last)
-        logits, labels = collect(model, data.evaluation(self.split, BATCH), place)
-        return round(100 * float((logits.argmax(-1) == labels).double().mean()), 4)
+        model = for_inference(network.model, place.device)
+        with alone():
+            return round(evaluate(model, data.evaluation(self.split, forward_batch(place)), place).top1, 4)

@@ -40,6 +40,11 @@ class Scores:
     images_per_second: float
     exits: tuple[int, ...] = ()
 
+    def rounded(self) -> dict[str, Any]:
+        """``n``, ``top1``, ``top5`` and ``loss`` as results hold them."""
+        top5 = None if self.top5 is None else round(self.top5, 4)
+        return {"n": self.n, "top1": round(self.top1, 4), "top5": top5, "loss": round(self.loss, 6)}
+
 
 def evaluate(
     forward: Callable[..., Tensor], batches: EvalBatches | CachedEval, place: Place, *, passes: int = 1
@@ -75,7 +80,7 @@ def compare(
             if number == 0:
                 for forward in forwards:
                     forward(x, **cached)  # warm-up
-            runs = [[_timed(partial(forward, **cached), x, place) for forward in forwards] for _ in range(passes)]
+            runs = [[timed(partial(forward, **cached), x, place) for forward in forwards] for _ in range(passes)]
             for position, tally in enumerate(tallies):
                 tally.add(runs[0][position][0], target, min(run[position][1] for run in runs))
     return [tally.scores() for tally in tallies]
@@ -134,7 +139,8 @@ def collect(forward: Callable[[Tensor], Tensor], batches: EvalBatches, place: Pl
     return torch.cat(outputs, dim=-2), torch.cat(labels)
 
 
-def _timed(forward: Callable[[Tensor], Any], x: Tensor, place: Place) -> tuple[Any, float]:
+def timed(forward: Callable[[Tensor], Any], x: Tensor, place: Place) -> tuple[Any, float]:
+    """The output of a forward pass, and its seconds: the host waits for the device before and after it."""
     wait = torch.get_device_module(place.device).synchronize if place.device.type != "cpu" else lambda: None
     wait()
     start = time.perf_counter()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -12,6 +11,7 @@ import torch
 
 from kdcompress.data import EvalBatches
 from kdcompress.engine.distributed import Place
+from kdcompress.engine.evaluate import timed
 
 RUNS, WARM_UP, SECONDS = 50, 5, 5.0  # our choice
 
@@ -26,19 +26,13 @@ def latency_ms(forward: Callable[[Any], Any], batches: EvalBatches, place: Place
     positions = np.unique(np.linspace(0, n - 1, min(n, RUNS)).round().astype(int))
     images = next(iter(batches.load([positions])))[0]
     singles = [images[i : i + 1].contiguous(memory_format=torch.channels_last) for i in range(len(images))]
-    wait = torch.get_device_module(place.device).synchronize if place.device.type != "cpu" else lambda: None
     times: list[float] = []
     with torch.inference_mode(), place.autocast():
         for image in itertools.islice(itertools.cycle(singles), WARM_UP):
             forward(image)
-        began = time.perf_counter()
         for image in itertools.islice(itertools.cycle(singles), RUNS):
-            wait()
-            start = time.perf_counter()
-            forward(image)
-            wait()
-            times.append(time.perf_counter() - start)
-            if len(times) >= WARM_UP and time.perf_counter() - began > SECONDS:
+            times.append(timed(forward, image, place)[1])
+            if len(times) >= WARM_UP and sum(times) > SECONDS:
                 break
     p50, p95 = np.percentile(times, [50, 95])
     return {"p50": round(1000 * float(p50), 3), "p95": round(1000 * float(p95), 3)}

@@ -67,7 +67,7 @@ class Terminal:
         self.animated = animated and not os.environ.get("NO_COLOR")
         self.verbose = verbose
         self.live: Live | None = None
-        self.bar = Bar("", 1, 1, 0)
+        self.bar: Bar | None = None
         self.epochs = 0
         self.began = time.perf_counter()
         self.first = 0
@@ -77,16 +77,16 @@ class Terminal:
         length = f"{epochs} epoch{'s' * (epochs != 1)} of {steps} step{'s' * (steps != 1)}"
         self.note(f"{title}: {length}" + (f", from epoch {done + 1}" if done else ""))
         if self.animated:
-            self.bar = Bar(title, epochs, steps, done)
+            self.bar = Bar(epochs, steps, done)
             self.live = Live(self.bar, console=self.console, transient=True)
             self.live.start()
 
     def step(self, epoch: int, loss: float, speed: float, advance: int) -> None:
-        if self.live is not None:
+        if self.bar is not None:
             self.bar.step(epoch, loss, speed, advance)
 
     def epoch(self, row: dict[str, Any]) -> None:
-        if self.live is not None:
+        if self.bar is not None:
             self.bar.calibration = row["calibration_top1"]
             if not self.verbose and row["seconds"] < LONG_EPOCH:
                 return
@@ -100,7 +100,7 @@ class Terminal:
     def stop(self) -> None:
         if self.live is not None:
             self.live.stop()
-            self.live = None
+            self.live = self.bar = None
 
     def note(self, text: str) -> None:
         self.console.print(text, markup=False, soft_wrap=True)

@@ -22,8 +22,8 @@ class Bar:
         done: Epochs that an earlier command has trained.
     """
 
-    def __init__(self, title: str, epochs: int, steps: int, done: int) -> None:
-        self.title, self.epochs = title, epochs
+    def __init__(self, epochs: int, steps: int, done: int) -> None:
+        self.epochs = epochs
         self.total, self.first = epochs * steps, done * steps
         self.done, self.current = self.first, done
         self.loss: float | None = None

@@ -35,7 +35,7 @@ def export_member(model: nn.Module, input_size: Sequence[int], opset: int, name:
     """
     images = torch.zeros(EXAMPLES, *input_size)
     try:
-        with torch.no_grad(), _silent():
+        with torch.no_grad(), silent():
             program = torch.onnx.export(
                 model,
                 (images,),
@@ -78,8 +78,8 @@ def _strip(graph: onnx.GraphProto) -> None:
 
 
 @contextlib.contextmanager
-def _silent() -> Iterator[None]:
-    """The exporter reports its steps on standard output and as warnings."""
+def silent() -> Iterator[None]:
+    """No warnings, log lines or standard output: exporter and quantizer report their steps there."""
     former = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:

@@ -5,8 +5,6 @@ ONNX Runtime's quantizer does not enter the branches of an ``If``, so each membe
 
 from __future__ import annotations
 
-import contextlib
-import logging
 import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -15,7 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from kdcompress.errors import UserError, first_line
-from kdcompress.export.members import IMAGES, stripped
+from kdcompress.export.members import IMAGES, silent, stripped
 
 if TYPE_CHECKING:
     import onnx
@@ -51,7 +49,7 @@ def quantize_member(model: onnx.ModelProto, batches: Iterable[np.ndarray], name:
         def get_next(self) -> dict[str, np.ndarray] | None:
             return next(({IMAGES: images} for images in self.rest), None)
 
-    with tempfile.TemporaryDirectory() as folder, _silent():
+    with tempfile.TemporaryDirectory() as folder, silent():
         import onnx
 
         given, file = Path(folder) / "float32.onnx", Path(folder) / "int8.onnx"
@@ -74,14 +72,3 @@ def quantize_member(model: onnx.ModelProto, batches: Iterable[np.ndarray], name:
                 f"{name} cannot be quantized: {first_line(error)}", "Leave out --precision int8."
             ) from error
         return stripped(onnx.load(str(file)))
-
-
-@contextlib.contextmanager
-def _silent() -> Iterator[None]:
-    """The quantizer advises, through the root logger, to preprocess what PyTorch's exporter has optimized already."""
-    former = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        yield
-    finally:
-        logging.disable(former)
