@@ -7,8 +7,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-
 from kdcompress.api.fitting import check_classes
 from kdcompress.cache import cache_dir
 from kdcompress.data import Data, DataSource
