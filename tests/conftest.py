@@ -18,6 +18,7 @@ ATTACKS = pytest.StashKey[dict[str, dict[str, int]]]()
 # files, or tests, that start processes or train for more than a moment
 SLOW = (
     "attacks/",
+    "api/test_benchmark.py",
     "api/test_export_command.py",
     "api/test_lwkd_command.py",
     "api/test_made_split.py",

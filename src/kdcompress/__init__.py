@@ -16,6 +16,7 @@ from kdcompress.errors import UserError
 __all__ = [
     "UserError",
     "add_res_student",
+    "benchmark",
     "describe_data",
     "distill",
     "evaluate",

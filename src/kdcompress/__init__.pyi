@@ -9,6 +9,7 @@ from kdcompress.errors import UserError
 from kdcompress.models.loading import Network
 from kdcompress.options import (
     AddResStudentOptions,
+    BenchmarkOptions,
     CacheCommandOptions,
     DescribeDataOptions,
     DistillOptions,
@@ -22,6 +23,7 @@ from kdcompress.options import (
     VerifyOptions,
 )
 from kdcompress.results import (
+    BenchmarkResult,
     CacheResult,
     DataResult,
     EvalResult,
@@ -37,6 +39,7 @@ from kdcompress.results import (
 __all__ = [
     "UserError",
     "add_res_student",
+    "benchmark",
     "describe_data",
     "distill",
     "evaluate",
@@ -113,6 +116,30 @@ def add_res_student(
     teacher: str | os.PathLike[str] | None = None,
     search_storage: str | None = None,
 ) -> TrainResult | SearchResult: ...
+def benchmark(
+    options: BenchmarkOptions | None = None,
+    /,
+    *,
+    reporter: Reporter | None = None,
+    networks: str | Sequence[str] = (),
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto",
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto",
+    dist_timeout: str = "5m",
+    data: str | os.PathLike[str] | None = None,
+    data_dir: str | os.PathLike[str] | None = None,
+    download: bool = False,
+    holdout: float | None = None,
+    input_size: str | int | None = None,
+    skip_bad_images: bool = False,
+    loading: Literal["auto", "memory", "stream"] = "auto",
+    workers: int | None = None,
+    arch: str | Sequence[str] = (),
+    batch_size: str = "1,16,128",
+    images: int = 512,
+    split: Literal["test", "calibration"] = "test",
+    engine: Literal["torch", "onnxruntime"] = "torch",
+    threads: int | None = None,
+) -> BenchmarkResult: ...
 def describe_data(
     options: DescribeDataOptions | None = None,
     /,
@@ -285,10 +312,12 @@ def gate_calibrate(
     workers: int | None = None,
     max_drop: float | None = None,
     target_macs: float | None = None,
+    target_ms: float | None = None,
     threshold: float | Sequence[float] = (),
     confidence_level: float | None = None,
     measure: Literal["auto", "confidence", "margin", "entropy", "energy", "agreement"] = "confidence",
-    batch_size: int = 128,
+    engine: Literal["torch", "onnxruntime"] = "torch",
+    batch_size: int | None = None,
     plot: str | os.PathLike[str] | None = None,
 ) -> GateResult: ...
 def load(

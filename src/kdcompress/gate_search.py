@@ -279,8 +279,8 @@ def search(
     return outcome(scores, measure, front.thresholds(chosen)), curve
 
 
-def descent(scores: MemberScores, measure: str, max_drop: float) -> list[Outcome]:
-    """At most 50 Pareto-optimal gates that lose at most ``max_drop`` points on these samples, by descending MACs.
+def descent(scores: MemberScores, measure: str, max_drop: float, most: int = _CURVE_POINTS) -> list[Outcome]:
+    """At most ``most`` Pareto-optimal gates that lose at most ``max_drop`` points on these samples, by descending MACs.
 
     Args:
         scores, measure: As for :func:`search`.
@@ -291,7 +291,7 @@ def descent(scores: MemberScores, measure: str, max_drop: float) -> list[Outcome
     needed = int(scores.correct[-1].sum()) - _most(max_drop, 100, samples)
     front = _explored(scores, measure, lambda correct, cost: int((correct < needed).sum()))
     points = front.points()
-    points = _thin(points[points >= needed], _CURVE_POINTS).flip(0)
+    points = _thin(points[points >= needed], most).flip(0)
     return [outcome(scores, measure, front.thresholds(p)) for p in points.tolist()]
 
 

@@ -182,6 +182,8 @@ class GateResult(GateFacts, TeacherFacts, NetworkFacts, Result):
         promise: The guarantee that new images lose at most ``max_drop``, and its test (see
             :class:`~kdcompress.guarantee.GuaranteedGate`); None without ``--confidence-level``. Its ``p_value`` is None
             where no gate passed, so that every member runs.
+        timing: With ``--target-ms``: milliseconds of a batch with the gate (``mean_ms``, ``p50_ms``, ``p95_ms``), those
+            of each member by itself (``member_ms``), and where they were measured.
     """
 
     data: str
@@ -189,6 +191,7 @@ class GateResult(GateFacts, TeacherFacts, NetworkFacts, Result):
     n: int
     calibration_seen: bool = False
     promise: dict[str, Any] | None = None
+    timing: dict[str, Any] | None = None
     former_top1: float | None = None
     polished: bool | None = None
     curve: list[dict[str, Any]] = field(default_factory=list)
@@ -340,6 +343,26 @@ class ExportResult(GateFacts, NetworkFacts, Result):
     top1_agreement: float
     largest_difference: float
     near_ties: int
+
+
+@dataclass(kw_only=True)
+class BenchmarkResult(Result):
+    """Of ``benchmark``.
+
+    Attributes:
+        networks: A row for each batch size and network: ``p50_ms`` and ``p95_ms`` of a batch, ``images_per_second``,
+            ``time_ratio`` and ``macs_ratio`` to the first network; ``macs`` and ``exit_rates`` are those of these
+            images. ``gated`` is None for a network without a gate, and false where every member ran on every image.
+        threads: Of PyTorch and ONNX Runtime.
+        data, split: None where images were random.
+    """
+
+    data: str | None = None
+    split: str | None = None
+    hardware: str
+    device: str
+    threads: int
+    networks: list[dict[str, Any]]
 
 
 @dataclass(kw_only=True)

@@ -1,6 +1,7 @@
 """The commands as Python functions; the command line only parses and prints."""
 
 from kdcompress.api.add_res_student import add_res_student
+from kdcompress.api.benchmark import benchmark
 from kdcompress.api.cache import manage_cache
 from kdcompress.api.describe import describe_data
 from kdcompress.api.evaluate import evaluate
@@ -15,6 +16,7 @@ from kdcompress.api.verify import verify
 
 __all__ = [
     "add_res_student",
+    "benchmark",
     "describe_data",
     "distill",
     "evaluate",

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from kdcompress.api.calibration_images import CalibrationImages
 from kdcompress.api.cost import expected, facts, member_profiles
+from kdcompress.api.exported_members import exported
 from kdcompress.api.fitting import resize_input
 from kdcompress.api.onnx_file import check_out, file_facts, free_name, write
 from kdcompress.api.quantized import quantized
@@ -21,12 +22,10 @@ from kdcompress.engine.distributed import Place
 from kdcompress.engine.progress import Reporter, Silent
 from kdcompress.errors import usage_error
 from kdcompress.export.compose import Cascade, compose, serialized
-from kdcompress.export.members import export_member
 from kdcompress.export.onnx_network import check_extra, member_by_member, new_session, runner
 from kdcompress.export.preprocess import INPUT, check_pixels, check_preprocess, transform_model
 from kdcompress.export.verify import Comparison, check_exact, check_int8, compare
 from kdcompress.gating import expected_macs
-from kdcompress.models.fold import fold_batchnorm
 from kdcompress.models.loading import Network, load_network
 from kdcompress.models.staged import Staged
 from kdcompress.options import ExportOptions
@@ -71,7 +70,7 @@ def export_network(
     resize_input(network, options)
     images = CalibrationImages.of(network, options, reporter)
     _check_images(images, network, options)
-    plain = _exported(network, options, reporter)
+    plain = exported(network, options.opset, full=options.full, note=reporter.note)
     cascade = plain if options.precision == "fp32" else quantized(plain, network, images, reporter)
     reporter.note(f"Verifying the file on {min(len(images), COMPARED)} {images}.")
     model, faithful, beside = _compared(cascade, plain, network, images, options)
@@ -112,21 +111,6 @@ def _compared(
         run = runner(new_session(serialized(model), threads))
         beside = beside.with_own_preprocessing(run, images.as_read(COMPARED))
     return model, faithful, beside
-
-
-def _exported(network: Network, options: ExportOptions, reporter: Reporter) -> Cascade:
-    """Each member in ONNX, and what joins them."""
-    model = fold_batchnorm(network.model.eval())
-    staged = model if isinstance(model, Staged) else None
-    stages = staged.stages() if staged is not None else [model]
-    members: list[onnx.ModelProto] = []
-    for number, stage in enumerate(stages, start=1):
-        reporter.note(f"Exporting member {number} of {len(stages)} of {network.reference}.")
-        name = network.reference if staged is None else f"member {number} of {network.reference}"
-        members.append(export_member(stage, network.input_size, options.opset, name))
-    weights = [staged.sum_weight(number) if staged is not None else 1.0 for number in range(len(stages))]
-    gate = staged.gate if staged is not None and not options.full else None
-    return Cascade(members, network.num_classes, weights, gate)
 
 
 def _check_images(images: CalibrationImages, network: Network, options: ExportOptions) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 from kdcompress.api.claimed import claimed
 from kdcompress.api.fitting import check_classes, check_unchanged, open_data, resize_input
+from kdcompress.api.gate_by_time import Device, gate_within
 from kdcompress.api.gated import Calibration
 from kdcompress.api.job import finished
 from kdcompress.api.reference import inherit, resolve
@@ -18,14 +19,17 @@ from kdcompress.engine.distributed import Place, start
 from kdcompress.engine.progress import Reporter, Silent
 from kdcompress.engine.restart import job_key, resuming
 from kdcompress.errors import UserError, usage_error
+from kdcompress.export.onnx_network import check_extra
 from kdcompress.gate_search import best_measure, search
 from kdcompress.gating import MEASURES, Outcome, outcome
 from kdcompress.guarantee import GuaranteedGate, guaranteed_gate
 from kdcompress.models.loading import load_network
 from kdcompress.options import GateCalibrateOptions
+from kdcompress.options.methods import meaningless
 from kdcompress.plot import check_plot, plot
 from kdcompress.results import GateResult
 
+AT_ONCE = 128  # images per batch
 LEAST_DROP = 0.001  # points that can be guaranteed: no split has images enough for less
 
 
@@ -47,9 +51,7 @@ def gate_calibrate(
         >>> kdcompress.gate_calibrate(run="runs/cascade", max_drop=0.5).expected_macs_ratio
     """
     options = options or GateCalibrateOptions.resolve(given)
-    if sum((options.max_drop is not None, options.target_macs is not None, bool(options.threshold))) != 1:
-        remedy = "Give --max-drop POINTS, --target-macs RATIO or --threshold X."
-        raise usage_error("gate-calibrate needs exactly one target.", remedy)
+    _check_target(options)
     if options.confidence_level is not None and not LEAST_DROP <= (options.max_drop or 0) < 100:
         remedy = f"Add --max-drop POINTS, at least {LEAST_DROP} and below 100."
         raise usage_error("--confidence-level needs a --max-drop to guarantee.", remedy)
@@ -75,16 +77,21 @@ def gate_calibrate(
     check_classes(network, source, "cascade")
     check_unchanged(network, source)
     data = Data(source, network.prep, options, place.device, note=reporter.note)
-    calibration = Calibration.of(network, data, data.evaluation("calibration", options.batch_size), place)
+    at_once = AT_ONCE if options.target_ms is not None else options.batch_size or AT_ONCE
+    calibration = Calibration.of(network, data, data.evaluation("calibration", at_once), place)
     names = list(MEASURES) if options.measure == "auto" else [options.measure]
-    guaranteed = None
+    guaranteed = timing = None
     if network.record.get(SEEN):
         what = "the gate may" if options.confidence_level is None else "the guarantee does not hold, and the gate may"
         reporter.note(
             "Notice: the cascade started from a teacher that may have been trained on the calibration images; "
             f"{what} lose more on new ones."
         )
-    if options.confidence_level is None or options.max_drop is None:
+    if options.target_ms is not None:
+        timed = Device(calibration, options.engine, options.batch_size or 1, place, reporter)
+        measure, chosen, timing = gate_within(calibration, names, options.target_ms, timed, reporter)
+        curve = search(calibration.member_scores(measure), measure, max_macs=chosen.expected_macs)[1]
+    elif options.confidence_level is None or options.max_drop is None:
         measure, chosen, curve = _choose(calibration, names, options)
     else:
         guaranteed = guaranteed_gate(
@@ -114,8 +121,25 @@ def gate_calibrate(
             parent=network,
             curve=curve,
             promise=guaranteed.to_dict() if guaranteed else None,
+            timing=timing,
         )
     return _plotted(result, options, place)
+
+
+def _check_target(options: GateCalibrateOptions) -> None:
+    """Raises:
+    UserError: There is not exactly one target, or options that it does not use.
+    """
+    targets = (options.max_drop, options.target_macs, options.target_ms, options.threshold or None)
+    if sum(target is not None for target in targets) != 1:
+        remedy = "Give --max-drop POINTS, --target-macs RATIO, --target-ms X or --threshold X."
+        raise usage_error("gate-calibrate needs exactly one target.", remedy)
+    if options.engine != "torch" and options.target_ms is None:
+        raise meaningless("engine", "no --target-ms")
+    if options.engine == "onnxruntime":
+        check_extra("--engine onnxruntime", "onnx", "onnxscript", "onnxruntime")
+        if options.device not in ("auto", "cpu"):
+            raise usage_error(f"--device {options.device}: ONNX Runtime runs on the CPU here.", "Leave it out.")
 
 
 def _plotted(result: GateResult, options: GateCalibrateOptions, place: Place) -> GateResult:

@@ -72,6 +72,7 @@ class Calibration:
         parent: Network,
         curve: Sequence[Outcome] = (),
         promise: dict[str, Any] | None = None,
+        timing: dict[str, Any] | None = None,
         former_top1: float | None = None,
         polished: bool | None = None,
     ) -> GateResult:
@@ -82,7 +83,7 @@ class Calibration:
             began: ``time.perf_counter()`` at the start of the command.
             parent: The network that the command was given.
             curve: Outcomes of other gates, to be recorded as trade-off.
-            promise, former_top1, polished: As those of :class:`~kdcompress.results.GateResult`.
+            promise, timing, former_top1, polished: As those of :class:`~kdcompress.results.GateResult`.
         """
         measure, best = chosen
         network, teacher, source = self.network, self.network.record.get("teacher"), self.data.source
@@ -110,6 +111,7 @@ class Calibration:
             **expected(best.expected_macs, teacher),
             **facts(network, teacher, self.profiles),
             promise=promise,
+            timing=timing,
             former_top1=former_top1,
             polished=polished,
         )

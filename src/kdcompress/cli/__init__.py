@@ -95,6 +95,15 @@ Example: kdcompress export runs/gated
 Example: kdcompress export runs/gated --precision int8 --preprocess --out gated.onnx
 """
 
+BENCHMARK_HELP = """Time networks beside each other: milliseconds, images per second, and what their MACs promise.
+
+All run in one process, turn by turn on the same images; a gated run is also timed with every member run.
+
+Example: kdcompress benchmark runs/teacher runs/single runs/gated
+
+Example: kdcompress benchmark teacher.onnx gated.onnx --batch-size 1,16 --threads 1
+"""
+
 DATA_HELP = """Describe a data set: classes, splits and sizes, and a contact sheet of its images.
 
 Example: kdcompress data photos/ --preview sheet.png --augment auto
@@ -130,6 +139,7 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "eval": ("evaluate", "EvalOptions", EVAL_HELP),
     "predict": ("predict", "PredictOptions", PREDICT_HELP),
     "export": ("export_network", "ExportOptions", EXPORT_HELP),
+    "benchmark": ("benchmark", "BenchmarkOptions", BENCHMARK_HELP),
     "data": ("describe_data", "DescribeDataOptions", DATA_HELP),
     "verify": ("verify", "VerifyOptions", VERIFY_HELP),
     "cache": ("manage_cache", "CacheCommandOptions", CACHE_HELP),
@@ -147,6 +157,7 @@ IN_SHORT = {
     "eval": "Accuracy, cost and speed on the test split.",
     "predict": "Classify images.",
     "export": "Write one ONNX file whose gate skips members.",
+    "benchmark": "Milliseconds of networks beside each other.",
     "data": "Describe a data set, with a contact sheet.",
     "verify": "Check that the files of a run are intact.",
     "cache": "List or remove what is cached for later runs.",

@@ -10,14 +10,17 @@ from typing import TYPE_CHECKING, Any
 
 from kdcompress.cli.next_step import next_step
 from kdcompress.cli.summary import rows as summary_rows
-from kdcompress.cli.summary import shares
+from kdcompress.cli.summary import shares, short_path
 
 if TYPE_CHECKING:
     from kdcompress.results import Result
 
 LONGEST = 1000  # characters of a line on standard error
-WIDE = ("curve", "by_module", "members", "entries", "search", "files")
+WIDE = ("curve", "by_module", "members", "entries", "search", "files", "networks")
 DETAILS = ("curve",)  # tables that only --verbose shows
+BRIEF = {  # columns of tables that would not fit otherwise; --verbose shows all
+    "networks": ("network", "gated", "batch_size", "p50_ms", "p95_ms", "images_per_second", "time_ratio", "macs_ratio")
+}
 
 
 class Unprinted(Exception):
@@ -77,32 +80,46 @@ def _table(values: dict[str, Any], verbose: bool, commands: Collection[str]) -> 
         console.print(facts)
         for key in WIDE:
             if values.get(key) and (verbose or key not in DETAILS):
-                console.print(_rows(key, values[key]))
+                console.print(_rows(key, values[key], None if verbose else BRIEF.get(key)))
         if command := next_step(values, commands):
             console.print(Text(f"Next: {command}"), soft_wrap=True)  # in one piece, or it could not be copied
     return shown.get().removesuffix("\n")
 
 
-def _rows(title: str, rows: list[dict[str, Any]]) -> Any:
+def _rows(title: str, rows: list[dict[str, Any]], keys: Collection[str] | None) -> Any:
+    """A table.
+
+    Args:
+        keys: Of the columns; None for all.
+    """
     from rich.table import Table
 
     table = Table(title=title, title_justify="left")
-    keys = dict.fromkeys(key for row in rows for key in row)
+    keys = keys or list(dict.fromkeys(key for row in rows for key in row))
     for key in keys:
         side: Any = "left" if any(isinstance(row.get(key), str) for row in rows) else "right"
-        table.add_column(key, justify=side, overflow="fold")  # a spec cut short could not be copied
+        header = key.replace("_", " ") if title in BRIEF else key  # of several words, it takes several lines
+        table.add_column(header, justify=side, overflow="fold")  # a spec cut short could not be copied
     for row in rows:
         table.add_row(*(_shown(key, row.get(key)) for key in keys))
     return table
 
 
 def _shown(key: str, value: Any) -> str:
+    if key == "network":
+        return short_path(value)
     if isinstance(value, bool) or value is None:
         return "-" if value is None else str(value).lower()
     if isinstance(value, int) and key != "seed":
         return f"{value:,}"
     if isinstance(value, float):
-        return f"{value:,.0f}" if key.endswith("macs") else f"{value:.4g}" if abs(value) < 10 else f"{value:,.2f}"
+        return (
+            f"{value:,.0f}"
+            if key.endswith(("macs", "images_per_second")) and abs(value) >= 10
+            else f"{value:.4g}"
+            if abs(value) < 10
+            else f"{value:,.2f}"
+        )
     if isinstance(value, (list, tuple)):
         return "x".join(map(str, value)) if key == "input_size" else ", ".join(_shown(key, part) for part in value)
     if isinstance(value, dict):

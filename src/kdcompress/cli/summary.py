@@ -88,6 +88,10 @@ def _cost(values: dict[str, Any]) -> Iterator[Row]:
 def _speed(values: dict[str, Any]) -> Iterator[Row]:
     if latency := values.get("latency_ms"):
         yield "latency", f"{latency['p50']:.3g} ms for one image (p95 {latency['p95']:.3g} ms)"
+    if timing := values.get("timing"):
+        batch = "an image" if timing["batch_size"] == 1 else f"a batch of {timing['batch_size']}"
+        yield "time", f"{timing['mean_ms']:.3g} ms for {batch}, on average; asked for {timing['target_ms']:g} ms"
+        yield "by", f"{timing['engine']} on {timing['hardware']}, {timing['threads']} threads"
     if "hardware" in values and (speed := values.get("images_per_second")) is not None:
         gain = f", {values['speedup']:.2f} times the full cascade's" if values.get("speedup") else ""
         yield "images per second", f"{speed:,.0f}{gain}"

@@ -130,6 +130,8 @@ def new_session(model: str | bytes, threads: int | None = None, **options: Any) 
 
     settings = onnxruntime.SessionOptions()
     settings.log_severity_level = 4
+    # between two runs its waiting threads would slow whatever else computes here
+    settings.add_session_config_entry("session.force_spinning_stop", "1")
     if threads is not None:
         settings.intra_op_num_threads = threads
     for name, value in options.items():

@@ -4,8 +4,10 @@ Every command has one dataclass. Nothing in this package imports torch.
 """
 
 from kdcompress.options.commands import (
+    ENGINES,
     MEASURES,
     AddResStudentOptions,
+    BenchmarkOptions,
     CacheCommandOptions,
     DescribeDataOptions,
     DistillOptions,
@@ -41,11 +43,13 @@ from kdcompress.options.training import (
 )
 
 __all__ = [
+    "ENGINES",
     "LOGIT_LOSSES",
     "MEASURES",
     "METHODS",
     "AddResStudentOptions",
     "AssistantOptions",
+    "BenchmarkOptions",
     "CacheCommandOptions",
     "CacheOptions",
     "DataOptions",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from kdcompress.errors import usage_error
 from kdcompress.option_set import Options, option
 from kdcompress.options.groups import (
     AssistantOptions,
@@ -32,6 +33,8 @@ from kdcompress.options.training import (
 )
 from kdcompress.references import Reference, paired
 
+MOST_BATCH = 65_536  # images that are run at a time in a benchmark
+ENGINES = ("torch", "onnxruntime")
 MEASURES = ("confidence", "margin", "entropy", "energy", "agreement")
 
 
@@ -136,6 +139,12 @@ class GateCalibrateOptions(DataOptions, DeviceOptions, OutputOptions):
         None, "fewest MACs that lose at most this many points of top-1 against running all members", low=0, high=100
     )
     target_macs: float | None = option(None, "best top-1 within this share of the teacher's MACs", above=0)
+    target_ms: float | None = option(
+        None,
+        "best top-1 within this many milliseconds, on average, for a batch of --batch-size images; measured here, on "
+        "calibration images",
+        above=0,
+    )
     threshold: tuple[float, ...] = option(
         (), "set thresholds by hand: one for all exits, or one per exit", low=0, high=1
     )
@@ -150,7 +159,12 @@ class GateCalibrateOptions(DataOptions, DeviceOptions, OutputOptions):
         "certainty measure of the gate; auto: the best for the target on the calibration split",
         choices=("auto", *MEASURES),
     )
-    batch_size: int = option(128, "images per batch", low=1, high=MOST_IMAGES)
+    engine: str = option(
+        "torch", "what --target-ms is for; onnxruntime exports the members in memory (extra: onnx)", choices=ENGINES
+    )
+    batch_size: int | None = option(
+        None, "images per batch (default: 128; of the batch that --target-ms is for: 1)", low=1, high=MOST_BATCH
+    )
     plot: str | None = option(
         None,
         "file for a plot of accuracy over MACs: .png, .svg or .pdf (extra: plot)",
@@ -249,6 +263,46 @@ class ExportOptions(ModelOptions, DataOptions):
     opset: int = option(20, "version of the ONNX operator set", low=18, high=25)
     batch_size: int = option(64, "images at a time while the file is verified", low=1, high=MOST_IMAGES)
     out: str | None = option(None, "the file, NAME.onnx (default: a new one beside the run, with its name)", file=True)
+
+
+@dataclass(kw_only=True)
+class BenchmarkOptions(DataOptions, DeviceOptions):
+    """Options of ``benchmark``."""
+
+    networks: tuple[str, ...] = option(
+        (),
+        "runs, exported .onnx files, or other networks; each is compared with the first",
+        argument=True,
+        affects_result=False,
+    )
+    arch: tuple[str, ...] = option(
+        (), "model spec of a network that is a checkpoint file (repeat the flag, one for each such file)"
+    )
+    batch_size: str = option("1,16,128", "images at a time; several sizes are separated by commas")
+    images: int = option(512, "images to run, from all over the split", low=1, high=MOST_IMAGES)
+    split: str = option("test", "split that they come from", choices=("test", "calibration"))
+    engine: str = option(
+        "torch",
+        "what runs networks that are no .onnx files; onnxruntime exports them in memory (extra: onnx)",
+        choices=ENGINES,
+    )
+    threads: int | None = option(None, "threads to compute with (default: one per free core)", low=1, high=1024)
+
+    @property
+    def batch_sizes(self) -> list[int]:
+        """Of ``batch_size``, in its order.
+
+        Raises:
+            UserError: Not whole numbers, or out of range.
+        """
+        parts = [part.strip() for part in self.batch_size.split(",")]
+        if not all(part.isascii() and part.isdigit() and 0 < len(part) < 8 for part in parts):
+            problem = f"--batch-size {self.batch_size!r} is not a list of whole numbers."
+            raise usage_error(problem, "Write it like --batch-size 1,16,128.")
+        sizes = list(dict.fromkeys(map(int, parts)))
+        if not all(1 <= size <= MOST_BATCH for size in sizes):
+            raise usage_error(f"--batch-size {self.batch_size} is out of range.", f"Give 1 to {MOST_BATCH}.")
+        return sizes
 
 
 @dataclass(kw_only=True)

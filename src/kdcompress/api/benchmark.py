@@ -1,0 +1,180 @@
+"""``benchmark``: milliseconds of networks beside each other, and what their MACs promise."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import torch
+
+from kdcompress.api.fitting import check_channels, open_data, resize_input
+from kdcompress.api.inputs import note_assumed, settle_input
+from kdcompress.api.reference import inherit, resolve
+from kdcompress.api.timed_network import TimedImages, TimedNetwork, in_onnxruntime, in_torch, of_file
+from kdcompress.data import DataSource, choose_channels
+from kdcompress.engine.cores import take_free_cores
+from kdcompress.engine.distributed import Place, start
+from kdcompress.engine.progress import Reporter, Silent
+from kdcompress.engine.race import race
+from kdcompress.errors import usage_error
+from kdcompress.export.onnx_network import OnnxNetwork, check_extra, is_onnx, open_onnx
+from kdcompress.gating import expected_macs
+from kdcompress.models.loading import INPUT_SIZE, Network, load_network
+from kdcompress.options import BenchmarkOptions
+from kdcompress.references import STDIN, has_weights, is_checkpoint
+from kdcompress.results import BenchmarkResult
+
+
+def benchmark(
+    options: BenchmarkOptions | None = None, /, *, reporter: Reporter | None = None, **given: Any
+) -> BenchmarkResult:
+    """Time networks in one process, turn by turn on the same images, at each batch size.
+
+    A run with a gate is timed twice: with the gate, and with every member run on every image. Images are those of the
+    first network's data, so that exit rates are real.
+
+    Args:
+        options: All options at once; else give them by name (the fields of :class:`BenchmarkOptions`).
+        reporter: Receives notices and progress.
+
+    Raises:
+        UserError: Nothing to load, data that do not fit, or a gated network without data.
+
+    Example:
+        >>> kdcompress.benchmark(networks=["runs/teacher", "runs/gated"]).networks[1]["time_ratio"]
+    """
+    options = options or BenchmarkOptions.resolve(given)
+    sizes = options.batch_sizes
+    _check(options)
+    place = start(options.device, "fp32" if options.precision == "auto" else options.precision, options.patience)
+    if place.world > 1:
+        raise usage_error("benchmark runs in one process.", "Start it without torchrun.")
+    references, began = [resolve(name) for name in options.networks], time.perf_counter()
+    reporter = reporter or Silent()
+    if options.threads is None:
+        take_free_cores(place, reporter)
+    before = torch.get_num_threads()
+    torch.set_num_threads(options.threads or before)
+    try:
+        networks, options, source = _opened(options, references, place, reporter)
+        rows = _rows(networks, TimedImages(source, options, place, reporter.note), sizes, place, reporter)
+        threads = torch.get_num_threads()
+    finally:
+        torch.set_num_threads(before)
+    return BenchmarkResult(
+        command="benchmark",
+        run=None,
+        seconds=round(time.perf_counter() - began, 3),
+        data=source.spec if source is not None else None,
+        split=options.split if source is not None else None,
+        hardware=place.describe(),
+        device=str(place.device),
+        threads=threads,
+        networks=rows,
+    )
+
+
+def _check(options: BenchmarkOptions) -> None:
+    """Before anything is loaded.
+
+    Raises:
+        UserError: No networks, standard input named twice, another number of specs than of checkpoints, or no extra.
+    """
+    if not options.networks:
+        raise usage_error("No networks were named.", "Name runs or .onnx files, e.g. kdcompress benchmark TEACHER RUN.")
+    if options.networks.count(STDIN) > 1:
+        raise usage_error("'-' can be given once: standard input is read once.", "Name the other runs.")
+    checkpoints = sum(map(_needs_arch, options.networks))
+    if len(options.arch) != checkpoints:
+        problem = f"{len(options.arch)} --arch for {checkpoints} checkpoint file(s)."
+        raise usage_error(problem, "Give one for each, in their order: --arch resnet56_cifar,shortcut=A")
+    if options.engine == "onnxruntime":
+        check_extra("--engine onnxruntime", "onnx", "onnxscript", "onnxruntime")
+        if options.device not in ("auto", "cpu"):
+            raise usage_error(f"--device {options.device}: ONNX Runtime runs on the CPU here.", "Leave it out.")
+
+
+def _needs_arch(reference: str) -> bool:
+    return is_checkpoint(reference) and not is_onnx(reference)
+
+
+def _opened(
+    options: BenchmarkOptions, references: list[str], place: Place, reporter: Reporter
+) -> tuple[list[TimedNetwork], BenchmarkOptions, DataSource | None]:
+    """The networks, and the images of the first one that names data, with its options."""
+    specs, loaded = iter(options.arch), list[Network | OnnxNetwork]()
+    for each in references:
+        if is_onnx(each):
+            loaded.append(open_onnx(each, torch.get_num_threads()))
+        else:
+            arch = next(specs) if _needs_arch(each) else None
+            # time does not depend on the weights, so those of an architecture need not be downloaded
+            loaded.append(load_network(each, arch, weights=has_weights(each), note=reporter.note))
+    for network in loaded:
+        if options.data is None:
+            options = inherit(options, network.record)
+    source = open_data(options) if options.data is not None else None
+    timed = [each for network in loaded for each in _timed(network, source, options, place, reporter)]
+    if source is None and any(network.gated is not None for network in timed):
+        raise usage_error("A gated network is timed on real images, and no data are named.", "Add --data.")
+    if source is None:
+        reporter.note("Notice: no data are named, so the images are random.")
+    return timed, options, source
+
+
+def _timed(
+    network: Network | OnnxNetwork,
+    source: DataSource | None,
+    options: BenchmarkOptions,
+    place: Place,
+    reporter: Reporter,
+) -> list[TimedNetwork]:
+    if isinstance(network, Network):
+        if not has_weights(network.reference):
+            network.assumed = frozenset({INPUT_SIZE})
+        resize_input(network, options)
+        if source is not None:
+            settle_input(network, source, options, reporter.note, "--arch")
+        elif options.input_size is None:
+            note_assumed(network, reporter.note, "--arch")
+    if source is not None:
+        check_channels(network, choose_channels(source, options), "network")
+    if isinstance(network, OnnxNetwork):
+        return [of_file(network)]
+    if options.engine == "torch":
+        return in_torch(network, place)
+    return in_onnxruntime(network, torch.get_num_threads(), reporter.note)
+
+
+def _rows(
+    networks: list[TimedNetwork], images: TimedImages, sizes: list[int], place: Place, reporter: Reporter
+) -> list[dict[str, Any]]:
+    """One row for each batch size and network."""
+    rows = []
+    for size in sizes:
+        reporter.note(f"Timing {len(networks)} networks on {size} image{'s' * (size > 1)} at a time.")
+        batches = [images.batches(network, size) for network in networks]
+        times = race([network.forward for network in networks], batches, place)
+        costs = [
+            expected_macs(own.rates(len(network.macs)), network.macs)
+            for network, own in zip(networks, times, strict=True)
+        ]
+        for network, own, macs in zip(networks, times, costs, strict=True):
+            gated = network.gated
+            rows.append(
+                {
+                    "network": network.name,
+                    "gated": gated,
+                    "engine": network.engine,
+                    "precision": network.precision,
+                    "batch_size": size,
+                    "p50_ms": round(own.percentile_ms(50), 4),
+                    "p95_ms": round(own.percentile_ms(95), 4),
+                    "images_per_second": round(own.images_per_second, 1),
+                    "time_ratio": round(own.over(times[0]), 4),
+                    "macs_ratio": round(macs / costs[0], 4),
+                    "macs": round(macs, 1),
+                    "exit_rates": [round(rate, 4) for rate in own.rates(len(network.macs))] if gated else None,
+                }
+            )
+    return rows
