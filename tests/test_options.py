@@ -18,10 +18,13 @@ from kdcompress.errors import UserError
 from kdcompress.option_set import Options, field_type, flag
 from kdcompress.options import (
     AddResStudentOptions,
+    BenchmarkOptions,
     DataOptions,
     DistillOptions,
     EvalOptions,
+    ExportOptions,
     GateCalibrateOptions,
+    PredictOptions,
     ProfileFlopsOptions,
     ShellOptions,
     TrainTeacherOptions,
@@ -34,6 +37,9 @@ ALL = (
     GateCalibrateOptions,
     ProfileFlopsOptions,
     EvalOptions,
+    PredictOptions,
+    ExportOptions,
+    BenchmarkOptions,
     ShellOptions,
 )
 NUMBERS = [
@@ -319,7 +325,7 @@ def test_the_command_line_hands_over_what_was_typed_and_no_more() -> None:
     assert given_ == {"run": "runs/x", "threshold": ["0.5", "0.25"], "download": False, "max_drop": "1"}
     options = GateCalibrateOptions.resolve(seen[0], {"download": True, "data": "digits", "max_drop": 3})
     assert (options.run, options.threshold, options.max_drop) == ("runs/x", (0.5, 0.25), 1.0)
-    assert (options.download, options.data, options.batch_size) == (False, "digits", 128)
+    assert (options.download, options.data, options.measure) == (False, "digits", "confidence")
 
 
 def test_replacing_an_option_checks_it_again() -> None:

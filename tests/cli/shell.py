@@ -7,6 +7,7 @@ import io
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -98,7 +99,13 @@ def spawn(
         stderr=pipe,
         text=True,
         start_new_session=group,
+        preexec_fn=_hangs_up,
     )
+
+
+def _hangs_up() -> None:
+    """A hang-up ends what a user starts, also where the tests run under ``nohup``."""
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 def wait_for(process: subprocess.Popen[str], text: str) -> str:

@@ -86,7 +86,7 @@ def _table(values: dict[str, Any], verbose: bool, commands: Collection[str]) -> 
     return shown.get().removesuffix("\n")
 
 
-def _rows(title: str, rows: list[dict[str, Any]], keys: Collection[str] | None) -> Any:
+def _rows(title: str, rows: list[dict[str, Any]], keys: Collection[str] | None = None) -> Any:
     """A table.
 
     Args:
