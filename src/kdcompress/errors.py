@@ -31,6 +31,12 @@ def usage_error(problem: str, remedy: str = "") -> UserError:
     return UserError(problem, remedy, exit_code=2)
 
 
+def kind_of(value: object) -> str:
+    """``an int``, ``a dict``: the type of a value, with its article."""
+    name = type(value).__name__
+    return f"{'an' if name[0].lower() in 'aeiou' else 'a'} {name}"
+
+
 def first_line(error: BaseException) -> str:
     """First line of a library's error message, short enough for a :class:`UserError`; its type if there is none."""
     return (str(error).splitlines() or [type(error).__name__])[0]

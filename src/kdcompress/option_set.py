@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from kdcompress import suggest, trust
-from kdcompress.errors import usage_error
+from kdcompress.errors import kind_of, usage_error
 
 T = TypeVar("T", bound="Options")
 
@@ -198,7 +198,7 @@ def _quoted(value: Any) -> str:
     if isinstance(value, str):
         return repr(value if len(value) <= LONGEST_QUOTE else f"{value[:LONGEST_QUOTE]}…")
     plain = isinstance(value, float) or (isinstance(value, int) and value.bit_length() < 4 * LONGEST_QUOTE)
-    return repr(value) if plain else f"a {type(value).__name__}"
+    return repr(value) if plain else kind_of(value)
 
 
 def _check_text(name: str, value: str, is_file: bool) -> None:

@@ -143,6 +143,27 @@ def test_contradictions_are_refused(options: dict[str, Any], words: str, given: 
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize(
+    ("options", "flag"),
+    [
+        ({"teacher": "GIVEN/net.pth"}, "teacher_arch="),
+        ({"method": "ce", "student": "GIVEN/net.pth"}, "student_arch="),
+        ({"teacher": "GIVEN/run", "method": "reskd", "res_students": 1, "arch": ["GIVEN/net.pth"]}, "net.pth"),
+    ],
+)
+def test_advice_names_the_option_of_this_command(options: dict[str, Any], flag: str, given: Path) -> None:
+    """A list of the flags of all commands sends a user from one error to the next."""
+    told = {
+        key: [part.replace("GIVEN", str(given)) for part in value] if isinstance(value, list) else value
+        if not isinstance(value, str) else value.replace("GIVEN", str(given))
+        for key, value in options.items()
+    }  # fmt: skip
+    with pytest.raises(UserError, match="bare checkpoint") as caught:
+        kdcompress.distill(**told, **COMMON)
+    assert flag in caught.value.remedy
+    assert caught.value.remedy.count("arch=") == 1 or flag == "net.pth"
+
+
 def test_standard_input_serves_one_option(chain: Chain) -> None:
     """The second reader would find it empty, and blame the command before."""
     with pytest.raises(UserError, match="Both teacher and student"):

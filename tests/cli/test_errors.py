@@ -91,7 +91,7 @@ USAGE = [
     (["distill", "RUNS/nothing"], ["RUNS/nothing"]),
     (["distill", "nothing.pt", "--arch", TINY], ["nothing.pt"]),
     (["distill", TINY], ["no pretrained weights", "train-teacher"]),
-    (["distill", "RUNS/teacher/model.safetensors"], ["bare checkpoint", "--arch"]),
+    (["distill", "RUNS/teacher/model.safetensors"], ["bare checkpoint", "--teacher-arch"]),
     (["distill", "RUNS/teacher", "--method", "reskd", "--student", "lenet6", "--res-students", "1", "--arch", TINY],
      ["'lenet6'", "lenet5?"]),
     (["distill", "RUNS/teacher", "--method", "reskd", "--res-students", "1", "--arch", "lenet6"], ["'lenet6'"]),

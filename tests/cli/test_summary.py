@@ -52,7 +52,7 @@ def test_eval_begins_with_accuracy_loss_and_cost() -> None:
         ("latency", "2.31 ms for one image (p95 3.02 ms)"),
     ]
     assert shown[-1] == ("run", "/runs/x")
-    assert len(shown) <= 16
+    assert len(shown) <= 17
 
 
 def test_a_student_that_gained() -> None:
@@ -66,7 +66,7 @@ def test_a_student_that_gained() -> None:
 def test_what_is_not_known_is_left_out() -> None:
     """Rows of dashes hide those that say something."""
     labels = [label for label, _ in rows(result("train-teacher", SCORED))]
-    assert labels == ["top-1 (test)", "MACs per image", "parameters", "architecture", "data", "run"]
+    assert labels == ["top-1 (test)", "MACs per image", "parameters", "architecture", "input size", "data", "run"]
     assert rows({"command": "cache", "run": None, "bytes": 3}) == []
 
 

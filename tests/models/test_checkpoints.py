@@ -175,7 +175,16 @@ def test_an_average_among_the_names_is_taken(tmp_path: Path, network: nn.Module,
     content = {"state_dict": {**below("model.", other(state)), **below("model_ema.module.", state)}}
     found, notes = loaded(tmp_path, content)
     assert same(found.model, network)
-    assert "model_ema" in notes[0]
+    assert "it holds model and model_ema; the average is taken" in notes[0]
+    found, notes = loaded(tmp_path, content, key="state_dict.model")
+    assert not same(found.model, network)
+    assert not any("average" in note for note in notes)
+
+
+def test_batch_norm_without_statistics_says_so(tmp_path: Path, network: nn.Module) -> None:
+    """Who saved the parameters alone would look for another architecture."""
+    error = refused(tmp_path, dict(network.named_parameters()))
+    assert "statistics of BatchNorm" in error.remedy
 
 
 @pytest.mark.parametrize("flat", [True, False])

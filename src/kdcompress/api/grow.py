@@ -226,7 +226,7 @@ def _check_member(reference: Reference) -> None:
         UserError: There is no such architecture, or no such weights.
     """
     if reference.has_weights:
-        single(load_network(reference.text, reference.arch))
+        single(load_network(reference.text, reference.arch, arch_flag=f"--arch {reference.text} --arch"))
     elif not (spec := ModelSpec.parse(reference.text)).is_code:
         default_config(spec.name)
 

@@ -40,7 +40,7 @@ def started(
     Raises:
         UserError: Nothing there, several networks, or weights that cannot be used at that size.
     """
-    given = single(load_network(reference.text, reference.arch, key=key, note=note))
+    given = single(load_network(reference.text, reference.arch, key=key, note=note, arch_flag=flag))
     unknown = INPUT_SIZE in given.assumed
     settle_input(given, source, options, note, flag)
     size = given.prep.size

@@ -37,7 +37,7 @@ def load_teacher(reference: str, arch: str | None, key: str | None, reporter: Re
     Args:
         arch, key: Of a checkpoint file: its architecture, and which of several sets of weights.
     """
-    return load_network(resolve(reference), arch, key=key, note=reporter.note)
+    return load_network(resolve(reference), arch, key=key, note=reporter.note, arch_flag="--teacher-arch")
 
 
 def recall_teacher(known: dict[str, Any], reporter: Reporter) -> Network:

@@ -112,6 +112,8 @@ def _made(values: dict[str, Any]) -> Iterator[Row]:
         yield "residual energy", " → ".join(f"{energy:.4g}" for energy in energies if energy is not None)
     if not values.get("members"):
         yield "architecture", values["architecture"]
+    if size := values.get("input_size"):
+        yield "input size", "x".join(map(str, size))
 
 
 def _where(values: dict[str, Any]) -> Iterator[Row]:

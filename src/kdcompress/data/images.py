@@ -16,7 +16,7 @@ from PIL import Image
 from kdcompress.data.exif import upright
 from kdcompress.data.seeded import seeded
 from kdcompress.digests import check_plain
-from kdcompress.errors import UserError
+from kdcompress.errors import UserError, kind_of
 
 IMAGE_MODES = {1: "L", 3: "RGB"}
 IMAGE_KEYS, LABEL_KEYS = ("image", "img", "pixel_values"), ("label", "labels", "target")  # of items that are dicts
@@ -157,7 +157,7 @@ class MapImages:
             array = array.transpose(1, 2, 0)
         if array.dtype != np.uint8 or array.ndim not in (2, 3) or array.shape[2:] not in ((), (1,), (3,)):
             raise UserError(
-                f"The data set gives a {type(image).__name__} of type {array.dtype}, shape {tuple(np.shape(image))}.",
+                f"The data set gives {kind_of(image)} of type {array.dtype}, shape {tuple(np.shape(image))}.",
                 "Return PIL images, uint8 tensors [C, H, W] or uint8 arrays [H, W, C].",
             )
         return Image.fromarray(array[:, :, 0] if array.shape[2:] == (1,) else np.ascontiguousarray(array))

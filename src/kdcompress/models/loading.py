@@ -163,6 +163,7 @@ def load_network(
     weights: bool = True,
     key: str | None = None,
     note: Note | None = None,
+    arch_flag: str = "--arch",
     **shape: Any,
 ) -> Network:
     """Load a network.
@@ -173,6 +174,7 @@ def load_network(
         weights: Whether a bare model spec has to come with timm's pretrained weights.
         key: Which of several sets of weights in a checkpoint file, as a path with dots.
         note: Receives what was assumed.
+        arch_flag: The option that gives ``arch``, for messages.
         shape: ``num_classes``, ``in_chans`` and ``size`` (H, W) of a bare model spec without weights.
 
     Raises:
@@ -192,6 +194,9 @@ def load_network(
         remedy = "Give the run that it was exported from; eval, predict, benchmark and profile-flops take the file."
         raise UserError(f"{reference} is an ONNX file, which can only be run.", remedy)
     if is_file:
+        if arch is None:
+            remedy = f"Name its architecture, e.g. {arch_flag} resnet56_cifar,shortcut=A"
+            raise usage_error(f"{path} is a bare checkpoint.", remedy)
         return _from_checkpoint(path, arch, key, note)
     if reference.startswith(HUB):
         return _by_timm(reference)
@@ -233,12 +238,7 @@ def _from_folder(path: Path, note: Note | None) -> Network:
     return Network(model.eval(), architecture, args, str(run.path), None, class_names(config), record, run.path)
 
 
-def _from_checkpoint(path: Path, arch: str | None, key: str | None, note: Note | None) -> Network:
-    if arch is None:
-        remedy = "Name its architecture, e.g. --arch resnet56_cifar,shortcut=A"
-        raise usage_error(
-            f"{path} is a bare checkpoint.", f"{remedy} (of a TEACHER: --teacher-arch, of a --student: --student-arch)."
-        )
+def _from_checkpoint(path: Path, arch: str, key: str | None, note: Note | None) -> Network:
     if key is not None:
         arch = f"{arch},{WEIGHTS_KEY}={key}"
     spec = ModelSpec.parse(arch)

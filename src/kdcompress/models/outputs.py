@@ -7,7 +7,7 @@ from typing import Any, TypeGuard
 
 from torch import Tensor, nn
 
-from kdcompress.errors import UserError
+from kdcompress.errors import UserError, kind_of
 from kdcompress.models.checkpoints.choosing import Note
 
 KEY = "logits"
@@ -87,5 +87,5 @@ def _what(output: Any) -> str:
         return f"a dict of {', '.join(parts)}" if output else "an empty dict"
     if isinstance(output, (tuple, list)):
         parts = [_shape(part) for part in output[:5]]
-        return f"a {type(output).__name__} of {', '.join(parts)}" if parts else f"an empty {type(output).__name__}"
-    return f"a tensor {_shape(output)}" if isinstance(output, Tensor) else f"a {type(output).__name__}"
+        return f"{kind_of(output)} of {', '.join(parts)}" if parts else f"an empty {type(output).__name__}"
+    return f"a tensor {_shape(output)}" if isinstance(output, Tensor) else kind_of(output)

@@ -15,6 +15,8 @@ from kdcompress.models.checkpoints.order import in_order
 from kdcompress.models.checkpoints.reading import read_content
 from kdcompress.models.staged import Staged
 
+STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
+
 
 def read_weights(path: Path, key: str | None = None, note: Note | None = None) -> dict[str, Tensor]:
     """The state dict in a file, without what is saved beside it.
@@ -90,6 +92,8 @@ def _misfit(source: Path, detail: str, model: nn.Module, state: Mapping[str, Ten
         remedy = "It is one of several files: give their folder, or the index beside them (….index.json)."
     elif own & heads and not state.keys() & heads and own - state.keys() <= heads:
         remedy = "It has no classifier: give a fine-tuned network, or fine-tune it with kdcompress train-teacher."
+    elif own - state.keys() and all(key.endswith(STATISTICS) for key in own - state.keys()):
+        remedy = "It lacks the statistics of BatchNorm: save all of model.state_dict(), not its parameters alone."
     elif not state.keys() & own and in_order(state, model) is not None:
         remedy = "By their order all tensors fit: add ,match_by=order to --arch, and check with eval."
     return UserError(f"{source} does not fit the architecture: {detail}.", remedy)

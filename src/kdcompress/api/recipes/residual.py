@@ -128,7 +128,7 @@ def member_of(reference: Reference, base: Network, seed: int, note: Note) -> Net
     """
     if not reference.has_weights:
         return new_member(ModelSpec.parse(reference.text), base, seed)
-    given = single(load_network(reference.text, reference.arch, note=note))
+    given = single(load_network(reference.text, reference.arch, note=note, arch_flag=f"--arch {reference.text} --arch"))
     prep = base.prep
     if not given.assumed and (given.prep.mean, given.prep.std) != (prep.mean, prep.std):
         note(

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kdcompress.errors import UserError, usage_error
+from kdcompress.errors import UserError, kind_of, usage_error
 from kdcompress.models.checkpoints.reading import Inert, quantized
 
 State = dict[str, Tensor]
@@ -145,7 +145,7 @@ def _what(content: Any) -> str:
         return f"one tensor of shape {list(content.shape)}"
     if isinstance(content, (list, tuple)):
         kind = f"of {len(content)} tensors without names" if content and isinstance(content[0], Tensor) else ""
-        return f"a {type(content).__name__} {kind}".strip()
+        return f"{kind_of(content)} {kind}".strip()
     if isinstance(content, Mapping):
         return f"a dict of {', '.join(map(str, list(content)[:5]))}" if content else "an empty dict"
-    return f"a {type(content).__name__}"
+    return kind_of(content)

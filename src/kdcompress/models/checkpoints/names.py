@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -81,10 +81,17 @@ def _named(state: State, model: nn.Module, source: Path) -> Fit:
         if len(networks) > 2 or len(averages) != 1:
             prefixes = ", ".join(sorted(each.prefix.rstrip(".") for each in networks))
             raise usage_error(f"{source} holds several networks that fit: {prefixes}.", "Choose: --weights-key KEY.")
-        best = averages[0]
+        best = _chosen_average(averages[0], networks)
     if best.rank[0] < LEAST * sum(not name.endswith(COUNTER) for name in own):
         return Fit(by_timm(state, model))
     return _with_head(best, state, model)
+
+
+def _chosen_average(average: _Candidate, networks: list[_Candidate]) -> _Candidate:
+    """The moving average, with a note that names the network that it is the average of."""
+    other = next(each.prefix for each in networks if each is not average).rstrip(".")
+    words = f"it holds {other} and {average.prefix.rstrip('.')}; the average is taken. The other: --weights-key {other}"
+    return replace(average, fit=replace(average.fit, note=words))
 
 
 def _ordered(state: State, model: nn.Module, source: Path) -> Fit:
