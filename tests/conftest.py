@@ -19,6 +19,7 @@ ATTACKS = pytest.StashKey[dict[str, dict[str, int]]]()
 SLOW = (
     "attacks/",
     "api/test_benchmark.py",
+    "api/test_cascade.py",
     "api/test_export_command.py",
     "api/test_lwkd_command.py",
     "api/test_made_split.py",

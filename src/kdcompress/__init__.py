@@ -17,6 +17,7 @@ __all__ = [
     "UserError",
     "add_res_student",
     "benchmark",
+    "cascade",
     "describe_data",
     "distill",
     "evaluate",

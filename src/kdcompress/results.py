@@ -198,6 +198,24 @@ class GateResult(GateFacts, TeacherFacts, NetworkFacts, Result):
 
 
 @dataclass(kw_only=True)
+class CascadeResult(TeacherFacts, NetworkFacts, Result):
+    """Of ``cascade``. Accuracies are on the calibration split; None where no data are named.
+
+    Attributes:
+        top1: Of the last stage.
+        stage_top1: After the first member, after the first two, and so on.
+        calibration_seen: As in :class:`TrainResult`, of any member.
+    """
+
+    data: str | None = None
+    split: str | None = None
+    n: int | None = None
+    top1: float | None = None
+    stage_top1: list[float] | None = None
+    calibration_seen: bool = False
+
+
+@dataclass(kw_only=True)
 class ProfileResult(NetworkFacts, Result):
     """Of ``profile-flops``.
 

@@ -164,22 +164,22 @@ def test_the_adapter_renormalises() -> None:
     """A teacher of another normalisation would teach nonsense."""
     other = Preprocess(COLOUR.size, 3, (0.5, 0.4, 0.45), (0.2, 0.3, 0.25))
     pixels = torch.randint(0, 256, (4, 3, 12, 10)).float()
-    adapted = InputAdapter(COLOUR, other)(normalised(pixels, COLOUR))
+    adapted = InputAdapter.between(COLOUR, other)(normalised(pixels, COLOUR))
     assert torch.allclose(adapted, normalised(pixels, other), atol=1e-5)
     x = normalised(pixels, COLOUR)
-    assert InputAdapter(COLOUR, COLOUR)(x) is x, "the same input costs nothing"
+    assert InputAdapter.between(COLOUR, COLOUR)(x) is x, "the same input costs nothing"
 
 
 @pytest.mark.parametrize("wanted", [(24, 20), (6, 5), (16, 16)])
 def test_the_adapter_resizes(wanted: tuple[int, int]) -> None:
     """A teacher of another input size would refuse the student's images."""
     x = torch.ones(2, 3, 12, 10) * torch.tensor([0.0, 1.0, 2.0]).view(1, 3, 1, 1)
-    y = InputAdapter(COLOUR, Preprocess(wanted, 3, COLOUR.mean, COLOUR.std))(x)
+    y = InputAdapter.between(COLOUR, Preprocess(wanted, 3, COLOUR.mean, COLOUR.std))(x)
     assert y.shape == (2, 3, *wanted)
     assert torch.allclose(y[:, 2], torch.full((2, *wanted), 2.0))
 
 
 def test_the_adapter_leaves_no_trace_in_the_weights() -> None:
     """A saved model would hold tensors that timm does not know."""
-    adapter = InputAdapter(COLOUR, Preprocess((24, 24), 3, (0.5,) * 3, (0.5,) * 3))
+    adapter = InputAdapter.between(COLOUR, Preprocess((24, 24), 3, (0.5,) * 3, (0.5,) * 3))
     assert not adapter.state_dict()

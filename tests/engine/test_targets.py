@@ -164,7 +164,7 @@ def test_what_targets_depend_on_is_in_their_key(tmp_path: Path) -> None:
         targets(tmp_path, {"a": teacher()}, dataclasses.replace(batches, images=louder)),
         targets(tmp_path, {"a": teacher(1)}, batches),
         targets(tmp_path, {"a": teacher(0, "resnet8_cifar,width=0.25,shortcut=A")}, batches),
-        targets(tmp_path, {"a": Frozen(teacher().model, InputAdapter(batches.images.prep, prep))}, batches),  # type: ignore[union-attr]
+        targets(tmp_path, {"a": Frozen(teacher().model, InputAdapter.between(batches.images.prep, prep))}, batches),  # type: ignore[union-attr]
         targets(tmp_path, {"a": teacher()}, batches, fingerprint="g"),
         targets(tmp_path, {"a": teacher()}, batches, place=dataclasses.replace(CPU, precision="bf16")),
         targets(tmp_path, {"a": teacher()}, digits("crop-flip")[0]),

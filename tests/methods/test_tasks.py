@@ -211,7 +211,7 @@ def test_adapters_reach_each_network(x: Tensor, y: Tensor) -> None:
     batch = Preprocess((8, 8), 1, (0.4,), (0.2,))
     student, teacher = network(0), network(1)
     narrow, wide = Preprocess((8, 8), 1, (0.1,), (0.3,)), Preprocess((16, 16), 1, (0.4,), (0.2,))
-    ours, theirs = InputAdapter(batch, narrow), InputAdapter(batch, wide)
+    ours, theirs = InputAdapter.between(batch, narrow), InputAdapter.between(batch, wide)
     logits = logits_of(student, (x * 0.2 + 0.4 - 0.1) / 0.3, train=True)
     larger = F.interpolate(x, (16, 16), mode="bilinear", antialias=True)
     teacher_logits = logits_of(teacher, larger, train=False)
@@ -222,7 +222,7 @@ def test_adapters_reach_each_network(x: Tensor, y: Tensor) -> None:
 
 def test_the_eval_model_takes_the_batches_of_the_task(x: Tensor, y: Tensor) -> None:
     """The calibration score would be of wrongly normalised images, or of the res-student without its sum."""
-    adapter = InputAdapter(Preprocess((8, 8), 1, (0.4,), (0.2,)), Preprocess((8, 8), 1, (0.1,), (0.3,)))
+    adapter = InputAdapter.between(Preprocess((8, 8), 1, (0.4,), (0.2,)), Preprocess((8, 8), 1, (0.1,), (0.3,)))
     for task in (
         SupervisedTask(network(0), adapter),
         ResKdTask(network(0), Frozen(network(2), adapter), Frozen(network(1)), adapter),

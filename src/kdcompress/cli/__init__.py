@@ -51,6 +51,14 @@ Example: kdcompress add-res-student runs/cascade --search --max-macs 0.1 --time-
 
 Example: kdcompress add-res-student runs/cascade --search --max-macs 0.1 --search-storage /shared/search.log
 """
+CASCADE_HELP = """Make a cascade of networks that you have, without training; gate-calibrate then gives it a gate.
+
+Each member keeps its own input size and normalisation.
+
+Example: kdcompress cascade runs/student runs/teacher | kdcompress gate-calibrate - --max-drop 0.5
+
+Example: kdcompress cascade mobilenetv3_small_100 resnet50 --data imagenet/
+"""
 GATE_HELP = """Let a cascade stop early: choose the thresholds of all exits together, on the calibration split.
 
 Example: kdcompress gate-calibrate runs/cascade --max-drop 0.5
@@ -133,6 +141,7 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "train-teacher": ("train_teacher", "TrainTeacherOptions", TEACHER_HELP),
     "distill": ("distill", "DistillOptions", DISTILL_HELP),
     "add-res-student": ("add_res_student", "AddResStudentOptions", ADD_HELP),
+    "cascade": ("cascade", "CascadeOptions", CASCADE_HELP),
     "gate-calibrate": ("gate_calibrate", "GateCalibrateOptions", GATE_HELP),
     "polish": ("polish", "PolishOptions", POLISH_HELP),
     "profile-flops": ("profile_flops", "ProfileFlopsOptions", PROFILE_HELP),
@@ -151,6 +160,7 @@ IN_SHORT = {
     "train-teacher": "Train, or fine-tune, a network on labels.",
     "distill": "Train a student, with or without a teacher.",
     "add-res-student": "Train one more network on the residual.",
+    "cascade": "Make a cascade of trained networks.",
     "gate-calibrate": "Choose when a cascade may stop early.",
     "polish": "Fine-tune the members of a gated cascade together.",
     "profile-flops": "Parameters, MACs and FLOPs of any network.",

@@ -26,7 +26,7 @@ def next_step(values: dict[str, Any], commands: Collection[str] = ()) -> str | N
     path, members = typed(short_path(run)), values.get("members") or []
     if command == "train-teacher":
         return f"kdcompress distill {path} --method reskd --student {_student(values)}"
-    if command in ("distill", "add-res-student"):
+    if command in ("distill", "add-res-student", "cascade"):
         if len(members) == 1:
             return f"kdcompress add-res-student {path} --arch {typed(members[0]['architecture'])}"
         return f"kdcompress gate-calibrate {path} --max-drop 0.5" if members else f"kdcompress eval {path}"

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -81,20 +82,27 @@ class Preprocess:
 class InputAdapter(nn.Module):
     """Turns a batch normalised for one network into one for another: [B, C, H, W] to [B, C, H', W'].
 
-    Teacher and student may differ in size and normalisation; the pipeline makes each image once.
+    Networks that work together may differ in size and normalisation; the pipeline makes each image once.
+
+    Args:
+        size: (H', W'); None to leave the size as it is.
+        scale, shift: Per channel, ``x * scale + shift``.
     """
 
     scale: Tensor
     shift: Tensor
 
-    def __init__(self, made_for: Preprocess, wanted: Preprocess) -> None:
+    def __init__(self, size: Sequence[int] | None, scale: Sequence[float], shift: Sequence[float]) -> None:
         super().__init__()
-        self.size = wanted.size if wanted.size != made_for.size else None
-        self.same = made_for.mean == wanted.mean and made_for.std == wanted.std
-        mean, std = torch.tensor(made_for.mean), torch.tensor(made_for.std)
-        target_mean, target_std = torch.tensor(wanted.mean), torch.tensor(wanted.std)
-        self.register_buffer("scale", (std / target_std).view(1, -1, 1, 1), persistent=False)
-        self.register_buffer("shift", ((mean - target_mean) / target_std).view(1, -1, 1, 1), persistent=False)
+        self.size = None if size is None else (int(size[0]), int(size[1]))
+        self.same = all(value == 1 for value in scale) and not any(shift)
+        self.register_buffer("scale", torch.tensor(scale).view(1, -1, 1, 1), persistent=False)
+        self.register_buffer("shift", torch.tensor(shift).view(1, -1, 1, 1), persistent=False)
+
+    @classmethod
+    def between(cls, made_for: Preprocess, wanted: Preprocess) -> InputAdapter:
+        """From the input of one network to that of another."""
+        return cls(**conversion(made_for, wanted))
 
     def extra_repr(self) -> str:
         return f"size={self.size}, same={self.same}"
@@ -103,6 +111,21 @@ class InputAdapter(nn.Module):
         if self.size is not None:
             x = nn.functional.interpolate(x, self.size, mode="bilinear", antialias=True)
         return x if self.same else x * self.scale + self.shift
+
+
+def conversion(made_for: Preprocess, wanted: Preprocess, then: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """Arguments of :class:`InputAdapter` from the input of one network to that of another.
+
+    Args:
+        then: Those of a further conversion, after this one.
+    """
+    size = list(wanted.size) if wanted.size != made_for.size else None
+    mean, std, own_mean, own_std = map(torch.tensor, (made_for.mean, made_for.std, wanted.mean, wanted.std))
+    scale, shift = std / own_std, (mean - own_mean) / own_std
+    if then is not None:
+        size, factor = then["size"] or size, torch.tensor(then["scale"])
+        scale, shift = scale * factor, shift * factor + torch.tensor(then["shift"])
+    return {"size": size, "scale": scale.tolist(), "shift": shift.tolist()}
 
 
 def parse_size(text: str | int, channels: int | None = None) -> tuple[int | None, int, int]:

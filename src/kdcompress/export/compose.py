@@ -155,6 +155,8 @@ def _after(
 def _next(scope: Scope, stage: int, cascade: Cascade, images: str, before: str) -> str:
     """Logits after a stage, from those before it: the member's own, and the weighted sum."""
     own, weight = scope.member(cascade.members[stage], stage, images), cascade.sum_weights[stage]
+    if weight == 0:
+        return own
     if weight != 1:
         before = scope.node("Mul", before, scope.floats(weight))
     return scope.node("Add", before, own)

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import nn
 
-from kdcompress.data.preprocess import Preprocess
+from kdcompress.data.preprocess import Preprocess, conversion
 from kdcompress.models.build import ModelSpec, build, config_of, default_config, shrink_classifier
 from kdcompress.models.loading import Network
+from kdcompress.models.own_input import OwnInput
 from kdcompress.models.residual_cascade import ARCHITECTURE, ResidualCascade
 
 INPUT_KEYS = ("mean", "std", "interpolation", "crop_pct", "input_size", "num_classes")
@@ -60,12 +63,43 @@ def joined(cascade: Network, member: Network, sum_weight: float = 1.0) -> Networ
     return _cascade([*model.members, member.model], [*as_cascade(cascade).model_args["members"], entry], cascade)
 
 
+def cascade_of(networks: Sequence[Network], sum_weights: Sequence[float]) -> Network:
+    """Networks as the members of one cascade, each with the input that it was trained on; those of a cascade singly.
+
+    The cascade gets images as the network of the largest input does.
+
+    Args:
+        networks: Of the same classes and channels.
+        sum_weights: Of each network but the first: what the logits before it weigh in the sum with its own.
+    """
+    like = max(networks, key=lambda network: math.prod(network.prep.size))
+    models: list[nn.Module] = []
+    members: list[dict[str, Any]] = []
+    for number, network in enumerate(networks):
+        whole = as_cascade(network)
+        assert isinstance(whole.model, ResidualCascade)
+        for position, (model, entry) in enumerate(zip(whole.model.members, whole.model_args["members"], strict=True)):
+            own = {key: value for key, value in entry.items() if key not in ("input", "sum_weight")}
+            if position:
+                own["sum_weight"] = entry.get("sum_weight", 1.0)
+            elif number:
+                own["sum_weight"] = sum_weights[number - 1]
+            given = conversion(like.prep, network.prep, entry.get("input"))
+            if given != conversion(like.prep, like.prep):
+                own["input"] = given
+            models.append(model.network if isinstance(model, OwnInput) else model)
+            members.append(own)
+    return _cascade(models, members, like)
+
+
 def _cascade(models: list[nn.Module], members: list[dict[str, Any]], like: Network) -> Network:
     args: dict[str, Any] = {"members": members, "in_chans": like.prep.channels}
     cascade, _ = build(ModelSpec(ARCHITECTURE, args), num_classes=like.num_classes, size=like.prep.size)
     assert isinstance(cascade, ResidualCascade)
     for own, trained in zip(cascade.members, models, strict=True):
-        own.load_state_dict(trained.state_dict())
+        same = isinstance(own, OwnInput) == isinstance(trained, OwnInput)
+        inside = own if same else own.get_submodule("network")
+        inside.load_state_dict(trained.state_dict())
     take_input(cascade, like.model)
     return Network(cascade.eval(), ARCHITECTURE, args, like.reference, None, like.class_names, like.record, like.path)
 

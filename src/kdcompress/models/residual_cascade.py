@@ -15,6 +15,7 @@ from timm.models import generate_default_cfgs, register_model
 from torch import nn
 
 from kdcompress.models.build import ModelSpec, build
+from kdcompress.models.own_input import OwnInput
 from kdcompress.models.small_network import create
 from kdcompress.models.staged import Staged
 
@@ -27,7 +28,9 @@ class ResidualCascade(Staged):
     With ``w_k`` a member's ``sum_weight``, the logits after it are ``s_k = w_k s_k-1 + z_k``.
 
     Args:
-        members: ``{"architecture": name, "model_args": {…}, "sum_weight": w}`` of each; a weight not given is 1.
+        members: ``{"architecture": name, "model_args": {…}, "sum_weight": w, "input": {…}}`` of each; a weight not
+            given is 1, and with ``input`` (see :class:`~kdcompress.models.own_input.OwnInput`) the member converts its
+            images first.
         gate: ``Gate.to_dict()``, or None to run all members always.
         num_classes, in_chans: Of every member.
         drop_rate: Dropout rate of the members that have none of their own.
@@ -55,19 +58,16 @@ class ResidualCascade(Staged):
         self.num_classes, self.in_chans = num_classes, in_chans
         shared = {"in_chans": in_chans, **({"drop_rate": drop_rate} if drop_rate else {})}
         self.sum_weights = [float(entry.get("sum_weight", 1.0)) for entry in members]
-        self.members = nn.ModuleList(
-            build(
-                ModelSpec(entry["architecture"], {**shared, **entry.get("model_args", {})}),
-                num_classes=num_classes,
-            )[0]
-            for entry in members
-        )
+        self.members = nn.ModuleList(_member(entry, shared, num_classes) for entry in members)
 
     def stage_names(self) -> list[str]:
         return [f"members.{number}" for number in range(len(self.members))]
 
     def networks(self) -> list[str]:
-        return self.stage_names()
+        return [
+            f"{name}.network" if isinstance(member, OwnInput) else name
+            for name, member in zip(self.stage_names(), self.members, strict=True)
+        ]
 
     def stages(self) -> list[nn.Module]:
         return list(self.members)
@@ -88,6 +88,12 @@ class ResidualCascade(Staged):
     @torch.jit.ignore
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
         return {"stem": r"^members\.0", "blocks": r"^members\.(\d+)"}
+
+
+def _member(entry: dict[str, Any], shared: dict[str, Any], num_classes: int) -> nn.Module:
+    spec = ModelSpec(entry["architecture"], {**shared, **entry.get("model_args", {})})
+    network = build(spec, num_classes=num_classes)[0]
+    return OwnInput(network, **entry["input"]) if entry.get("input") else network
 
 
 default_cfgs = generate_default_cfgs(

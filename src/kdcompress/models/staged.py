@@ -40,8 +40,9 @@ class Staged(nn.Module):
         raise NotImplementedError
 
     def after(self, stage: int, before: Tensor, own: Tensor) -> Tensor:
-        """Logits [B, K] after a later stage: the sum of those before it and its own."""
-        return self.sum_weight(stage) * before + own
+        """Logits [B, K] after a later stage: the weighted sum of those before it and its own."""
+        weight = self.sum_weight(stage)
+        return weight * before + own if weight else own.float()
 
     def sum_weight(self, stage: int) -> float:
         """Factor of the logits before a stage, in the sum with its own."""

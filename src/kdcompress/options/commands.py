@@ -131,6 +131,34 @@ class AddResStudentOptions(
 
 
 @dataclass(kw_only=True)
+class CascadeOptions(DataOptions, DeviceOptions, OutputOptions):
+    """Options of ``cascade``."""
+
+    members: tuple[str, ...] = option(
+        (),
+        "two or more trained networks, from the cheapest to the dearest: runs, timm names, checkpoints with --arch",
+        argument=True,
+        affects_result=False,
+    )
+    arch: tuple[str, ...] = option(
+        (), "model spec of a member that is a checkpoint file (repeat the flag, one for each such file)"
+    )
+    sum_weight: tuple[float, ...] = option(
+        (),
+        "what the logits before a member weigh in the sum with its own, for all members or one for each after the "
+        "first (default: 0, the last member that runs answers alone)",
+        low=0,
+        high=100,
+    )
+    teacher: str | None = option(
+        None,
+        "network that costs are compared with (default: that on record, else the last member)",
+        affects_result=False,
+    )
+    teacher_arch: str | None = option(None, "model spec of a --teacher that is a checkpoint file")
+
+
+@dataclass(kw_only=True)
 class GateCalibrateOptions(DataOptions, DeviceOptions, OutputOptions):
     """Options of ``gate-calibrate``."""
 

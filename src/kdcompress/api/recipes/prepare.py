@@ -105,7 +105,7 @@ def shared(student: Preprocess, teacher: Preprocess, source: DataSource) -> Prep
 
 def adapter(made_for: Preprocess, wanted: Preprocess) -> InputAdapter | None:
     """What converts batches from one preprocessing to another; None if they are the same."""
-    adapter = InputAdapter(made_for, wanted)
+    adapter = InputAdapter.between(made_for, wanted)
     return None if adapter.same and adapter.size is None else adapter
 
 
