@@ -20,15 +20,16 @@ from study import Study, arguments, mean_std, show, titled
 from kdcompress.options import DistillOptions
 
 LIGHT = ["--method", "lwkd"]
+ADVERSARIAL = ["--adversarial-weight", "0.1"]
 ALPHA = 0.5  # that of LW-KD, where none is given
 VARIANTS: dict[str, list[str]] = {
     "CE": ["--method", "ce"],
     "label smoothing": ["--method", "label-smoothing"],
     "Tf-KD": ["--method", "tf-kd"],
     "KD": ["--method", "kd"],
-    "LW-KD without the adversarial part": [*LIGHT, "--adversarial-weight", "0"],
-    "LW-KD without KD": [*LIGHT, "--alpha", "0"],
-    "LW-KD": LIGHT,
+    "LW-KD without the adversarial part": LIGHT,
+    "LW-KD without KD": [*LIGHT, "--alpha", "0", *ADVERSARIAL],
+    "LW-KD": [*LIGHT, *ADVERSARIAL],
 }
 
 

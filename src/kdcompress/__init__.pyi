@@ -261,7 +261,7 @@ def distill(
     freeze_classifier: bool = False,
     teacher_top1: float = 97.0,
     bank_size: int | None = None,
-    adversarial_weight: float = 0.1,
+    adversarial_weight: float = 0.0,
     adversarial_warmup: float = 0.1,
     class_map: Literal["identity", "random", "similar"] = "identity",
     method: Literal["ce", "label-smoothing", "tf-kd", "kd", "reskd", "rkd-assistant", "lwkd"] = "kd",

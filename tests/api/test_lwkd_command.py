@@ -37,7 +37,8 @@ from kdcompress.options import DistillOptions
 from kdcompress.results import TrainResult
 from kdcompress.runs import METRICS, WEIGHTS
 
-COMMON: dict[str, Any] = {"device": "cpu", "precision": "fp32", "epochs": 2, "method": "lwkd", "student": TINY}
+COMMON: dict[str, Any] = {"device": "cpu", "precision": "fp32", "epochs": 2, "method": "lwkd", "student": TINY,
+                          "adversarial_weight": 0.1}  # fmt: skip
 NUMBERS = "synth-digits:10,n=1000"
 
 
@@ -281,7 +282,7 @@ def test_impossible_options_are_refused(light: TrainResult, tmp_path: Path) -> N
         ({"teacher": light.run, "data": "synth-digits:12,n=100"}, "has 10 classes"),
         ({"bank_size": 50_000_000}, "GiB"),
         ({"teacher": "lenet5,num_classes=10,in_chans=1"}, "no pretrained weights"),
-        ({"method": "kd", "teacher": light.run, "class_map": "random"}, "class_map="),
+        ({"method": "kd", "teacher": light.run, "class_map": "random", "adversarial_weight": 0.0}, "class_map="),
         ({"method": "ce", "adversarial_weight": 0.3}, "adversarial_weight="),
     ]
     for given, words in cases:

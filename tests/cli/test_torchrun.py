@@ -271,6 +271,7 @@ def test_lwkd_of_two_processes(here: Path) -> None:
     """Else each process maps the classes its own way, trains a discriminator of its own, or makes its own teacher."""
     (here / "watched.py").write_text(WATCHED_LWKD)
     settings = f"--class-map similar --student {TINY} --epochs 2 --cache-dir cache --sync-bn off --out run"
+    settings += " --adversarial-weight 0.1"
     done = job(f"distill --method lwkd {settings}", here, "watched.py")
     assert done.result["method"] == "lwkd"
     said = [json.loads((here / f"said-{rank}.json").read_text()) for rank in (0, 1)]

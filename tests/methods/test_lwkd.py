@@ -25,7 +25,8 @@ def bank() -> SoftTargetBank:
 
 def task(**given: float) -> LwKdTask:
     torch.manual_seed(1)
-    return LwKdTask(nn.Sequential(nn.Flatten(), nn.Linear(6, CLASSES)), bank(), **given)  # type: ignore[arg-type]
+    student = nn.Sequential(nn.Flatten(), nn.Linear(6, CLASSES))
+    return LwKdTask(student, bank(), **{"adversarial_weight": 0.1, **given})  # type: ignore[arg-type]
 
 
 @pytest.fixture
@@ -92,11 +93,12 @@ def test_the_loss_is_the_sum_of_its_parts(x: Tensor, y: Tensor) -> None:
     teacher, logits = made.bank.draw(y), made.trainable_module(x)
     ce, kd = F.cross_entropy(logits, y), kl_divergence(teacher, logits, 2.0)
     assert made.discriminator is not None
-    adversarial = -torch.sigmoid(made.discriminator((logits / 2).softmax(1))).log().mean()
+    labels = torch.eye(logits.shape[1])[y]
+    adversarial = -torch.sigmoid(made.discriminator((logits / 2).softmax(1), labels)).log().mean()
     torch.testing.assert_close(found["loss"], 0.7 * ce + 0.3 * kd + 0.7 * adversarial)
     assert found["discriminator_accuracy"].item() == pytest.approx(
-        0.5 * float((made.discriminator((teacher / 2).softmax(1)) > 0).float().mean())
-        + 0.5 * float((made.discriminator((logits / 2).softmax(1)) <= 0).float().mean())
+        0.5 * float((made.discriminator((teacher / 2).softmax(1), labels) > 0).float().mean())
+        + 0.5 * float((made.discriminator((logits / 2).softmax(1), labels) <= 0).float().mean())
     )
 
 
@@ -197,7 +199,24 @@ def test_the_rate_of_the_discriminator_falls(x: Tensor, y: Tensor) -> None:
 
 
 def test_the_discriminator_works_for_any_number_of_classes() -> None:
-    assert Discriminator(1000)(torch.rand(3, 1000)).shape == (3,)
+    assert Discriminator(1000)(torch.rand(3, 1000), torch.rand(3, 1000)).shape == (3,)
+
+
+def test_the_discriminator_knows_the_label() -> None:
+    """A student that is sure of a wrong class would please it as one that is sure of the right one."""
+    torch.manual_seed(0)
+    made = Discriminator(5)
+    optimizer = torch.optim.Adam(made.parameters(), 1e-2)
+    for _ in range(200):
+        labels = torch.eye(5)[torch.randint(5, (64,))]
+        right, wrong = 0.8 * labels + 0.04, 0.8 * labels.roll(1, dims=1) + 0.04
+        logits = made(torch.cat([right, wrong]), torch.cat([labels, labels]))
+        is_right = torch.arange(128) < 64
+        loss = torch.nn.functional.binary_cross_entropy_with_logits(logits, is_right.float())
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert ((logits > 0) == is_right).float().mean() > 0.95
 
 
 def test_the_entropy_is_between_zero_and_log_k() -> None:

@@ -65,12 +65,17 @@ class SoftTargetBank(nn.Module):
         return total / len(self.logits)
 
 
-class Discriminator(nn.Sequential):
-    """Tells the teacher's class distributions [B, K] from the student's: logits [B], above 0 for the teacher's."""
+class Discriminator(nn.Module):
+    """Tells the teacher's class distributions from the student's, given the label.
+
+    One that does not see the label is pleased by a student that is sure of any class, of a wrong one as well
+    (conditional discriminators for distillation: arXiv 1709.00513).
+    """
 
     def __init__(self, classes: int, hidden: int = HIDDEN) -> None:
-        super().__init__(
-            nn.Linear(classes, hidden),
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.Linear(2 * classes, hidden),
             nn.LeakyReLU(0.2),
             nn.Linear(hidden, hidden),
             nn.LeakyReLU(0.2),
@@ -78,9 +83,19 @@ class Discriminator(nn.Sequential):
             nn.Flatten(0),
         )
 
+    def forward(self, distributions: Tensor, labels: Tensor) -> Tensor:
+        """Logits [B], above 0 for the teacher's.
+
+        Args:
+            distributions: [B, K].
+            labels: One-hot or soft, [B, K].
+        """
+        logits: Tensor = self.layers(torch.cat([distributions, labels], dim=1))
+        return logits
+
 
 class LwKdTask(LogitTask):
-    """``(1 - alpha) * CE + alpha * KL_tau + beta * L_adv``, ``L_adv = -log D(softmax(z_S / tau))``.
+    """``(1 - alpha) * CE + alpha * KL_tau + beta * L_adv``, ``L_adv = -log D(softmax(z_S / tau), y)``.
 
     The soft target of an image is the lightweight teacher's on some image of the same class. Each step also takes one
     step of D's own optimiser, with a cosine schedule, inside the task, so that the training loop need not know of D.
@@ -107,7 +122,7 @@ class LwKdTask(LogitTask):
         label_smoothing: float = 0.0,
         alpha: float | None = METHODS["lwkd"].alpha,
         temperature: float | None = METHODS["lwkd"].temperature,
-        adversarial_weight: float = 0.1,
+        adversarial_weight: float = 0.0,
         adversarial_warmup: float = 0.1,
         logit_loss: str = "kl",
     ) -> None:
@@ -126,9 +141,10 @@ class LwKdTask(LogitTask):
         if self.discriminator is not None:
             real, fake = (F.softmax(z.float() / self.temperature, dim=1) for z in (teacher, logits))
             with torch.autocast(logits.device.type, enabled=False):
-                result.update(self._train_discriminator(real, fake.detach()))
+                labels = target.float() if target.ndim == 2 else F.one_hot(target, logits.shape[1]).float()
+                result.update(self._train_discriminator(real, fake.detach(), labels))
                 self.discriminator.requires_grad_(False)  # the student's loss must not train it
-                result["adversarial_loss"] = F.softplus(-self.discriminator(fake)).mean()
+                result["adversarial_loss"] = F.softplus(-self.discriminator(fake, labels)).mean()
                 self.discriminator.requires_grad_(True)
             result["loss"] = result["loss"] + self._weight() * result["adversarial_loss"]
         return result
@@ -138,11 +154,11 @@ class LwKdTask(LogitTask):
         grown = min(self.progress / self.adversarial_warmup, 1.0) if self.adversarial_warmup else 1.0
         return self.adversarial_weight * grown
 
-    def _train_discriminator(self, real: Tensor, fake: Tensor) -> dict[str, Tensor]:
-        """One step on distributions [B, K]; its loss and accuracy before the step."""
+    def _train_discriminator(self, real: Tensor, fake: Tensor, labels: Tensor) -> dict[str, Tensor]:
+        """One step on distributions [B, K] for labels [B, K]; its loss and accuracy before the step."""
         assert self.discriminator is not None
         assert self.optimizer is not None
-        logits = self.discriminator(torch.cat([real, fake]))
+        logits = self.discriminator(torch.cat([real, fake]), torch.cat([labels, labels]))
         is_real = torch.cat([torch.ones_like(logits[: len(real)]), torch.zeros_like(logits[len(real) :])])
         loss = F.binary_cross_entropy_with_logits(logits, REAL * is_real)
         if self.training:
