@@ -13,6 +13,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
+import numpy as np
 import timm
 import torch
 from timm.utils import unwrap_model
@@ -158,6 +159,7 @@ class Job(Generic[JobOptions]):
         energies: Sequence[float] = (),
         parent: Network | None = None,
         view_shift: int = 0,
+        chosen: np.ndarray | None = None,
         search: list[dict[str, Any]] | None = None,
         matched_stages: list[list[int]] | None = None,
     ) -> TrainResult:
@@ -171,12 +173,13 @@ class Job(Generic[JobOptions]):
             parent: The run that this one builds on.
             view_shift: Added to the seed of the augmented views, so that a member sees other views than the members
                 before it were trained on.
+            chosen: Positions in the fit split of the images to train on; None for all.
             search, matched_stages: As those of :class:`~kdcompress.results.TrainResult`.
 
         Raises:
             UserError: A batch that is too small, a compiler that does not work, a run that began with other inputs.
         """
-        prepared = self._prepare(phases, network, data, view_shift)
+        prepared = self._prepare(phases, network, data, view_shift, chosen)
         stem = f"{self.command}-{self.method}-{network.architecture}-{Path(data.source.spec).name}"
         with claimed(self.options, stem, self.place, self.reporter) as run:
             self._keep_precision(run)
@@ -237,10 +240,13 @@ class Job(Generic[JobOptions]):
             place = start(self.options.device, before, self.options.patience)
             self.place = dataclasses.replace(self.place, precision=place.precision)
 
-    def _prepare(self, phases: Sequence[Phase], network: Network, data: Data, view_shift: int) -> Prepared:
+    def _prepare(
+        self, phases: Sequence[Phase], network: Network, data: Data, view_shift: int, chosen: np.ndarray | None
+    ) -> Prepared:
         """Plans and batches, the same in all processes."""
         options, place = self.options, self.place
-        plans = [Plan.of(options, data.fit_size(), phase.epochs, network.model) for phase in phases]
+        images = data.fit_size() if chosen is None else len(chosen)
+        plans = [Plan.of(options, images, phase.epochs, network.model) for phase in phases]
         plan = plans[0]
         if plan.batch_size < 2 * place.world:
             remedy = f"Give {2 * place.world} or more: BatchNorm needs more than one image per process."
@@ -248,7 +254,11 @@ class Job(Generic[JobOptions]):
         if options.compile:
             check_compiler()
         batches = data.training(
-            plan.batch_size, options.seed + view_shift, options.augment, mild=options.is_short_transfer
+            plan.batch_size,
+            options.seed + view_shift,
+            options.augment,
+            mild=options.is_short_transfer,
+            chosen=chosen,
         )
         calibration = data.evaluation("calibration", forward_batch(place))
         synced = is_wanted(options.sync_bn, plan.batch_size, place)

@@ -312,6 +312,9 @@ class TrainBatches:
 
     An epoch is cut into batches whose sizes differ by one image at most, and each batch into equal shares of the
     processes: no image is dropped, and no batch is left with a single image, which BatchNorm could not take.
+
+    Attributes:
+        chosen: Positions of the images that are trained on; None for all.
     """
 
     images: Images
@@ -321,9 +324,14 @@ class TrainBatches:
     transform: Callable[[Image.Image], Any] | None = None
     rank: int = 0
     world: int = 1
+    chosen: np.ndarray | None = None
+
+    @property
+    def _positions(self) -> np.ndarray:
+        return np.arange(len(self.images.ids)) if self.chosen is None else self.chosen
 
     def __len__(self) -> int:
-        images = len(self.images.ids)
+        images = len(self._positions)
         count = -(-images // self.batch_size)
         if images // count < 2 * self.world:  # a process would be left with one image
             count = max(images // self.batch_size, 1)
@@ -331,11 +339,14 @@ class TrainBatches:
 
     def sizes(self) -> list[int]:
         """Images of each batch over all processes."""
-        return [len(part) for part in np.array_split(np.empty(len(self.images.ids)), len(self))]
+        return [len(part) for part in np.array_split(self._positions, len(self))]
 
     def digest(self) -> str:
         """A digest of the images and their labels, the same in all processes of a training."""
-        return _digest(self.images)
+        if self.chosen is None:
+            return _digest(self.images)
+        chosen = hashlib.blake2b(np.ascontiguousarray(self.chosen, dtype="<i8").tobytes(), digest_size=8).hexdigest()
+        return f"{len(self.chosen)} ({chosen}) of {_digest(self.images)}"
 
     @property
     def views(self) -> int | None:
@@ -352,7 +363,7 @@ class TrainBatches:
 
     def parts(self, epoch: int, first_step: int = 0) -> list[np.ndarray]:
         """This process' share of each batch of an epoch, as positions in the split."""
-        order = np.random.default_rng((self.seed, epoch)).permutation(len(self.images.ids))
+        order = np.random.default_rng((self.seed, epoch)).permutation(self._positions)
         return [part[self.rank :: self.world] for part in np.array_split(order, len(self))][first_step:]
 
     def load(self, parts: Sequence[np.ndarray], seed: int, view: int) -> Iterator[Batch]:

@@ -92,13 +92,21 @@ class Data:
         return len(kept)
 
     def training(
-        self, batch_size: int, seed: int, augment: str, per_class: int | None = None, *, mild: bool = False
+        self,
+        batch_size: int,
+        seed: int,
+        augment: str,
+        per_class: int | None = None,
+        *,
+        mild: bool = False,
+        chosen: np.ndarray | None = None,
     ) -> TrainBatches:
         """The fit split, shuffled and augmented.
 
         Args:
             per_class: Only the first so many images of each class.
             mild: Whether ``auto`` leaves crops out.
+            chosen: Positions in the split of the images to train on; None for all.
 
         Raises:
             UserError: An augmentation that this kind of loading does not offer, or an unreadable image.
@@ -117,7 +125,7 @@ class Data:
             remedy = "Add --loading stream, or use --augment crop-flip."
             raise usage_error("--augment rrc-flip needs the full images, but these are held in memory.", remedy)
         transform = None if in_memory else _stream_transform(self.prep, augment, self.fit_size())
-        return TrainBatches(images, batch_size, seed, augment, transform, self.rank, self.world)
+        return TrainBatches(images, batch_size, seed, augment, transform, self.rank, self.world, chosen)
 
     def _suitable(self, in_memory: bool, mild: bool) -> str:
         """The augmentation that suits the images."""

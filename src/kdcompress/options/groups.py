@@ -74,6 +74,13 @@ class ResidualOptions(LogitOptions):
         low=0,
         high=1,
     )
+    focus: float | None = option(
+        None,
+        "train a res-student on this share of the images only, those that the members before it are least sure of, and "
+        "on a tenth of the others, e.g. 0.5 (default: on all images)",
+        above=0,
+        high=1,
+    )
     arch: tuple[str, ...] = option(
         (), "model spec of the res-student, or trained weights (after a checkpoint file, --arch again for its spec)"
     )

@@ -23,7 +23,7 @@ GROWING = "ResKD: a whole cascade at once"
 LIGHT = "LW-KD: a lightweight teacher"
 SEARCH = "Architecture search (extra: search)"
 LOGITS = ("alpha", "temperature", "logit_loss")
-RESIDUAL = ("residual_loss", "sum_weight", "residual_warmup")
+RESIDUAL = ("residual_loss", "sum_weight", "residual_warmup", "focus")
 
 
 def _nothing(options: DistillOptions) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+import numpy as np
+
 from kdcompress.api.check import check_enough_classes
 from kdcompress.api.cost import macs_of
 from kdcompress.api.fitting import check_channels, check_classes, check_unchanged, open_data, resize_input
@@ -22,7 +24,11 @@ from kdcompress.api.teacher import (
     start_from,
 )
 from kdcompress.data import Data
+from kdcompress.data.focus import least_sure
 from kdcompress.data.prepared import HOLDOUT
+from kdcompress.engine.distributed import from_main
+from kdcompress.engine.evaluate import collect
+from kdcompress.engine.targets import forward_batch
 from kdcompress.errors import UserError
 from kdcompress.methods.base import Frozen
 from kdcompress.methods.reskd import ResKdTask
@@ -116,8 +122,31 @@ class Residual:
             energies=[*earlier[:-1], job.energy(task.members, frozen, data)] if energies else (),
             parent=base,
             view_shift=len(base.model.members),
+            chosen=_focused(base, data, job),
             search=search,
         )
+
+
+def _focused(base: Network, data: Data, job: Job[AddResStudentOptions]) -> np.ndarray | None:
+    """Positions in the fit split of the images that a new member is trained on; None for all.
+
+    The share that ``--focus`` asks for is of images that the members so far are least sure of, by the margin of their
+    softmax on the images as they are.
+    """
+    share = job.options.focus
+    if share is None:
+        return None
+    place = job.place
+    members = Frozen(base.model, adapter(data.prep, base.prep)).to(place.device)
+    logits, _ = collect(members, data.alone().evaluation("fit", forward_batch(place)), place)
+    first, second = logits.softmax(-1).topk(2, dim=-1).values.unbind(-1)
+    chosen: np.ndarray = from_main(lambda: least_sure((first - second).numpy(), share, job.options.seed))
+    members.cpu()
+    job.reporter.note(
+        f"Training on {len(chosen):,} of {len(logits):,} images: the {share:.0%} that the members so far are least "
+        "sure of, and a tenth of the others"
+    )
+    return chosen
 
 
 def member_of(reference: Reference, base: Network, seed: int, note: Note) -> Network:
