@@ -344,7 +344,7 @@ def gate_calibrate(
     target_ms: float | None = None,
     threshold: float | Sequence[float] = (),
     confidence_level: float | None = None,
-    measure: Literal["auto", "confidence", "margin", "entropy", "energy", "agreement"] = "confidence",
+    measure: Literal["auto", "confidence", "margin", "entropy", "energy", "agreement", "learned"] = "confidence",
     engine: Literal["torch", "onnxruntime"] = "torch",
     batch_size: int | None = None,
     plot: str | os.PathLike[str] | None = None,

@@ -10,12 +10,15 @@ import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from fractions import Fraction
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 from kdcompress.errors import usage_error
 from kdcompress.gating import Measure, MemberScores, Outcome, measure_of, outcome, stops_at, whole_macs
+
+AnyMeasure = TypeVar("AnyMeasure", str, Measure)
 
 _CURVE_POINTS = 50
 _WORK = 150_000_000  # gates that one search may evaluate: a few seconds on two cores
@@ -224,7 +227,7 @@ def _most(limit: float, scale: int, samples: int) -> int:
 
 
 def search(
-    scores: MemberScores, measure: str, *, max_drop: float | None = None, max_macs: float | None = None
+    scores: MemberScores, measure: str | Measure, *, max_drop: float | None = None, max_macs: float | None = None
 ) -> tuple[Outcome, list[Outcome]]:
     """Choose the thresholds of all exits together (our choice; the paper's rule is not public).
 
@@ -234,7 +237,7 @@ def search(
 
     Args:
         scores: Of the calibration samples, by ``measure``.
-        measure: A key of :data:`MEASURES`.
+        measure: One, or a key of :data:`MEASURES`.
         max_drop: Percentage points that top-1 may lose against running every member. The cheapest such gate is
             chosen; of equally cheap ones, the most accurate.
         max_macs: Limit of the expected MACs per sample. The most accurate such gate is chosen; of equally accurate
@@ -279,7 +282,7 @@ def search(
     return outcome(scores, measure, front.thresholds(chosen)), curve
 
 
-def descent(scores: MemberScores, measure: str, max_drop: float, most: int = _CURVE_POINTS) -> list[Outcome]:
+def descent(scores: MemberScores, measure: str | Measure, max_drop: float, most: int = _CURVE_POINTS) -> list[Outcome]:
     """At most ``most`` Pareto-optimal gates that lose at most ``max_drop`` points on these samples, by descending MACs.
 
     Args:
@@ -295,7 +298,9 @@ def descent(scores: MemberScores, measure: str, max_drop: float, most: int = _CU
     return [outcome(scores, measure, front.thresholds(p)) for p in points.tolist()]
 
 
-def towards(scores: MemberScores, measure: str, thresholds: Sequence[float | None], steps: int) -> list[Outcome]:
+def towards(
+    scores: MemberScores, measure: str | Measure, thresholds: Sequence[float | None], steps: int
+) -> list[Outcome]:
     """Gates between running every member and a given gate: at each exit they stop a growing share of the number of
     samples that the given gate stops, the surest first.
 
@@ -319,24 +324,24 @@ def towards(scores: MemberScores, measure: str, thresholds: Sequence[float | Non
     return gates
 
 
-def best_measure(measured: Mapping[str, MemberScores], **limit: float) -> str:
+def best_measure(measured: Mapping[AnyMeasure, MemberScores], **limit: float) -> AnyMeasure:
     """The measure with which :func:`search` finds the best gate for the given limit; of equal ones, the first.
 
     Args:
-        measured: Scores of the same samples, by name of the measure.
+        measured: Scores of the same samples, by the measure or its name.
         limit: ``max_drop`` or ``max_macs``, as for :func:`search`.
     """
     if len(measured) == 1:
         return next(iter(measured))
 
-    def rank(name: str) -> tuple[float, float]:
-        gate = search(measured[name], name, **limit)[0]
+    def rank(measure: AnyMeasure) -> tuple[float, float]:
+        gate = search(measured[measure], measure, **limit)[0]
         return (gate.expected_macs, -gate.top1) if "max_drop" in limit else (-gate.top1, gate.expected_macs)
 
     return min(measured, key=rank)
 
 
-def _explored(scores: MemberScores, measure: str, choose: Callable[[Tensor, Tensor], int]) -> _Front:
+def _explored(scores: MemberScores, measure: str | Measure, choose: Callable[[Tensor, Tensor], int]) -> _Front:
     """The front of these samples, searched as :func:`search` describes, most densely around the chosen gate."""
     front = _Front(scores, measure_of(measure))
     threads = torch.get_num_threads()

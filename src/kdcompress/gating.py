@@ -35,6 +35,7 @@ class Measure:
         higher_is_surer: Whether a sample stops at or above the threshold; else at or below it.
         looks_back: Whether it needs the logits after earlier members.
         unbounded: Maps values from [0, 1], where most lie near a bound, to the real line.
+        heads: Of a measure that was fitted.
     """
 
     name: str
@@ -42,6 +43,7 @@ class Measure:
     higher_is_surer: bool = True
     looks_back: bool = False
     unbounded: Callable[[Tensor], Tensor] = _log_odds
+    heads: Heads | None = None
 
 
 def _softmax(logits: Tensor) -> Tensor:
@@ -102,15 +104,76 @@ MEASURES: dict[str, Measure] = {
 }
 
 
-def measure_of(name: str) -> Measure:
-    """The measure of that name.
+LEARNED = "learned"
+LEAST_LOG = -15.0  # of a probability: what is less likely is all the same
+
+
+@dataclass(frozen=True)
+class Heads:
+    """Logistic heads that predict, at each exit, what going on would do to the answer (arXiv 2307.02764).
+
+    What a head sees after its member, and after each member before it, are the largest log-probabilities, sorted, and
+    the energy.
+
+    Args:
+        top: How many log-probabilities of each member it sees.
+        mends: For each exit the weights by which going on mends a wrong answer: of what is seen after its own member
+            first, then after those before it in their order; the last one is the bias.
+        spoils: The same for a right answer that going on spoils.
+    """
+
+    top: int
+    mends: tuple[tuple[float, ...], ...]
+    spoils: tuple[tuple[float, ...], ...]
+
+    def __post_init__(self) -> None:
+        for rows in (self.mends, self.spoils):
+            sizes = [len(own) for own in rows]
+            if sizes != [(self.top + 1) * exits + 1 for exits in range(1, len(self.mends) + 1)]:
+                problem = f"Heads of {sizes} weights do not fit {self.top} log-probabilities of each member."
+                raise UserError(problem, "Calibrate the gate again.")
+        if not all(math.isfinite(value) for own in (*self.mends, *self.spoils) for value in own):
+            raise UserError("The heads of a gate hold numbers that are not finite.", "Calibrate the gate again.")
+
+    def value(self, logits: Tensor, *earlier: Tensor) -> Tensor:
+        """How little going on would gain: logits ``[B, K]`` each to ``(1 - P(mends) + P(spoils)) / 2``, ``[B]``."""
+        exit, seen = len(earlier), features(self.top, logits, *earlier)
+        mends, spoils = (
+            torch.sigmoid(seen @ torch.tensor(row[:-1], device=seen.device) + row[-1])
+            for row in (self.mends[exit], self.spoils[exit])
+        )
+        return 0.5 - 0.5 * mends + 0.5 * spoils
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        return {"top": self.top, **{key: [list(own) for own in getattr(self, key)] for key in ("mends", "spoils")}}
+
+
+def features(top: int, logits: Tensor, *earlier: Tensor) -> Tensor:
+    """The ``top`` largest log-probabilities of each, sorted, then its energy: logits ``[B, K]`` each to ``[B, F]``."""
+    parts = []
+    for each in (logits, *earlier):
+        logs = each.float().log_softmax(-1).topk(top, dim=-1).values
+        parts += [torch.where(logs < LEAST_LOG, LEAST_LOG, logs), energy(each)[:, None]]
+    return torch.cat(parts, -1)
+
+
+def learned(heads: Heads) -> Measure:
+    """The measure of fitted heads."""
+    return Measure(LEARNED, heads.value, looks_back=True, heads=heads)
+
+
+def measure_of(measure: str | Measure) -> Measure:
+    """The measure of that name; a measure is returned as it is.
 
     Raises:
         UserError: There is none.
     """
-    if name not in MEASURES:
-        raise usage_error(f"There is no measure {name!r}.", f"Choose from: {', '.join(MEASURES)}.")
-    return MEASURES[name]
+    if isinstance(measure, Measure):
+        return measure
+    if measure not in MEASURES:
+        raise usage_error(f"There is no measure {measure!r}.", f"Choose from: {', '.join(MEASURES)}.")
+    return MEASURES[measure]
 
 
 def _passes(measure: Measure, values: Tensor, threshold: float | None) -> Tensor:
@@ -127,8 +190,9 @@ class Gate:
     """The rule by which samples leave a cascade of M members.
 
     Args:
-        measure: A key of :data:`MEASURES`.
+        measure: A key of :data:`MEASURES`, or ``learned``.
         thresholds: One for each member but the last (M - 1), in the units of the measure; None: no sample stops there.
+        heads: Of the measure ``learned``.
 
     Raises:
         UserError: The measure is unknown, or a threshold is outside [0, 1].
@@ -136,18 +200,31 @@ class Gate:
 
     measure: str
     thresholds: tuple[float | None, ...]
+    heads: Heads | None = None
 
     def __post_init__(self) -> None:
-        measure_of(self.measure)
+        if (self.measure == LEARNED) != (self.heads is not None):
+            raise UserError(f"A gate by {self.measure!r} has heads, or lacks them.", "Calibrate the gate again.")
+        if self.heads is None:
+            measure_of(self.measure)
+        elif len(self.heads.mends) != len(self.thresholds):
+            counts = f"{len(self.heads.mends)} heads for {len(self.thresholds)} thresholds"
+            raise UserError(f"A gate has {counts}.", "Calibrate the gate again.")
         for threshold in self.thresholds:
             if threshold is not None and not 0 <= threshold <= 1:
                 raise usage_error(f"The threshold {threshold} is outside [0, 1].", "Measures lie between 0 and 1.")
         object.__setattr__(self, "thresholds", tuple(None if t is None else float(t) for t in self.thresholds))
 
+    @classmethod
+    def by(cls, measure: str | Measure, thresholds: Sequence[float | None]) -> Gate:
+        """A gate by a measure or its name."""
+        own = measure_of(measure)
+        return cls(own.name, tuple(thresholds), own.heads)
+
     @property
     def measured(self) -> Measure:
         """The measure itself."""
-        return MEASURES[self.measure]
+        return MEASURES[self.measure] if self.heads is None else learned(self.heads)
 
     @property
     def looks_back(self) -> bool:
@@ -168,7 +245,8 @@ class Gate:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values, such as a model's ``config.json`` holds; :meth:`from_dict` gives the same gate."""
-        return {"measure": self.measure, "thresholds": list(self.thresholds)}
+        plain = {"measure": self.measure, "thresholds": list(self.thresholds)}
+        return plain if self.heads is None else {**plain, "heads": self.heads.to_dict()}
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Gate:
@@ -178,9 +256,16 @@ class Gate:
             UserError: ``data`` does not describe a gate.
         """
         try:
-            return cls(data["measure"], tuple(data["thresholds"]))
-        except (KeyError, TypeError) as error:
+            return cls(data["measure"], tuple(data["thresholds"]), _heads(data.get("heads")))
+        except (KeyError, TypeError, ValueError) as error:
             raise UserError(f"{data!r} is not a gate.", "It needs 'measure' and a list of 'thresholds'.") from error
+
+
+def _heads(data: Mapping[str, Any] | None) -> Heads | None:
+    if data is None:
+        return None
+    mends, spoils = (tuple(tuple(map(float, own)) for own in data[key]) for key in ("mends", "spoils"))
+    return Heads(int(data["top"]), mends, spoils)
 
 
 def whole_macs(macs: Tensor | Sequence[int]) -> tuple[int, ...]:
@@ -224,14 +309,16 @@ class MemberScores:
             raise UserError("The certainty of a sample is NaN.", "Check the members' logits for NaN and infinity.")
 
     @classmethod
-    def from_logits(cls, logits: Tensor, labels: Tensor, macs: Tensor | Sequence[int], measure: str) -> MemberScores:
+    def from_logits(
+        cls, logits: Tensor, labels: Tensor, macs: Tensor | Sequence[int], measure: str | Measure
+    ) -> MemberScores:
         """Certainty and correctness from summed logits.
 
         Args:
             logits: ``[M, N, K]``, summed logits after each member.
             labels: ``[N]`` class indices.
             macs: ``[M]``, MACs of each member by itself.
-            measure: A key of :data:`MEASURES`.
+            measure: One, or a key of :data:`MEASURES`.
 
         Raises:
             UserError: The logits hold NaN, or infinities that make one; the measure is unknown; shapes disagree.
@@ -278,22 +365,22 @@ def expected_macs(exit_rates: Sequence[float], macs: Tensor | Sequence[int]) -> 
     return math.fsum(share * cost for share, cost in zip(ran, costs, strict=True))
 
 
-def stops_at(scores: MemberScores, measure: str, thresholds: Sequence[float | None]) -> Tensor:
+def stops_at(scores: MemberScores, measure: str | Measure, thresholds: Sequence[float | None]) -> Tensor:
     """The member ``[N]`` after which each sample stops at the gate (``measure``, ``thresholds``).
 
     Raises:
         UserError: The measure is unknown, a threshold is outside [0, 1], or their number does not match.
     """
-    gate, (count, samples) = Gate(measure, tuple(thresholds)), scores.values.shape
+    gate, (count, samples) = Gate.by(measure, thresholds), scores.values.shape
     if len(gate.thresholds) != count:
         raise usage_error(f"{len(gate.thresholds)} thresholds for {count + 1} members.", "Give one fewer than members.")
     last = torch.full((samples,), count, device=scores.values.device)
     for member in reversed(range(count)):
-        last[_passes(MEASURES[measure], scores.values[member], gate.thresholds[member])] = member
+        last[_passes(gate.measured, scores.values[member], gate.thresholds[member])] = member
     return last
 
 
-def outcome(scores: MemberScores, measure: str, thresholds: Sequence[float | None]) -> Outcome:
+def outcome(scores: MemberScores, measure: str | Measure, thresholds: Sequence[float | None]) -> Outcome:
     """Exit rates, cost and accuracy of the gate (``measure``, ``thresholds``) on these samples.
 
     Args:
@@ -308,5 +395,5 @@ def outcome(scores: MemberScores, measure: str, thresholds: Sequence[float | Non
     correct = int(scores.correct.gather(0, last[None]).sum())
     # in whole MACs and divided once, so that two gates that cost the same compare equal
     total = sum(count * sum(macs[: member + 1]) for member, count in enumerate(exits))
-    limits = Gate(measure, tuple(thresholds)).thresholds
+    limits = Gate.by(measure, thresholds).thresholds
     return Outcome(limits, tuple(e / samples for e in exits), total / samples, 100 * correct / samples)

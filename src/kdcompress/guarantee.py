@@ -26,7 +26,7 @@ from torch import Tensor
 
 from kdcompress.errors import UserError
 from kdcompress.gate_search import best_measure, descent, towards
-from kdcompress.gating import MemberScores, stops_at
+from kdcompress.gating import Measure, MemberScores, measure_of, stops_at
 
 BOUND = 0.1  # share of the allowed error that is spent on the bound of the disagreement rate
 RATES = 33  # number of disagreement rates, from the least possible to the bound, at which the test is evaluated
@@ -70,7 +70,7 @@ def guaranteed_gate(
     logits: Tensor,
     labels: Tensor,
     macs: Sequence[int],
-    measures: Sequence[str],
+    measures: Sequence[str | Measure],
     *,
     max_drop: float,
     confidence_level: float,
@@ -102,12 +102,13 @@ def guaranteed_gate(
     order = torch.randperm(samples, generator=torch.Generator().manual_seed(seed))
     first, second = order[: samples // 2], order[samples // 2 :]
 
-    def half(chosen: Tensor, measure: str) -> MemberScores:
+    def half(chosen: Tensor, measure: Measure) -> MemberScores:
         return MemberScores.from_logits(logits[:, chosen], labels[chosen], macs, measure)
 
-    measure = best_measure({name: half(first, name) for name in measures}, max_drop=max_drop)
+    measure = best_measure({each: half(first, each) for each in map(measure_of, measures)}, max_drop=max_drop)
     test = half(second, measure)
-    passed = GuaranteedGate(measure, (None,) * (len(macs) - 1), max_drop, confidence_level, len(second), 0, 0, 0, None)
+    none = (None,) * (len(macs) - 1)
+    passed = GuaranteedGate(measure.name, none, max_drop, confidence_level, len(second), 0, 0, 0, None)
     fit = half(first, measure)
     front = descent(fit, measure, min(100.0, 2 * max_drop))
     sequence = [*towards(fit, measure, front[0].thresholds, STEPS), *front]

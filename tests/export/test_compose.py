@@ -15,7 +15,7 @@ from cascades import CLASSES, SIZE, Pair, gate_at, run, session
 from torch import Tensor
 
 from kdcompress.export.compose import compose
-from kdcompress.gating import MEASURES, Gate
+from kdcompress.gating import MEASURES, Gate, Heads, learned
 
 TOLERANCE = 1e-4  # of the largest logit
 BATCHES = (0, 1, 5, 64)
@@ -56,6 +56,20 @@ def test_fewer_members(three: Pair, count: int, measure: str) -> None:
     """A pair, or a cascade of one, is exported with exits that are not its own."""
     made, batch = three.shortened(count), images()
     check(made.gated(gate_at(made.model, batch, measure)), batch)
+
+
+def test_a_learned_gate_exits_as_in_pytorch(three: Pair) -> None:
+    """Heads would be applied in another order, or to other logits."""
+    torch.manual_seed(0)
+    mends, spoils = (tuple(tuple(torch.randn(4 * exits + 1).tolist()) for exits in (1, 2)) for _ in range(2))
+    heads, batch = Heads(3, mends, spoils), images()
+    with torch.no_grad():
+        logits = three.model.forward_stages(batch)
+    sure = [heads.value(logits[stage], *logits[:stage]).sort().values for stage in (0, 1)]
+    middle = len(batch) // 2
+    limits = [float(values[middle - 1 : middle + 1].mean()) for values in sure]
+    exits = check(three.gated(Gate.by(learned(heads), limits)), batch)
+    assert set(exits) == {0, 1, 2}
 
 
 @pytest.mark.parametrize("measure", MEASURES)

@@ -61,13 +61,15 @@ def gated_facts(
     """What a result says of a gate: its settings, exit rates, accuracy and expected cost.
 
     Args:
+        gate: ``Gate.to_dict()``.
         scores: With the gate, and with the number of images that each exit took.
         macs: Of each member.
     """
     rates = [count / scores.n for count in scores.exits]
     cost = expected_macs(rates, macs)
     return {
-        **gate,
+        "measure": gate["measure"],
+        "thresholds": gate["thresholds"],
         "exit_rates": [round(rate, 6) for rate in rates],
         "gated_top1": round(scores.top1, 4),
         "macs_speedup": round(sum(macs) / cost, 4),

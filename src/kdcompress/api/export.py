@@ -163,7 +163,7 @@ def _result(
         measured = {"data": images.source.spec, "split": "calibration", "n": beside.n, "top1": top1}
         measured["pytorch_top1"] = beside.percent(beside.right_before)
     if cascade.gate is not None:
-        measured |= cascade.gate.to_dict()
+        measured |= {"measure": cascade.gate.measure, "thresholds": list(cascade.gate.thresholds)}
         if images.source is not None:
             rates = beside.exit_rates
             cost = expected_macs(rates, [found.macs for found in profiles])

@@ -14,6 +14,7 @@ from kdcompress.api.job import finished
 from kdcompress.api.reference import inherit, resolve
 from kdcompress.api.teacher import SEEN
 from kdcompress.data import Data
+from kdcompress.deferral import fit_heads, halves
 from kdcompress.engine.cores import take_free_cores
 from kdcompress.engine.distributed import Place, start
 from kdcompress.engine.progress import Reporter, Silent
@@ -21,7 +22,7 @@ from kdcompress.engine.restart import job_key, resuming
 from kdcompress.errors import UserError, usage_error
 from kdcompress.export.onnx_network import check_extra
 from kdcompress.gate_search import best_measure, search
-from kdcompress.gating import MEASURES, Outcome, outcome
+from kdcompress.gating import LEARNED, MEASURES, Measure, Outcome, learned, outcome
 from kdcompress.guarantee import GuaranteedGate, guaranteed_gate
 from kdcompress.models.loading import load_network
 from kdcompress.options import GateCalibrateOptions
@@ -79,7 +80,7 @@ def gate_calibrate(
     data = Data(source, network.prep, options, place.device, note=reporter.note)
     at_once = AT_ONCE if options.target_ms is not None else options.batch_size or AT_ONCE
     calibration = Calibration.of(network, data, data.evaluation("calibration", at_once), place)
-    names = list(MEASURES) if options.measure == "auto" else [options.measure]
+    calibration, measures = _measures(calibration, options)
     guaranteed = timing = None
     if network.record.get(SEEN):
         what = "the gate may" if options.confidence_level is None else "the guarantee does not hold, and the gate may"
@@ -89,20 +90,20 @@ def gate_calibrate(
         )
     if options.target_ms is not None:
         timed = Device(calibration, options.engine, options.batch_size or 1, place, reporter)
-        measure, chosen, timing = gate_within(calibration, names, options.target_ms, timed, reporter)
+        measure, chosen, timing = gate_within(calibration, measures, options.target_ms, timed, reporter)
         curve = search(calibration.member_scores(measure), measure, max_macs=chosen.expected_macs)[1]
     elif options.confidence_level is None or options.max_drop is None:
-        measure, chosen, curve = _choose(calibration, names, options)
+        measure, chosen, curve = _choose(calibration, measures, options)
     else:
         guaranteed = guaranteed_gate(
             calibration.logits,
             calibration.labels,
             calibration.macs,
-            names,
+            measures,
             max_drop=options.max_drop,
             confidence_level=options.confidence_level,
         )
-        measure = guaranteed.measure
+        measure = next(each for each in measures if each.name == guaranteed.measure)
         scores = calibration.member_scores(measure)
         chosen = outcome(scores, measure, guaranteed.thresholds)
         curve = search(scores, measure, max_drop=options.max_drop)[1]
@@ -124,6 +125,19 @@ def gate_calibrate(
             timing=timing,
         )
     return _plotted(result, options, place)
+
+
+def _measures(calibration: Calibration, options: GateCalibrateOptions) -> tuple[Calibration, list[Measure]]:
+    """The measures to choose from, and the images to choose thresholds on: half of them where a measure is learned.
+
+    Raises:
+        UserError: There are too few images to learn from.
+    """
+    if options.measure == LEARNED:
+        fitted, rest = halves(len(calibration.labels))
+        own = calibration.part(fitted)
+        return calibration.part(rest), [learned(fit_heads(own.logits, own.labels))]
+    return calibration, list(MEASURES.values()) if options.measure == "auto" else [MEASURES[options.measure]]
 
 
 def _check_target(options: GateCalibrateOptions) -> None:
@@ -150,10 +164,10 @@ def _plotted(result: GateResult, options: GateCalibrateOptions, place: Place) ->
 
 
 def _choose(
-    calibration: Calibration, names: list[str], options: GateCalibrateOptions
-) -> tuple[str, Outcome, list[Outcome]]:
+    calibration: Calibration, measures: list[Measure], options: GateCalibrateOptions
+) -> tuple[Measure, Outcome, list[Outcome]]:
     """The certainty measure of the gate, its outcome, and the trade-off curve around it."""
-    measured = {name: calibration.member_scores(name) for name in names}
+    measured = {measure: calibration.member_scores(measure) for measure in measures}
     teacher = calibration.network.record.get("teacher")
     first, scores = next(iter(measured.items()))
     count = len(scores.values)

@@ -20,7 +20,7 @@ from kdcompress.errors import usage_error
 from kdcompress.export.compose import Cascade, compose, serialized
 from kdcompress.export.onnx_network import new_session, runner
 from kdcompress.gate_search import descent
-from kdcompress.gating import Gate, MemberScores, Outcome, outcome, stops_at
+from kdcompress.gating import Gate, Measure, MemberScores, Outcome, outcome, stops_at
 from kdcompress.models.fold import for_inference
 from kdcompress.models.staged import Staged
 
@@ -115,12 +115,12 @@ class Device:
 
 
 def gate_within(
-    calibration: Calibration, names: list[str], target_ms: float, device: Device, reporter: Reporter
-) -> tuple[str, Outcome, dict[str, Any]]:
+    calibration: Calibration, measures: list[Measure], target_ms: float, device: Device, reporter: Reporter
+) -> tuple[Measure, Outcome, dict[str, Any]]:
     """The most accurate gate whose batches take at most ``target_ms`` on average.
 
     Args:
-        names: Measures to choose from.
+        measures: To choose from.
 
     Returns:
         The measure, the outcome of the gate, and what was measured, as :class:`~kdcompress.results.GateResult` has it.
@@ -130,7 +130,7 @@ def gate_within(
     """
     reporter.note(f"Timing {len(device.members)} members on batches of {device.size}.")
     members, factor = device.member_times(), 1.0
-    gates = [gate for name in names for gate in _gates(calibration.member_scores(name), name, members)]
+    gates = [gate for measure in measures for gate in _gates(calibration.member_scores(measure), measure, members)]
     best: tuple[_Timed, Times] | None = None
     tried: _Timed | None = None
     for _ in range(ROUNDS):
@@ -140,7 +140,7 @@ def gate_within(
             break
         if gate is tried:  # no other one would be more accurate
             break
-        tried, times = gate, device.gated_times(Gate(gate.measure, gate.outcome.thresholds))
+        tried, times = gate, device.gated_times(Gate.by(gate.measure, gate.outcome.thresholds))
         if best is None or _off(times, target_ms) < _off(best[1], target_ms):
             best = (gate, times)
         if abs(times.mean_ms / target_ms - 1) <= CLOSE:
@@ -161,12 +161,12 @@ def gate_within(
 class _Timed:
     """A gate, and the milliseconds of a batch that its members promise."""
 
-    measure: str
+    measure: Measure
     outcome: Outcome
     ms: float
 
 
-def _gates(scores: MemberScores, measure: str, members: MemberTimes) -> list[_Timed]:
+def _gates(scores: MemberScores, measure: Measure, members: MemberTimes) -> list[_Timed]:
     """Pareto-optimal gates, by time in place of MACs.
 
     The search adds up the time of each image by itself; what a batch takes is found afterwards.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ from kdcompress.data import Data, EvalBatches
 from kdcompress.engine.distributed import Place, from_main
 from kdcompress.engine.evaluate import collect
 from kdcompress.flops import Profile
-from kdcompress.gating import Gate, MemberScores, Outcome, outcome
+from kdcompress.gating import Gate, Measure, MemberScores, Outcome, outcome
 from kdcompress.models.loading import Network
 from kdcompress.models.saving import model_config, save_network
 from kdcompress.options import DataOptions
@@ -57,7 +58,11 @@ class Calibration:
         """MACs per image of each member."""
         return [profile.macs for profile in self.profiles]
 
-    def member_scores(self, measure: str) -> MemberScores:
+    def part(self, chosen: Tensor) -> Calibration:
+        """The same for some of the images only."""
+        return dataclasses.replace(self, logits=self.logits[:, chosen], labels=self.labels[chosen])
+
+    def member_scores(self, measure: Measure) -> MemberScores:
         """Correctness and certainty of each exit on each image, by a certainty measure."""
         return MemberScores.from_logits(self.logits, self.labels, self.macs, measure)
 
@@ -66,7 +71,7 @@ class Calibration:
         run: RunFolder,
         command: str,
         options: DataOptions,
-        chosen: tuple[str, Outcome],
+        chosen: tuple[Measure, Outcome],
         *,
         began: float,
         parent: Network,
@@ -87,7 +92,7 @@ class Calibration:
         """
         measure, best = chosen
         network, teacher, source = self.network, self.network.record.get("teacher"), self.data.source
-        gate = Gate(measure, best.thresholds)
+        gate = Gate.by(measure, best.thresholds)
         network.staged("so it takes no gate").gate = gate
         network.model_args = {**network.model_args, "gate": gate.to_dict()}
         past = network.record.get("training") or network.record.get("result") or {}
@@ -103,7 +108,7 @@ class Calibration:
             calibration_seen=network.record.get(SEEN, False),
             full_top1=round(full.top1, 4),
             curve=[_point(entry, teacher) for entry in curve],
-            measure=measure,
+            measure=measure.name,
             thresholds=list(best.thresholds),
             exit_rates=[round(rate, 6) for rate in best.exit_rates],
             gated_top1=round(best.top1, 4),

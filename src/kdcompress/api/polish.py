@@ -64,10 +64,10 @@ def polish(options: PolishOptions | None = None, /, *, reporter: Reporter | None
     images = Data(data.source, network.prep, options, place.device)
     batches = images.evaluation("calibration", forward_batch(place))
     before = Calibration.of(network, images, batches, place)
-    scores = before.member_scores(gate.measure)
-    own = outcome(scores, gate.measure, gate.thresholds)
+    scores = before.member_scores(gate.measured)
+    own = outcome(scores, gate.measured, gate.thresholds)
     # searching the thresholds again helps by itself; what counts is the gain of the weights
-    former, curve = search(scores, gate.measure, max_macs=own.expected_macs)
+    former, curve = search(scores, gate.measured, max_macs=own.expected_macs)
 
     with nested(options, "polish", f"polished-{Path(options.run).name}", TRAINED, place, job.reporter) as run:
         inner = dataclasses.replace(options, out=str(run.path / TRAINED), resume=True)
@@ -75,7 +75,7 @@ def polish(options: PolishOptions | None = None, /, *, reporter: Reporter | None
         if training.finished() is None:
             _train(network, teacher, data, training)
         after = Calibration.of(load_network(str(run.path / TRAINED)), images, batches, place)
-        chosen, later = search(after.member_scores(gate.measure), gate.measure, max_macs=own.expected_macs)
+        chosen, later = search(after.member_scores(gate.measured), gate.measured, max_macs=own.expected_macs)
         better = chosen.top1 > former.top1
         if not better:
             job.reporter.note("Notice: the calibration accuracy did not improve; the weights are left as they were.")
@@ -85,7 +85,7 @@ def polish(options: PolishOptions | None = None, /, *, reporter: Reporter | None
             run,
             "polish",
             options,
-            (gate.measure, chosen if better else own),
+            (gate.measured, chosen if better else own),
             began=job.began,
             parent=network,
             curve=later if better else curve,

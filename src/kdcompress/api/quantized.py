@@ -49,13 +49,13 @@ def _new_gate(cascade: Cascade, gate: Gate, network: Network, images: Calibratio
     logits, labels = torch.cat([each for each, _ in found], 1), torch.cat([each for _, each in found])
     macs = [profile.macs for profile in member_profiles(network)]
     if (drop := options.get("max_drop")) is not None and (level := options.get("confidence_level")) is not None:
-        guaranteed = guaranteed_gate(logits, labels, macs, [gate.measure], max_drop=drop, confidence_level=level)
-        return Gate(gate.measure, guaranteed.thresholds)
-    scores = MemberScores.from_logits(logits, labels, macs, gate.measure)
+        guaranteed = guaranteed_gate(logits, labels, macs, [gate.measured], max_drop=drop, confidence_level=level)
+        return Gate.by(gate.measured, guaranteed.thresholds)
+    scores = MemberScores.from_logits(logits, labels, macs, gate.measured)
     if drop is not None:
-        return Gate(gate.measure, search(scores, gate.measure, max_drop=drop)[0].thresholds)
+        return Gate.by(gate.measured, search(scores, gate.measured, max_drop=drop)[0].thresholds)
     ratio, teacher = options.get("target_macs"), (record.get("teacher") or {}).get("macs")
     most = ratio * teacher if ratio and teacher else result.get("expected_macs")  # polished: at the MACs of its gate
     if most is None:
         return gate
-    return Gate(gate.measure, search(scores, gate.measure, max_macs=most)[0].thresholds)
+    return Gate.by(gate.measured, search(scores, gate.measured, max_macs=most)[0].thresholds)

@@ -8,14 +8,17 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from kdcompress.export.scope import Scope
-from kdcompress.gating import Measure
+from kdcompress.gating import LEAST_LOG, Heads, Measure
 
 
 def passes(
     scope: Scope, measure: Measure, threshold: float, logits: str, earlier: Sequence[str], num_classes: int
 ) -> str:
     """Which images are sure enough: logits [B, K], and those after each stage before, to bool [B]. NaN never is."""
-    value = VALUES[measure.name](scope, logits, earlier, num_classes)
+    if measure.heads is not None:
+        value = _learned(scope, measure.heads, logits, earlier)
+    else:
+        value = VALUES[measure.name](scope, logits, earlier, num_classes)
     return scope.node("GreaterOrEqual" if measure.higher_is_surer else "LessOrEqual", value, scope.floats(threshold))
 
 
@@ -54,6 +57,23 @@ def _agreement(scope: Scope, logits: str, earlier: Sequence[str], num_classes: i
     predicted = scope.node("ArgMax", logits, axis=-1, keepdims=1)
     given = [scope.node("GatherElements", _softmax(scope, each), predicted, axis=1) for each in (logits, *earlier)]
     return scope.node("ReduceMean", scope.node("Concat", *given, axis=1), scope.ints([-1]), keepdims=0)
+
+
+def _learned(scope: Scope, heads: Heads, logits: str, earlier: Sequence[str]) -> str:
+    least, parts = scope.floats(LEAST_LOG), list[str]()
+    for each in (logits, *earlier):
+        logs = scope.node("LogSoftmax", each, axis=-1)
+        top, _ = scope.node_with_outputs("TopK", [logs, scope.ints([heads.top])], 2, axis=-1)
+        parts.append(scope.node("Where", scope.node("Less", top, least), least, top))  # NaN stays NaN
+        parts.append(scope.node("Unsqueeze", _energy(scope, each, (), 0), scope.ints([1])))
+    seen, exit = scope.node("Concat", *parts, axis=1), len(earlier)
+    half, value = scope.floats(0.5), scope.floats(0.5)
+    for kind, row in (("Sub", heads.mends[exit]), ("Add", heads.spoils[exit])):
+        weights = scope.constant(np.array(row[:-1], np.float32)[:, None])
+        odds = scope.node("Squeeze", scope.node("MatMul", seen, weights), scope.ints([1]))
+        likely = scope.node("Sigmoid", scope.node("Add", odds, scope.floats(row[-1])))
+        value = scope.node(kind, value, scope.node("Mul", half, likely))
+    return value
 
 
 def _softmax(scope: Scope, logits: str) -> str:

@@ -8,7 +8,8 @@ from typing import Annotated, Any, TypedDict
 from msgspec import Meta
 
 from kdcompress import schema
-from kdcompress.gating import MEASURES
+from kdcompress.errors import UserError
+from kdcompress.gating import Gate
 
 KEY = "kdcompress"
 
@@ -34,11 +35,23 @@ class Source(TypedDict, total=False):
     holdout: Annotated[float, Meta(gt=0, lt=1)]
 
 
-class GateOf(TypedDict):
-    """``Gate.to_dict()``."""
+class HeadsOf(TypedDict):
+    """``Heads.to_dict()``."""
 
+    top: schema.Count
+    mends: list[list[float]]
+    spoils: list[list[float]]
+
+
+class _Gate(TypedDict):
     measure: schema.Name
     thresholds: list[schema.Share | None]
+
+
+class GateOf(_Gate, total=False):
+    """``Gate.to_dict()``."""
+
+    heads: HeadsOf
 
 
 class FileFacts(TypedDict):
@@ -87,8 +100,11 @@ def read_facts(text: str) -> FileFacts:
         values = found[key]["thresholds"] if key == "gate" and found[key] else found[key]
         if values is not None and len(values) != count:
             raise schema.Malformed(f"{key}: {len(values)} numbers for {stages} members")
-    if found["gate"] and found["gate"]["measure"] not in MEASURES:
-        raise schema.Malformed(f"gate: there is no measure {found['gate']['measure']!r}")
+    if found["gate"]:
+        try:
+            Gate.from_dict(found["gate"])
+        except UserError as error:
+            raise schema.Malformed(f"gate: {error.problem}") from error
     for key in ("mean", "std"):
         if len(found[key]) != found["input_size"][0]:
             raise schema.Malformed(f"{key}: {len(found[key])} numbers for {found['input_size'][0]} channels")

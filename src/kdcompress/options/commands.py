@@ -184,8 +184,9 @@ class GateCalibrateOptions(DataOptions, DeviceOptions, OutputOptions):
     )
     measure: str = option(
         "confidence",
-        "certainty measure of the gate; auto: the best for the target on the calibration split",
-        choices=("auto", *MEASURES),
+        "certainty measure of the gate; auto: the best for the target on the calibration split but learned, which is "
+        "fitted on half of that split: a prediction whether going on would mend the answer",
+        choices=("auto", *MEASURES, "learned"),
     )
     engine: str = option(
         "torch", "what --target-ms is for; onnxruntime exports the members in memory (extra: onnx)", choices=ENGINES
