@@ -95,6 +95,14 @@ def test_the_stub_is_up_to_date() -> None:
         ("Run kdcompress add-res-student first.", "Run kdcompress.add_res_student first."),
         ("kdcompress distill --method reskd, then", 'kdcompress.distill(method="reskd"), then'),
         ("Try kdcompress train-teacher --pretrained.", "Try kdcompress.train_teacher(pretrained=True)."),
+        (
+            "or fine-tune it: kdcompress train-teacher --model /tmp/odd --arch a,b=1 --data digits",
+            'or fine-tune it: kdcompress.train_teacher(model="/tmp/odd", arch="a,b=1", data="digits")',
+        ),
+        (
+            "`kdcompress data DATA --skip-bad-images` lists all.",
+            "`kdcompress.describe_data(data=DATA, skip_bad_images=True)` lists all.",
+        ),
         ("kdcompress verify /a/b --accept", 'kdcompress.verify(run="/a/b", accept=True)'),
         ("--input-size 3x32x32", 'input_size="3x32x32"'),
         ("Add --trust-code, or --max-restarts.", "Add --trust-code, or --max-restarts."),

@@ -235,7 +235,11 @@ def _converted(kind: type, value: Any) -> Any:
         return words[str(value).lower()]
     if isinstance(value, bool) or (kind is int and isinstance(value, float) and value != int(value)):
         raise ValueError
-    return os.fspath(value) if kind is str and isinstance(value, os.PathLike) else kind(value)
+    if kind is str and isinstance(value, os.PathLike):
+        return os.fspath(value)
+    if not isinstance(value, (str, int, float)) and not hasattr(value, "__index__"):  # a model in place of its name
+        raise TypeError
+    return kind(value)
 
 
 def _range(meta: Mapping[str, Any]) -> str:

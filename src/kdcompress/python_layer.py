@@ -24,7 +24,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 GIVEN = r"[a-z_]\w*=(?:\"[^\"]*\"|'[^']*'|[\w./…-]*[\w…])"
 BESIDE = re.compile(rf"({GIVEN}) (?={GIVEN})")
-COMMAND = re.compile(rf"\bkdcompress ([a-z]+(?:-[a-z]+)*)(?: (\S*/\S*\w))?(?: ({GIVEN}(?:, {GIVEN})*))?")
+COMMAND = re.compile(r"\bkdcompress ([a-z]+(?:-[a-z]+)*)((?: (?!kdcompress )[^\s`]+)*)")  # and what follows
 # a flag, and what may be its value: a placeholder, a number, something in quotes, a spec or a word
 FLAG = re.compile(r"(?<![\w-])(no )?--(no-)?([a-z][a-z0-9-]*[a-z0-9])(?: ('[^']*'|[\w…/][\w.,=:/…-]*\w|[\w…]))?")
 PLACEHOLDER = re.compile(r"[A-Z][A-Z_]*")
@@ -72,10 +72,20 @@ def _check_first(function: Callable[..., Any], arguments: tuple[Any, ...]) -> No
 
 def in_python(text: str) -> str:
     """``text`` with flags as parameters and commands as functions."""
+    parts, at = list[str](), 0
+    for found in COMMAND.finditer(text):
+        call, rest = _call(*found.groups())
+        parts += [_sentence(text[at : found.start()]), call, _sentence(rest)]
+        at = found.end()
+    return "".join([*parts, _sentence(text[at:])])
+
+
+def _sentence(text: str) -> str:
+    """Text between commands, with flags as parameters."""
     text = BESIDE.sub(r"\1, ", FLAG.sub(_parameter, text))
     for name in _arguments():
         text = re.sub(rf"(?<![\w=-]){name.upper()}(?![\w=-])", name, text)
-    return COMMAND.sub(_call, text)
+    return text
 
 
 def _parameter(found: re.Match[str]) -> str:
@@ -102,16 +112,43 @@ def _is_value(text: str, kind: type, choices: tuple[str, ...]) -> bool:
     return text in choices or any(letter in "0123456789/_=:" for letter in text)
 
 
-def _call(found: re.Match[str]) -> str:
+def _call(name: str, words: str) -> tuple[str, str]:
+    """A command as a call, and the words after it that are not of it."""
     from kdcompress.cli import COMMANDS  # when something went wrong is early enough
 
-    name, path, given = found.groups()
     if name not in COMMANDS:
-        return found.group()
+        return f"kdcompress {name}", words
     function, option_set = COMMANDS[name][0], getattr(sets, COMMANDS[name][1])
-    argument = next((field.name for field in dataclasses.fields(option_set) if field.metadata["argument"]), "run")
-    inside = ", ".join([f'{argument}="{path}"'] * bool(path) + [given] * bool(given))
-    return f"kdcompress.{function}" + (f"({inside})" if inside else "")
+    fields = {field.name: field for field in dataclasses.fields(option_set)}
+    argument = next((field.name for field in fields.values() if field.metadata["argument"]), "run")
+    given, rest, ends = list[str](), words.split(), ""
+
+    def word() -> str:
+        """The next one, without the punctuation at its end, after which the sentence goes on."""
+        nonlocal ends
+        whole = rest.pop(0)
+        bare = whole.rstrip(".,;:)")
+        ends = whole[len(bare) :]
+        return bare
+
+    if rest and PLACEHOLDER.fullmatch(rest[0]):
+        given.append(f"{argument}={word()}")
+    elif rest and "/" in rest[0] and not rest[0].startswith("--"):
+        given.append(f'{argument}="{word()}"')
+    while rest and not ends and rest[0].startswith("--"):
+        option = word().removeprefix("--").replace("-", "_")
+        kind = field_type(option_set, option) if option in fields else str
+        kind = typing.get_args(kind)[0] if typing.get_origin(kind) is tuple else kind
+        if kind is bool:
+            given.append(f"{option}=True")
+        elif rest and not ends and not rest[0].startswith("--"):
+            value = word()
+            quoted = kind is str and not PLACEHOLDER.fullmatch(value)
+            given.append(f'{option}="{value}"' if quoted else f"{option}={value}")
+        else:
+            given.append(f"{option}=…")
+    inside = f"({', '.join(given)})" if given else ""
+    return f"kdcompress.{function}{inside}", ends + "".join(f" {each}" for each in rest)
 
 
 @functools.cache

@@ -50,6 +50,11 @@ def is_checkpoint(text: str) -> bool:
     return os.path.isfile(text) or Path(text).suffix in CHECKPOINT_SUFFIXES
 
 
+def needs_arch(text: str) -> bool:
+    """Whether a reference is a checkpoint file, whose architecture has to be named; an exported file is not."""
+    return is_checkpoint(text) and Path(text).suffix.lower() != ".onnx"
+
+
 def is_path(text: str) -> bool:
     """Whether a reference can only be a path: no architecture has a slash in its name."""
     return "/" in text.split(",")[0] or text in (".", "..")

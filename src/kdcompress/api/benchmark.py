@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from kdcompress.api.fitting import check_channels, open_data, resize_input
+from kdcompress.api.fitting import open_data, resize_input
 from kdcompress.api.inputs import note_assumed, settle_input
 from kdcompress.api.reference import inherit, resolve
 from kdcompress.api.timed_network import TimedImages, TimedNetwork, in_onnxruntime, in_torch, of_file
@@ -21,7 +21,7 @@ from kdcompress.export.onnx_network import OnnxNetwork, check_extra, is_onnx, op
 from kdcompress.gating import expected_macs
 from kdcompress.models.loading import INPUT_SIZE, Network, load_network
 from kdcompress.options import BenchmarkOptions
-from kdcompress.references import STDIN, has_weights, is_checkpoint
+from kdcompress.references import STDIN, has_weights, needs_arch
 from kdcompress.results import BenchmarkResult
 
 
@@ -46,7 +46,8 @@ def benchmark(
     options = options or BenchmarkOptions.resolve(given)
     sizes = options.batch_sizes
     _check(options)
-    place = start(options.device, "fp32" if options.precision == "auto" else options.precision, options.patience)
+    device = "cpu" if options.engine == "onnxruntime" else options.device
+    place = start(device, "fp32" if options.precision == "auto" else options.precision, options.patience)
     if place.world > 1:
         raise usage_error("benchmark runs in one process.", "Start it without torchrun.")
     references, began = [resolve(name) for name in options.networks], time.perf_counter()
@@ -84,7 +85,7 @@ def _check(options: BenchmarkOptions) -> None:
         raise usage_error("No networks were named.", "Name runs or .onnx files, e.g. kdcompress benchmark TEACHER RUN.")
     if options.networks.count(STDIN) > 1:
         raise usage_error("'-' can be given once: standard input is read once.", "Name the other runs.")
-    checkpoints = sum(map(_needs_arch, options.networks))
+    checkpoints = sum(map(needs_arch, options.networks))
     if len(options.arch) != checkpoints:
         problem = f"{len(options.arch)} --arch for {checkpoints} checkpoint file(s)."
         raise usage_error(problem, "Give one for each, in their order: --arch resnet56_cifar,shortcut=A")
@@ -92,10 +93,6 @@ def _check(options: BenchmarkOptions) -> None:
         check_extra("--engine onnxruntime", "onnx", "onnxscript", "onnxruntime")
         if options.device not in ("auto", "cpu"):
             raise usage_error(f"--device {options.device}: ONNX Runtime runs on the CPU here.", "Leave it out.")
-
-
-def _needs_arch(reference: str) -> bool:
-    return is_checkpoint(reference) and not is_onnx(reference)
 
 
 def _opened(
@@ -107,7 +104,7 @@ def _opened(
         if is_onnx(each):
             loaded.append(open_onnx(each, torch.get_num_threads()))
         else:
-            arch = next(specs) if _needs_arch(each) else None
+            arch = next(specs) if needs_arch(each) else None
             # time does not depend on the weights, so those of an architecture need not be downloaded
             loaded.append(load_network(each, arch, weights=has_weights(each), note=reporter.note))
     for network in loaded:
@@ -137,8 +134,11 @@ def _timed(
             settle_input(network, source, options, reporter.note, "--arch")
         elif options.input_size is None:
             note_assumed(network, reporter.note, "--arch")
-    if source is not None:
-        check_channels(network, choose_channels(source, options), "network")
+    if source is not None and network.prep.channels != (channels := choose_channels(source, options)):
+        own, name = network.prep.channels, network.reference
+        remedy = f"Name {name},in_chans={channels}" if not has_weights(name) else "Benchmark it by itself"
+        problem = f"All networks get the same images: these have {channels} channel(s), and {name} takes {own}."
+        raise usage_error(problem, f"{remedy}, or give other --data.")
     if isinstance(network, OnnxNetwork):
         return [of_file(network)]
     if options.engine == "torch":

@@ -23,12 +23,12 @@ from kdcompress.engine.restart import job_key
 from kdcompress.errors import UserError, usage_error
 from kdcompress.models.assemble import cascade_of
 from kdcompress.models.fold import for_inference
-from kdcompress.models.loading import Network, load_network
+from kdcompress.models.loading import Network, Note, load_network
 from kdcompress.models.residual_cascade import ResidualCascade
 from kdcompress.models.saving import model_config, save_network
 from kdcompress.models.staged import Staged
 from kdcompress.options import CascadeOptions
-from kdcompress.references import STDIN, has_weights, is_checkpoint
+from kdcompress.references import STDIN, has_weights, needs_arch
 from kdcompress.results import CascadeResult
 
 AT_ONCE = 128  # images
@@ -68,7 +68,7 @@ def cascade(
     if options.data is not None:
         source = open_data(options, next((each for each in networks if each.record.get("options")), None))
     _check_alike(networks, source, options, reporter)
-    made = _composed(networks, options)
+    made = _composed(networks, options, reporter.note)
     teacher = _teacher(networks, source, options, reporter)
     profiles = member_profiles(made)
     note_missed(profiles, made.architecture, reporter)
@@ -118,7 +118,7 @@ def _check(options: CascadeOptions) -> None:
         raise usage_error("A cascade has two members or more.", "Name them from the cheapest to the dearest.")
     if options.members.count(STDIN) > 1:
         raise usage_error("'-' can be given once: standard input is read once.", "Name the other networks.")
-    checkpoints = sum(map(is_checkpoint, options.members))
+    checkpoints = sum(map(needs_arch, options.members))
     if len(options.arch) != checkpoints:
         problem = f"{len(options.arch)} --arch for {checkpoints} checkpoint file(s)."
         raise usage_error(problem, "Give one for each, in their order: --arch resnet56_cifar,shortcut=A")
@@ -130,7 +130,7 @@ def _check(options: CascadeOptions) -> None:
 def _loaded(options: CascadeOptions, references: list[str], reporter: Reporter) -> list[Network]:
     specs, networks = iter(options.arch), []
     for each in references:
-        arch = next(specs) if is_checkpoint(each) else None
+        arch = next(specs) if needs_arch(each) else None
         network = load_network(each, arch, weights=True, note=reporter.note)
         if not has_weights(each):
             reporter.note(f"Notice: {each} comes with timm's pretrained weights.")
@@ -171,11 +171,15 @@ def _check_alike(
             )
 
 
-def _composed(networks: list[Network], options: CascadeOptions) -> Network:
+def _composed(networks: list[Network], options: CascadeOptions, note: Note) -> Network:
     weights = list(options.sum_weight) or [0.0]
     if len(weights) == 1:
         weights *= len(networks) - 1
     made = cascade_of(networks, weights)
+    for network in networks:
+        own, size = (f"{side[0]}x{side[1]}" for side in (network.prep.size, made.prep.size))
+        if own != size:
+            note(f"Notice: {network.reference} gets images resized from {size} to {own}, which may cost accuracy.")
     made.class_names = next((each.class_names for each in networks if each.class_names), None)
     return made
 

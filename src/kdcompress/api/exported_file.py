@@ -16,6 +16,7 @@ from kdcompress.data import Data, EvalBatches, RawBatches
 from kdcompress.engine.cores import take_free_cores
 from kdcompress.engine.distributed import Place
 from kdcompress.engine.evaluate import compare
+from kdcompress.engine.latency import latency_ms
 from kdcompress.engine.progress import Reporter
 from kdcompress.errors import usage_error
 from kdcompress.export.metadata import FileFacts
@@ -71,6 +72,8 @@ def evaluate_file(options: EvalOptions, reporter: Reporter) -> EvalResult:
         split=options.split,
         **scores.rounded(),
         ece=round(scores.ece, 4),
+        bytes=network.path.stat().st_size,
+        latency_ms=None if facts["preprocess"] else latency_ms(forward, split, place),
         images_per_second=round(scores.images_per_second, 1),
         hardware=place.describe(),
         device="cpu",

@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     import onnx
 
 
+OPSET = 20  # where the user does not choose
+
+
 def exported(network: Network, opset: int, *, full: bool, note: Callable[[str], None]) -> Cascade:
     """Each member in ONNX, and what joins them.
 

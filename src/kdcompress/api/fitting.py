@@ -9,7 +9,7 @@ from typing import Any, Protocol
 from kdcompress.data import DataSource, Preprocess, SplitFile, choose_channels, load_source, parse_size
 from kdcompress.errors import UserError
 from kdcompress.models.build import config_of
-from kdcompress.models.loading import Network
+from kdcompress.models.loading import INPUT_SIZE, Network
 from kdcompress.options import DataOptions
 from kdcompress.runs import SPLIT, RunFolder
 
@@ -101,10 +101,15 @@ def _split_of_resumed(options: DataOptions, spec: str) -> SplitFile | None:
 
 
 def _split_in(run: RunFolder, record: dict[str, Any], spec: str) -> SplitFile | None:
-    if record.get("options", {}).get("data") != os.path.abspath(spec) or SPLIT not in run.digests():
+    then = record.get("options", {}).get("data")
+    if then is None or SPLIT not in run.digests() or not os.path.isdir(spec):
+        return None
+    same = os.path.realpath(then) == os.path.realpath(spec)
+    if not same and os.path.isdir(then):  # another folder
         return None
     run.check(SPLIT)
-    return SplitFile.read(run.path / SPLIT)
+    split = SplitFile.read(run.path / SPLIT)
+    return split if same or split.is_of(Path(spec)) else None
 
 
 def keep_split(run: RunFolder, source: DataSource) -> dict[str, str]:
@@ -125,7 +130,7 @@ def check_images(network: Described, source: DataSource, options: DataOptions, s
     if split == "calibration":
         check_unchanged(network, source)
     if network.record.get("data_fingerprint") != source.fingerprint:
-        check_channels(network, choose_channels(source, options), role)
+        check_channels(network, choose_channels(source, options), role, source.size)
 
 
 def check_classes(network: Described, source: DataSource, role: str) -> None:
@@ -134,6 +139,8 @@ def check_classes(network: Described, source: DataSource, role: str) -> None:
     Raises:
         UserError: Another number of classes, other names or another order.
     """
+    if isinstance(network, Network) and config_of(network.model).get("num_classes") is None:
+        config_of(network.model)["num_classes"] = source.num_classes  # code of the user's own; its output is checked
     if network.num_classes != source.num_classes:
         problem = f"The {role} {network.reference} has {network.num_classes} classes, the data {source.spec} have"
         remedy = f"Give the data that the {role} was trained on"
@@ -154,14 +161,19 @@ def check_classes(network: Described, source: DataSource, role: str) -> None:
         raise UserError(problem, f"Give the data that the {role} was trained on.")
 
 
-def check_channels(network: Described, channels: int, role: str) -> None:
+def check_channels(network: Described, channels: int, role: str, own_size: tuple[int, int] | None = None) -> None:
     """Refuse images of another number of channels than the network takes.
+
+    Args:
+        own_size: (H, W) of the images, where they are alike: the size of a network that records none.
 
     Raises:
         UserError: The numbers differ.
     """
     if network.prep.channels != channels:
-        size = "x".join(str(side) for side in (network.prep.channels, *network.prep.size))
+        open_size = isinstance(network, Network) and INPUT_SIZE in network.assumed
+        height, width = (own_size if open_size else None) or network.prep.size
+        size = f"{network.prep.channels}x{height}x{width}"
         raise UserError(
             f"The {role} {network.reference} takes {network.prep.channels} channels, the data have {channels}.",
             f"Convert the images on reading with --input-size {size}.",

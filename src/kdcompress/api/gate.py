@@ -60,13 +60,15 @@ def gate_calibrate(
         check_plot(options.plot)
     # certainties depend on the precision, so thresholds are chosen in the one that most users will run
     place = start(options.device, "fp32" if options.precision == "auto" else options.precision, options.patience)
+    if options.target_ms is not None and place.world > 1:
+        raise usage_error("--target-ms is measured in one process.", "Start it without torchrun.")
     options, began = dataclasses.replace(options, run=resolve(options.run)), time.perf_counter()
     reporter = (reporter if place.is_main else None) or Silent()
     options = resuming(options, "gate-calibrate", reporter.note)
     take_free_cores(place, reporter)
     if (done := finished(options, "gate-calibrate", GateResult, reporter)) is not None:
         return _plotted(done, options, place)
-    network = load_network(options.run)
+    network = load_network(options.run, arch_flag=None)
     cascade = network.staged("so there is no gate to calibrate")
     if len(cascade.stages()) < 2:
         raise UserError(

@@ -53,7 +53,7 @@ def polish(options: PolishOptions | None = None, /, *, reporter: Reporter | None
     job = Job.begin("polish", "reskd", options, reporter)
     if (done := finished(job.options, "polish", GateResult, job.reporter)) is not None:
         return done
-    network = load_network(job.options.run)
+    network = load_network(job.options.run, arch_flag=None)
     gate = network.staged("so there are no members to polish together").gate
     if gate is None:
         raise UserError(f"{network.reference} has no gate.", "Choose its thresholds first: kdcompress gate-calibrate.")

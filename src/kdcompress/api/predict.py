@@ -148,7 +148,7 @@ class Predictions(Rows):
             counts = ", ".join(f"{count} {kind}" for kind, count in sorted(self.unread.items()))
             self.reporter.note(f"Notice: files of these types are not read: {counts}. Convert them to .jpg or .png.")
         if count := self.exits.total():
-            text = f"{count} images classified, {count / seconds:.0f} per second"
+            text = f"{count} image{'s' * (count > 1)} classified, {count / seconds:.0f} per second"
             if self.gated:
                 shares = (f"{100 * self.exits[stage] / count:.1f} %" for stage in range(self.classifier.stages))
                 text += f"; exits by stage: {', '.join(shares)}"

@@ -40,7 +40,7 @@ def started(
     Raises:
         UserError: Nothing there, several networks, or weights that cannot be used at that size.
     """
-    given = single(load_network(reference.text, reference.arch, key=key, note=note, arch_flag=flag))
+    given = single(load_network(reference.text, reference.arch, key=key, note=note, arch_flag=flag, headless=True))
     unknown = INPUT_SIZE in given.assumed
     settle_input(given, source, options, note, flag)
     size = given.prep.size
@@ -50,7 +50,7 @@ def started(
     if source.is_raw:  # such inputs are taken as they are
         config_of(network.model).update(mean=(0.0,) * channels, std=(1.0,) * channels)
     theirs, ours = given.class_names, source.class_names
-    same_number = given.num_classes == source.num_classes
+    same_number = given.has_classifier and given.num_classes == source.num_classes
     if same_number and theirs and ours and theirs != ours:
         note(
             f"Notice: {given.reference} has the classes {_few(theirs)}, the data have {_few(ours)}. Both are "
@@ -72,7 +72,9 @@ def fitted(given: Network, classes: int, channels: int, size: tuple[int, int], s
         UserError: As for :func:`~kdcompress.models.starting.adapted`.
     """
     network = adapted(given, num_classes=classes, channels=channels, size=size, seed=seed)
-    if given.num_classes != classes:
+    if not given.has_classifier:
+        note(f"Notice: {given.reference} has no classifier: a new one is made for {classes} classes.")
+    elif given.num_classes != classes:
         note(
             f"Notice: {given.reference} has {given.num_classes} classes, the data have {classes}: its classifier is "
             "replaced by a new one."
@@ -115,6 +117,9 @@ def check_single_start(reference: Reference, options: TrainingOptions, flag: str
         if getattr(options, "from_teacher", False):
             problem = f"--from-teacher takes the teacher's weights, but {flag} {reference.text} has its own."
             raise usage_error(problem, "Leave out --from-teacher.")
+    elif reference.arch is not None and flag.removeprefix("--") not in options.changed():
+        problem = f"The architecture {reference.arch} was given without a checkpoint file."
+        raise usage_error(problem, f"To train one of that kind from scratch: {flag} {reference.arch}")
     elif reference.arch is not None:
         problem = f"The architecture {reference.arch} was given, but {flag} {reference.text} names its own."
         raise usage_error(problem, "Leave it out.")

@@ -27,7 +27,7 @@ def lost(top1: float, teacher_top1: float | None) -> dict[str, Any]:
     """Keyword arguments ``teacher_top1`` (percent) and ``points_lost`` (percentage points) of a result."""
     if teacher_top1 is None:
         return {"teacher_top1": None, "points_lost": None}
-    return {"teacher_top1": round(teacher_top1, 4), "points_lost": round(teacher_top1 - top1, 4)}
+    return {"teacher_top1": round(teacher_top1, 4), "points_lost": round(teacher_top1 - top1, 4) + 0.0}
 
 
 @dataclass(frozen=True)

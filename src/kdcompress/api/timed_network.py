@@ -6,13 +6,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from kdcompress.api.cost import member_profiles
-from kdcompress.api.exported_members import exported
-from kdcompress.data import Data, DataSource, Preprocess, RawBatches
+from kdcompress.api.exported_members import OPSET, exported
+from kdcompress.data import Data, DataSource, Preprocess, RawBatches, spread
 from kdcompress.engine.distributed import Place
 from kdcompress.engine.race import Forward
 from kdcompress.errors import UserError
@@ -23,7 +22,6 @@ from kdcompress.models.loading import Network
 from kdcompress.models.staged import Staged
 from kdcompress.options import BenchmarkOptions
 
-OPSET = 20
 AT_ONCE = 64  # images that are read at a time
 CPU = Place(torch.device("cpu"), "fp32")
 
@@ -148,8 +146,7 @@ class TimedImages:
                 return torch.randint(256, shape, generator=generator, dtype=torch.uint8).unbind()
             return torch.randn(options.images, prep.channels, *prep.size, generator=generator).unbind()
         split = Data(source, prep, options, CPU.device, note=self.note).evaluation(options.split, AT_ONCE)
-        count = len(split.images.ids)
-        chosen = np.unique(np.linspace(0, count - 1, min(count, options.images)).round().astype(int))
+        chosen = spread(len(split.images.ids), options.images)
         if network.takes_raw:
             raw = source.test if options.split == "test" and source.test is not None else source.train
             read = iter(RawBatches(raw, split.images.ids[chosen], prep.channels, AT_ONCE))

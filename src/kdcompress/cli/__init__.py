@@ -53,7 +53,7 @@ Example: kdcompress add-res-student runs/cascade --search --max-macs 0.1 --searc
 """
 CASCADE_HELP = """Make a cascade of networks that you have, without training; gate-calibrate then gives it a gate.
 
-Each member keeps its own input size and normalisation.
+Each member gets the input size and normalisation that it was trained with, resized from the largest among them.
 
 Example: kdcompress cascade runs/student runs/teacher | kdcompress gate-calibrate - --max-drop 0.5
 

@@ -61,6 +61,7 @@ def _annotation(option_set: type[Options], field: dataclasses.Field[Any]) -> Any
         help_text += f": {', '.join(meta['choices'])}"
     if not meta["argument"] and field.default not in (None, ()) and field.default is not False:
         help_text += f" (default: {field.default})"
+    help_text = help_text.replace("[", r"\[")  # or Rich would take it for markup
     common: dict[str, Any] = {"help": help_text, "show_default": False, "autocompletion": completer(field)}
     if meta["argument"] and typing.get_origin(kind) is tuple:
         return Annotated[Optional[list[str]], typer.Argument(metavar=f"{field.name.upper()}...", **common)]  # noqa: UP045

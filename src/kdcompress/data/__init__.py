@@ -7,6 +7,7 @@ from kdcompress.data.raw_batches import RawBatches
 from kdcompress.data.source import DataSource
 from kdcompress.data.sources import load_source
 from kdcompress.data.split_file import SplitFile
+from kdcompress.data.splits import spread
 
 __all__ = [
     "Data",
@@ -22,4 +23,5 @@ __all__ = [
     "choose_size",
     "load_source",
     "parse_size",
+    "spread",
 ]

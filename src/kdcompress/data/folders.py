@@ -28,7 +28,7 @@ def folder_source(spec: str, split: SplitFile | None = None) -> DataSource:
     Raises:
         UserError: It is not laid out as a data set, or its splits have other classes.
     """
-    root = Path(spec).absolute()
+    root = Path(os.path.abspath(spec))  # without "..", as a run records it
     train = _split_folder(root, "train")
     held_out = [folder for name in HELD_OUT if (folder := _split_folder(root, name)) is not None]
     if train is None and not any(class_folders(folder) for folder in held_out):

@@ -23,7 +23,8 @@ Items = MapImages | ArrayImages | TensorItems
 def map_source(spec: str, train: Any, test: Any, flip: bool) -> DataSource:
     """Two data sets with an index as a data source.
 
-    Floats in [0, 1] of the shape of an image are pixels, as torchvision's ``ToTensor`` makes them; an attribute
+    Floats in [0, 1] of the shape of an image are pixels, as torchvision's ``ToTensor`` makes them, and so are whole
+    numbers in [0, 255]; an attribute
     ``pixels = False`` of the training set keeps them as they are (our choice).
 
     Args:
@@ -67,7 +68,7 @@ def _items(dataset: Any, labels: np.ndarray, pixels: bool) -> tuple[Items, str]:
     """Images, or inputs that are not (tensors and arrays other than ``uint8``); and a digest of labels and content.
 
     Args:
-        pixels: Whether floats in [0, 1] may be pixels.
+        pixels: Whether numbers may be pixels.
     """
     digest = hashlib.sha256(labels.tobytes())
     first = _item(dataset, 0) if len(labels) else None
@@ -93,24 +94,29 @@ def _items(dataset: Any, labels: np.ndarray, pixels: bool) -> tuple[Items, str]:
 
 
 def _pixels(dataset: Any, first: Any, digest: Any) -> tuple[np.ndarray, str] | None:
-    """Floats in [0, 1] as ``uint8`` [N, H, W] or [N, H, W, 3], and the digest of the floats; None for anything else."""
+    """Floats in [0, 1] or whole numbers in [0, 255] as ``uint8`` [N, H, W] or [N, H, W, 3], and the digest of the
+    numbers; None for anything else.
+    """
     axis = _channel_axis(first)
     if axis is None:
         return None
+    most = 1 if torch.as_tensor(first).is_floating_point() else 255
     height, width = (side for number, side in enumerate(first.shape) if number != axis)
     array = np.empty((len(dataset), height, width, first.shape[axis]), dtype=np.uint8)
     for index in range(len(dataset)):
         values = torch.as_tensor(_item(dataset, index)).float().numpy()
-        if values.shape != first.shape or not (values.min() >= 0 and values.max() <= 1):  # NaN is neither
+        if values.shape != first.shape or not (values.min() >= 0 and values.max() <= most):  # NaN is neither
             return None
         digest.update(np.ascontiguousarray(values).tobytes())
-        array[index] = (np.moveaxis(values, axis, -1) * 255).round()
+        array[index] = (np.moveaxis(values, axis, -1) * (255 / most)).round()
+    if array.max() <= 1:  # 0 and 1 are black and white
+        array *= 255
     return (array[..., 0] if array.shape[-1] == 1 else array), digest.hexdigest()[:16]
 
 
 def _channel_axis(item: Any) -> int | None:
-    """Where the 1 or 3 channels of an item of floats are: first, or last in an array; None if it can be no image."""
-    if not torch.as_tensor(item).is_floating_point() or item.ndim != 3:
+    """Where the 1 or 3 channels of an item of numbers are: first, or last in an array; None if it can be no image."""
+    if torch.as_tensor(item).dtype == torch.bool or item.ndim != 3:
         return None
     if item.shape[0] in (1, 3) and min(item.shape[1:]) >= LEAST_SIDE:
         return 0
@@ -129,18 +135,20 @@ def _notes(spec: str, dataset: Any, items: Items, pixels: bool) -> list[str]:
     """What is assumed about the items of a training split."""
     notes = []
     if isinstance(items, ArrayImages):
+        kind, bounds = ("floats", "[0, 1]") if _is_float(dataset) else ("whole numbers", "[0, 255]")
         notes.append(
-            f"Notice: the floats of {spec} are all in [0, 1], so they are read as pixels and normalised for each "
+            f"Notice: the {kind} of {spec} are all in {bounds}, so they are read as pixels and normalised for each "
             "network. Set pixels = False on the data set to pass them on as they are."
         )
-    elif isinstance(items, TensorItems) and pixels and _is_float(dataset):
+    elif isinstance(items, TensorItems) and pixels:
         low, high = float(items.inputs.min()), float(items.inputs.max())
         grey = _item(dataset, 0).ndim == 2 and low >= 0 and high <= 1
         if grey or _channel_axis(_item(dataset, 0)) is not None:
             way = "return [1, H, W]" if grey else "return PIL images, uint8 or floats in [0, 1]"
             notes.append(
-                f"Notice: the inputs of {spec} are floats from {low:.4g} to {high:.4g}; networks get them as they are, "
-                f"not normalised, resized or augmented. For images {way}; pixels = False on the data set hides this."
+                f"Notice: the inputs of {spec} are numbers from {low:.4g} to {high:.4g}; networks get them as they "
+                f"are, not normalised, resized or augmented. For images {way}; pixels = False on the data set hides "
+                "this."
             )
     if _is_random(dataset):
         notes.append(

@@ -181,6 +181,9 @@ class Data:
                 indices = find_good(images, indices, self.prep.channels, self.workers)
             loaded = StreamImages(images, indices, self.prep, self.device, self.workers)
         self._tell_left_out(split, images, wanted, loaded.ids)
+        if not len(wanted):
+            remedy = "A class needs three images or more: one to train on, one to calibrate on, one to test on."
+            raise UserError(f"The {split} split of {self.source.spec} is empty.", remedy)
         if not len(loaded.ids):
             remedy = "Two images a class or more are needed, in a format that Pillow reads."
             raise UserError(f"The {split} split of {self.source.spec} has no image that can be read.", remedy)

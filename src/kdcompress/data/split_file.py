@@ -54,6 +54,10 @@ class SplitFile:
             raise UserError(f"{path} cannot be read: {first_line(error)}", remedy) from error
         return cls(tuple((row[0], row[1], row[2]) for row in rows), path.parent)
 
+    def is_of(self, folder: Path) -> bool:
+        """Whether most of the images are in a folder: the one that was divided may have been moved."""
+        return sum((folder / path).is_file() for path, _, _ in self.rows) > len(self.rows) / 2
+
     def content(self) -> bytes:
         """As it is written to a run folder."""
         text = io.StringIO()

@@ -37,3 +37,8 @@ def rank_in_class(labels: np.ndarray) -> np.ndarray:
     rank = np.empty(len(labels), dtype=np.int64)
     rank[order] = np.arange(len(labels)) - np.repeat(starts, counts)
     return rank
+
+
+def spread(count: int, most: int) -> np.ndarray:
+    """At most ``most`` of ``count`` positions, from the first to the last, evenly spaced."""
+    return np.unique(np.linspace(0, count - 1, min(count, most)).round().astype(int))

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from kdcompress.data import EvalBatches
+from kdcompress.data import EvalBatches, spread
 from kdcompress.engine.distributed import Place
 from kdcompress.engine.evaluate import timed
 
@@ -22,8 +22,7 @@ def latency_ms(forward: Callable[[Any], Any], batches: EvalBatches, place: Place
     Images are spread over the split, as a gated network takes longer for some than for others. The host waits for the
     device after each of up to 50 images; a slow network stops after 5 seconds, but not before 5 images.
     """
-    n = len(batches.images.ids)
-    positions = np.unique(np.linspace(0, n - 1, min(n, RUNS)).round().astype(int))
+    positions = spread(len(batches.images.ids), RUNS)
     images = next(iter(batches.load([positions])))[0]
     singles = [images[i : i + 1].contiguous(memory_format=torch.channels_last) for i in range(len(images))]
     times: list[float] = []

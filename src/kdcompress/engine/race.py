@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from kdcompress.data import spread
 from kdcompress.engine.distributed import Place
 from kdcompress.engine.evaluate import timed
 
@@ -101,7 +102,7 @@ def _warm(forward: Forward, batches: Sequence[Tensor], place: Place) -> float:
 def _chosen(seconds: float, count: int) -> list[int]:
     """Which of ``count`` batches to run, of which one takes so many seconds."""
     most = max(LEAST_BATCHES, int(SECONDS / LEAST_PASSES / max(seconds, 1e-9)))
-    positions: list[int] = np.unique(np.linspace(0, count - 1, min(count, most)).round().astype(int)).tolist()
+    positions: list[int] = spread(count, most).tolist()
     return positions
 
 

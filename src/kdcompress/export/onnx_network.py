@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -140,7 +141,7 @@ def new_session(model: str | bytes, threads: int | None = None, **options: Any) 
         return onnxruntime.InferenceSession(model, settings, providers=["CPUExecutionProvider"])
     except Exception as error:  # ONNX Runtime's errors share no base
         name = model if isinstance(model, str) else "The model"
-        raise UserError(f"{name} cannot be loaded by ONNX Runtime: {first_line(error)}", _remedy(error)) from error
+        raise UserError(f"{name} cannot be loaded by ONNX Runtime: {_plain(error)}", _remedy(error)) from error
 
 
 def runner(session: Any) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
@@ -166,6 +167,11 @@ def member_by_member(cascade: Cascade) -> Callable[[Tensor], Tensor]:
         return torch.stack(logits)
 
     return after_each
+
+
+def _plain(error: Exception) -> str:
+    """Its message without the numbers and names of ONNX Runtime's kinds of errors."""
+    return re.sub(r"^\[ONNXRuntimeError\] : \d+ : \w+ : (Load model from .* failed: ?)?", "", first_line(error))
 
 
 def _remedy(error: Exception) -> str:

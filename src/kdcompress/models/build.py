@@ -152,7 +152,9 @@ def default_config(name: str) -> dict[str, Any]:
     if "/" in name or ":" in name or not is_model(base):
         near = difflib.get_close_matches(base, timm.list_models(), n=1, cutoff=0.5)
         remedy = f"Did you mean {near[0]}? " if near else ""
-        raise usage_error(f"There is no model {name!r}.", f"{remedy}Any name of timm.list_models() will do.")
+        raise usage_error(
+            f"There is no model, run or folder {name!r}.", f"{remedy}Any name of timm.list_models() will do."
+        )
     config = get_pretrained_cfg(name, allow_unregistered=True)
     return config.to_dict() if config is not None else {"input_size": (3, 224, 224)}
 
@@ -231,6 +233,11 @@ def _from_callable(name: str, args: dict[str, Any], note: Note | None) -> nn.Mod
     except TypeError as error:
         remedy = "It is called with num_classes, in_chans and the keys of the spec."
         raise usage_error(f"{name} cannot be called: {error}", remedy) from error
+    except UserError:
+        raise
+    except Exception as error:
+        problem = f"{name} makes no network: {type(error).__name__}: {first_line(error)}"
+        raise UserError(problem, "Mend that function.") from error
     if not isinstance(model, nn.Module):
         raise usage_error(f"{name} returned {type(model).__name__}.", "Return a torch.nn.Module.")
     return_logits(model, name, args.get("num_classes"), note)

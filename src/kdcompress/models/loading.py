@@ -28,7 +28,7 @@ from kdcompress.data.preprocess import Preprocess, with_channels
 from kdcompress.errors import UserError, first_line, usage_error
 from kdcompress.models.build import MATCHES, NOT_OURS, WEIGHTS_KEY, ModelSpec, build, config_of, default_config
 from kdcompress.models.checkpoints.choosing import Note
-from kdcompress.models.checkpoints.heads import shape_of
+from kdcompress.models.checkpoints.heads import classifier_tensors, shape_of
 from kdcompress.models.checkpoints.names import fit
 from kdcompress.models.folders import class_names, is_theirs, weights_in
 from kdcompress.models.hub import Connection, brief_downloads, elsewhere
@@ -58,6 +58,7 @@ class Network:
         assumed: What nobody recorded of its input, and is the architecture's default: ``input_size``,
             ``normalisation``.
         start: Entry of ``run.json`` about the trained weights that its training starts from.
+        has_classifier: False where the weights have none, and that of the model is untrained.
     """
 
     model: nn.Module
@@ -70,6 +71,7 @@ class Network:
     path: Path | None = None
     assumed: frozenset[str] = frozenset()
     start: dict[str, Any] | None = None
+    has_classifier: bool = True
 
     @property
     def prep(self) -> Preprocess:
@@ -163,7 +165,8 @@ def load_network(
     weights: bool = True,
     key: str | None = None,
     note: Note | None = None,
-    arch_flag: str = "--arch",
+    arch_flag: str | None = "--arch",
+    headless: bool = False,
     **shape: Any,
 ) -> Network:
     """Load a network.
@@ -174,7 +177,8 @@ def load_network(
         weights: Whether a bare model spec has to come with timm's pretrained weights.
         key: Which of several sets of weights in a checkpoint file, as a path with dots.
         note: Receives what was assumed.
-        arch_flag: The option that gives ``arch``, for messages.
+        arch_flag: The option that gives ``arch``, for messages; None where a run is wanted.
+        headless: Whether a checkpoint file may lack the classifier.
         shape: ``num_classes``, ``in_chans`` and ``size`` (H, W) of a bare model spec without weights.
 
     Raises:
@@ -182,6 +186,9 @@ def load_network(
     """
     path = Path(reference.removeprefix(LOCAL_DIR))
     is_folder, is_file = os.path.isdir(path), os.path.isfile(path)  # unlike those of Path, they take any text
+    missing = not is_file and not is_folder and (is_checkpoint(reference) or is_path(reference))
+    if missing and not reference.startswith((LOCAL_DIR, HUB)) and path.suffix.lower() != ".onnx":
+        raise UserError(f"There is no file or folder {reference}.", "Check the path.")
     if (arch is not None or key is not None) and not is_file:
         given = f"The architecture {arch}" if arch is not None else f"--weights-key {key}"
         what = "is a folder, which names its own" if is_folder else "names it itself, or is not a file"
@@ -194,10 +201,13 @@ def load_network(
         remedy = "Give the run that it was exported from; eval, predict, benchmark and profile-flops take the file."
         raise UserError(f"{reference} is an ONNX file, which can only be run.", remedy)
     if is_file:
+        if arch is None and arch_flag is None:
+            remedy = "Make one first: kdcompress distill TEACHER --method reskd, or kdcompress cascade NETWORK NETWORK."
+            raise usage_error(f"{path} is a bare checkpoint, and this command needs a run.", remedy)
         if arch is None:
             remedy = f"Name its architecture, e.g. {arch_flag} resnet56_cifar,shortcut=A"
             raise usage_error(f"{path} is a bare checkpoint.", remedy)
-        return _from_checkpoint(path, arch, key, note)
+        return _from_checkpoint(path, arch, key, note, headless)
     if reference.startswith(HUB):
         return _by_timm(reference)
     if is_checkpoint(reference) or is_path(reference):
@@ -238,7 +248,7 @@ def _from_folder(path: Path, note: Note | None) -> Network:
     return Network(model.eval(), architecture, args, str(run.path), None, class_names(config), record, run.path)
 
 
-def _from_checkpoint(path: Path, arch: str, key: str | None, note: Note | None) -> Network:
+def _from_checkpoint(path: Path, arch: str, key: str | None, note: Note | None, headless: bool) -> Network:
     if key is not None:
         arch = f"{arch},{WEIGHTS_KEY}={key}"
     spec = ModelSpec.parse(arch)
@@ -255,8 +265,14 @@ def _from_checkpoint(path: Path, arch: str, key: str | None, note: Note | None) 
         spec = dataclasses.replace(spec, args={**spec.args, **more})
         model, args = build(spec, size=size, note=note)
         fitted = fit(state, model, path, by_order=by_order)
-    fill(model, fitted.state, path)
-    return Network(model.eval(), spec.name, args, str(path.absolute()), arch, assumed=assumed)
+    state = fitted.state
+    own = model.state_dict()
+    missing = {name for name in own if name not in state and name.rpartition(".")[2] != "num_batches_tracked"}
+    lacks_head = headless and bool(missing) and missing <= classifier_tensors(model)
+    fill(model, {**{name: own[name] for name in missing}, **state} if lacks_head else state, path)
+    return Network(
+        model.eval(), spec.name, args, str(path.absolute()), arch, assumed=assumed, has_classifier=not lacks_head
+    )
 
 
 def _assumed(spec: ModelSpec, *, size_known: bool) -> frozenset[str]:

@@ -60,7 +60,8 @@ def adapted(network: Network, *, num_classes: int, channels: int, size: tuple[in
     name = ModelSpec(network.architecture).untagged
     model, args = build(ModelSpec(name, args, config), num_classes=num_classes, in_chans=channels, size=size)
     old = network.model.state_dict()
-    kept = old if network.num_classes == num_classes else _without_classifier(old, model, network.num_classes)
+    same = network.num_classes == num_classes
+    kept = old if same else _without_classifier(old, model, network.num_classes)
     state = _fitted(kept, model, prep.channels, channels)
     heads = tuple(f"{head}." for head in names_in(config_of(model).get("classifier")))
     try:
@@ -72,7 +73,7 @@ def adapted(network: Network, *, num_classes: int, channels: int, size: tuple[in
     if lost := [key for key in missing if key in kept or not (key in old or key.startswith(heads))]:
         problem = f"{network.architecture} has no weights for {lost[0]} in {network.reference}."
         raise UserError(problem, "Check the spec of its architecture.")
-    if network.num_classes != num_classes:
+    if not same or not network.has_classifier:
         shrink_classifier(model)
     prepared = config_of(model)
     prepared.update({key: value for key, value in config.items() if key not in ("mean", "std")})

@@ -52,6 +52,8 @@ def fill(model: nn.Module, state: Mapping[str, Tensor], source: Path) -> None:
         raise _misfit(source, f"its {extra} {list(state[extra].shape)} is not in the model", model, state)
     for key in [key for key in own if key in state]:
         there = state[key]
+        if there.is_meta:
+            raise UserError(f"{source} holds no weights: {key} is on the meta device.", "Save the weights themselves.")
         if _other_kind(there, own[key]):
             # load_state_dict would take the stored integers for the weights
             what = f"{key} is {_type(there)} there and {_type(own[key])} in the model"

@@ -145,8 +145,8 @@ class CascadeOptions(DataOptions, DeviceOptions, OutputOptions):
     )
     sum_weight: tuple[float, ...] = option(
         (),
-        "what the logits before a member weigh in the sum with its own, for all members or one for each after the "
-        "first (default: 0, the last member that runs answers alone)",
+        "what the logits before a network weigh in the sum with its own; one for all, or the flag repeated for each "
+        "network after the first (default: 0, the last member that runs answers alone)",
         low=0,
         high=100,
     )

@@ -144,5 +144,5 @@ def opened(job: Job[DistillOptions]) -> tuple[Teacher | None, DataSource, int]:
     check_classes(network, source, "teacher")
     if options.input_size is None and network.record.get("data_fingerprint") == source.fingerprint:
         channels = network.prep.channels
-    check_channels(network, channels, "teacher")
+    check_channels(network, channels, "teacher", source.size)
     return as_teacher(network, source, options, job.reporter), source, channels

@@ -67,7 +67,7 @@ class Residual:
         Raises:
             UserError: Networks and data that do not fit together; a run whose teacher is not known.
         """
-        base = as_cascade(_ungated(load_network(job.options.run), job))
+        base = as_cascade(_ungated(load_network(job.options.run, arch_flag=None), job))
         return cls(base, *teacher_and_data(base, job))
 
     def member(self, arch: str | Reference, seed: int, note: Note = lambda _: None) -> Network:
@@ -157,15 +157,19 @@ def member_of(reference: Reference, base: Network, seed: int, note: Note) -> Net
     """
     if not reference.has_weights:
         return new_member(ModelSpec.parse(reference.text), base, seed)
-    given = single(load_network(reference.text, reference.arch, note=note, arch_flag=f"--arch {reference.text} --arch"))
+    flag = f"--arch {reference.text} --arch"
+    given = single(load_network(reference.text, reference.arch, note=note, arch_flag=flag, headless=True))
     prep = base.prep
+    if given.assumed:
+        side = "x".join(map(str, prep.size))
+        note(f"Notice: {given.reference} does not record its input: it gets that of the cascade, {side} pixels.")
     if not given.assumed and (given.prep.mean, given.prep.std) != (prep.mean, prep.std):
         note(
             f"Notice: {given.reference} was trained with another normalisation than the cascade, whose members share "
             "one; it has to adapt."
         )
     member = fitted(given, base.num_classes, prep.channels, prep.size, seed, note)
-    known = given.num_classes == base.num_classes
+    known = given.has_classifier and given.num_classes == base.num_classes
     if known and may_have_seen_calibration(given, base.record.get("data_fingerprint", ""), _holdout(base)):
         member.record = {SEEN: True}
     take_input(member.model, base.model)
@@ -208,7 +212,7 @@ def teacher_and_data(base: Network, job: Job[FromRun]) -> tuple[Teacher, Data]:
     check_classes(teacher, source, "teacher")
     check_classes(base, source, "student")
     check_unchanged(base, source)
-    check_channels(teacher, base.prep.channels, "teacher")
+    check_channels(teacher, base.prep.channels, "teacher", source.size)
     known = as_teacher(teacher, source, options, job.reporter)
     return known, batches_for(source, shared(base.prep, teacher.prep, source), job)
 

@@ -16,9 +16,10 @@ from kdcompress.models.checkpoints.reading import Inert, quantized
 State = dict[str, Tensor]
 Note = Callable[[str], None]
 
+TOP = "."  # key of what is not in a set of its own, without averages
 DEPTH = 4  # mappings inside mappings
 # what training keeps beside the networks
-_NOT_NETWORKS = re.compile(r"optim|sched|scaler|criterion|loss|callbacks|loops|rng|hparams|hyper_param|config|^args$")
+_NOT_NETWORKS = re.compile(r"optim|sched|scaler|criterion|loss|loops|rng|hparams|hyper_param|config|^args$")
 AVERAGED = re.compile(r"(^|[._])(ema|averaged?|swa)([._]|$)", re.IGNORECASE)
 
 
@@ -31,7 +32,8 @@ def choose(content: Any, path: Path, key: str | None = None, note: Note | None =
     Args:
         content: What was read from the file.
         path: Names the file in messages.
-        key: Where the weights are, as a path with dots: ``ema``, ``student.state_dict``; or a prefix of their names.
+        key: Where the weights are, as a path with dots: ``ema``, ``student.state_dict``; or a prefix of their names; or
+            ``.`` for those at the top, without averages.
         note: Receives which weights were taken, where there are several.
 
     Raises:
@@ -98,6 +100,8 @@ def _holds_arrays(content: Mapping[Any, Any], depth: int = DEPTH) -> bool:
 
 def _at(content: Mapping[Any, Any], key: str, path: Path) -> State:
     """The weights at a path with dots, the last parts of which may be a prefix of their names."""
+    if key == TOP:
+        return _tensors({name: value for name, value in content.items() if not AVERAGED.search(str(name))}, path)
     here: Any = content
     parts = key.strip(".").split(".")
     while parts and isinstance(here, Mapping):
@@ -108,16 +112,24 @@ def _at(content: Mapping[Any, Any], key: str, path: Path) -> State:
         here, parts = here[".".join(parts[:count])], parts[count:]
     if parts and isinstance(here, Mapping):
         prefix = ".".join(parts) + "."
-        here = {name.removeprefix(prefix): here[name] for name in here if str(name).startswith(prefix)}
+        here = _below(here, prefix)
     if not isinstance(here, Mapping) or not any(isinstance(value, Tensor) for value in here.values()):
         inner = dict(_sets(here)) if isinstance(here, Mapping) else {}
         if len(inner) == 1:
             return _tensors(next(iter(inner.values())), path)
+        # a prefix of names in the only set that has it: messages call it so
+        below = [found for state in dict(_sets(content)).values() if (found := _below(state, f"{key.strip('.')}."))]
+        if len(below) == 1:
+            return _tensors(below[0], path)
         there = [name for name, _ in _sets(content) if name] or sorted({str(name).split(".")[0] for name in content})
         raise usage_error(
             f"There are no weights at {key!r} in {path}.", f"--weights-key can be one of: {', '.join(there[:20])}."
         )
     return _tensors(here, path)
+
+
+def _below(state: Mapping[str, Any], prefix: str) -> dict[str, Any]:
+    return {name.removeprefix(prefix): value for name, value in state.items() if str(name).startswith(prefix)}
 
 
 def _tensors(state: Mapping[str, Any], path: Path) -> State:

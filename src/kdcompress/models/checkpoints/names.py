@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -12,7 +13,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from kdcompress.errors import UserError, usage_error
-from kdcompress.models.checkpoints.choosing import AVERAGED, Note, State
+from kdcompress.models.checkpoints.choosing import AVERAGED, TOP, Note, State
 from kdcompress.models.checkpoints.order import COUNTER, in_order
 from kdcompress.models.checkpoints.origins import origin_of
 
@@ -82,6 +83,9 @@ def _named(state: State, model: nn.Module, source: Path) -> Fit:
             prefixes = ", ".join(sorted(each.prefix.rstrip(".") for each in networks))
             raise usage_error(f"{source} holds several networks that fit: {prefixes}.", "Choose: --weights-key KEY.")
         best = _chosen_average(averages[0], networks)
+    elif AVERAGED.search(best.prefix) and best.rest:
+        words = f"{best.fit.note} That is an average; the weights beside it: --weights-key {TOP}"
+        best = replace(best, fit=replace(best.fit, note=words))
     if best.rank[0] < LEAST * sum(not name.endswith(COUNTER) for name in own):
         return Fit(by_timm(state, model))
     return _with_head(best, state, model)
@@ -145,6 +149,9 @@ def _candidates(prefix: str, part: State, rest: tuple[str, ...], model: nn.Modul
     yield candidate(part, {}, "", 0)
     if (origin := origin_of(part)) and (renamed := origin.translate(part, model)) is not None:
         architecture = str((getattr(model, "pretrained_cfg", None) or {}).get("architecture"))
+        if not re.match(origin.only, architecture):
+            problem = f"The weights are those of {origin.name}; {architecture} pads and normalises in another way."
+            raise usage_error(problem, f"Give its twin: --arch {origin.only}{architecture}")
         how = "" if origin.renames else f", its {len(renamed)} tensors matched by their order and shapes"
         words = f"names are those of {origin.name}; timm's are put in their place{how}."
         yield candidate(renamed, origin.arguments_for(architecture), words, 1)

@@ -23,6 +23,7 @@ class Origin:
         signs: Patterns; each must begin the name of a tensor.
         renames: Patterns and replacements, applied one after the other, what they leave empty is dropped;
             none where the layers are in timm's order.
+        only: Pattern of the architectures that compute what the weights were trained with; others are refused.
         arguments: Constructor arguments that make timm's network compute the same, by pattern of its architecture.
     """
 
@@ -30,6 +31,7 @@ class Origin:
     signs: tuple[str, ...]
     renames: Renames = ()
     arguments: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    only: str = ""
 
     def matches(self, names: Mapping[str, Any]) -> bool:
         """Whether the names of weights in a checkpoint are of this origin."""
@@ -145,7 +147,8 @@ ORIGINS = (
     ),
     Origin("torchvision", (r"features\.0\.", r"classifier\."), (), _TORCHVISION_EPS),
     Origin("torchvision's MNASNet", (r"layers\.0\.", r"layers\.8\.", r"classifier\.1\.")),
-    Origin("EfficientNet-PyTorch", (r"_conv_stem\.", r"_blocks\.0\._depthwise_conv\.")),
+    # with TensorFlow's padding and epsilon
+    Origin("EfficientNet-PyTorch", (r"_conv_stem\.", r"_blocks\.0\._depthwise_conv\."), only="tf_"),
     Origin(
         "a CIFAR ResNet with conv2_x",
         (r"conv1\.0\.", r"conv2_x\.0\."),
