@@ -187,4 +187,5 @@ def become(
     if program == "kdcompress":
         runpy.run_module(program, run_name="__main__", alter_sys=True)
     else:
+        sys.path.insert(0, str(Path(program).parent))
         runpy.run_path(program, run_name="__main__")
