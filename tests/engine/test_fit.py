@@ -674,7 +674,7 @@ def test_narrow_networks_survive_two_threads() -> None:
 
     Our networks have none such, and survive channels last; others must be kept from it.
     """
-    environment = {**os.environ, "OMP_NUM_THREADS": "2"}
+    environment = {**os.environ, "OMP_NUM_THREADS": "2", "OMP_WAIT_POLICY": "PASSIVE"}  # beside other tests
     specs = ["foreign", "resnet8_cifar,width=0.25", "resnet8_cifar,width=0.9", "wrn_16_1_cifar"]
     done = subprocess.run([sys.executable, "-c", NARROW, *specs], env=environment, capture_output=True, text=True)
     assert done.returncode == 0, (done.stdout, done.stderr)
