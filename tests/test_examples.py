@@ -10,6 +10,9 @@ from pathlib import Path
 
 import pytest
 
+import kdcompress
+from cli.forked import script
+
 ROOT = Path(__file__).parents[1]
 EXAMPLES = ROOT / "examples"
 STUDIES, BENCHMARKS = EXAMPLES / "studies", EXAMPLES / "benchmarks"
@@ -26,42 +29,33 @@ def _environment() -> dict[str, str]:
 
 def test_quickstart_keeps_its_promises(tmp_path: Path) -> None:
     """The first command of the README fails, or the pipeline no longer gives an accurate cascade for little."""
-    script = ["sh", str(EXAMPLES / "quickstart.sh"), str(tmp_path)]
-    done = subprocess.run(script, capture_output=True, text=True, env=_environment(), timeout=600)
+    quickstart = ["sh", str(EXAMPLES / "quickstart.sh"), str(tmp_path)]
+    done = subprocess.run(quickstart, capture_output=True, text=True, env=_environment(), timeout=600)
     assert done.returncode == 0, done.stderr
     gated = json.loads(done.stdout)
     record = json.loads(Path(gated["run"], "run.json").read_text())
-    teacher = subprocess.run(
-        ["kdcompress", "eval", record["teacher"]["reference"]], capture_output=True, text=True, env=_environment()
-    )
-    top1 = json.loads(teacher.stdout)["top1"]
+    top1 = kdcompress.evaluate(run=record["teacher"]["reference"], device="cpu").top1
     assert top1 >= 97
     assert gated["gated_top1"] >= top1 - 2
     assert gated["expected_macs_ratio"] < 0.25
     assert gated["expected_macs"] < gated["macs"]
 
 
-def test_bench_training_measures_all_loops() -> None:
+def test_bench_training_measures_all_loops(tmp_path: Path) -> None:
     """The script that shows what the loop costs no longer runs."""
-    script = [sys.executable, str(BENCHMARKS / "bench_training.py")]
     small = ["resnet8_cifar:resnet8_cifar,width=0.25", "--batch-size", "16"]
     few = ["--steps", "3", "--rounds", "2", "--side", "16"]
-    done = subprocess.run([*script, *small, *few], capture_output=True, text=True, env=_environment(), timeout=300)
-    assert done.returncode == 0, done.stderr
-    result = json.loads(done.stdout)
+    result = script(BENCHMARKS / "bench_training.py", [*small, *few], tmp_path).result
     assert result["ratios"].keys() == {"plain_loop", "live", "kept", "res_student"}
     assert all(ratio > 0 for ratio in result["ratios"].values())
     speeds = result["images_per_second"]
     assert speeds["data"] > speeds["bare"] > 0
 
 
-def test_bench_inference_measures_the_gate() -> None:
+def test_bench_inference_measures_the_gate(tmp_path: Path) -> None:
     """The script that shows that the gate keeps its promise no longer runs."""
-    script = [sys.executable, str(BENCHMARKS / "bench_inference.py")]
     small = ["--teacher", "resnet20_cifar", "--images", "64", "--batch-sizes", "1", "32", "--rounds", "2"]
-    done = subprocess.run([*script, *small], capture_output=True, text=True, env=_environment(), timeout=300)
-    assert done.returncode == 0, done.stderr
-    result = json.loads(done.stdout)
+    result = script(BENCHMARKS / "bench_inference.py", small, tmp_path).result
     assert 0 < result["macs"]["gated"] < result["macs"]["full"]
     assert result["batch_sizes"].keys() == {"1", "32"}
     assert all(found["kept"]["gated"] > 0 for found in result["batch_sizes"].values())
@@ -112,15 +106,15 @@ def test_readme_table_is_made_from_the_runs(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(shutil.which("sh") is None, reason="needs a shell")
-@pytest.mark.parametrize("script", sorted(EXAMPLES.glob("*.sh")), ids=lambda path: path.name)
-def test_shell_scripts_name_real_options(script: Path) -> None:
+@pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.sh")), ids=lambda path: path.name)
+def test_shell_scripts_name_real_options(path: Path, tmp_path: Path) -> None:
     """A script uses an option that the command line no longer has."""
     from kdcompress import options
     from kdcompress.cli import COMMANDS
     from kdcompress.option_set import flag
 
-    subprocess.run(["sh", "-n", str(script)], check=True)
-    text = script.read_text().replace("\\\n", " ")
+    subprocess.run(["sh", "-n", str(path)], check=True)
+    text = path.read_text().replace("\\\n", " ")
     seen = 0
     for link in text.replace("|", "\n").splitlines():
         words = link.split()
@@ -129,11 +123,7 @@ def test_shell_scripts_name_real_options(script: Path) -> None:
             assert {word for word in words if word.startswith("--")} <= known, link
             seen += 1
         elif words[:1] == ["python"]:
-            told = subprocess.run(
-                [sys.executable, words[1].strip('"').replace("$here", str(EXAMPLES)), "--help"],
-                capture_output=True,
-                text=True,
-            ).stdout
+            told = script(Path(words[1].strip('"').replace("$here", str(EXAMPLES))), ["--help"], tmp_path).out
             assert {word for word in words if word.startswith("--")} <= set(re.findall(r"--[a-z0-9-]+", told)), link
             seen += 1
     assert seen >= 1
@@ -152,25 +142,22 @@ light_teacher._data = lambda classes: f"synth-digits:{classes},n=2000"
 @pytest.mark.parametrize(("name", "chance", "epochs"), [("lwkd_text", 100 / 7, 4), ("lwkd_table", 100 / 3, 15)])
 def test_other_data_than_images(name: str, chance: float, epochs: int, tmp_path: Path) -> None:
     """The examples of text and tables no longer run, or learn nothing."""
+    out = str(tmp_path / "run")
     specs = ["--data", f"py:{name}:data", "--student", f"py:{name}:model", "--epochs", str(epochs)]
-    arguments = ["distill", "--method", "lwkd", *specs, "--out", str(tmp_path / "run"), "--device", "cpu"]
-    code = f"{QUICK}sys.exit(run({arguments!r}))"
-    environment = {**os.environ, "XDG_CACHE_HOME": str(tmp_path), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run([sys.executable, "-c", code], cwd=EXAMPLES, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    scored = [sys.executable, "-m", "kdcompress", "eval", str(tmp_path / "run"), "--trust-code", "--device", "cpu"]
-    done = subprocess.run(scored, cwd=EXAMPLES, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout)["top1"] > 2 * chance
+    arguments = ["distill", "--method", "lwkd", *specs, "--out", out, "--device", "cpu"]
+    scored = ["eval", out, "--trust-code", "--device", "cpu"]
+    (tmp_path / "quick.py").write_text(f"{QUICK}sys.exit(run({arguments!r}) or run({scored!r}))")
+    done = script(tmp_path / "quick.py", [], tmp_path, EXAMPLES, XDG_CACHE_HOME=str(tmp_path))
+    assert done.status == 0, done.err
+    assert json.loads(done.out.splitlines()[-1])["top1"] > 2 * chance
 
 
 def test_rkd_cost_counts_twice(tmp_path: Path) -> None:
     """The table that shows that separation is free could not be made again."""
     table = tmp_path / "README.md"
     table.write_text("before\n<!-- rkd-cost: begin -->\nold\n<!-- rkd-cost: end -->\nafter\n")
-    script = [sys.executable, str(STUDIES / "rkd_cost.py"), "resnet8_cifar,width=0.5", "--table", str(table)]
-    done = subprocess.run(script, capture_output=True, text=True, env=_environment(), timeout=300)
-    assert done.returncode == 0, done.stderr
+    done = script(STUDIES / "rkd_cost.py", ["resnet8_cifar,width=0.5", "--table", str(table)], tmp_path)
+    assert done.status == 0, done.err
     head, _, row, *_ = [line for line in table.read_text().splitlines() if line.startswith("|")]
     cells = dict(zip(head.split("|"), row.split("|"), strict=True))
     assert 0.97 <= float(cells[" of the undivided "]) <= 1
@@ -179,12 +166,11 @@ def test_rkd_cost_counts_twice(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells the memory that processes share")
-def test_bench_memory_measures_two_sizes() -> None:
+def test_bench_memory_measures_two_sizes(tmp_path: Path) -> None:
     """The script that shows that streaming needs no more memory for more images no longer runs."""
-    script = [sys.executable, str(BENCHMARKS / "bench_memory.py"), "--images", "100", "1000"]
-    small = ["--steps", "2", "--side", "32"]
-    done = subprocess.run([*script, *small], capture_output=True, text=True, env=_environment(), timeout=300)
-    assert done.returncode == 0, done.stderr
-    found = [json.loads(line) for line in done.stdout.splitlines()]
+    small = ["--images", "100", "1000", "--steps", "2", "--side", "32"]
+    done = script(BENCHMARKS / "bench_memory.py", small, tmp_path)
+    assert done.status == 0, done.err
+    found = [json.loads(line) for line in done.out.splitlines()]
     assert [row["images"] for row in found] == [100, 1000]
     assert all(row["first_mib"] > 0 and row["targets_mib"] > 0 for row in found)

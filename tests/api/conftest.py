@@ -2,12 +2,34 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
 import kdcompress
 from chains import COMMON, SMALL, TINY, WHERE, Chain
+from kdcompress.api.recipes import rkd_assistant
+from kdcompress.models.separate import Separation, separate
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _separated_once() -> Iterator[None]:
+    """The widths of a student and its assistant are searched for seconds, and found anew by each training of the two.
+
+    tests/models/test_separate.py tries the search.
+    """
+    found: dict[str, Separation] = {}
+
+    def once(*given: Any, **more: Any) -> Separation:
+        key = repr((given, sorted(more.items())))
+        if key not in found:
+            found[key] = separate(*given, **more)
+        return found[key]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(rkd_assistant, "separate", once)
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -185,12 +185,12 @@ def test_a_guaranteed_gate_records_its_test(chain: Chain, tmp_path: Path) -> Non
 
 def test_another_loss_on_logits_reaches_the_training(chain: Chain, tmp_path: Path) -> None:
     """The option would be written into the record and change nothing."""
-    given = {**COMMON, "teacher": chain.teacher.run, "student": SMALL, "epochs": 2}
+    given = {**COMMON, "teacher": chain.teacher.run, "student": SMALL}
     losses = {
         name: kdcompress.distill(**given, logit_loss=name, out=str(tmp_path / name)).loss for name in LOGIT_LOSSES
     }
     assert len(set(losses.values())) == len(LOGIT_LOSSES)
-    more = {**COMMON, "run": chain.student.run, "arch": TINY, "epochs": 2}
+    more = {**COMMON, "run": chain.student.run, "arch": TINY}
     sums = {
         name: kdcompress.add_res_student(**more, logit_loss=name, out=str(tmp_path / f"sum-{name}")).loss
         for name in LOGIT_LOSSES
@@ -208,7 +208,8 @@ def test_the_students_share_of_the_labels_reaches_an_assistant(chain: Chain, tmp
 
 def test_another_loss_on_logits_reaches_an_assistant(chain: Chain, tmp_path: Path) -> None:
     """The same for the methods in which it is one of several losses."""
-    assisted = {name: assist(chain, tmp_path / name, logit_weight=1.0, logit_loss=name).loss for name in ("kl", "dist")}
+    given: dict[str, Any] = {"scheme": "end-to-end", "epochs": 1, "logit_weight": 1.0}
+    assisted = {name: assist(chain, tmp_path / name, logit_loss=name, **given).loss for name in ("kl", "dist")}
     assert assisted["kl"] != assisted["dist"]
 
 

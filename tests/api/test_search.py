@@ -192,21 +192,21 @@ def test_series_are_networks_that_grow(size: tuple[int, int], single: Path) -> N
 def test_the_winner_is_trained_in_full(single: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The user would get a network that was trained for an epoch, or another one than the table's best."""
     seen = trained(monkeypatch)
-    result = found(single, tmp_path / "found", epochs=9)
+    result = found(single, tmp_path / "found", epochs=6)
     assert result.search is not None
     assert len(result.search) == 3
     best = result.search[0]
-    assert seen[-1] == (best["spec"], 9)
-    assert {epochs for _, epochs in seen[:-1]} == {1, 4}
+    assert seen[-1] == (best["spec"], 6)
+    assert {epochs for _, epochs in seen[:-1]} == {1, 3}
     assert len(set(seen[:-1])) == len(seen) - 1
-    assert best["epochs"] == 4
+    assert best["epochs"] == 3
     assert all(row["macs_ratio"] <= 0.9 for row in result.search)
     assert {*best} == {"spec", "macs_ratio", "epochs", "top1", "expected_macs_ratio", "pareto"}
     assert record_of(result.run)["result"]["search"] == result.search
     assert result.members is not None
     monkeypatch.undo()
     by_hand = kdcompress.add_res_student(
-        run=single, arch=best["spec"], out=tmp_path / "by-hand", **{**COMMON, "epochs": 9}
+        run=single, arch=best["spec"], out=tmp_path / "by-hand", **{**COMMON, "epochs": 6}
     )
     ours, theirs = (load_file(Path(str(run)) / WEIGHTS) for run in (result.run, by_hand.run))
     assert all(torch.equal(value, theirs[key]) for key, value in ours.items())

@@ -14,6 +14,7 @@ import pytest
 import kdcompress
 from cli.conftest import Cli
 from cli.shell import TINY, Done
+from kdcompress.api.recipes import light_teacher
 from kdcompress.runs import WEIGHTS, RunFolder
 
 pytestmark = pytest.mark.attack("a bit that flips in a file")
@@ -95,18 +96,27 @@ def _cut_off(run: Path, command: list[Any]) -> None:
     assert (run / "checkpoint.pt").exists()
 
 
-def test_the_cache(cli: Cli, here: Path, runs: Path, many: Callable[[int, int], int], tmp_path: Path) -> None:
+def test_the_cache(
+    cli: Cli,
+    here: Path,
+    runs: Path,
+    many: Callable[[int, int], int],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """A student would learn from logits that no teacher gave."""
+    monkeypatch.setattr(light_teacher, "_data", lambda classes: f"synth-digits:{classes},n=2000")
     cache = here / "cache"
     kd = ["distill", runs / "teacher", "--student", TINY, "--epochs", 1, "--target-views", 1, "--cache-dir", cache]
     lwkd = ["distill", "--method", "lwkd", "--student", TINY, "--epochs", 1, "--cache-dir", cache, "--teacher-top1", 20]
+    lwkd += ["--bank-size", 16]
     expected = {}
     for number, command in enumerate((kd, lwkd)):
         assert cli(*command, "--out", here / f"first-{number}").status == 0
         expected[number] = (here / f"first-{number}" / WEIGHTS).read_bytes()
     shutil.copytree(cache, tmp_path / "whole")
     draw = random.Random(0)
-    for number in range(many(8, 50)):
+    for number in range(many(6, 50)):
         there = files(cache)
         path = there[number * 7 % len(there)]
         flip(path, draw)

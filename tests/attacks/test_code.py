@@ -168,7 +168,7 @@ def test_names_in_the_journal_of_a_search(
     specs = {row["user_attr"][key] for row in map(json.loads, whole.splitlines()) for key in ("winner", "spec")
              if key in row.get("user_attr", {})}  # fmt: skip
     assert specs
-    for spelling in names(many(4, 20)):
+    for spelling in names(many(3, 20)):
         shutil.rmtree(here / "s")
         journal.parent.mkdir(parents=True)
         rows = [json.loads(line) for line in whole.splitlines()]

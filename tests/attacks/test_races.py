@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from cli.conftest import Cli
-from cli.shell import TINY, finished, spawn
+from cli.forked import Forked
+from cli.shell import TINY, finished
 from kdcompress.runs import WEIGHTS
 
 pytestmark = pytest.mark.attack("two processes, one --out")
@@ -25,7 +26,7 @@ def test_started_at_the_same_moment(cli: Cli, here: Path, many: Callable[[int, i
         expected[seed] = (here / f"alone-{seed}" / WEIGHTS).read_bytes()
     for number in range(many(1, 12)):
         out = here / f"both-{number}"
-        both = [spawn([*TRAIN, "--seed", str(seed), "--out", str(out)], here) for seed in (1, 2)]
+        both = [Forked([*TRAIN, "--seed", str(seed), "--out", str(out)], here) for seed in (1, 2)]
         done = [finished(process) for process in both]
         assert sorted(each.status for each in done)[0] == 0, done
         (loser,) = [each for each in done if each.status]
@@ -44,7 +45,7 @@ def test_a_resume_beside_the_living(cli: Cli, here: Path, many: Callable[[int, i
     alone = cli(*TRAIN, "--out", here / "alone").result
     for number in range(times):
         out = here / f"run-{number}"
-        process = spawn([*TRAIN, "--out", str(out)], here)
+        process = Forked([*TRAIN, "--out", str(out)], here)
         while not (out / "checkpoint.pt").exists():
             assert process.poll() is None
         refused = cli(*TRAIN, "--out", out, "--resume")

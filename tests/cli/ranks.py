@@ -19,6 +19,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from multiprocessing.context import ForkServerContext
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
@@ -110,8 +111,7 @@ class Job:
         hosts: Sequence[Host] = (),
         **more: str,
     ) -> None:
-        context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(PRELOADED)
+        context = forkserver()
         with socket.socket() as free:
             free.bind(("localhost", 0))
             port = free.getsockname()[1]
@@ -128,7 +128,7 @@ class Job:
             if host is not None:
                 own["GLOO_SOCKET_IFNAME"] = host.cable
             told = (program, list(arguments), cwd, own, self.out, self.err, host)
-            self.processes.append(context.Process(target=_rank, args=told))
+            self.processes.append(context.Process(target=become, args=told))
             self.processes[-1].start()
 
     def wait_for(self, text: str, seconds: float = 120) -> None:
@@ -161,9 +161,17 @@ def job(command: str, cwd: Path, program: str = "kdcompress") -> Done:
     return Job(command.split(), cwd, program).finished()
 
 
-def _rank(
+def forkserver() -> ForkServerContext:
+    """Makes processes that have imported torch already."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(PRELOADED)
+    return context
+
+
+def become(
     program: str, arguments: list[str], cwd: Path, own: dict[str, str], out: Path, err: Path, host: Host | None
 ) -> None:
+    """Be a process of ``python -m kdcompress ARGUMENTS``, or of a script, with an environment of its ``own``."""
     if host is not None:
         host.enter()
     for number, path in ((0, Path(os.devnull)), (1, out), (2, err)):
@@ -179,4 +187,5 @@ def _rank(
     if program == "kdcompress":
         runpy.run_module(program, run_name="__main__", alter_sys=True)
     else:
+        sys.path.insert(0, str(Path(program).parent))
         runpy.run_path(program, run_name="__main__")

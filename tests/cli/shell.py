@@ -13,12 +13,15 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from PIL import Image
 
 from kdcompress.runs import RunFolder
+
+if TYPE_CHECKING:
+    from cli.forked import Forked
 
 BIN = Path(sys.executable).parent
 TINY = "resnet8_cifar,width=0.25"
@@ -108,7 +111,7 @@ def _hangs_up() -> None:
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
-def wait_for(process: subprocess.Popen[str], text: str) -> str:
+def wait_for(process: subprocess.Popen[str] | Forked, text: str) -> str:
     """Read standard error until a line begins with ``text``."""
     assert process.stderr is not None
     seen = ""
@@ -119,7 +122,7 @@ def wait_for(process: subprocess.Popen[str], text: str) -> str:
     raise AssertionError(f"{text!r} never came: {seen}")
 
 
-def finished(process: subprocess.Popen[str]) -> Done:
+def finished(process: subprocess.Popen[str] | Forked) -> Done:
     out, err = process.communicate(timeout=120)
     return Done(process.returncode, out, err)
 

@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save_file
 import kdcompress.api
 from cli.conftest import Cli
 from cli.shell import TINY, photos
+from kdcompress.api.recipes import light_teacher
 from kdcompress.errors import UserError
 from kdcompress.options.training import MOST_EPOCHS
 from kdcompress.runs import RunFolder
@@ -387,20 +388,16 @@ def test_a_broken_pipe_between_processes_is_reported(cli: Cli, monkeypatch: pyte
 
 def test_a_full_cache_costs_no_result(cli: Cli, here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Else ``lwkd`` ends for want of room for what could be made anew."""
-    (here / "teach.py").write_text("")
-    real_replace, real_train = os.replace, kdcompress.api.train.train_teacher
+    real_replace = os.replace
 
     def replace(source: Any, target: Any) -> None:
         if str(here / "cache") in str(target) and str(target).endswith("checkpoint.pt"):
             raise OSError(errno.ENOSPC, "No space left on device", str(target))
         real_replace(source, target)
 
-    def quick(options: Any, **more: Any) -> Any:
-        options.epochs, options.stop_top1, options.data = 1, None, "digits"
-        return real_train(options, **more)
-
     monkeypatch.setattr("kdcompress.runs.os.replace", replace)
-    monkeypatch.setattr(kdcompress.api.train, "train_teacher", quick)
+    monkeypatch.setattr(light_teacher, "MOST_EPOCHS", 1)
+    monkeypatch.setattr(light_teacher, "_data", lambda classes: f"synth-digits:{classes},n=2000")
     arguments = ["distill", "--method", "lwkd", "--student", TINY, "--epochs", 1, "--bank-size", 4]
     done = cli(*arguments, "--cache-dir", here / "cache")
     assert done.status == 0, done.err

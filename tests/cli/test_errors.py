@@ -705,7 +705,6 @@ def test_errors_of_real_commands(here: Path, runs: Path) -> None:
     """Else what the tests above see in their own process is not what a shell sees."""
     before = tree(here, runs)
     shell(f"kdcompress gate-calibrate {runs}/single --max-drop 1", here).error("single member", status=1)
-    shell("kdcompress eval - </dev/null", here).error("empty", status=2)
     shell("kdcompress distill --epoch 3", here).error("--epochs", status=2)
     assert tree(here, runs) == before
 

@@ -74,8 +74,8 @@ def test_hosts_with_caches_of_their_own(hosts: list[Host], here: Path, runs: Pat
     settings = (
         f"--student {TINY} --precision fp32 --target-views 2 --cache-dir private/cache --dist-timeout 5 --sync-bn off"
     )
-    command = f"distill {runs}/teacher --epochs 5 {settings} --out run"
-    done = Job(command.split(), here, "slow.py", hosts, SLOW="8").finished()
+    command = f"distill {runs}/teacher --epochs 3 {settings} --out run"
+    done = Job(command.split(), here, "slow.py", hosts, SLOW="7").finished()
     result = done.result
     assert "targets cannot be cached" not in done.err
     seen = [json.loads((here / f"seen-{rank}").read_text()) for rank in (0, 1)]

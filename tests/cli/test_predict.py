@@ -141,20 +141,18 @@ def test_as_a_link_of_a_shell_pipeline(runs: Path, images: Path, here: Path) -> 
     """``| head -1`` ends in a traceback; a full disk goes unnoticed; a table that was asked for is not finished."""
     predict = f"kdcompress predict {runs}/gated"
     script = f"""
-        find images -name '*.png' -print0 | {predict} - -0 | sort >sorted; echo "find ${{PIPESTATUS[*]}}"
-        {predict} images images --batch-size 1 2>head.err | head -1 >head; echo "head ${{PIPESTATUS[0]}}"
-        {predict} images --batch-size 1 --csv all.csv 2>csv.err | true; echo "csv ${{PIPESTATUS[0]}}"
+        options="-0 --batch-size 1 --csv all.csv"
+        find images images -name '*.png' -print0 | {predict} - $options 2>head.err | head -1 >head
+        echo "head ${{PIPESTATUS[*]}}"
         {predict} images >/dev/full 2>full.err; echo "full $?"
     """
     done = shell(script, here)
-    assert done.out.splitlines() == ["find 0 0 0", "head 1", "csv 1", "full 1"], done.err
-    assert len((here / "sorted").read_text().splitlines()) == 20
-    assert json.loads((here / "head").read_text())["path"] == "images/00.png"
-    for name in ("head", "csv"):
-        assert "Error" not in (here / f"{name}.err").read_text()
-        assert "Traceback" not in (here / f"{name}.err").read_text()
+    assert done.out.splitlines() == ["head 0 1 0", "full 1"], done.err
+    assert json.loads((here / "head").read_text())["path"].startswith("images/")
+    assert "Error" not in (here / "head.err").read_text()
+    assert "Traceback" not in (here / "head.err").read_text()
     with open(here / "all.csv", newline="") as file:
-        assert len(list(csv.DictReader(file))) == 20
+        assert len(list(csv.DictReader(file))) == 40
     assert "No space left" in (here / "full.err").read_text()
 
 

@@ -22,7 +22,7 @@ from cli.shell import TINY, Done, finished, shell, spawn, tree, wait_for
 pytestmark = pytest.mark.skipif(not torch.distributed.is_gloo_available(), reason="PyTorch without gloo")
 # --standalone: links of one pipe would else ask for the same port
 TORCHRUN = "torchrun --standalone --nproc-per-node 2 -m kdcompress"
-STEPS = 41  # an epoch of digits has so many
+EPOCHS, STEPS = 2, 41  # an epoch of digits has so many
 CHECKED = 32  # images that a student sees before, when its gradients are checked
 
 COUNTING_STUDENT = """
@@ -107,10 +107,11 @@ print(json.dumps("ok"))
 
 @pytest.fixture(scope="module")
 def two(tmp_path_factory: pytest.TempPathFactory, runs: Path) -> tuple[Path, Done]:
-    """A folder in which two processes distilled a student for three epochs, and what they said."""
+    """A folder in which two processes distilled a student for some epochs, and what they said."""
     folder = tmp_path_factory.mktemp("two")
     (folder / "counting.py").write_text(COUNTING_STUDENT)
-    return folder, shell(f"{TORCHRUN} distill {runs}/teacher --student py:counting:make --epochs 3 --seed 4", folder)
+    command = f"distill {runs}/teacher --student py:counting:make --epochs {EPOCHS} --seed 4"
+    return folder, job(command, folder)
 
 
 def test_distill_by_two_processes(two: tuple[Path, Done], cli: Cli, here: Path, runs: Path) -> None:
@@ -118,8 +119,8 @@ def test_distill_by_two_processes(two: tuple[Path, Done], cli: Cli, here: Path, 
     folder, done = two
     result = done.result
     assert [path.name for path in (folder / "runs").iterdir()] == [Path(result["run"]).name]
-    assert done.err.count("epoch 3/3") == 1, "both processes report"
-    alone = cli("distill", runs / "teacher", "--student", TINY, "--epochs", 3, "--seed", 4).result
+    assert done.err.count(f"epoch {EPOCHS}/{EPOCHS}") == 1, "both processes report"
+    alone = cli("distill", runs / "teacher", "--student", TINY, "--epochs", EPOCHS, "--seed", 4).result
     records = [json.loads((Path(run["run"]) / "run.json").read_text()) for run in (result, alone)]
     assert records[0]["data_fingerprint"] == records[1]["data_fingerprint"]
     assert result.keys() == alone.keys()
@@ -134,10 +135,10 @@ def test_distill_by_two_processes(two: tuple[Path, Done], cli: Cli, here: Path, 
 def test_same_images_per_epoch(two: tuple[Path, Done]) -> None:
     """Else an epoch of two processes is half an epoch, or has images twice."""
     folder, done = two
-    assert f"3 epochs of {STEPS} steps" in done.err
+    assert f"{EPOCHS} epochs of {STEPS} steps" in done.err
     seen = [json.loads((folder / f"seen-{rank}").read_text()) for rank in (0, 1)]
-    assert sum(seen) == 3 * (1437 - done.result["n"]) + CHECKED
-    assert abs(seen[0] - seen[1]) <= 3 * STEPS, "one process has more than its share"
+    assert sum(seen) == EPOCHS * (1437 - done.result["n"]) + CHECKED
+    assert abs(seen[0] - seen[1]) <= EPOCHS * STEPS, "one process has more than its share"
 
 
 def test_batch_norm_of_two_processes(here: Path) -> None:
@@ -152,15 +153,15 @@ def test_batch_norm_of_two_processes(here: Path) -> None:
 @pytest.mark.skipif(sys.platform != "linux", reason="looks for a process in /proc")
 def test_a_killed_process_is_restarted(here: Path) -> None:
     """Else --max-restarts hangs on the addresses of the dead, or begins a second run, or ends elsewhere."""
-    command = f"train-teacher --model {TINY} --epochs 12 --seed 3 --sync-bn off"
+    command = f"train-teacher --model {TINY} --epochs 5 --seed 3 --sync-bn off"
     program, *arguments = TORCHRUN.replace("torchrun", "torchrun --max-restarts 1").split()
     process = spawn([*arguments, *command.split()], here, program)
-    wait_for(process, "epoch 3/")
+    wait_for(process, "epoch 2/")
     victim = next(path for path in Path("/proc").glob("[0-9]*") if _is_rank(path, "1", here))
     os.kill(int(victim.name), signal.SIGKILL)
     done = finished(process)
-    assert "12 epochs of 41 steps, from epoch " in done.err
-    assert done.err.count("epoch 12/12") == 1
+    assert "5 epochs of 41 steps, from epoch " in done.err
+    assert done.err.count("epoch 5/5") == 1
     (run,) = (here / "runs").iterdir()
     assert done.result["run"] == str(run)
     whole = job(f"{command} --out whole", here).result
@@ -178,13 +179,12 @@ def _is_rank(process: Path, rank: str, cwd: Path) -> bool:
 def test_pipeline_of_two_processes(here: Path, cli: Cli, runs: Path) -> None:
     """Else only the first link of the pipeline can use the hardware."""
     (here / "link.json").write_text(json.dumps({"run": str(runs / "single")}))
-    first = f"{TORCHRUN} add-res-student - --arch {TINY} --epochs 1 --sync-bn off"
-    line = f"{first} <link.json | tee added.json | {TORCHRUN} eval -"
-    result = shell(f"set -o pipefail; {line}", here).result
-    added = json.loads((here / "added.json").read_text())
+    link = f"{TORCHRUN} add-res-student - --arch {TINY} --epochs 1 --sync-bn off"
+    done = shell(f"set -o pipefail; (sleep 1; cat link.json) | {link} | cat", here)
+    added = done.result
     assert len(added["members"]) == len(added["energies"]) == 2
+    result, one = job(f"eval {added['run']}", here).result, cli("eval", "-", stdin=done.out).result
     assert (result["run"], result["n"]) == (added["run"], 360)
-    one = cli("eval", added["run"]).result
     assert result["top1"] == one["top1"]
     assert result["loss"] == pytest.approx(one["loss"], rel=1e-5)
 

@@ -85,7 +85,7 @@ def test_cached_targets_equal_the_networks_outputs(tmp_path: Path, loading: str)
     batches, _ = digits(loading=loading)
     networks = {"teacher_logits": teacher(0), "member_logits": teacher(1)}
     cached = CachedBatches(batches, targets(tmp_path, networks, batches), views=3)
-    for epoch in (0, 2, 4):
+    for epoch in (0, 4):
         assert cached.prepare(epoch, never)
         for x, _, rows in itertools.islice(cached.epoch(epoch, first_step=3), 6):
             for name, network in networks.items():
