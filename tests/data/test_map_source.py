@@ -94,7 +94,7 @@ def test_normalised_images_stay_as_they_are() -> None:
     """They would be normalised twice."""
     source = opened(lambda i: to_tensor(i) * 4 - 2)
     assert source.is_raw
-    assert "floats from -2 to 2" in said(source)
+    assert "numbers from -2 to 2" in said(source)
     assert isinstance(source.train, TensorItems)
     assert torch.equal(source.train.inputs[1], to_tensor(1) * 4 - 2)
 
