@@ -19,6 +19,7 @@ from heard import Heard
 from kdcompress.api import onnx_file, quantized
 from kdcompress.errors import UserError
 from kdcompress.export import onnx_network, verify
+from kdcompress.gating import Measure
 
 pytest.importorskip("onnxscript")
 pytest.importorskip("onnxruntime")
@@ -217,8 +218,8 @@ def test_the_target_of_the_gate_is_kept(chain: Chain, tmp_path: Path, monkeypatc
     """The int8 gate loses more accuracy than was allowed, or runs more members than it must."""
     genuine, targets = quantized.search, list[dict[str, Any]]()
 
-    def noted(scores: Any, measure: str, **target: Any) -> Any:
-        targets.append({"measure": measure, **target})
+    def noted(scores: Any, measure: Measure, **target: Any) -> Any:
+        targets.append({"measure": measure.name, **target})
         return genuine(scores, measure, **target)
 
     monkeypatch.setattr(quantized, "search", noted)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -110,3 +111,46 @@ def test_small_images_are_not_reduced_in_silence(
     notes = [note for note in heard.notes if "48x48 pixels are reduced to 32x32" in note]
     assert bool(notes) == said
     assert not said or "input_size=48x48" in notes[0] or "--input-size 48x48" in notes[0]
+
+
+@pytest.mark.parametrize("way", ["dots", "link", "moved"])
+def test_the_division_belongs_to_the_folder_whatever_it_is_called(photos: Path, tmp_path: Path, way: str) -> None:
+    """With another path to the same photos, images that were trained on would come into the test split."""
+    named = tmp_path / "elsewhere" / ".." / "photos" if way == "dots" else photos
+    (tmp_path / "elsewhere").mkdir()
+    kdcompress.train_teacher(data=str(named), model=TINY, out=str(tmp_path / "t"), **FAST)
+    recorded = (tmp_path / "t" / "split.csv").read_bytes()
+    add_images(photos)
+    if way == "link":
+        (tmp_path / "linked").symlink_to(photos)
+        named = tmp_path / "linked"
+    if way == "moved":
+        named = photos.rename(tmp_path / "elsewhere" / "new name")
+    heard = Heard()
+    found = kdcompress.evaluate(run=str(tmp_path / "t"), data=str(named), reporter=heard)
+    assert found.n == 12
+    assert any("not used" in note for note in heard.notes)
+    student = kdcompress.distill(
+        teacher=str(tmp_path / "t"), data=str(named), student=TINY, out=str(tmp_path / "s"), **FAST
+    )
+    assert (Path(str(student.run)) / "split.csv").read_bytes() == recorded
+
+
+def test_another_folder_is_divided_anew(photos: Path, tmp_path: Path) -> None:
+    """The images of one folder would be looked for in another."""
+    kdcompress.train_teacher(data=str(photos), model=TINY, out=str(tmp_path / "t"), **FAST)
+    other = tmp_path / "other"
+    shutil.copytree(photos, other)
+    add_images(other)
+    assert kdcompress.evaluate(run=str(tmp_path / "t"), data=str(other)).n == 14
+
+
+def test_too_few_photos_for_three_splits_are_said(tmp_path: Path) -> None:
+    """Two readable photos a class would be called unreadable."""
+    for name, level in (("bright", 200), ("dark", 20)):
+        (tmp_path / "two" / name).mkdir(parents=True)
+        for number in range(2):
+            Image.new("RGB", (12, 12), (level, number, 0)).save(tmp_path / "two" / name / f"{number}.png")
+    with pytest.raises(UserError, match=r"split of .* is empty") as caught:
+        kdcompress.train_teacher(data=str(tmp_path / "two"), model=TINY, out=str(tmp_path / "t"), **FAST)
+    assert "three images or more" in caught.value.remedy

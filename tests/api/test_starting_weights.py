@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import save_file
 
 import kdcompress
-from chains import COMMON, TINY, WHERE, Chain, record_of, stopped, weights_of
+from chains import COMMON, TINY, WHERE, Chain, record_of, same_weights, stopped, weights_of
 from heard import Heard
 from kdcompress.errors import UserError
 from kdcompress.methods.supervised import SupervisedTask
@@ -73,6 +73,39 @@ def test_other_classes_and_channels_are_said(given: Path, tmp_path: Path) -> Non
     assert any("7 classes" in note and "replaced" in note for note in heard.notes)
     assert any("3 channel" in note and "converted" in note for note in heard.notes)
     assert not done.calibration_seen  # of other classes, so of other images
+
+
+@pytest.mark.parametrize("classes", [10, 7])
+def test_a_backbone_gets_a_new_classifier(given: Path, tmp_path: Path, classes: int) -> None:
+    """Bodies without a classifier are what self-supervised learning leaves; "fine-tune it" was the advice."""
+    own = new_network(ModelSpec.parse(TINY), num_classes=classes, channels=1, size=(8, 8), seed=11).model.state_dict()
+    torch.save({key: value for key, value in own.items() if not key.startswith("fc.")}, tmp_path / "body.pth")
+    heard = Heard()
+    options = {"model": str(tmp_path / "body.pth"), "arch": TINY, **FROZEN}
+    done = kdcompress.train_teacher(**options, out=str(tmp_path / "run"), reporter=heard)
+    assert done.num_classes == 10
+    torch.testing.assert_close(first_layer(done.run), own["layer1.0.conv1.weight"])
+    assert any("has no classifier: a new one" in note for note in heard.notes)
+    assert weights_of(done.run)["fc.weight"].std() < 0.02
+    assert same_weights(done.run, kdcompress.train_teacher(**options, out=str(tmp_path / "again")).run)
+    with pytest.raises(UserError, match="is not in it"):
+        kdcompress.evaluate(run=str(tmp_path / "body.pth"), arch=TINY, data="digits")
+
+
+def test_an_architecture_without_weights_is_told_where_it_belongs(tmp_path: Path) -> None:
+    """--arch alone would train the default model after "leave it out"."""
+    with pytest.raises(UserError, match="without a checkpoint file") as caught:
+        kdcompress.train_teacher(arch=TINY, out=str(tmp_path / "run"), **COMMON)
+    assert f'model="{TINY}"' in caught.value.remedy
+    with pytest.raises(UserError, match=r"no file or folder nothere\.pth"):
+        kdcompress.train_teacher(model="nothere.pth", arch=TINY, out=str(tmp_path / "run"), **COMMON)
+
+
+def test_the_input_of_a_checkpoint_as_res_student_is_said(given: Path, chain: Chain, tmp_path: Path) -> None:
+    heard = Heard()
+    arch = (str(given / "net.pth"), TINY)
+    kdcompress.add_res_student(run=chain.student.run, arch=arch, out=str(tmp_path / "r1"), reporter=heard, **FROZEN)
+    assert any("does not record its input" in note and "8x8" in note for note in heard.notes)
 
 
 def test_a_student_and_a_res_student_start_from_weights(given: Path, chain: Chain, tmp_path: Path) -> None:

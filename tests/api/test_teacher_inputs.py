@@ -147,3 +147,37 @@ def test_batches_are_no_larger_than_the_images(student: Any, teacher: Any, image
     prep = Preprocess(student, 1, (0.1,), (0.2,))
     found = prepare.shared(prep, Preprocess(teacher, 1, (0.5,), (0.5,)), source)
     assert found == dataclasses.replace(prep, size=expected)
+
+
+CODE = """
+import torch
+from torch import nn
+def ten(): return nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
+def seven(): return nn.Sequential(nn.Flatten(), nn.Linear(64, 7))
+def broken(**given): raise ValueError("boom")
+"""
+
+
+def test_code_without_a_number_of_classes_gets_that_of_the_data(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The function of the documentation itself would be refused for what the data say."""
+    (tmp_path / "own_networks.py").write_text(CODE)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    given = {"data": "digits", **WHERE}
+    shape = "in_chans=1,input_size=8x8,mean=0.5,std=0.5"
+    with pytest.raises(UserError, match="cannot be called"):
+        kdcompress.evaluate(run=f"py:own_networks:ten,{shape}", **given)
+    shape = "input_size=1x8x8,mean=0.5,std=0.5"
+    found = kdcompress.evaluate(run=f"py:own_networks:ten,{shape}", **given)
+    assert found.num_classes == 10
+    with pytest.raises(UserError, match="7"):
+        kdcompress.evaluate(run=f"py:own_networks:seven,{shape}", **given)
+    with pytest.raises(UserError, match="broken makes no network: ValueError: boom"):
+        kdcompress.evaluate(run=f"py:own_networks:broken,{shape}", **given)
+
+
+def test_a_model_in_place_of_its_name_is_refused() -> None:
+    """It would be looked up in timm by its repr."""
+    with pytest.raises(UserError, match="takes text, not a Linear"):
+        kdcompress.distill(teacher=torch.nn.Linear(3, 3), **COMMON)  # type: ignore[arg-type]

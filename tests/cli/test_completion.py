@@ -25,7 +25,7 @@ def test_commands_options_and_choices_are_offered(here: Path) -> None:
     assert offered("kdcompress gate", here) == ["gate-calibrate"]
     assert offered("kdcompress distill --from", here) == ["--from-teacher"]
     assert offered("kdcompress distill --method ", here) == list(METHODS)
-    assert offered("kdcompress gate-calibrate runs/a --measure ", here) == ["auto", *MEASURES]
+    assert offered("kdcompress gate-calibrate runs/a --measure ", here) == ["auto", *MEASURES, "learned"]
     assert offered("kdcompress distill --student wrn_28", here) == ["wrn_28_10_cifar"]
     assert offered("kdcompress eval runs/", here) == [], "bash then completes files"
 

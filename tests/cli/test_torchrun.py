@@ -205,7 +205,7 @@ def test_error_of_two_processes(here: Path, runs: Path) -> None:
     done = shell(f"{TORCHRUN} distill {runs}/teacher --student resnet8_cifer --epochs 1", here)
     assert done.status != 0
     assert done.out == ""
-    assert "Error: There is no model 'resnet8_cifer'." in done.err
+    assert "Error: There is no model, run or folder 'resnet8_cifer'." in done.err
     assert "Traceback" not in done.err.split("torch/distributed")[0]
     assert tree(here, runs) == before
 

@@ -72,6 +72,28 @@ def test_floats_of_to_tensor_are_pixels_and_normalised() -> None:
     assert not said(bytes_)
 
 
+@pytest.mark.parametrize("kind", [torch.int64, torch.int16])
+def test_whole_numbers_of_images_are_pixels(kind: torch.dtype) -> None:
+    """0 to 255 as int64 would reach the network unnormalised, and nobody would know why it learns nothing."""
+    numbers = opened(lambda i: torch.from_numpy(pixels(i)).to(kind))
+    bytes_ = opened(lambda i: torch.from_numpy(pixels(i)))
+    assert isinstance(numbers.train, ArrayImages)
+    assert np.array_equal(np.asarray(numbers.train.image(3)), np.asarray(bytes_.train.image(3)))
+    assert "whole numbers" in said(numbers)
+
+
+def test_black_and_white_is_not_nearly_black() -> None:
+    source = opened(lambda i: (torch.from_numpy(pixels(i)) > 127).long())
+    assert set(np.unique(np.asarray(source.train.image(0)))) == {0, 255}
+
+
+def test_whole_numbers_that_are_no_pixels_are_passed_on() -> None:
+    source = opened(lambda i: torch.from_numpy(pixels(i)).long() * 3)
+    assert source.is_raw
+    assert "numbers from 0 to" in said(source)
+    assert opened(lambda i: torch.full((4,), i)).is_raw
+
+
 def test_a_network_that_was_trained_on_the_floats_themselves_still_gets_them() -> None:
     """Runs made before floats were pixels would lose their accuracy, and their data be taken for others."""
     source = opened(to_tensor, to_tensor)

@@ -181,6 +181,35 @@ def test_an_average_among_the_names_is_taken(tmp_path: Path, network: nn.Module,
     assert not any("average" in note for note in notes)
 
 
+def test_keys_that_messages_offer_reach_the_weights(tmp_path: Path, network: nn.Module, state: State) -> None:
+    """A key that was offered, and refused, leaves the user nowhere."""
+    content = {"state_dict": {**below("student.", state), **below("teacher.", other(state))}}
+    assert "student, teacher" in refused(tmp_path, content).problem
+    assert same(loaded(tmp_path, content, key="student")[0].model, network)
+    averaged = {"state_dict": {**below("net.", state), **below("net_ema.", other(state))}}
+    _, notes = loaded(tmp_path, averaged)
+    assert notes[0].endswith("The other: --weights-key net")
+    assert same(loaded(tmp_path, averaged, key="net")[0].model, network)
+    beside = {**state, **below("ema.", other(state))}
+    found, notes = loaded(tmp_path, beside)
+    assert not same(found.model, network)
+    assert notes[0].endswith("That is an average; the weights beside it: --weights-key .")
+    assert same(loaded(tmp_path, beside, key=".")[0].model, network)
+
+
+def test_the_average_of_a_callback_is_seen(tmp_path: Path, network: nn.Module, state: State) -> None:
+    """Lightning's callbacks keep it beside the weights, which are not what was validated."""
+    content = {"state_dict": other(state), "callbacks": {"EMA": {"ema_state_dict": state, "decay": 0.99}}}
+    found, notes = loaded(tmp_path, content)
+    assert same(found.model, network)
+    assert "callbacks.EMA.ema_state_dict is taken" in notes[0]
+
+
+def test_weights_that_are_nowhere(tmp_path: Path, state: State) -> None:
+    error = refused(tmp_path, {name: value.to("meta") for name, value in state.items()})
+    assert "meta device" in error.problem
+
+
 def test_batch_norm_without_statistics_says_so(tmp_path: Path, network: nn.Module) -> None:
     """Who saved the parameters alone would look for another architecture."""
     error = refused(tmp_path, dict(network.named_parameters()))

@@ -13,6 +13,7 @@ import torchvision
 from torch import Tensor, nn
 from torchvision.models import convnext, swin_transformer, vision_transformer
 
+from kdcompress.errors import UserError
 from kdcompress.models.checkpoints.names import fit
 from kdcompress.models.loading import load_network
 
@@ -129,6 +130,9 @@ def test_efficientnet_pytorch_is_matched_in_order(tmp_path: Path) -> None:
     assert found.num_classes == 3
     assert all(torch.equal(value, found.model.state_dict()[name]) for name, value in expected.state_dict().items())
     assert "EfficientNet-PyTorch" in notes[0]
+    with pytest.raises(UserError, match="pads and normalises in another way") as caught:  # all shapes fit
+        load_network(str(tmp_path / "net.pth"), "efficientnet_lite0")
+    assert "--arch tf_efficientnet_lite0" in caught.value.remedy
 
 
 def to_conv2_x(name: str) -> str:

@@ -10,6 +10,7 @@ from kdcompress.data import DataSource, Preprocess, SplitFile, choose_channels, 
 from kdcompress.errors import UserError
 from kdcompress.models.build import config_of
 from kdcompress.models.loading import INPUT_SIZE, Network
+from kdcompress.models.outputs import return_logits
 from kdcompress.options import DataOptions
 from kdcompress.runs import SPLIT, RunFolder
 
@@ -140,7 +141,9 @@ def check_classes(network: Described, source: DataSource, role: str) -> None:
         UserError: Another number of classes, other names or another order.
     """
     if isinstance(network, Network) and config_of(network.model).get("num_classes") is None:
-        config_of(network.model)["num_classes"] = source.num_classes  # code of the user's own; its output is checked
+        # code of the user's own, which does not say; its output is checked
+        config_of(network.model)["num_classes"] = source.num_classes
+        return_logits(network.model, network.reference, source.num_classes)
     if network.num_classes != source.num_classes:
         problem = f"The {role} {network.reference} has {network.num_classes} classes, the data {source.spec} have"
         remedy = f"Give the data that the {role} was trained on"

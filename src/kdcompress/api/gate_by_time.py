@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import statistics
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -135,6 +136,7 @@ def gate_within(
     gates = [gate for measure in measures for gate in _gates(calibration.member_scores(measure), measure, members)]
     fastest = min(range(len(gates)), key=lambda number: gates[number].ms)
     timed: dict[int, Times] = {}  # by the number of the gate
+    factors: list[float] = []
 
     def measured(number: int) -> Times:
         if number not in timed:
@@ -149,7 +151,8 @@ def gate_within(
         if known or abs(times.mean_ms / target_ms - 1) <= CLOSE:
             break
         assert times.exits is not None
-        factor = times.mean_ms / members.of_batches(times.exits.numpy())
+        factors.append(times.mean_ms / members.of_batches(times.exits.numpy()))
+        factor = statistics.median(factors)  # single measurements would make it swing
     if all(_off(times, target_ms)[0] for times in timed.values()) and _off(measured(fastest), target_ms)[0]:
         least = _rounded_up(measured(fastest).mean_ms)
         remedy = f"The lowest possible is about --target-ms {least}; for less, distil a smaller student."
