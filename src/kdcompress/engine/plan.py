@@ -11,8 +11,9 @@ from torch import nn
 from kdcompress.errors import usage_error
 from kdcompress.options import TrainingOptions
 
-BASE_BATCH = 128
-MIN_STEPS = 40
+BASE_BATCH, SMALLEST_BATCH = 128, 16
+MIN_STEPS = 40  # an epoch
+FINE_TUNING_STEPS = 400  # in all: fewer images per step, where photos and epochs are few
 LAYER_DECAY = 0.75  # of transformers and ConvNeXts that are fine-tuned (Bao et al. 2021, Liu et al. 2022)
 WARM_UP, FINE_TUNING_WARM_UP = 0.05, 0.2  # share of the epochs
 SGD_LR, ADAPTIVE_LR, FINE_TUNING = 0.1, 1e-3, 0.1  # the last: factor of SGD's rate for fine-tuning
@@ -41,7 +42,8 @@ class Plan:
     def of(
         cls, options: TrainingOptions, images: int, epochs: int | None = None, network: nn.Module | None = None
     ) -> Plan:
-        """Our choice: batches of 128, smaller where an epoch would have fewer than 40 steps.
+        """Our choice: batches of 128, smaller where an epoch would have fewer than 40 steps, or a fine-tuning fewer
+        than 400: with pretrained networks and few photos, twice the steps were better in trials.
 
         SGD's learning rate is proportional to the batch (Goyal et al. 2017). That of adaptive optimisers grows with the
         square root of larger batches (Malladi et al. 2022) and stays the same for smaller ones: small data sets have
@@ -65,7 +67,10 @@ class Plan:
             raise usage_error(f"--opt {options.opt!r} is unknown.", remedy)
         batch = options.batch_size
         if batch is None:
-            batch = min(BASE_BATCH, max(16, 2 ** int(math.log2(max(images / MIN_STEPS, 1)))))
+            most = images / MIN_STEPS
+            if options.fine_tunes and opt != "sgd":
+                most = min(most, images * options.epochs / FINE_TUNING_STEPS)
+            batch = min(BASE_BATCH, max(SMALLEST_BATCH, 2 ** int(math.log2(max(most, 1)))))
         times = batch * options.grad_accum / BASE_BATCH
         if opt == "sgd":
             usual, decay = SGD_LR * (FINE_TUNING if options.fine_tunes else 1.0) * times, 5e-4

@@ -125,7 +125,7 @@ class TrainingOptions(DataOptions, DeviceOptions, OutputOptions):
     epochs: int = option(30, "passes over the fit split", low=1, high=MOST_EPOCHS, panel=TRAINING)
     batch_size: int | None = option(
         None,
-        "images per step, over all devices (default: up to 128, at least 40 steps per epoch)",
+        "images per step, over all devices (default: up to 128, at least 40 steps per epoch; to fine-tune 400 in all)",
         low=1,
         high=MOST_IMAGES,
         panel=TRAINING,
