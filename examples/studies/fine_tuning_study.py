@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import statistics
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,7 @@ LITE0 = "tf_efficientnet_lite0"
 FAMILIES = {LITE0: 0, "mobilenetv3_small_050": 2, "resnet10t": 2, "convnext_atto": 2}  # epochs of pretraining
 SETS = {"150 per class": 150, "500 per class": 500}
 TEST = 200  # images per class
+ARMS = ("plain", "ours")
 
 
 def main() -> None:
@@ -47,11 +49,12 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--results", type=Path, help="JSON of what was found (default: in OUT)")
     parser.add_argument("--table", type=Path, help="file with the marks of the table")
+    parser.add_argument("--so-far", action="store_true", help="train nothing: the table of what is done")
     given = parser.parse_args()
     given.out.mkdir(parents=True, exist_ok=True)
     kept = given.results or given.out / "fine-tuning.json"
     found: dict[str, dict[str, Any]] = json.loads(kept.read_text()) if kept.exists() else {}
-    for seed in range(given.seeds):
+    for seed in range(0 if given.so_far else given.seeds):
         for title, count in SETS.items():
             data = photos(given.cifar, given.out / f"photos-{count}", count)
             for name, epochs in FAMILIES.items():
@@ -173,22 +176,22 @@ def ours(name: str, weights: Path, data: Path, epochs: int, seed: int, run: Path
 
 def table(found: dict[str, dict[str, Any]], epochs: int, seeds: int) -> list[str]:
     lines = [
-        "| network | photos | plain loop | `train-teacher` | difference |",
-        "| --- | --- | ---: | ---: | ---: |",
+        "| network | photos | plain loop | `train-teacher` | difference | seeds |",
+        "| --- | --- | ---: | ---: | ---: | ---: |",
     ]
     for name in FAMILIES:
         for title in SETS:
-            runs = [
-                [found[f"{name}, {title}, {how}, seed {seed}"]["top1"] for seed in range(seeds)]
-                for how in ("plain", "ours")
-            ]
-            shown = " | ".join(mean_std(each) for each in runs)
-            gain = sum(runs[1]) / seeds - sum(runs[0]) / seeds
-            lines.append(f"| `{name}` | {title} | {shown} | {gain:+.1f} |")
+            arms = [[found.get(f"{name}, {title}, {how}, seed {seed}") for seed in range(seeds)] for how in ARMS]
+            both = [pair for pair in zip(*arms, strict=True) if all(pair)]
+            if both:
+                plain_top1, our_top1 = ([each["top1"] for each in arm] for arm in zip(*both, strict=True))
+                gain = statistics.mean(our_top1) - statistics.mean(plain_top1)
+                shown = f"{mean_std(plain_top1)} | {mean_std(our_top1)} | {gain:+.1f} | {len(both)}"
+                lines.append(f"| `{name}` | {title} | {shown} |")
     return [
         *lines,
         "",
-        f"Top-1 on {10 * TEST:,} test images, {epochs} epochs, {seeds} seed(s), last epoch; all train on the same "
+        f"Top-1 on {10 * TEST:,} test images, {epochs} epochs, last epoch; all train on the same "
         "images, without the calibration split. Made by `examples/studies/fine_tuning_study.py`.",
     ]
 
