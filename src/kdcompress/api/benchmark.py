@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from kdcompress.api.check import check_engine, check_named
 from kdcompress.api.fitting import open_data, resize_input
 from kdcompress.api.inputs import note_assumed, settle_input
 from kdcompress.api.reference import inherit, resolve
@@ -17,11 +18,11 @@ from kdcompress.engine.distributed import Place, start
 from kdcompress.engine.progress import Reporter, Silent
 from kdcompress.engine.race import race
 from kdcompress.errors import usage_error
-from kdcompress.export.onnx_network import OnnxNetwork, check_extra, is_onnx, open_onnx
+from kdcompress.export.onnx_network import OnnxNetwork, is_onnx, open_onnx
 from kdcompress.gating import expected_macs
 from kdcompress.models.loading import INPUT_SIZE, Network, load_network
 from kdcompress.options import BenchmarkOptions
-from kdcompress.references import STDIN, has_weights, needs_arch
+from kdcompress.references import has_weights, needs_arch
 from kdcompress.results import BenchmarkResult
 
 
@@ -83,16 +84,8 @@ def _check(options: BenchmarkOptions) -> None:
     """
     if not options.networks:
         raise usage_error("No networks were named.", "Name runs or .onnx files, e.g. kdcompress benchmark TEACHER RUN.")
-    if options.networks.count(STDIN) > 1:
-        raise usage_error("'-' can be given once: standard input is read once.", "Name the other runs.")
-    checkpoints = sum(map(needs_arch, options.networks))
-    if len(options.arch) != checkpoints:
-        problem = f"{len(options.arch)} --arch for {checkpoints} checkpoint file(s)."
-        raise usage_error(problem, "Give one for each, in their order: --arch resnet56_cifar,shortcut=A")
-    if options.engine == "onnxruntime":
-        check_extra("--engine onnxruntime", "onnx", "onnxscript", "onnxruntime")
-        if options.device not in ("auto", "cpu"):
-            raise usage_error(f"--device {options.device}: ONNX Runtime runs on the CPU here.", "Leave it out.")
+    check_named(options.networks, options.arch)
+    check_engine(options)
 
 
 def _opened(

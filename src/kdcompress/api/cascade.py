@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from typing import Any
 
+from kdcompress.api.check import check_named
 from kdcompress.api.claimed import claimed
 from kdcompress.api.cost import facts, member_profiles, note_missed
 from kdcompress.api.fitting import check_classes, check_images, keep_split, open_data
@@ -28,7 +29,7 @@ from kdcompress.models.residual_cascade import ResidualCascade
 from kdcompress.models.saving import model_config, save_network
 from kdcompress.models.staged import Staged
 from kdcompress.options import CascadeOptions
-from kdcompress.references import STDIN, has_weights, needs_arch
+from kdcompress.references import has_weights, needs_arch
 from kdcompress.results import CascadeResult
 
 AT_ONCE = 128  # images
@@ -116,12 +117,7 @@ def _check(options: CascadeOptions) -> None:
     count = len(options.members)
     if count < 2:
         raise usage_error("A cascade has two members or more.", "Name them from the cheapest to the dearest.")
-    if options.members.count(STDIN) > 1:
-        raise usage_error("'-' can be given once: standard input is read once.", "Name the other networks.")
-    checkpoints = sum(map(needs_arch, options.members))
-    if len(options.arch) != checkpoints:
-        problem = f"{len(options.arch)} --arch for {checkpoints} checkpoint file(s)."
-        raise usage_error(problem, "Give one for each, in their order: --arch resnet56_cifar,shortcut=A")
+    check_named(options.members, options.arch)
     if len(options.sum_weight) not in (0, 1, count - 1):
         problem = f"{len(options.sum_weight)} --sum-weight for {count} networks."
         raise usage_error(problem, f"Give one for all, or {count - 1}: one for each network but the first.")

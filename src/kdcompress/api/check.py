@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import fields
 from importlib.util import find_spec
 
 from kdcompress.api.targets import check_views
 from kdcompress.errors import UserError, usage_error
+from kdcompress.export.onnx_network import check_extra
 from kdcompress.options import (
     METHODS,
     AddResStudentOptions,
+    BenchmarkOptions,
     DistillOptions,
     EvalOptions,
+    GateCalibrateOptions,
     LogitOptions,
     PolishOptions,
     PredictOptions,
     SearchOptions,
 )
 from kdcompress.options.methods import NONE, REQUIRED, Method, meaningless, taking
+from kdcompress.references import STDIN, needs_arch
 
 
 def check_distill(options: DistillOptions) -> None:
@@ -75,6 +80,34 @@ def check_exported(options: EvalOptions | PredictOptions, *unused: str) -> None:
             raise meaningless(name, "an exported file")
     if options.device not in ("auto", "cpu"):
         raise usage_error(f"--device {options.device}: an exported file runs on the CPU.", "Leave it out.")
+
+
+def check_named(networks: Sequence[str], arch: Sequence[str]) -> None:
+    """Refuse networks that cannot be told apart or loaded, where a command takes several.
+
+    Args:
+        arch: Specs of those that are checkpoint files.
+
+    Raises:
+        UserError: Standard input is named twice, or there is another number of specs than of checkpoint files.
+    """
+    if list(networks).count(STDIN) > 1:
+        raise usage_error("'-' can be given once: standard input is read once.", "Name the other networks.")
+    if len(arch) != (checkpoints := sum(map(needs_arch, networks))):
+        problem = f"{len(arch)} --arch for {checkpoints} checkpoint file(s)."
+        raise usage_error(problem, "Give one for each, in their order: --arch resnet56_cifar,shortcut=A")
+
+
+def check_engine(options: BenchmarkOptions | GateCalibrateOptions) -> None:
+    """Refuse ONNX Runtime where it is not installed, or on another device than the CPU.
+
+    Raises:
+        UserError: It cannot run.
+    """
+    if options.engine == "onnxruntime":
+        check_extra("--engine onnxruntime", "onnx", "onnxscript", "onnxruntime")
+        if options.device not in ("auto", "cpu"):
+            raise usage_error(f"--device {options.device}: ONNX Runtime runs on the CPU here.", "Leave it out.")
 
 
 def _check_read(options: DistillOptions) -> None:

@@ -56,7 +56,7 @@ def evaluate_file(options: EvalOptions, reporter: Reporter) -> EvalResult:
         images = source.test if options.split == "test" and source.test is not None else source.train
         batches = RawBatches(images, split.images.ids, network.prep.channels, options.batch_size)
     reporter.note(f"Scoring {network.path.name} on the {options.split} split of {source.spec}.")
-    run, macs = runner(network.session), _macs(facts)
+    run, macs = runner(network.session), network.stage_macs
     gated = facts["gate"] is not None
 
     def forward(images: Tensor) -> Any:
@@ -96,7 +96,7 @@ def profile_file(options: ProfileFlopsOptions) -> ProfileResult:
             raise usage_error(problem, "Leave it out, or give the run that it was exported from.")
     network = open_onnx(options.model, 1)
     facts, rates = network.facts, network.facts["exit_rates"]
-    cost = expected(expected_macs(rates, _macs(facts)), _teacher(facts)) if rates and facts["gate"] else {}
+    cost = expected(expected_macs(rates, network.stage_macs), _teacher(facts)) if rates and facts["gate"] else {}
     return ProfileResult(
         command="profile-flops",
         run=None,
@@ -105,11 +105,6 @@ def profile_file(options: ProfileFlopsOptions) -> ProfileResult:
         **cost,
         **_network_facts(facts, str(network.path)),
     )
-
-
-def _macs(facts: FileFacts) -> list[int]:
-    """Of each stage."""
-    return [member["macs"] for member in facts["members"]] if facts["members"] else [facts["macs"]]
 
 
 def _teacher(facts: FileFacts) -> dict[str, Any] | None:

@@ -6,6 +6,7 @@ import dataclasses
 import time
 from typing import Any
 
+from kdcompress.api.check import check_engine
 from kdcompress.api.claimed import claimed
 from kdcompress.api.fitting import check_classes, check_unchanged, open_data, resize_input
 from kdcompress.api.gate_by_time import Device, gate_within
@@ -20,7 +21,6 @@ from kdcompress.engine.distributed import Place, start
 from kdcompress.engine.progress import Reporter, Silent
 from kdcompress.engine.restart import job_key, resuming
 from kdcompress.errors import UserError, usage_error
-from kdcompress.export.onnx_network import check_extra
 from kdcompress.gate_search import best_measure, search
 from kdcompress.gating import LEARNED, MEASURES, Measure, Outcome, learned, outcome
 from kdcompress.guarantee import GuaranteedGate, guaranteed_gate
@@ -152,10 +152,7 @@ def _check_target(options: GateCalibrateOptions) -> None:
         raise usage_error("gate-calibrate needs exactly one target.", remedy)
     if options.engine != "torch" and options.target_ms is None:
         raise meaningless("engine", "no --target-ms")
-    if options.engine == "onnxruntime":
-        check_extra("--engine onnxruntime", "onnx", "onnxscript", "onnxruntime")
-        if options.device not in ("auto", "cpu"):
-            raise usage_error(f"--device {options.device}: ONNX Runtime runs on the CPU here.", "Leave it out.")
+    check_engine(options)
 
 
 def _plotted(result: GateResult, options: GateCalibrateOptions, place: Place) -> GateResult:

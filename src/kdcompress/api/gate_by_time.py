@@ -222,8 +222,7 @@ def _one(forward: Callable[[Tensor], Any]) -> Forward:
 
 def _images(calibration: Calibration) -> Tensor:
     """Calibration images, from all over the split."""
-    n = len(calibration.labels)
-    chosen = spread(n, MOST)
     batches = calibration.data.evaluation("calibration", 64)
+    chosen = spread(len(batches.images.ids), MOST)
     loaded = batches.load([chosen[start : start + 64] for start in range(0, len(chosen), 64)])
     return torch.cat([images for images, _ in loaded])

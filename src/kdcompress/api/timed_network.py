@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,7 +16,7 @@ from kdcompress.data import Data, DataSource, Preprocess, RawBatches, spread
 from kdcompress.engine.distributed import Place
 from kdcompress.engine.race import Forward
 from kdcompress.errors import UserError
-from kdcompress.export.compose import compose, serialized
+from kdcompress.export.compose import Cascade, compose, serialized
 from kdcompress.export.onnx_network import OnnxNetwork, new_session, runner
 from kdcompress.models.fold import for_inference
 from kdcompress.models.loading import Network
@@ -74,30 +75,32 @@ def in_onnxruntime(network: Network, threads: int, note: Callable[[str], None]) 
         UserError: It cannot be exported.
     """
     macs = [each.macs for each in member_profiles(network)]
-    model = network.model
-    is_gated = isinstance(model, Staged) and model.gate is not None
-    timed = []
-    for full in (False, True) if is_gated else (True,):
-        composed = compose(exported(network, OPSET, full=full, note=note), network.input_size)
-        run = runner(new_session(serialized(composed), threads))
-        gated = not full if is_gated else None
-        timed.append(
-            TimedNetwork(
-                network.reference, gated, "onnxruntime", "fp32", run if gated else _ungated(run), macs, network.prep
-            )
-        )
-    return timed
+    own = exported(network, OPSET, full=False, note=note)
+
+    def timed(cascade: Cascade, gated: bool | None) -> TimedNetwork:
+        run = runner(new_session(serialized(compose(cascade, network.input_size)), threads))
+        forward = run if gated else _ungated(run)
+        return TimedNetwork(network.reference, gated, "onnxruntime", "fp32", forward, macs, network.prep)
+
+    if own.gate is None:
+        return [timed(own, None)]
+    return [timed(own, True), timed(dataclasses.replace(own, gate=None), False)]
 
 
 def of_file(network: OnnxNetwork) -> TimedNetwork:
     """An exported file."""
     facts, run = network.facts, runner(network.session)
-    macs = [member["macs"] for member in facts["members"]] if facts["members"] else [facts["macs"]]
     gated = True if facts["gate"] is not None else None
-    forward = run if gated else _ungated(run)
-    timed = TimedNetwork(network.reference, gated, "onnxruntime", facts["precision"], forward, macs, network.prep)
-    timed.takes_raw = facts["preprocess"]
-    return timed
+    return TimedNetwork(
+        network.reference,
+        gated,
+        "onnxruntime",
+        facts["precision"],
+        run if gated else _ungated(run),
+        network.stage_macs,
+        network.prep,
+        takes_raw=facts["preprocess"],
+    )
 
 
 def _ungated(run: Callable[[Tensor], tuple[Tensor, Tensor]]) -> Forward:

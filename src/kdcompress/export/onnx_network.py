@@ -54,6 +54,12 @@ class OnnxNetwork:
         return tuple(names) if names is not None else None
 
     @property
+    def stage_macs(self) -> list[int]:
+        """MACs of each stage."""
+        members = self.facts["members"]
+        return [member["macs"] for member in members] if members else [self.facts["macs"]]
+
+    @property
     def prep(self) -> Preprocess:
         """How images are made into the input of the network; a file with ``preprocess`` does so itself."""
         facts = self.facts
