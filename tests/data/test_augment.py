@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kdcompress.data.augment import crop_indices, image_seed, uniforms
+from kdcompress.data.augment import crop_indices, image_seed, mirrored, uniforms
 
 seeds = st.integers(0, 2**31 - 1)
 views = st.integers(0, 10**6)
@@ -82,6 +82,18 @@ def test_all_shifts_and_both_flips_come_up_equally_often() -> None:
     assert abs(np.corrcoef(rows[:, 16], columns[:, 16])[0, 1]) < 0.03
     unflipped = crop_indices(3, 5, np.arange(1000), 32, 32, flip=False)[1]
     assert (unflipped[:, 16] > unflipped[:, 15]).all()
+
+
+@pytest.mark.parametrize("view", [0, 1, 7, 10**6])
+def test_the_next_view_mirrors_the_other_half(view: int) -> None:
+    """In two epochs a quarter of the images would be seen mirrored twice, and a quarter never."""
+    indices = np.arange(20_000)
+    first, second, third = (mirrored(3, view + step, indices) for step in range(3))
+    assert abs(first.mean() - 0.5) < 0.02
+    assert (second == ~first).all()
+    assert (third == first).all()
+    assert abs(np.corrcoef(first, mirrored(4, view, indices))[0, 1]) < 0.03, "another seed, other images"
+    assert abs(np.corrcoef(first, uniforms(3, view, indices, 1)[:, 0])[0, 1]) < 0.03, "the crop tells nothing"
 
 
 def chi_square(counts: np.ndarray) -> float:

@@ -200,6 +200,16 @@ def test_streaming_gives_the_same_pixels_with_and_without_workers(make_folder: M
         assert by_target(epoch).equal(by_target(other)) == (augment == "none")
 
 
+def test_streamed_photos_are_mirrored_in_every_other_view(make_folder: MakeFolder) -> None:
+    """Two epochs in a row would show half of the photos the same way round."""
+    source = photos(make_folder, train=5)
+    flips, plain = (streamed(source, augment, 0).training(10, 7, augment) for augment in ("flip", "none"))
+    one, two, as_is = by_target(flips.epoch(0)), by_target(flips.epoch(1)), by_target(plain.epoch(0))
+    unchanged, mirrored = ((one == image).flatten(1).all(1) for image in (as_is, as_is.flip(-1)))
+    assert (unchanged ^ mirrored).all()
+    assert two.equal(one.flip(-1))
+
+
 @pytest.mark.parametrize("mode", ["RGB", "L", "P"])
 def test_memory_and_stream_evaluate_the_same_pixels(make_folder: MakeFolder, mode: str) -> None:
     """--loading, or a data set that outgrows the memory, would change the accuracy."""

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
+_FLIPS = 2**32  # in place of a view: the draw that an image keeps through all of them
 
 
 def uniforms(seed: int, view: int, indices: np.ndarray, count: int) -> np.ndarray:
@@ -46,12 +47,28 @@ def crop_indices(
     Returns:
         Row indices [B, height] and column indices [B, width], int64.
     """
-    draws = uniforms(seed, view, indices, 3)
+    draws = uniforms(seed, view, indices, 2)
     rows = _shifted(draws[:, 0], height, shift)
     columns = _shifted(draws[:, 1], width, shift)
     if flip:
-        columns = np.where(draws[:, 2:3] < 0.5, columns[:, ::-1], columns)
+        columns = np.where(mirrored(seed, view, indices)[:, None], columns[:, ::-1], columns)
     return torch.from_numpy(rows), torch.from_numpy(np.ascontiguousarray(columns))
+
+
+def mirrored(seed: int, view: int, indices: np.ndarray) -> np.ndarray:
+    """Which images a view mirrors: a random half of them, and the other half in the next view.
+
+    Alternating flip (Jordan 2024, arXiv 2404.00498): two views of an image in a row are never mirrored alike, as they
+    are half of the time by independent draws.
+
+    Args:
+        indices: [B] image indices.
+
+    Returns:
+        Bool [B].
+    """
+    first: np.ndarray = uniforms(seed, _FLIPS, indices, 1)[:, 0] < 0.5
+    return first ^ bool(view % 2)
 
 
 def image_seed(seed: int, view: int, index: int) -> int:

@@ -19,7 +19,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from kdcompress.data.augment import crop_indices, image_seed
+from kdcompress.data.augment import crop_indices, image_seed, mirrored
 from kdcompress.data.images import ArrayImages, ImageList, MapImages, TensorItems
 from kdcompress.data.preprocess import Preprocess, bad_image, read_image
 from kdcompress.data.seeded import seed_all
@@ -199,12 +199,18 @@ class StreamImages:
         return memoryview(self.images.written)
 
     def loader(
-        self, batches: Sequence[np.ndarray], transform: Callable[[Image.Image], Any], seed: int, view: int
+        self,
+        batches: Sequence[np.ndarray],
+        transform: Callable[[Image.Image], Any],
+        seed: int,
+        view: int,
+        *,
+        flip: bool = False,
     ) -> Iterator[Batch]:
-        """Batches of the images at given positions, read by worker processes."""
+        """Batches of the images at given positions, read by worker processes; half of them mirrored on request."""
         from timm.data.loader import PrefetchLoader
 
-        dataset = _ViewDataset(self.images, self.ids, self.prep.channels, transform, seed, view)
+        dataset = _ViewDataset(self.images, self.ids, self.prep.channels, transform, seed, view, flip)
         loader = DataLoader(
             dataset,
             batch_sampler=_Lists(batches),
@@ -245,10 +251,11 @@ class _ViewDataset(Dataset[Any]):
         transform: Callable[[Image.Image], Any],
         seed: int,
         view: int,
+        flip: bool,
     ) -> None:
         self.images = dataclasses.replace(images, fixed=False) if isinstance(images, MapImages) else images
         self.ids, self.channels, self.transform = ids, channels, transform
-        self.seed, self.view = seed, view
+        self.seed, self.view, self.flip = seed, view, flip
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -262,7 +269,11 @@ class _ViewDataset(Dataset[Any]):
         except UserError as error:
             return None, 0, error.problem.removeprefix("Unreadable image ")
         seed_all(number)
-        return self.transform(image), int(self.images.labels[index]), ""
+        pixels = self.transform(image)
+        if self.flip:
+            pixels = torch.as_tensor(pixels)  # in a batch all of one type, mirrored or not
+            pixels = pixels.flip(-1) if mirrored(self.seed, self.view, np.array([index]))[0] else pixels
+        return pixels, int(self.images.labels[index]), ""
 
 
 def _collate(items: list[tuple[Any, int, str]]) -> tuple[Tensor, Tensor, list[str]]:
@@ -370,7 +381,7 @@ class TrainBatches:
         """The images at some positions, as a view shows them."""
         if isinstance(self.images, StreamImages):
             assert self.transform is not None
-            return self.images.loader(parts, self.transform, seed, view)
+            return self.images.loader(parts, self.transform, seed, view, flip=self.augment.endswith("flip"))
         return (self.images.training(part, seed, view, self.augment) for part in parts)
 
 

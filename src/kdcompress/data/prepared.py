@@ -235,12 +235,12 @@ class Data:
 
 
 def _stream_transform(prep: Preprocess, augment: str, count: int) -> Any:
-    """Augmentation of ``count`` full images, timm's where timm has it."""
+    """Augmentation of ``count`` full images but for flips, timm's where timm has it."""
     from timm.data import create_transform
     from timm.data.transforms import ToNumpy
     from torchvision import transforms
 
-    if augment == "none":
+    if augment in ("none", "flip"):
         return prep.eval_transform()
     if augment == "rrc-flip":
         return create_transform(
@@ -249,17 +249,13 @@ def _stream_transform(prep: Preprocess, augment: str, count: int) -> Any:
             scale=FULL_SCALE if count >= MANY else MILD_SCALE,
             interpolation=prep.interpolation,
             color_jitter=0.0,
+            hflip=0.0,
             use_prefetcher=True,
         )
-    if augment == "flip":
-        *resize, to_numpy = prep.eval_transform().transforms  # type: ignore[attr-defined]
-        return transforms.Compose([*resize, transforms.RandomHorizontalFlip(), to_numpy])
     larger = (round(prep.size[0] * 1.125), round(prep.size[1] * 1.125))
     enlarge = Preprocess(larger, prep.channels, prep.mean, prep.std, prep.interpolation).eval_transform()
-    steps = [*enlarge.transforms[:-1], transforms.RandomCrop(prep.size)]  # type: ignore[attr-defined]
-    if augment == "crop-flip":
-        steps.append(transforms.RandomHorizontalFlip())
-    return transforms.Compose([*steps, ToNumpy()])
+    steps = [*enlarge.transforms[:-1], transforms.RandomCrop(prep.size), ToNumpy()]  # type: ignore[attr-defined]
+    return transforms.Compose(steps)
 
 
 def choose_size(source: DataSource, options: DataOptions, default: tuple[int, int], fixed: bool) -> tuple[int, int]:
