@@ -118,6 +118,7 @@ def add_res_student(
     trials: int | None = None,
     time_budget: str | None = None,
     teacher: str | os.PathLike[str] | None = None,
+    pretrained: bool = False,
     search_storage: str | None = None,
 ) -> TrainResult | SearchResult: ...
 def benchmark(

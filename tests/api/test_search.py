@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import timm
 import torch
 from safetensors.torch import load_file
 
@@ -27,7 +28,7 @@ from kdcompress.engine.fit import Trainer
 from kdcompress.engine.interrupt import Interrupted
 from kdcompress.engine.progress import Silent
 from kdcompress.errors import Diverged, UserError
-from kdcompress.models.candidates import Candidate, Series, affordable, draw, parameters, series_for
+from kdcompress.models.candidates import Candidate, Series, affordable, draw, parameters, series_for, with_weights
 from kdcompress.options import AddResStudentOptions
 from kdcompress.ranking import gated, level, with_front
 from kdcompress.results import TrainResult
@@ -422,4 +423,14 @@ def test_growing_by_search_is_refused_where_it_cannot_be(
     fixed = {**COMMON, "teacher": single.parent / "teacher", "method": "reskd", "student": TINY, "search": True}
     with pytest.raises(UserError, match=word):
         kdcompress.distill(**{**fixed, **given}, out=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_pretrained_search_takes_architectures_with_weights(single: Path, tmp_path: Path) -> None:
+    """After hours of trials the winner could not be had; or the flag would be ignored."""
+    specs = [spec for one in with_weights(series_for((224, 224))) for spec in one.specs]
+    assert "mobilenetv3_small_100" in specs
+    assert all(timm.is_model_pretrained(spec) for spec in specs)
+    with pytest.raises(UserError, match="8x8 pixels has pretrained weights"):
+        found(single, tmp_path / "run", pretrained=True)
     assert not (tmp_path / "run").exists()

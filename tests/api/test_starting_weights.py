@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import timm
 import torch
 from safetensors.torch import save_file
 
@@ -127,6 +128,30 @@ def test_a_student_and_a_res_student_start_from_weights(given: Path, chain: Chai
     # a cascade of one member is one network
     again = kdcompress.train_teacher(model=str(s0.run), out=str(tmp_path / "again"), **FROZEN)
     torch.testing.assert_close(first_layer(again.run), own)
+
+
+def test_a_res_student_starts_from_pretrained_weights(
+    chain: Chain, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Half of a pair would learn from scratch what its weights, there for the taking, know already."""
+    create, asked = timm.create_model, []
+
+    def download(name: str, pretrained: bool = False, **args: Any) -> torch.nn.Module:  # no network here
+        model: torch.nn.Module = create(name, **args)
+        if pretrained:
+            asked.append(name)
+            torch.nn.init.constant_(model.get_submodule("layer1.0.conv1").weight, 0.5)  # type: ignore[arg-type]
+        return model
+
+    monkeypatch.setattr(timm, "create_model", download)
+    run, arch = str(chain.student.run), "resnet8_cifar,width=0.25"
+    given: dict[str, Any] = {"run": run, "arch": arch, "pretrained": True}
+    r1 = kdcompress.add_res_student(**given, out=str(tmp_path / "r1"), **FROZEN)
+    assert asked == ["resnet8_cifar"]
+    assert (first_layer(r1.run, "members.1.layer1.0.conv1.weight") == 0.5).all()
+    for odd in ({"from_teacher": True}, {"arch": str(chain.student.run)}):
+        with pytest.raises(UserError, match="one network only|has its own"):
+            kdcompress.add_res_student(**{**given, **odd}, out=str(tmp_path / "r2"), **FROZEN)
 
 
 def test_a_finished_run_is_not_taken_for_one_of_other_weights(given: Path, tmp_path: Path) -> None:

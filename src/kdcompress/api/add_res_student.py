@@ -48,6 +48,9 @@ def add_res_student(
     check_teacher(options, "no --teacher")
     if members:
         check_single_start(members[0], options, "--arch")
+    if options.pretrained and options.from_teacher:
+        problem = "A member can start from the weights of one network only."
+        raise usage_error(problem, "Leave out --pretrained or --from-teacher.")
     check_logit_loss(options)
     check_views(options)
     job = Job.begin("add-res-student", "reskd", options, reporter)

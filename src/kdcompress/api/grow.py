@@ -208,7 +208,7 @@ def _step(options: DistillOptions, arch: Reference | None, left: float, result: 
         left: MACs that the next member may have.
         result: Result of the cascade so far.
     """
-    own = {"run", "teacher", "teacher_arch", "weights_key", "search_storage"}
+    own = {"run", "teacher", "teacher_arch", "weights_key", "search_storage", "pretrained"}  # the last: S0's own
     names = {field.name for field in fields(AddResStudentOptions)} - own
     given = {name: getattr(options, name) for name in names}
     if arch is None:

@@ -19,7 +19,17 @@ from kdcompress.api.recipes.residual import Residual
 from kdcompress.api.search_storage import FACTOR, SearchStorage
 from kdcompress.api.short_training import SCORES, ShortTrainings
 from kdcompress.errors import Diverged, UserError, first_line, usage_error
-from kdcompress.models.candidates import Candidate, affordable, cheapest, draw, parameters, series_for
+from kdcompress.models.assemble import new_member
+from kdcompress.models.build import ModelSpec
+from kdcompress.models.candidates import (
+    Candidate,
+    affordable,
+    cheapest,
+    draw,
+    parameters,
+    series_for,
+    with_weights,
+)
 from kdcompress.option_set import shown
 from kdcompress.options import AddResStudentOptions
 from kdcompress.ranking import with_front
@@ -287,13 +297,21 @@ def space_of(residual: Residual, job: Job[AddResStudentOptions]) -> list[Candida
     """All candidates within ``--max-macs``.
 
     Raises:
-        UserError: There are none.
+        UserError: There are none, or with ``--pretrained`` none with weights.
     """
     share = job.options.max_macs
     assert share is not None  # see check_search
     teacher, size = residual.teacher.entry["macs"], residual.base.prep.size
-    counted = functools.cache(lambda spec: macs_of(residual.member(spec, job.options.seed).model))
+    counted = functools.cache(
+        lambda spec: macs_of(new_member(ModelSpec.parse(spec), residual.base, job.options.seed).model)
+    )
     series = series_for(size)
+    if job.options.pretrained:
+        series = with_weights(series)
+        if not series:
+            side = "x".join(map(str, size))
+            problem = f"--pretrained: no architecture of the search for images of {side} pixels has pretrained weights."
+            raise usage_error(problem, "Leave out --pretrained, or give a larger --input-size to distill.")
     candidates = affordable(series, counted, share * teacher)
     if not candidates:
         least = cheapest(series, counted)

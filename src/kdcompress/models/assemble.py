@@ -37,12 +37,14 @@ def new_network(
     return Network(model, spec.untagged, args, spec.name)
 
 
-def new_member(spec: ModelSpec, base: Network, seed: int) -> Network:
-    """A res-student that takes the input of ``base``."""
+def new_member(spec: ModelSpec, base: Network, seed: int, pretrained: bool = False) -> Network:
+    """A res-student that takes the input of ``base``, with weights drawn by ``seed``, or timm's pretrained ones."""
     prep = base.prep
     # members of one chain share its seed, but must not start as copies of each other
     seed += len(base.model_args.get("members", [base]))
-    network = new_network(spec, num_classes=base.num_classes, channels=prep.channels, size=prep.size, seed=seed)
+    network = new_network(
+        spec, num_classes=base.num_classes, channels=prep.channels, size=prep.size, seed=seed, pretrained=pretrained
+    )
     take_input(network.model, base.model)
     return network
 

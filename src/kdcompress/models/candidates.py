@@ -50,6 +50,16 @@ def series_for(size: tuple[int, int]) -> list[Series]:
     return list(_small() if max(size) <= SMALL_SIDE else _large())
 
 
+def with_weights(series: Iterable[Series]) -> list[Series]:
+    """Those of the specs that timm has pretrained weights of: no other depths or widths than those with a name."""
+    from timm.models import is_model_pretrained
+
+    trained = (
+        Series(one.family, one.depth, tuple(spec for spec in one.specs if is_model_pretrained(spec))) for one in series
+    )
+    return [one for one in trained if one.specs]
+
+
 def affordable(series: Iterable[Series], macs_of: Callable[[str], int], most: float) -> list[Candidate]:
     """Candidates of at most ``most`` MACs; those below a twentieth of it are left out unless there are no others.
 

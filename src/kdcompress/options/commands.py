@@ -117,6 +117,10 @@ class AddResStudentOptions(
         "-", "a distilled student or a cascade; '-' reads it from standard input", argument=True, affects_result=False
     )
     teacher: str | None = option(None, "the teacher, if not the one that RUN was distilled from", affects_result=False)
+    pretrained: bool = option(
+        False,
+        "start the res-student from timm's pretrained weights; with --search, of the architectures that have them",
+    )
     search_storage: str | None = option(
         None,
         "share the trials of --search among machines that run the same command: a file that all can access, or a "

@@ -54,11 +54,13 @@ class Residual:
         base: The cascade of the members so far.
         teacher: Its logits are what the members should add up to.
         data: At the new member's input size, or the teacher's if that is larger.
+        pretrained: Whether a new member starts from timm's weights.
     """
 
     base: Network
     teacher: Teacher
     data: Data
+    pretrained: bool = False
 
     @classmethod
     def of(cls, job: Job[AddResStudentOptions]) -> Residual:
@@ -68,11 +70,12 @@ class Residual:
             UserError: Networks and data that do not fit together; a run whose teacher is not known.
         """
         base = as_cascade(_ungated(load_network(job.options.run, arch_flag=None), job))
-        return cls(base, *teacher_and_data(base, job))
+        return cls(base, *teacher_and_data(base, job), job.options.pretrained)
 
     def member(self, arch: str | Reference, seed: int, note: Note = lambda _: None) -> Network:
         """A new member before its training, by its model spec or with trained weights."""
-        return member_of(Reference(arch) if isinstance(arch, str) else arch, self.base, seed, note)
+        reference = Reference(arch) if isinstance(arch, str) else arch
+        return member_of(reference, self.base, seed, note, self.pretrained)
 
     def train(
         self,
@@ -149,14 +152,17 @@ def _focused(base: Network, data: Data, job: Job[AddResStudentOptions]) -> np.nd
     return chosen
 
 
-def member_of(reference: Reference, base: Network, seed: int, note: Note) -> Network:
+def member_of(reference: Reference, base: Network, seed: int, note: Note, pretrained: bool = False) -> Network:
     """A new member of the cascade ``base`` before its training.
 
+    Args:
+        pretrained: Whether to start a member without weights of its own from timm's.
+
     Raises:
-        UserError: Nothing of that name, or weights that cannot be used at the input size of the cascade.
+        UserError: Nothing of that name, or weights that cannot be had, or used at the input size of the cascade.
     """
     if not reference.has_weights:
-        return new_member(ModelSpec.parse(reference.text), base, seed)
+        return new_member(ModelSpec.parse(reference.text), base, seed, pretrained)
     flag = f"--arch {reference.text} --arch"
     given = single(load_network(reference.text, reference.arch, note=note, arch_flag=flag, headless=True))
     prep = base.prep
