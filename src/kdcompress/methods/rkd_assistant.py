@@ -48,7 +48,8 @@ class Undivided(nn.Module):
 class Parts(NamedTuple):
     """Outputs of S and A: features [B, F], their parts of the logits [B, K], maps [B, C, h, w].
 
-    ``student_estimates`` are S's maps after a 1x1 convolution: its estimate of the teacher's maps [B, C_T, h, w].
+    ``student_estimates`` are S's maps after a 1x1 convolution: its estimate of the teacher's maps [B, C_T, h, w]; to
+    them ``assistant_maps`` [B, C_T, h, w] are added.
     While the student trains alone, the fields of A are empty; while the classifier trains, there are no maps.
     """
 
@@ -71,8 +72,8 @@ class Divided(nn.Module):
         model: Student and assistant.
         student_pairs, assistant_pairs: Matched feature stages of teacher and S, and of teacher and A.
         keep_classifier: Whether the classifier is never trained.
-        connected: Whether the maps of S and A are compared after connectors. If not, S's connectors only serve to
-            compute the residual, and pass no gradient to S.
+        connected: Whether S's maps are compared after connectors. If not, those only serve to add S's estimates to
+            A's, and pass no gradient to S.
     """
 
     def __init__(
@@ -87,7 +88,7 @@ class Divided(nn.Module):
         self.model, self.keep_classifier, self.connected, self.part = model, keep_classifier, connected, "all"
         self.stages = [own for _, own in student_pairs]
         self.student_connectors = Connectors(student_pairs)
-        self.assistant_connectors = Connectors(assistant_pairs if connected else [])
+        self.assistant_connectors = Connectors(assistant_pairs)
 
     def learn(self, part: str) -> None:
         """Choose the part to train: ``all``, ``student``, ``assistant``, or ``classifier`` with both projections."""
@@ -128,7 +129,7 @@ class Divided(nn.Module):
         with torch.set_grad_enabled(torch.is_grad_enabled() and self.part != "classifier"):
             embedding, maps = observe(model.assistant, x, stages)
         features = model.assistant_projection(embedding)
-        assistant_maps = self.assistant_connectors(maps) if stages and self.connected else maps
+        assistant_maps = self.assistant_connectors(maps) if stages else []
         logits = nn.functional.linear(features, classify.weight)
         return student._replace(assistant_features=features, assistant_logits=logits, assistant_maps=assistant_maps)
 
@@ -204,10 +205,11 @@ class TransferTask(StudentTask):
 class RkdAssistantTask(TransferTask):
     """``CE + w (L_S + L_A) + v KL_tau`` on the sum of both, in one phase of a scheme.
 
-    ``L_S = d(phi(F_S), phi(F_T))`` and ``L_A = d(phi(F_A), phi(F_T - F_S))`` at every feature stage, with F_S detached
-    in ``L_A``. In the difference F_S must have the teacher's channels: it is S's map after a connector. With FitNets
-    that is the connector of ``L_S``. AT ignores channels and has no such connector, so one is trained by L2 on S's
-    detached map (our choice). Where all parts train at once, a share of the cross-entropy may be on the logits of S
+    ``L_S = d(phi(F_S), phi(F_T))`` and ``L_A = d(phi(F_S + F_A), phi(F_T))`` at every feature stage, with F_S detached
+    in ``L_A``. For L2 the second is the distance of F_A from the residual ``F_T - F_S``; AT has no sign, and only a sum
+    can be compared (our choice). In the sum both have the teacher's channels, by connectors. With FitNets S's is that
+    of ``L_S``. AT ignores channels and has no such connector, so one is trained by L2 on S's detached map (our choice).
+    Where all parts train at once, a share of the cross-entropy may be on the logits of S
     alone, because S is the first exit of a gate (our choice): the larger this share, the less A can add. Where the
     teacher's classifier is taken over, the summed features are also trained to match the teacher's.
 
@@ -271,10 +273,11 @@ class RkdAssistantTask(TransferTask):
         return pair.student_branch() if self.part == "student" else pair
 
     def residual(self, teacher_maps: Sequence[Tensor], parts: Parts) -> Tensor:
-        """``L_A``: mean over the feature stages of the distance between A's maps and the residual of S."""
+        """``L_A``: mean over the feature stages of the distance of both maps' sum from the teacher's."""
         distances = []
         triples = zip(teacher_maps, parts.student_estimates, parts.assistant_maps, strict=True)
         for teacher, student, assistant in triples:
             goal, first = at_common_size(teacher, student.detach())
-            distances.append(self.transfer.distance(at_common_size(assistant, goal)[0], goal - first, goal))
+            own, goal = at_common_size(assistant, goal)
+            distances.append(self.transfer.distance(at_common_size(first, own)[0] + own, goal, goal))
         return torch.stack(distances).mean()
