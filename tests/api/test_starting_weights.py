@@ -150,7 +150,7 @@ def test_a_res_student_starts_from_pretrained_weights(
     assert asked == ["resnet8_cifar"]
     assert (first_layer(r1.run, "members.1.layer1.0.conv1.weight") == 0.5).all()
     for odd in ({"from_teacher": True}, {"arch": str(chain.student.run)}):
-        with pytest.raises(UserError, match="one network only|has its own"):
+        with pytest.raises(UserError, match=r"one network only|has its own"):
             kdcompress.add_res_student(**{**given, **odd}, out=str(tmp_path / "r2"), **FROZEN)
 
 

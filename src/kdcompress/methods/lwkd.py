@@ -8,6 +8,7 @@ discriminator is built and trained, is our choice. The teacher never sees the st
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -22,6 +23,7 @@ from kdcompress.options import METHODS
 HIDDEN = 128
 REAL = 0.9  # label of the teacher's distributions (one-sided label smoothing, Salimans et al. 2016, section 3.4)
 DISCRIMINATOR_LR = 1e-3
+MOST_ACCURATE = 0.8  # a discriminator that is right more often takes no step, so that the student can follow
 
 
 class SoftTargetBank(nn.Module):
@@ -65,8 +67,34 @@ class SoftTargetBank(nn.Module):
         return total / len(self.logits)
 
 
+def paired(draws: Tensor, logits: Tensor, target: Tensor) -> Tensor:
+    """The draws of a batch, dealt anew within each class: the surer of its class a student is, the surer the draw.
+
+    Of soft targets that are drawn at random a student can learn no more than their mean over the class, which a
+    discriminator tells from the teacher's single outputs (our choice).
+
+    Args:
+        draws: [B, K], log-probabilities for the labels in their order.
+        logits: [B, K], the student's.
+        target: [B], labels.
+
+    Returns:
+        [B, K], the rows of ``draws`` in another order.
+    """
+
+    def ranked(log: Tensor) -> Tensor:
+        """Positions [B] by class, within a class by the probability of that class."""
+        order = log.gather(1, target[:, None])[:, 0].argsort()
+        return order[target[order].argsort(stable=True)]
+
+    dealt = torch.empty_like(draws)
+    dealt[ranked(logits.detach().float().log_softmax(1))] = draws[ranked(draws)]
+    return dealt
+
+
 class Discriminator(nn.Module):
     """Tells the teacher's class distributions from the student's, given the label.
+
 
     One that does not see the label is pleased by a student that is sure of any class, of a wrong one as well
     (conditional discriminators for distillation: arXiv 1709.00513).
@@ -97,7 +125,8 @@ class Discriminator(nn.Module):
 class LwKdTask(LogitTask):
     """``(1 - alpha) * CE + alpha * KL_tau + beta * L_adv``, ``L_adv = -log D(softmax(z_S / tau), y)``.
 
-    The soft target of an image is the lightweight teacher's on some image of the same class. Each step also takes one
+    The soft target of an image is the lightweight teacher's on some image of the same class; within a batch the surest
+    goes to the image that the student is surest of (:func:`paired`). Each step also takes one
     step of D's own optimiser, with a cosine schedule, inside the task, so that the training loop need not know of D.
 
     Args:
@@ -137,6 +166,8 @@ class LwKdTask(LogitTask):
         """Images [B, C, H, W] (or other input of the student) and labels [B] or soft targets [B, K]."""
         logits = self.student_logits(input)
         teacher = self.bank.draw(target)
+        if target.ndim == 1:
+            teacher = paired(teacher, logits, target)
         result = self.distilled(teacher, logits, target)
         if self.discriminator is not None:
             real, fake = (F.softmax(z.float() / self.temperature, dim=1) for z in (teacher, logits))
@@ -161,13 +192,14 @@ class LwKdTask(LogitTask):
         logits = self.discriminator(torch.cat([real, fake]), torch.cat([labels, labels]))
         is_real = torch.cat([torch.ones_like(logits[: len(real)]), torch.zeros_like(logits[len(real) :])])
         loss = F.binary_cross_entropy_with_logits(logits, REAL * is_real)
+        accuracy = ((logits.detach() > 0) == (is_real > 0.5)).float().mean()
         if self.training:
             self.optimizer.zero_grad()
             loss.backward()
-            _average_gradients(self.discriminator)
+            _average([accuracy, *(each.grad for each in self.discriminator.parameters() if each.grad is not None)])
             self.optimizer.param_groups[0]["lr"] = DISCRIMINATOR_LR * 0.5 * (1 + math.cos(math.pi * self.progress))
-            self.optimizer.step()
-        accuracy = ((logits.detach() > 0) == (is_real > 0.5)).float().mean()
+            if accuracy <= MOST_ACCURATE:
+                self.optimizer.step()
         return {"discriminator_loss": loss.detach(), "discriminator_accuracy": accuracy}
 
     def get_task_state(self, module: nn.Module | None = None, ema: bool = False) -> dict[str, Any]:
@@ -186,9 +218,9 @@ class LwKdTask(LogitTask):
             self.optimizer.load_state_dict(state["optimizer"])
 
 
-def _average_gradients(module: nn.Module) -> None:
-    """Average gradients over all processes, where there are several."""
+def _average(tensors: Sequence[Tensor]) -> None:
+    """Average tensors over all processes, where there are several."""
     if dist.is_available() and dist.is_initialized():
-        for gradient in [parameter.grad for parameter in module.parameters() if parameter.grad is not None]:
-            dist.all_reduce(gradient)
-            gradient.div_(dist.get_world_size())
+        for tensor in tensors:
+            dist.all_reduce(tensor)
+            tensor.div_(dist.get_world_size())
