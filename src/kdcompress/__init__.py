@@ -18,6 +18,7 @@ __all__ = [
     "add_res_student",
     "benchmark",
     "cascade",
+    "compress",
     "describe_data",
     "distill",
     "evaluate",

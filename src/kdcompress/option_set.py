@@ -123,6 +123,21 @@ class Options:
         known = {**type(self)().to_dict(), **then}
         return [key for key in {**then, **now} if known.get(key) != now.get(key)]
 
+    def typed(self) -> list[str]:
+        """The options that are not at their defaults, as a command line has them."""
+        fields = {field.name: field for field in dataclasses.fields(self)}
+        words: list[str] = []
+        for name in self.changed():
+            value, field = getattr(self, name), fields[name]
+            values = value if isinstance(value, tuple) else (value,)
+            if field.metadata["argument"]:
+                words[:0] = map(_plainly, values)
+            elif isinstance(value, bool):
+                words.append(flag(name) if value else f"--no-{name.replace('_', '-')}")
+            else:
+                words += [word for each in values for word in (flag(name), _plainly(each))]
+        return words
+
     def changed(self) -> list[str]:
         """Names of the options that are not at their defaults."""
         return [field.name for field in dataclasses.fields(self) if getattr(self, field.name) != field.default]
@@ -149,6 +164,10 @@ def shown(name: str, value: Any) -> str:
     if value is None or value is False:
         return f"no {flag(name)}"
     return flag(name) if value is True else f"{flag(name)} {value}"
+
+
+def _plainly(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, float) and float(f"{value:g}") == value else str(value)
 
 
 def variable(name: str) -> str:

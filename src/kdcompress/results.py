@@ -384,6 +384,56 @@ class BenchmarkResult(Result):
 
 
 @dataclass(kw_only=True)
+class CompressResult(GateFacts, TeacherFacts, NetworkFacts, Result):
+    """Of ``compress``: the network that was kept, as ``eval`` scores it, and what it won against.
+
+    Attributes:
+        form: ``single``, ``pair`` (of a student and its res-student) or ``handover`` (of a student to the teacher).
+        met: Whether the budget is met; if not, the nearest was kept.
+        calibration_top1: On the split by which it was chosen; the other accuracies are on ``split``.
+        contenders: A row for the teacher, then for each contender, on the calibration split: ``form``, ``networks``,
+            ``epochs``, ``top1``, ``points_lost``, ``macs`` (expected, per image), ``macs_ratio``, ``ms`` with
+            ``--target-ms``, ``within`` the budget, ``chosen``.
+        exported: Absolute path of the exported file.
+    """
+
+    data: str
+    split: str
+    n: int
+    top1: float
+    top5: float | None = None
+    loss: float
+    ece: float
+    form: str
+    met: bool
+    calibration_top1: float
+    contenders: list[dict[str, Any]]
+    stage_top1: list[float] | None = None
+    exported: str | None = None
+
+    @property
+    def exit_status(self) -> int:
+        """1 where nothing meets the budget."""
+        return 0 if self.met else 1
+
+
+@dataclass(kw_only=True)
+class PlanResult(Result):
+    """Of ``compress --dry-run``.
+
+    Attributes:
+        networks: That would be trained: ``kind``, ``network``, ``macs``.
+        epochs: Of each member, after the trials.
+    """
+
+    teacher: str
+    teacher_macs: int
+    networks: list[dict[str, Any]]
+    epochs: int
+    estimated_seconds: float
+
+
+@dataclass(kw_only=True)
 class CacheResult(Result):
     """Of ``cache``.
 

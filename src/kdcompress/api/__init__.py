@@ -4,6 +4,7 @@ from kdcompress.api.add_res_student import add_res_student
 from kdcompress.api.benchmark import benchmark
 from kdcompress.api.cache import manage_cache
 from kdcompress.api.cascade import cascade
+from kdcompress.api.compress import compress
 from kdcompress.api.describe import describe_data
 from kdcompress.api.evaluate import evaluate
 from kdcompress.api.export import export_network
@@ -19,6 +20,7 @@ __all__ = [
     "add_res_student",
     "benchmark",
     "cascade",
+    "compress",
     "describe_data",
     "distill",
     "evaluate",

@@ -16,8 +16,8 @@ from kdcompress.api.add_res_student import add_res_student
 from kdcompress.api.cost import macs_of
 from kdcompress.api.evaluate import evaluate
 from kdcompress.api.fitting import open_data
-from kdcompress.api.job import INHERITED, Job, finished
-from kdcompress.api.nested import nested
+from kdcompress.api.job import Job, finished
+from kdcompress.api.nested import adopt, nested
 from kdcompress.api.recipes import RECIPES
 from kdcompress.api.recipes.prepare import fresh
 from kdcompress.api.recipes.residual import member_of
@@ -49,7 +49,7 @@ from kdcompress.options import (
 from kdcompress.options.methods import limited_by_energy
 from kdcompress.references import Reference, paired, unpaired
 from kdcompress.results import TrainResult
-from kdcompress.runs import CONFIG, METRICS, SPLIT, WEIGHTS, RunFolder, atomic_file
+from kdcompress.runs import RunFolder
 
 MOST = 16  # res-students
 ROUNDING = 1e-6  # tolerance of accuracies in percent, which are ratios of counts
@@ -164,7 +164,8 @@ def grow(options: DistillOptions, reporter: Reporter | None) -> TrainResult:
         seconds=round(time.perf_counter() - began, 3),
         stopped_by=reason if options.grow else None,
     )
-    from_main(lambda: _copy_last_member(run, len(result.members or ()) - 1, options, result))
+    last = RunFolder(run.path / f"member-{len(result.members or ()) - 1}")
+    from_main(lambda: adopt(run, last, "distill", options, result))
     return result
 
 
@@ -266,18 +267,3 @@ def _costs(options: DistillOptions) -> tuple[int, Network]:
     if reference.has_weights:
         return teacher.entry["macs"], started(reference, source, options, channels, lambda _: None)
     return teacher.entry["macs"], fresh(options.student, source, options, channels, pretrained=False)
-
-
-def _copy_last_member(run: RunFolder, number: int, options: DistillOptions, result: TrainResult) -> None:
-    """Copy the run of the last member into the outer run."""
-    member = RunFolder(run.path / f"member-{number}")
-    record = member.record()
-    for name in (CONFIG, METRICS, WEIGHTS, SPLIT):
-        if name == SPLIT and not (member.path / name).is_file():
-            continue
-        with atomic_file(run.path / name) as file:
-            file.write((member.path / name).read_bytes())
-    inherited = {key: record["options"][key] for key in INHERITED if key in record["options"]}
-    run.finish(
-        {**record, "command": "distill", "options": {**options.to_dict(), **inherited}, "result": result.to_dict()}
-    )

@@ -8,13 +8,15 @@ from collections.abc import Iterator
 import torch
 
 from kdcompress.api.claimed import claimed
+from kdcompress.api.job import INHERITED
 from kdcompress.engine.distributed import Place, from_main
 from kdcompress.engine.interrupt import Interrupted
 from kdcompress.engine.progress import Reporter
 from kdcompress.engine.restart import job_key
 from kdcompress.errors import UserError
 from kdcompress.options import OutputOptions
-from kdcompress.runs import RECORD, RunFolder
+from kdcompress.results import Result
+from kdcompress.runs import CONFIG, METRICS, RECORD, SPLIT, WEIGHTS, RunFolder, atomic_file
 
 
 @contextlib.contextmanager
@@ -48,3 +50,19 @@ def nested(
                 with contextlib.suppress(OSError):  # of a disk that has turned read-only
                     run.discard()
             raise
+
+
+def adopt(run: RunFolder, inner: RunFolder, command: str, options: OutputOptions, result: Result) -> None:
+    """Finish the outer run with the files of one of its trainings.
+
+    Args:
+        command, options, result: Of the outer run.
+    """
+    record = inner.record()
+    for name in (CONFIG, METRICS, WEIGHTS, SPLIT):
+        if (inner.path / name).is_file():
+            with atomic_file(run.path / name) as file:
+                file.write((inner.path / name).read_bytes())
+    inherited = {key: record["options"][key] for key in INHERITED if key in record["options"]}
+    own = {"command": command, "options": {**options.to_dict(), **inherited}, "result": result.to_dict()}
+    run.finish({**record, "training": record.get("training", record.get("result")), **own})

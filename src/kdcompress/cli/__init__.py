@@ -103,6 +103,18 @@ Example: kdcompress export runs/gated
 Example: kdcompress export runs/gated --precision int8 --preprocess --out gated.onnx
 """
 
+COMPRESS_HELP = """Compress a teacher to a budget of MACs, milliseconds or accuracy, by the commands below.
+
+Students alone, gated pairs and a student that hands over to the teacher compete at the same cost: all are trained
+briefly, the best in full. The winner is scored on the test split; every candidate's run stays in the folder.
+
+Example: kdcompress compress runs/teacher --target-macs 0.25 --time-budget 1h
+
+Example: kdcompress compress tf_efficientnet_lite0 --data photos/ --target-macs 0.5 --export onnx
+
+Example: kdcompress compress runs/teacher --max-drop 1 --dry-run
+"""
+
 BENCHMARK_HELP = """Time networks beside each other: milliseconds, images per second, and what their MACs promise.
 
 All run in one process, turn by turn on the same images; a gated run is also timed with every member run.
@@ -138,6 +150,7 @@ MAX_CONFIG = 2**20  # bytes
 
 # command -> (function of kdcompress.api, its options in kdcompress.options, help)
 COMMANDS: dict[str, tuple[str, str, str]] = {
+    "compress": ("compress", "CompressOptions", COMPRESS_HELP),
     "train-teacher": ("train_teacher", "TrainTeacherOptions", TEACHER_HELP),
     "distill": ("distill", "DistillOptions", DISTILL_HELP),
     "add-res-student": ("add_res_student", "AddResStudentOptions", ADD_HELP),
@@ -157,6 +170,7 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
 STREAMED = {"predict": "predictions"}
 # shorter texts for the list of commands
 IN_SHORT = {
+    "compress": "From a teacher and a budget to a network that meets it.",
     "train-teacher": "Train, or fine-tune, a network on labels.",
     "distill": "Train a student, with or without a teacher.",
     "add-res-student": "Train one more network on the residual.",

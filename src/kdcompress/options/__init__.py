@@ -23,6 +23,7 @@ from kdcompress.options.commands import (
     TrainTeacherOptions,
     VerifyOptions,
 )
+from kdcompress.options.compress import CompressOptions
 from kdcompress.options.groups import (
     AssistantOptions,
     GrowOptions,
@@ -54,6 +55,7 @@ __all__ = [
     "CacheCommandOptions",
     "CacheOptions",
     "CascadeOptions",
+    "CompressOptions",
     "DataOptions",
     "DescribeDataOptions",
     "DeviceOptions",

@@ -11,6 +11,23 @@ from kdcompress.options.methods import ASSISTANT, GROWING, LIGHT, LOGIT_LOSSES, 
 from kdcompress.options.training import SECONDS, in_seconds
 
 
+def time_limit(text: str | None) -> float:
+    """Seconds of ``--time-budget``; infinity where there is no limit.
+
+    Raises:
+        UserError: Not a duration, or zero.
+    """
+    if text is None:
+        return math.inf
+    seconds = in_seconds(text)
+    if seconds is None or text.strip()[-1] not in SECONDS:
+        problem = f"--time-budget {text!r} is not a duration."
+        raise usage_error(problem, "Write seconds, minutes or hours: 90s, 30m or 2h.")
+    if not 0 < seconds < math.inf:
+        raise usage_error(f"--time-budget {text!r} leaves no time to search.", "Give more, e.g. 30m.")
+    return seconds
+
+
 @dataclass(kw_only=True)
 class LogitOptions(Options):
     """The loss shared by the methods that learn from logits."""
@@ -215,17 +232,5 @@ class SearchOptions(Options):
 
     @property
     def time_limit(self) -> float:
-        """Seconds; infinity where there is no limit.
-
-        Raises:
-            UserError: ``time_budget`` is not a duration, or is zero.
-        """
-        if self.time_budget is None:
-            return math.inf
-        seconds = in_seconds(self.time_budget)
-        if seconds is None or self.time_budget.strip()[-1] not in SECONDS:
-            problem = f"--time-budget {self.time_budget!r} is not a duration."
-            raise usage_error(problem, "Write seconds, minutes or hours: 90s, 30m or 2h.")
-        if not 0 < seconds < math.inf:
-            raise usage_error(f"--time-budget {self.time_budget!r} leaves no time to search.", "Give more, e.g. 30m.")
-        return seconds
+        """As :func:`time_limit`."""
+        return time_limit(self.time_budget)

@@ -1,0 +1,144 @@
+"""``compress``: from a teacher and a budget to a network that meets it, by the commands that a person would run."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from kdcompress.api.compress.commands import Commands
+from kdcompress.api.compress.contest import Contest
+from kdcompress.api.compress.prospect import Prospect
+from kdcompress.api.compress.verdict import Verdict, judge
+from kdcompress.api.export import export_network
+from kdcompress.api.job import finished
+from kdcompress.api.nested import adopt, nested
+from kdcompress.api.reference import resolve
+from kdcompress.engine.cores import take_free_cores
+from kdcompress.engine.distributed import from_main, start
+from kdcompress.engine.interrupt import Interrupted
+from kdcompress.engine.precision import Process
+from kdcompress.engine.progress import Reporter, Silent
+from kdcompress.engine.restart import resuming
+from kdcompress.errors import UserError, usage_error
+from kdcompress.options import CompressOptions, ExportOptions
+from kdcompress.references import absolute
+from kdcompress.results import CompressResult, EvalResult, PlanResult
+from kdcompress.runs import RunFolder
+
+
+def compress(
+    options: CompressOptions | None = None, /, *, reporter: Reporter | None = None, **given: Any
+) -> CompressResult | PlanResult:
+    """Compress a teacher to a budget: candidates are trained briefly, the best ones in full, and the best is kept.
+
+    A student alone, a gated pair (ResKD), and a student that hands over to the teacher compete at the same cost; a
+    teacher of other classes is fine-tuned first. Everything is chosen on the calibration split. The runs of all
+    candidates stay in the run folder.
+
+    Args:
+        options: All options at once; else give them by name (the fields of :class:`CompressOptions`).
+        reporter: Receives progress and notices.
+
+    Returns:
+        What was chosen, scored on the test split; with ``dry_run`` the plan.
+
+    Raises:
+        UserError: No budget, or one that nothing can meet; a time budget too short for one epoch; as for
+            :func:`distill`.
+        Interrupted: Ctrl-C or SIGTERM; the finished runs stay.
+
+    Example:
+        >>> kdcompress.compress(teacher="runs/teacher", target_macs=0.25, time_budget="1h").top1
+    """
+    options = options or CompressOptions.resolve(given)
+    options.budget, options.time_limit  # noqa: B018 - both check what was given
+    place = start(options.device, options.precision, options.patience)
+    if place.world > 1:
+        raise usage_error("compress runs in one process.", "Start it without torchrun.")
+    options, began = dataclasses.replace(options, teacher=absolute(resolve(options.teacher))), time.perf_counter()
+    reporter = reporter or Silent()
+    options = resuming(options, "compress", reporter.note)
+    take_free_cores(place, reporter)
+    if (done := finished(options, "compress", CompressResult, reporter)) is not None:
+        return done
+    prospect = Prospect.of(options, place, reporter)
+    options = prospect.options
+    for line in prospect.lines():
+        reporter.note(line)
+    if options.dry_run:
+        return PlanResult(
+            command="compress", run=None, seconds=round(time.perf_counter() - began, 3), **prospect.facts()
+        )
+    _ask(options)
+    stem = f"compress-{prospect.teacher.network.architecture}"
+    with nested(options, "compress", stem, prospect.plan.first_run, place, reporter) as run:
+        verdict, result = _carried_out(prospect, run, began, reporter)
+        from_main(lambda: adopt(run, RunFolder(Path(verdict.chosen.run)), "compress", options, result))
+    if not verdict.met:
+        reporter.note("Notice: nothing is within the budget; the nearest was kept.")
+    return result
+
+
+def _carried_out(
+    prospect: Prospect, run: RunFolder, began: float, reporter: Reporter
+) -> tuple[Verdict, CompressResult]:
+    options = prospect.options
+    commands = Commands(options, run.path, reporter)
+    done = commands.finished_seconds()
+    try:
+        ready = prospect.with_trained_teacher(commands)
+        contest = Contest(
+            commands, ready.students, ready.plan, ready.teacher_options, ready.epochs, ready.costs,
+            options.time_limit, done + time.perf_counter() - began, ready.within, ready.limit,
+        )  # fmt: skip
+        verdict = judge(contest.run(), commands, options, ready.teacher_row)
+    except KeyboardInterrupt as interrupt:
+        if (best := commands.best()) is not None:
+            reporter.note(f"The best so far: {best}")
+        raise Interrupted(run.path) from interrupt
+    split = "test" if prospect.source.test is not None else "calibration"
+    found = commands.score(verdict.chosen.run, split)
+    exported = _exported(options, verdict.chosen.run, run, reporter)
+    return verdict, _result(found, verdict, run, round(done + time.perf_counter() - began, 3), exported)
+
+
+def _exported(options: CompressOptions, chosen: str, run: RunFolder, reporter: Reporter) -> str | None:
+    if options.export == "none":
+        return None
+    out = run.path / f"model.{options.export}"
+    if out.exists():
+        return str(out)
+    return export_network(ExportOptions(run=chosen, format=options.export, out=str(out)), reporter=reporter).file
+
+
+def _result(
+    found: EvalResult, verdict: Verdict, run: RunFolder, seconds: float, exported: str | None
+) -> CompressResult:
+    known = {field.name for field in dataclasses.fields(CompressResult)}
+    own = {key: value for key, value in vars(found).items() if key in known}
+    more = {"command": "compress", "run": str(run.path), "seconds": seconds, "exported": exported}
+    chosen = next(row for row in verdict.rows if row.get("chosen"))
+    return CompressResult(
+        **{**own, **more},
+        form=verdict.chosen.form,
+        calibration_top1=chosen["top1"],
+        met=verdict.met,
+        contenders=verdict.rows,
+    )
+
+
+def _ask(options: CompressOptions) -> None:
+    """Ask a person at a terminal whether to go on.
+
+    Raises:
+        UserError: The answer is no.
+    """
+    if options.yes or not Process.is_ours or not (sys.stdin and sys.stdin.isatty() and sys.stderr.isatty()):
+        return
+    sys.stderr.write("Go on? [Y/n] ")
+    sys.stderr.flush()
+    if sys.stdin.readline().strip().lower() not in ("", "y", "yes"):
+        raise UserError("Nothing was trained.", "Another budget or --time-budget gives another plan.")

@@ -1,0 +1,152 @@
+"""The commands that ``compress`` runs for a person, each printed as it would be typed, in run folders of its own."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import shlex
+import statistics
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, TypeVar
+
+from kdcompress.api.add_res_student import add_res_student
+from kdcompress.api.cascade import cascade
+from kdcompress.api.evaluate import evaluate
+from kdcompress.api.gate import gate_calibrate
+from kdcompress.api.train import distill, train_teacher
+from kdcompress.engine.progress import Reporter
+from kdcompress.option_set import Options
+from kdcompress.options import (
+    AddResStudentOptions,
+    CascadeOptions,
+    CompressOptions,
+    DistillOptions,
+    EvalOptions,
+    GateCalibrateOptions,
+    TrainTeacherOptions,
+)
+from kdcompress.results import CascadeResult, EvalResult, GateResult, TrainResult
+from kdcompress.runs import RunFolder
+
+O = TypeVar("O", bound=Options)  # noqa: E741
+BEST_SINGLE, SUMMED = "standardized-kl", "mse"  # logit losses that were best in trials; a sum needs one with a scale
+
+
+@dataclass
+class Commands:
+    """Runs commands with what the options of ``compress`` have in common with them.
+
+    Attributes:
+        options: Those of ``compress``.
+        folder: Where the runs go; one that is finished already is not run again.
+    """
+
+    options: CompressOptions
+    folder: Path
+    reporter: Reporter
+
+    def fine_tune(self, name: str, epochs: int) -> TrainResult:
+        """The teacher, for the classes of the data."""
+        own = {"model": self.options.teacher, "arch": self.options.teacher_arch, "epochs": epochs}
+        return self._trained(name, "train-teacher", train_teacher, TrainTeacherOptions, own)
+
+    def single(self, name: str, teacher: dict[str, Any], student: dict[str, Any], epochs: int) -> TrainResult:
+        """A student that is to answer alone."""
+        own = {**teacher, **student, "logit_loss": BEST_SINGLE, "epochs": epochs}
+        return self._trained(name, "distill", distill, DistillOptions, own)
+
+    def first(self, name: str, teacher: dict[str, Any], student: dict[str, Any], epochs: int) -> TrainResult:
+        """The first member of a cascade."""
+        own = {**teacher, **student, "method": "reskd", "logit_loss": SUMMED, "epochs": epochs}
+        return self._trained(name, "distill", distill, DistillOptions, own)
+
+    def res_student(self, name: str, run: str, student: dict[str, Any], epochs: int) -> TrainResult:
+        """One more member of the cascade ``run``."""
+        own = {key: value for key, value in student.items() if key not in ("student", "input_size")}
+        own |= {"run": run, "arch": (student["student"],), "logit_loss": SUMMED, "epochs": epochs}
+        return self._trained(name, "add-res-student", add_res_student, AddResStudentOptions, own)
+
+    def cascade(self, name: str, members: list[str], archs: list[str]) -> CascadeResult:
+        """Networks that exist, each handing over to the next."""
+        own = {"members": tuple(members), "arch": tuple(archs)}
+        return self._run(name, "cascade", cascade, CascadeOptions, own, CascadeResult)
+
+    def gate(self, name: str, run: str, limit: dict[str, Any]) -> GateResult:
+        """A gate for the cascade ``run``."""
+        own = {"run": run, "measure": "auto", **limit}
+        return self._run(name, "gate-calibrate", gate_calibrate, GateCalibrateOptions, own, GateResult)
+
+    def score(self, run: str, split: str, **more: Any) -> EvalResult:
+        """Accuracy of a run on a split."""
+        options = self._options(EvalOptions, {"run": run, "split": split, **more})
+        self._print("eval", options)
+        return evaluate(options, reporter=self.reporter)
+
+    def finished_seconds(self) -> float:
+        """What the runs took that are finished."""
+        return sum(float(result.get("seconds", 0.0)) for _, result in self._finished())
+
+    def best(self) -> str | None:
+        """The most accurate finished run that answers within the budget: a student alone, or a gated cascade."""
+        found = {path: result.get("gated_top1", result.get("top1")) for path, result in self._finished()}
+        known = {
+            path: float(top1)
+            for path, top1 in found.items()
+            if top1 is not None and (path.name.endswith("-gated") or path.name == "single")
+        }
+        if not known:
+            return None
+        path = max(known, key=known.__getitem__)
+        return f"{path}, {known[path]:.2f} % on the calibration split"
+
+    def _finished(self) -> Iterator[tuple[Path, dict[str, Any]]]:
+        for path in sorted(self.folder.iterdir()):
+            if path.is_dir() and (run := RunFolder(path)).is_finished:
+                yield path, run.record().get("result", {})
+
+    def seconds_per_epoch(self, name: str) -> float | None:
+        """Of a training that is finished: the median, in which the first epoch's cached targets do not count."""
+        path = self.folder / name / "metrics.csv"
+        if not path.is_file():
+            return None
+        with open(path) as file:
+            rows = [float(row["seconds"]) for row in csv.DictReader(file)]
+        return statistics.median(rows) if rows else None
+
+    def _trained(
+        self, name: str, command: str, run: Callable[..., Any], kind: type[Options], own: dict[str, Any]
+    ) -> TrainResult:
+        result: TrainResult = self._run(name, command, run, kind, own, TrainResult)
+        return result
+
+    def _run(
+        self,
+        name: str,
+        command: str,
+        run: Callable[..., Any],
+        kind: type[Options],
+        own: dict[str, Any],
+        made: type[Any],
+    ) -> Any:
+        out = self.folder / name
+        options = self._options(kind, {**own, "out": str(out), "resume": RunFolder(out).path.exists()})
+        if not RunFolder(out).is_finished:
+            self._print(command, options)
+        result = run(options, reporter=self.reporter)
+        assert isinstance(result, made)
+        return result
+
+    def _options(self, kind: type[O], own: dict[str, Any]) -> O:
+        """Options of a command: its own, and what it shares with ``compress``."""
+        given = self.options
+        names = {each.name for each in fields(kind)} & {each.name for each in fields(given)}
+        names -= {"teacher", "teacher_arch", "weights_key", "out", "resume", "epochs", "batch_size", "max_drop"}
+        names -= {"target_macs", "target_ms", "engine", "time_budget"}
+        return kind(**{**{name: getattr(given, name) for name in names}, **own})
+
+    def _print(self, command: str, options: Options) -> None:
+        quiet = {"resume": False} if hasattr(options, "resume") else {}
+        words = dataclasses.replace(options, **quiet).typed()
+        self.reporter.note(f"$ kdcompress {shlex.join([command, *words])}")

@@ -1,0 +1,159 @@
+"""Candidates against each other: short trainings of all, then long ones of those that may still win.
+
+The rules are our choice. Everything is decided on the calibration split.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from kdcompress.api.compress.candidates import Student, Students
+from kdcompress.api.compress.commands import Commands
+from kdcompress.api.compress.plan import RESERVE, Costs, Plan, pair, trial_epochs
+from kdcompress.errors import UserError
+
+SINGLE, PAIR, HANDOVER = "single", "pair", "handover"
+MAY_WIN = 2.0  # points below the best after the trials: ranks change in longer trainings
+MOST_EPOCHS = 400
+
+Limit = Callable[[float], dict[str, Any] | None]
+
+
+@dataclass(frozen=True)
+class Contender:
+    """A trained answer to the budget.
+
+    Attributes:
+        form: ``single``, ``pair`` or ``handover``.
+        run: Path of the run folder.
+        networks: Its members, for tables.
+        epochs: Of its members together.
+        top1: On the calibration split, of a cascade with its gate.
+    """
+
+    form: str
+    run: str
+    networks: str
+    epochs: int
+    top1: float
+
+
+@dataclass
+class Contest:
+    """The trainings of one ``compress``.
+
+    Attributes:
+        teacher: Its reference, as options of ``distill``.
+        epochs: Of each member, without a time budget.
+        costs: As planned; replaced by what was measured.
+        seconds: Time budget, infinity for none.
+        before: Seconds that earlier, interrupted attempts took.
+        within: Limit of a gate in the trials.
+        limit: That of the result: from the top-1 of a cascade with all members to options of ``gate-calibrate``; None
+            if that is not enough.
+    """
+
+    commands: Commands
+    students: Students
+    plan: Plan
+    teacher: dict[str, Any]
+    epochs: int
+    costs: Costs
+    seconds: float
+    before: float
+    within: Limit
+    limit: Limit
+    began: float = field(default_factory=time.perf_counter)
+
+    def run(self) -> list[Contender]:
+        """Trials, then trainings of what may win."""
+        single, first, second = self.plan.singles[0], self.plan.first, self.plan.second
+        forms = {SINGLE}
+        if first is not None or len(self.plan.singles) > 1:
+            short = trial_epochs(self.epochs)
+            singles = {each.kind: self._single(f"trial-{each.kind}", each, short) for each in self.plan.singles}
+            kind = max(singles, key=lambda kind: singles[kind].top1)
+            single = next(each for each in self.plan.singles if each.kind == kind)
+            tried = [singles[kind]]
+            if first is not None:
+                first, second = pair(self.students, kind, self.plan.most)
+            if first is not None:
+                tried += self._cascades("trial-", first, second, short, self.within, {PAIR, HANDOVER})
+            best = max(each.top1 for each in tried)
+            forms = {each.form for each in tried if each.top1 >= best - MAY_WIN}
+            scores = ", ".join(f"{each.form} {each.top1:.2f} %" for each in tried)
+            self.commands.reporter.note(f"After {short} epoch(s): {scores}. Going on: {', '.join(sorted(forms))}")
+        return self._finals(single, first, second, forms)
+
+    def _finals(
+        self, single: Student, first: Student | None, second: Student | None, forms: set[str]
+    ) -> list[Contender]:
+        """What is left of the time, in equal parts for a student alone and for cascades."""
+        cascades, alone = forms & {PAIR, HANDOVER}, SINGLE in forms
+        made, taken = list[Contender](), 0.0
+        if cascades and first is not None:
+            members = [first, second] if PAIR in cascades and second is not None else [first]
+            cost = sum(self.costs.training[each.name] for each in members)
+            epochs = self.epochs if math.isinf(self.seconds) else self._fitting(cost, 1 + alone)
+            taken = cost * epochs
+            made += self._cascades("", first, second, epochs, self.limit, cascades)
+        if alone or not made:
+            cost = self.costs.training[single.name]
+            rival = round(taken / cost) if taken else self.epochs
+            made.append(self._single(SINGLE, single, self._fitting(cost, 1, rival)))
+        return made
+
+    def _fitting(self, cost: float, shares: int, wanted: int = MOST_EPOCHS) -> int:
+        """Epochs of ``cost`` seconds each that fit into a share of the time that is left, at most ``wanted``."""
+        left = (1 - RESERVE) * self.seconds - self.before - (time.perf_counter() - self.began)
+        fitting = wanted if math.isinf(left) else int(left / shares / cost)
+        return max(1, min(fitting, MOST_EPOCHS))
+
+    def _single(self, name: str, student: Student, epochs: int) -> Contender:
+        result = self.commands.single(name, self.teacher, student.options, epochs)
+        self._measure(student, name)
+        return Contender(SINGLE, str(result.run), student.name, epochs, result.top1)
+
+    def _cascades(
+        self, prefix: str, first: Student, second: Student | None, epochs: int, limit: Limit, forms: set[str]
+    ) -> list[Contender]:
+        """Train the members, and give each form of cascade a gate."""
+        own = self.commands.first(f"{prefix}first", self.teacher, first.options, epochs)
+        self._measure(first, f"{prefix}first")
+        wholes: list[Contender] = []
+        if PAIR in forms and second is not None:
+            whole = self.commands.res_student(f"{prefix}{PAIR}", str(own.run), second.options, epochs)
+            self._measure(second, f"{prefix}{PAIR}")
+            names = f"{first.name} + {second.name}"
+            wholes.append(Contender(PAIR, str(whole.run), names, 2 * epochs, whole.top1))
+        if HANDOVER in forms and self.plan.handover:
+            arch = self.teacher.get("teacher_arch")
+            joined = self.commands.cascade(
+                f"{prefix}{HANDOVER}", [str(own.run), self.teacher["teacher"]], [arch] if arch else []
+            )
+            assert joined.top1 is not None
+            names = f"{first.name}, then the teacher"
+            wholes.append(Contender(HANDOVER, str(joined.run), names, epochs, joined.top1))
+        gated = [self._gated(f"{prefix}{each.form}-gated", each, limit) for each in wholes]
+        return [each for each in gated if each is not None]
+
+    def _gated(self, name: str, whole: Contender, limit: Limit) -> Contender | None:
+        """A cascade with a gate; None where no gate is within the budget."""
+        wanted = limit(whole.top1)
+        if wanted is None:
+            return None
+        try:
+            gate = self.commands.gate(name, whole.run, wanted)
+        except UserError as error:
+            self.commands.reporter.note(f"Notice: no gate for the {whole.form}. {error.problem}")
+            return None
+        assert gate.gated_top1 is not None
+        return Contender(whole.form, str(gate.run), whole.networks, whole.epochs, gate.gated_top1)
+
+    def _measure(self, student: Student, name: str) -> None:
+        if (seconds := self.commands.seconds_per_epoch(name)) is not None:
+            self.costs.training[student.name] = seconds

@@ -1,0 +1,147 @@
+"""What ``compress`` is going to train, and how long that takes (our choice)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from kdcompress.api.compress.candidates import Student, Students
+from kdcompress.errors import usage_error
+
+FIRST, SECOND = 0.55, 1.7  # MACs of the members of a pair, of what an image may cost
+MOST_SECOND = 0.75  # of the teacher's: a dearer second member is hardly cheaper than the teacher
+UNTIL_ENOUGH = 0.5  # of the teacher's MACs: where accuracy is the budget, networks of this cost compete
+TRIAL = 1 / 6  # of the epochs, for every candidate; the rest is for those that may still win
+VIEWS = 8  # that are cached, see TargetOptions
+PER_COMMAND = 8.0  # seconds besides training: opening data, scoring, saving
+RESERVE = 0.08  # of the time budget, for gates, scores and what the estimate got wrong
+
+
+@dataclass(frozen=True)
+class Costs:
+    """Seconds of an epoch of each student, and of all images through the teacher.
+
+    Attributes:
+        training: By the name of the student.
+        teacher: Per view.
+    """
+
+    training: dict[str, float]
+    teacher: float
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The candidates of a budget.
+
+    Attributes:
+        most: MACs that an image may cost.
+        singles: Students that would answer alone, one of each kind.
+        first: First member of a pair.
+        second: The res-student of that pair, or None.
+        handover: Whether the first member may hand over to the teacher itself.
+        fine_tunes: Whether the teacher gets new classes first.
+    """
+
+    most: float
+    singles: list[Student]
+    first: Student | None
+    second: Student | None
+    handover: bool
+    fine_tunes: bool
+
+    @classmethod
+    def of(cls, students: Students, most: float, *, handover: bool, fine_tunes: bool) -> Plan:
+        """The plan before anything is known of the candidates.
+
+        Raises:
+            UserError: Nothing is cheap enough.
+        """
+        singles = students.within(most)
+        if not singles:
+            least = math.ceil(1e4 * students.cheapest() / students.macs) / 1e4
+            problem = f"No network is within {most / students.macs:.2%} of the teacher's {students.macs:,} MACs."
+            raise usage_error(problem, f"The cheapest needs --target-macs {least:g}.")
+        first, second = pair(students, singles[0].kind, most)
+        return cls(most, singles, first, second, handover, fine_tunes)
+
+    @property
+    def first_run(self) -> str:
+        """Name of the run folder that is written first."""
+        if self.fine_tunes:
+            return "teacher"
+        return f"trial-{self.singles[0].kind}" if self.first is not None or len(self.singles) > 1 else "single"
+
+    def students(self) -> Iterator[Student]:
+        """All that are trained in the trials."""
+        yield from self.singles
+        yield from (each for each in (self.first, self.second) if each is not None)
+
+    def seconds(self, epochs: int, costs: Costs) -> float:
+        """Estimated, if nobody drops out: trials, a pair, and a single that gets as much time as the pair."""
+        final = sum(costs.training[each.name] for each in (self.first, self.second) if each is not None)
+        final = 2 * final if final else costs.training[self.singles[0].name]
+        short = trial_epochs(epochs) * sum(costs.training[each.name] for each in self.students())
+        commands = PER_COMMAND * (2 * len(list(self.students())) + 4)
+        return short + epochs * final + min(VIEWS, epochs) * costs.teacher + commands
+
+    def epochs_within(self, seconds: float, costs: Costs) -> int:
+        """The most epochs of each member that a time budget allows.
+
+        Raises:
+            UserError: Not even one.
+        """
+        within = (1 - RESERVE) * seconds
+        if (least := self.seconds(1, costs)) > within:
+            minutes = math.ceil(least / (1 - RESERVE) / 60)
+            problem = f"--time-budget {seconds:.0f}s is too short for one epoch of every candidate."
+            raise usage_error(problem, f"Give about {minutes}m.")
+        low, high = 1, 2
+        while self.seconds(high, costs) <= within and high < 4096:
+            low, high = high, 2 * high
+        while high - low > 1:
+            middle = (low + high) // 2
+            low, high = (middle, high) if self.seconds(middle, costs) <= within else (low, middle)
+        return low
+
+    def lines(self, epochs: int, costs: Costs, teacher_macs: int) -> list[str]:
+        """The plan as a table."""
+        rows = [(f"student ({each.kind})", each) for each in self.singles]
+        rows += [("first member", self.first)] if self.first else []
+        rows += [("res-student", self.second)] if self.second else []
+        width = max(len(each.name) for _, each in rows)
+        table = [
+            f"  {role:<20} {each.name:<{width}}  {each.macs / 1e6:8.1f} M MACs  {each.macs / teacher_macs:6.1%}"
+            for role, each in rows
+        ]
+        if self.handover and self.first:
+            table.append(f"  {'handover':<20} {'the first member, then the teacher':<{width}}")
+        trial = trial_epochs(epochs)
+        told = f"{trial} epoch{'s' * (trial != 1)} each; what may still win then gets {epochs} epochs per member"
+        minutes = self.seconds(epochs, costs) / 60
+        return [*table, f"  {told}. About {minutes:.0f} min."]
+
+
+def pair(students: Students, kind: str, most: float) -> tuple[Student | None, Student | None]:
+    """First member and res-student for an average of ``most`` MACs per image, of this kind where there is one."""
+    first = students.of_kind(kind, FIRST * most)
+    if first is None or first.kind == "resized":  # members of a residual cascade share their input
+        return first, None
+    second = students.of_kind(kind, min(SECOND * most, MOST_SECOND * students.macs))
+    return first, second if second is not None and second.kind != "resized" and second.macs > first.macs else None
+
+
+def trial_epochs(epochs: int) -> int:
+    """Of every candidate, before most of them are dropped."""
+    return max(1, round(TRIAL * epochs))
+
+
+def measured(plan: Plan, seconds: Callable[[Student], float], teacher: float) -> Costs:
+    """Costs of a plan.
+
+    Args:
+        seconds: Of an epoch of a student.
+        teacher: Seconds of a view.
+    """
+    return Costs({each.name: seconds(each) for each in plan.students()}, teacher)

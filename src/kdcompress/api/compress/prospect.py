@@ -1,0 +1,201 @@
+"""What ``compress`` knows before it trains anything: the teacher, the data, the plan and its cost."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from kdcompress.api.benchmark import benchmark
+from kdcompress.api.compress.candidates import Student, Students
+from kdcompress.api.compress.commands import Commands
+from kdcompress.api.compress.contest import Limit
+from kdcompress.api.compress.plan import UNTIL_ENOUGH, Costs, Plan, measured
+from kdcompress.api.compress.probe import forward_seconds, training_seconds
+from kdcompress.api.evaluate import evaluate
+from kdcompress.api.fitting import check_channels, check_classes, open_data
+from kdcompress.api.reference import inherit
+from kdcompress.api.teacher import Teacher, as_teacher, load_teacher, may_have_seen_calibration
+from kdcompress.data import Data, DataSource, choose_channels
+from kdcompress.engine.distributed import Place
+from kdcompress.engine.progress import Reporter
+from kdcompress.errors import usage_error
+from kdcompress.models.assemble import new_network
+from kdcompress.models.build import ModelSpec
+from kdcompress.options import BenchmarkOptions, CompressOptions, EvalOptions
+
+TRAINING, FORWARD = 1.15, 1.1  # of what a probe measures: loading, optimiser, calibration
+FINE_TUNING_EPOCHS = 10
+
+
+@dataclass
+class Prospect:
+    """Everything that a plan is made of.
+
+    Attributes:
+        teacher_row: Of the verdict: ``networks``, ``top1`` on the calibration split, ``macs``.
+        epochs: Of each member of a cascade.
+    """
+
+    options: CompressOptions
+    place: Place
+    reporter: Reporter
+    source: DataSource
+    teacher: Teacher
+    students: Students
+    plan: Plan
+    costs: Costs
+    epochs: int
+    teacher_row: dict[str, Any]
+
+    @classmethod
+    def of(cls, options: CompressOptions, place: Place, reporter: Reporter) -> Prospect:
+        """Load teacher and data, and make a plan.
+
+        Raises:
+            UserError: As for :func:`~kdcompress.api.compress.compress`.
+        """
+        network = load_teacher(options.teacher, options.teacher_arch, options.weights_key, reporter)
+        options = inherit(options, network.record)
+        source = open_data(options, network)
+        fine_tunes = network.num_classes != source.num_classes
+        if not fine_tunes:
+            check_classes(network, source, "teacher")
+        channels = choose_channels(source, options)
+        check_channels(network, channels, "teacher", source.size)
+        teacher = as_teacher(network, source, options, reporter)
+        data = Data(source, network.prep, options, place.device, note=reporter.note)
+        seen = not fine_tunes and may_have_seen_calibration(network, source.fingerprint, data.holdout)
+        name, value = options.budget
+        if seen and name == "max_drop":
+            problem = f"--max-drop needs images that the teacher {network.reference} has not seen, and it may have"
+            remedy = "Give --target-macs, or a teacher that train-teacher made on these data."
+            raise usage_error(f"{problem} been trained on the calibration images.", remedy)
+        if seen:
+            reporter.note(
+                "Notice: the teacher may have been trained on the calibration images, where it would look better than "
+                "it is: a student that hands over to it does not compete."
+            )
+        sizes = [network.prep.size] + ([source.size] if source.size is not None else [])
+        size = min(sizes, key=math.prod)
+        students = Students(teacher, source.num_classes, channels, size, reporter.note)
+        share = value if name == "target_macs" else UNTIL_ENOUGH
+        if name == "target_ms":
+            share = _share_of_time(options, value, network.prep.size)
+        plan = Plan.of(students, share * students.macs, handover=not seen, fine_tunes=fine_tunes)
+        row = {"networks": network.reference, "macs": students.macs}
+        made = cls(options, place, reporter, source, teacher, students, plan, Costs({}, 0.0), options.epochs, row)
+        made.costs = made._probed(data.fit_size())
+        if options.time_budget is not None:
+            made.epochs = plan.epochs_within(options.time_limit, made.costs)
+        return made
+
+    def lines(self) -> list[str]:
+        """The plan, for a person."""
+        name, value = self.options.budget
+        first = f"Plan for --{name.replace('_', '-')} {value:g} of {self.teacher.network.reference}"
+        table = self.plan.lines(self.epochs, self.costs, self.students.macs)
+        if self.plan.fine_tunes:
+            told = (
+                f"  the teacher is fine-tuned first: {FINE_TUNING_EPOCHS} epochs for {self.source.num_classes} classes"
+            )
+            table.insert(0, told)
+        return [f"{first}: {self.plan.most / 1e6:.1f} M of {self.students.macs / 1e6:.1f} M MACs per image", *table]
+
+    def facts(self) -> dict[str, Any]:
+        """The plan, for :class:`~kdcompress.results.PlanResult`."""
+        rows = [{"kind": each.kind, "network": each.name, "macs": each.macs} for each in self.plan.students()]
+        return {
+            "networks": rows,
+            "epochs": self.epochs,
+            "estimated_seconds": round(self.plan.seconds(self.epochs, self.costs), 1),
+            "teacher": self.teacher.network.reference,
+            "teacher_macs": self.students.macs,
+        }
+
+    def with_trained_teacher(self, commands: Commands) -> Prospect:
+        """The same with a teacher of the data's classes, and its accuracy on the calibration split."""
+        ready = self
+        if self.plan.fine_tunes:
+            tuned = commands.fine_tune("teacher", FINE_TUNING_EPOCHS)
+            options = dataclasses.replace(self.options, teacher=str(tuned.run), teacher_arch=None, weights_key=None)
+            ready = Prospect.of(options, self.place, self.reporter)
+            ready.epochs = self.epochs
+        own = EvalOptions(
+            run=ready.options.teacher,
+            arch=ready.options.teacher_arch,
+            weights_key=ready.options.weights_key,
+            data=ready.options.data,
+            data_dir=ready.options.data_dir,
+            holdout=ready.options.holdout,
+            cache_dir=ready.options.cache_dir,
+            device=ready.options.device,
+            split="calibration",
+        )
+        ready.teacher_row["top1"] = evaluate(own, reporter=self.reporter).top1
+        return ready
+
+    @property
+    def teacher_options(self) -> dict[str, Any]:
+        """The teacher's reference, as options of ``distill``."""
+        own = ("teacher", "teacher_arch", "weights_key")
+        return {name: value for name in own if (value := getattr(self.options, name)) is not None}
+
+    @property
+    def limit(self) -> Limit:
+        """What gates of the result are for."""
+        name, value = self.options.budget
+        if name == "target_macs":
+            return lambda top1: {name: value}
+        if name == "target_ms":
+            timed = {name: value, "engine": self.options.engine, "batch_size": self.options.batch_size}
+            return lambda top1: timed
+        needed = self.teacher_row["top1"] - value
+        return lambda top1: {name: round(top1 - needed, 4)} if top1 >= needed else None
+
+    @property
+    def within(self) -> Limit:
+        """What gates of the trials are for: cost, as accuracy comes with more epochs."""
+        return lambda top1: {"target_macs": round(self.plan.most / self.students.macs, 6)}
+
+    def _probed(self, images: int) -> Costs:
+        classes, channels = self.source.num_classes, self.students.channels
+        place = self.place
+        teacher = FORWARD * images * forward_seconds(self.teacher.network.model, self.teacher.network.input_size, place)
+        self.teacher.network.model.cpu()
+
+        def seconds(student: Student) -> float:
+            side = (student.side, student.side) if student.side else self.students.size
+            if student.kind == "resized":
+                model = copy.deepcopy(self.teacher.network.model)
+            else:
+                spec = ModelSpec.parse(student.spec)
+                model = new_network(spec, num_classes=classes, channels=channels, size=side, seed=0).model
+            known = int(getattr(model, "num_classes", None) or classes)  # a teacher's may be others
+            return TRAINING * images * training_seconds(model, (channels, *side), known, place)
+
+        return measured(self.plan, seconds, teacher)
+
+
+def _share_of_time(options: CompressOptions, wanted: float, size: tuple[int, int]) -> float:
+    """The share of the teacher's MACs that ``--target-ms`` would allow if time went with MACs.
+
+    Raises:
+        UserError: The teacher itself is within the budget.
+    """
+    given = BenchmarkOptions(
+        networks=(options.teacher,),
+        arch=(options.teacher_arch,) if options.teacher_arch else (),
+        batch_size=str(options.batch_size),
+        engine=options.engine,
+        images=max(32, 4 * options.batch_size),
+        device=options.device,
+        data=options.data,
+    )
+    row = benchmark(given).networks[0]
+    ms = 1000 * row["batch_size"] / row["images_per_second"]
+    if ms <= wanted:
+        raise usage_error(f"--target-ms {wanted:g} is no less than the teacher's {ms:.3g} ms.", "Give fewer.")
+    return min(wanted / ms, 0.95)

@@ -1,0 +1,95 @@
+"""The contenders at equal cost, in one table, and which of them is shipped (our choice)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from kdcompress.api.benchmark import benchmark
+from kdcompress.api.compress.commands import Commands
+from kdcompress.api.compress.contest import Contender
+from kdcompress.options import BenchmarkOptions, CompressOptions
+
+TOLERANCE = 1.05  # of --target-ms: two measurements of one network differ by as much
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What came of the contest.
+
+    Attributes:
+        rows: For each contender ``form``, ``networks``, ``epochs``, ``top1``, ``macs`` (expected, per image),
+            ``macs_ratio``, ``ms`` with ``--target-ms``, ``points_lost``, and whether it is ``within`` the budget and
+            ``chosen``; all on the calibration split. The first is the teacher.
+        chosen: The contender that is shipped.
+        met: Whether it is within the budget; if not, it is the nearest.
+    """
+
+    rows: list[dict[str, Any]]
+    chosen: Contender
+    met: bool
+
+
+def judge(
+    contenders: list[Contender], commands: Commands, options: CompressOptions, teacher: dict[str, Any]
+) -> Verdict:
+    """Score all contenders on the calibration split, and choose.
+
+    Args:
+        teacher: Row of the teacher: ``networks``, ``top1``, ``macs``.
+    """
+    rows = [_row(each, commands, teacher) for each in contenders]
+    if options.target_ms is not None:
+        for row, ms in zip(rows, _milliseconds(contenders, options, commands), strict=True):
+            row["ms"] = ms
+    name, value = options.budget
+    over = [_over(row, name, value) for row in rows]
+    for row, excess in zip(rows, over, strict=True):
+        row["within"] = excess <= 0
+    within = [number for number, row in enumerate(rows) if row["within"]]
+    if not within:
+        number = min(range(len(rows)), key=lambda number: over[number])
+    elif name == "max_drop":
+        number = min(within, key=lambda number: (rows[number]["macs"], -rows[number]["top1"]))
+    else:
+        number = max(within, key=lambda number: (rows[number]["top1"], -rows[number]["macs"]))
+    for other, row in enumerate(rows):
+        row["chosen"] = other == number
+    return Verdict([{**teacher, "form": "teacher", "macs_ratio": 1.0}, *rows], contenders[number], bool(within))
+
+
+def _row(each: Contender, commands: Commands, teacher: dict[str, Any]) -> dict[str, Any]:
+    found = commands.score(each.run, "calibration", score_teacher=False)
+    macs = found.macs if found.expected_macs is None else found.expected_macs
+    return {
+        "form": each.form,
+        "networks": each.networks,
+        "epochs": each.epochs,
+        "top1": found.top1,
+        "points_lost": round(teacher["top1"] - found.top1, 4),
+        "macs": round(macs, 1),
+        "macs_ratio": round(macs / teacher["macs"], 6),
+    }
+
+
+def _milliseconds(contenders: list[Contender], options: CompressOptions, commands: Commands) -> list[float]:
+    """Of a batch, on average; all measured in one process."""
+    given = BenchmarkOptions(
+        networks=tuple(each.run for each in contenders),
+        batch_size=str(options.batch_size),
+        engine=options.engine,
+        split="calibration",
+        device=options.device,
+    )
+    timed = benchmark(given, reporter=commands.reporter).networks
+    own = [row for row in timed if row["gated"] is not False]  # without those of gated runs with every member
+    return [round(1000 * row["batch_size"] / row["images_per_second"], 4) for row in own]
+
+
+def _over(row: dict[str, Any], name: str, value: float) -> float:
+    """By how much a row exceeds the budget; 0 or less if it does not."""
+    if name == "target_macs":
+        return float(row["macs_ratio"] / value - 1.000001)
+    if name == "target_ms":
+        return float(row["ms"] / value - TOLERANCE)
+    return float(row["points_lost"] - value)
