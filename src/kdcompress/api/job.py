@@ -28,6 +28,7 @@ from kdcompress.api.starting import file_digest
 from kdcompress.api.targets import check_precision, with_cached_targets
 from kdcompress.api.teacher import SEEN, Teacher
 from kdcompress.api.teacher_score import TeacherScores, lost
+from kdcompress.api.temperature import best_scale, scale_classifier
 from kdcompress.data import Data, EvalBatches, TrainBatches
 from kdcompress.engine.compiling import check_compiler, compiled
 from kdcompress.engine.cores import take_free_cores
@@ -44,6 +45,7 @@ from kdcompress.engine.targets import CachedBatches, CachedEval, forward_batch
 from kdcompress.errors import UserError, usage_error
 from kdcompress.methods.base import Frozen, StudentTask
 from kdcompress.methods.losses import residual_energy
+from kdcompress.models.build import classifiers
 from kdcompress.models.loading import Network
 from kdcompress.models.saving import model_config, save_network
 from kdcompress.option_set import shown
@@ -189,6 +191,7 @@ class Job(Generic[JobOptions]):
             if network.start is not None:
                 provenance["start"] = network.start
             trained = self._run(phases, prepared, data, run, provenance, network.architecture)
+            temperature = self._fold_temperature(trained)
             scores = self._score(trained)
             if residual_of is not None:
                 energies = [*energies, self.energy(trained.task.get_eval_model(), residual_of, data)]
@@ -215,6 +218,7 @@ class Job(Generic[JobOptions]):
                 calibration_seen=provenance[SEEN],
                 search=search,
                 matched_stages=matched_stages,
+                logit_temperature=temperature,
                 **lost(scores.top1, teacher_top1),
                 **facts(made, teacher.entry if teacher else None, profiles),
             )
@@ -317,6 +321,19 @@ class Job(Generic[JobOptions]):
                     memory_format=numerics.memory_format,
                 )  # fmt: skip
         return Trained(task, batches, calibration, numerics, rows)
+
+    def _fold_temperature(self, trained: Trained) -> float | None:
+        """Give the logits the scale that the loss left open, by the calibration split; its temperature, if any."""
+        student = _student(trained.task)
+        layers = classifiers(student)
+        if not trained.task.scale_is_open:
+            return None
+        trained.task.eval()
+        with in_fp32(student, trained.numerics.fp32_layers):
+            place = self._computing(trained.numerics)
+            logits, labels = collect(trained.task.get_eval_model(), trained.calibration, place)
+        scale = from_main(lambda: best_scale(logits, labels))
+        return round(1 / scale, 6) if scale_classifier(layers, scale) else None
 
     def _score(self, trained: Trained) -> Scores:
         """Accuracy on the calibration split."""

@@ -122,6 +122,7 @@ class StudentTask(TrainingTask):
 
     Attributes:
         progress: Share of the training that is done, in [0, 1); the training loop updates it.
+        scale_is_open: Whether the loss does not determine the scale of the logits.
 
     Args:
         student: Trained; images to logits [B, K].
@@ -131,7 +132,7 @@ class StudentTask(TrainingTask):
 
     def __init__(self, student: nn.Module, adapter: InputAdapter | None = None, label_smoothing: float = 0.0) -> None:
         super().__init__(verbose=False)
-        self.progress = 0.0
+        self.progress, self.scale_is_open = 0.0, False
         self.trainable_module = student
         self.adapter = adapter
         self.label_smoothing = label_smoothing
@@ -199,7 +200,7 @@ class LogitTask(StudentTask):
         usual = options.LOGIT_LOSSES[logit_loss]
         self.alpha = usual.alpha if alpha is None else alpha
         self.temperature = usual.temperature if temperature is None else temperature
-        self.logit_loss = LOGIT_LOSSES[logit_loss]
+        self.logit_loss, self.scale_is_open = LOGIT_LOSSES[logit_loss], not usual.has_scale
 
     def distilled(self, teacher_logits: Tensor, logits: Tensor, target: Tensor) -> dict[str, Tensor]:
         """``(1 - alpha) * CE(z_S, y) + alpha * L_tau(z_T, z_S)`` for logits [B, K], as the result of a step."""

@@ -65,6 +65,7 @@ class ResKdTask(LogitTask):
             res_student, adapter, label_smoothing, alpha=alpha, temperature=temperature, logit_loss=logit_loss
         )
         self.members, self.teacher = members, teacher
+        self.scale_is_open = False  # the members' logits have one, and the sum is of both
         self.residual_loss, self.sum_weight, self.warmup = residual_loss, sum_weight, warmup
 
     def frozen(self) -> dict[str, Frozen | FrozenMaps]:

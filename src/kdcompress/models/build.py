@@ -170,7 +170,7 @@ def shrink_classifier(model: nn.Module) -> None:
     timm draws that of an EfficientNet with 0.18: gradients through it destroy the features within a few steps. A
     network that does not say which layer it is stays as it is.
     """
-    for layer in _classifiers(model):
+    for layer in classifiers(model):
         if isinstance(getattr(layer, "weight", None), nn.Parameter):
             nn.init.normal_(layer.weight, std=CLASSIFIER_STD)
             if layer.bias is not None:
@@ -183,7 +183,7 @@ def zero_classifier(model: nn.Module) -> None:
     Raises:
         UserError: The network does not say which layer that is.
     """
-    for layer in _classifiers(model):
+    for layer in classifiers(model):
         if not isinstance(getattr(layer, "weight", None), nn.Parameter):
             raise UserError(
                 f"{type(model).__name__} has no classifier that could start at zero.",
@@ -194,7 +194,8 @@ def zero_classifier(model: nn.Module) -> None:
             nn.init.zeros_(layer.bias)
 
 
-def _classifiers(model: nn.Module) -> list[Any]:
+def classifiers(model: nn.Module) -> list[Any]:
+    """The last layers of a network, as far as it says which they are; several where several heads vote."""
     layers = model.get_classifier() if hasattr(model, "get_classifier") else None  # type: ignore[operator]
     return list(layers) if isinstance(layers, (tuple, list)) else [layers]
 

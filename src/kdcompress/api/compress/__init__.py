@@ -86,7 +86,7 @@ def _carried_out(
     prospect: Prospect, run: RunFolder, began: float, reporter: Reporter
 ) -> tuple[Verdict, CompressResult]:
     options = prospect.options
-    commands = Commands(options, run.path, reporter)
+    commands = Commands(options, run.path, reporter, prospect.source.num_classes)
     done = commands.finished_seconds()
     try:
         ready = prospect.with_trained_teacher(commands)

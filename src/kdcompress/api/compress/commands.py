@@ -41,11 +41,13 @@ class Commands:
     Attributes:
         options: Those of ``compress``.
         folder: Where the runs go; one that is finished already is not run again.
+        classes: K.
     """
 
     options: CompressOptions
     folder: Path
     reporter: Reporter
+    classes: int
 
     def fine_tune(self, name: str, epochs: int) -> TrainResult:
         """The teacher, for the classes of the data."""
@@ -54,7 +56,8 @@ class Commands:
 
     def single(self, name: str, teacher: dict[str, Any], student: dict[str, Any], epochs: int) -> TrainResult:
         """A student that is to answer alone."""
-        own = {**teacher, **student, "logit_loss": BEST_SINGLE, "epochs": epochs}
+        loss = BEST_SINGLE if self.classes > 2 else "kl"  # of two standardized logits only the order is left
+        own = {**teacher, **student, "logit_loss": loss, "epochs": epochs}
         return self._trained(name, "distill", distill, DistillOptions, own)
 
     def first(self, name: str, teacher: dict[str, Any], student: dict[str, Any], epochs: int) -> TrainResult:
