@@ -20,6 +20,7 @@ SLOW = (
     "attacks/",
     "api/test_benchmark.py",
     "api/test_cascade.py",
+    "api/test_compress.py",
     "api/test_export_command.py",
     "api/test_lwkd_command.py",
     "api/test_made_split.py",

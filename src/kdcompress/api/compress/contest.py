@@ -13,7 +13,7 @@ from typing import Any
 
 from kdcompress.api.compress.candidates import Student, Students
 from kdcompress.api.compress.commands import Commands
-from kdcompress.api.compress.plan import RESERVE, Costs, Plan, pair, trial_epochs
+from kdcompress.api.compress.plan import RESERVE, Costs, Plan, pair
 from kdcompress.errors import UserError
 
 SINGLE, PAIR, HANDOVER = "single", "pair", "handover"
@@ -74,7 +74,7 @@ class Contest:
         single, first, second = self.plan.singles[0], self.plan.first, self.plan.second
         forms = {SINGLE}
         if first is not None or len(self.plan.singles) > 1:
-            short = trial_epochs(self.epochs)
+            short = self.plan.trial_epochs(self.epochs)
             singles = {each.kind: self._single(f"trial-{each.kind}", each, short) for each in self.plan.singles}
             kind = max(singles, key=lambda kind: singles[kind].top1)
             single = next(each for each in self.plan.singles if each.kind == kind)

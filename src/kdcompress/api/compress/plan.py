@@ -13,6 +13,7 @@ FIRST, SECOND = 0.55, 1.7  # MACs of the members of a pair, of what an image may
 MOST_SECOND = 0.75  # of the teacher's: a dearer second member is hardly cheaper than the teacher
 UNTIL_ENOUGH = 0.5  # of the teacher's MACs: where accuracy is the budget, networks of this cost compete
 TRIAL = 1 / 6  # of the epochs, for every candidate; the rest is for those that may still win
+LEAST_STEPS = 160  # of a trial: after fewer, accuracies say little; but never more than half of the epochs
 VIEWS = 8  # that are cached, see TargetOptions
 PER_COMMAND = 8.0  # seconds besides training: opening data, scoring, saving
 RESERVE = 0.08  # of the time budget, for gates, scores and what the estimate got wrong
@@ -42,6 +43,7 @@ class Plan:
         second: The res-student of that pair, or None.
         handover: Whether the first member may hand over to the teacher itself.
         fine_tunes: Whether the teacher gets new classes first.
+        steps: Of an epoch.
     """
 
     most: float
@@ -50,9 +52,10 @@ class Plan:
     second: Student | None
     handover: bool
     fine_tunes: bool
+    steps: int
 
     @classmethod
-    def of(cls, students: Students, most: float, *, handover: bool, fine_tunes: bool) -> Plan:
+    def of(cls, students: Students, most: float, *, handover: bool, fine_tunes: bool, steps: int) -> Plan:
         """The plan before anything is known of the candidates.
 
         Raises:
@@ -64,7 +67,12 @@ class Plan:
             problem = f"No network is within {most / students.macs:.2%} of the teacher's {students.macs:,} MACs."
             raise usage_error(problem, f"The cheapest needs --target-macs {least:g}.")
         first, second = pair(students, singles[0].kind, most)
-        return cls(most, singles, first, second, handover, fine_tunes)
+        return cls(most, singles, first, second, handover, fine_tunes, steps)
+
+    def trial_epochs(self, epochs: int) -> int:
+        """Of every candidate, before most of them are dropped, of a plan for so many ``epochs`` of each member."""
+        least = min(math.ceil(LEAST_STEPS / self.steps), epochs // 2)
+        return max(1, round(TRIAL * epochs), least)
 
     @property
     def first_run(self) -> str:
@@ -82,7 +90,7 @@ class Plan:
         """Estimated, if nobody drops out: trials, a pair, and a single that gets as much time as the pair."""
         final = sum(costs.training[each.name] for each in (self.first, self.second) if each is not None)
         final = 2 * final if final else costs.training[self.singles[0].name]
-        short = trial_epochs(epochs) * sum(costs.training[each.name] for each in self.students())
+        short = self.trial_epochs(epochs) * sum(costs.training[each.name] for each in self.students())
         commands = PER_COMMAND * (2 * len(list(self.students())) + 4)
         return short + epochs * final + min(VIEWS, epochs) * costs.teacher + commands
 
@@ -117,7 +125,7 @@ class Plan:
         ]
         if self.handover and self.first:
             table.append(f"  {'handover':<20} {'the first member, then the teacher':<{width}}")
-        trial = trial_epochs(epochs)
+        trial = self.trial_epochs(epochs)
         told = f"{trial} epoch{'s' * (trial != 1)} each; what may still win then gets {epochs} epochs per member"
         minutes = self.seconds(epochs, costs) / 60
         return [*table, f"  {told}. About {minutes:.0f} min."]
@@ -130,11 +138,6 @@ def pair(students: Students, kind: str, most: float) -> tuple[Student | None, St
         return first, None
     second = students.of_kind(kind, min(SECOND * most, MOST_SECOND * students.macs))
     return first, second if second is not None and second.kind != "resized" and second.macs > first.macs else None
-
-
-def trial_epochs(epochs: int) -> int:
-    """Of every candidate, before most of them are dropped."""
-    return max(1, round(TRIAL * epochs))
 
 
 def measured(plan: Plan, seconds: Callable[[Student], float], teacher: float) -> Costs:

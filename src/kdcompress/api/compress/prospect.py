@@ -20,11 +20,12 @@ from kdcompress.api.reference import inherit
 from kdcompress.api.teacher import Teacher, as_teacher, load_teacher, may_have_seen_calibration
 from kdcompress.data import Data, DataSource, choose_channels
 from kdcompress.engine.distributed import Place
+from kdcompress.engine.plan import Plan as Schedule
 from kdcompress.engine.progress import Reporter
 from kdcompress.errors import usage_error
 from kdcompress.models.assemble import new_network
 from kdcompress.models.build import ModelSpec
-from kdcompress.options import BenchmarkOptions, CompressOptions, EvalOptions
+from kdcompress.options import BenchmarkOptions, CompressOptions, EvalOptions, TrainingOptions
 
 TRAINING, FORWARD = 1.15, 1.1  # of what a probe measures: loading, optimiser, calibration
 FINE_TUNING_EPOCHS = 10
@@ -84,7 +85,8 @@ class Prospect:
         share = value if name == "target_macs" else UNTIL_ENOUGH
         if name == "target_ms":
             share = _share_of_time(options, value, network.prep.size)
-        plan = Plan.of(students, share * students.macs, handover=not seen, fine_tunes=fine_tunes)
+        steps = math.ceil(data.fit_size() / Schedule.of(TrainingOptions(), data.fit_size()).batch_size)
+        plan = Plan.of(students, share * students.macs, handover=not seen, fine_tunes=fine_tunes, steps=steps)
         row = {"networks": network.reference, "macs": students.macs}
         made = cls(options, place, reporter, source, teacher, students, plan, Costs({}, 0.0), options.epochs, row)
         made.costs = made._probed(data.fit_size())

@@ -1,0 +1,245 @@
+"""From a budget to a network: what competes, how long it takes, who wins, and what a kill costs."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import shlex
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import kdcompress
+from chains import record_of, same_weights, stopped
+from heard import Heard
+from kdcompress import options as sets
+from kdcompress.api.compress.candidates import Student, Students
+from kdcompress.api.compress.contest import Contender
+from kdcompress.api.compress.plan import RESERVE, Costs, Plan
+from kdcompress.api.compress.verdict import judge
+from kdcompress.api.teacher import as_teacher, load_teacher
+from kdcompress.cli import COMMANDS
+from kdcompress.cli.params import with_options
+from kdcompress.data import load_source
+from kdcompress.engine.progress import Silent
+from kdcompress.errors import UserError
+from kdcompress.methods.reskd import ResKdTask
+from kdcompress.options import CompressOptions, DataOptions
+from kdcompress.results import CompressResult, EvalResult, PlanResult
+
+FAST: dict[str, Any] = {"device": "cpu", "precision": "fp32", "epochs": 2}
+
+
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("deep") / "teacher"
+    kdcompress.train_teacher(model="resnet20_cifar", out=path, **{**FAST, "epochs": 3})
+    return path
+
+
+def students(reference: str | Path, arch: str | None = None) -> Students:
+    source = load_source("digits")
+    network = load_teacher(str(reference), arch, None, Silent())
+    made = as_teacher(network, source, DataOptions(), Silent())
+    return Students(made, source.num_classes, 1, (8, 8), lambda _: None)
+
+
+@pytest.mark.parametrize("share", [0.03, 0.1, 0.35, 0.7])
+def test_candidates_are_within_the_budget(teacher: Path, share: float) -> None:
+    """A student over the budget could never be shipped, however long it trained."""
+    known = students(teacher)
+    found = known.within(share * known.macs)
+    assert found
+    assert all(0 < each.macs <= share * known.macs for each in found)
+    assert len({each.kind for each in found}) == len(found)
+    assert known.cheapest() <= min(each.macs for each in found)
+
+
+def test_a_shallower_network_of_the_family_starts_from_the_teacher(teacher: Path) -> None:
+    """The best student that there is for such a teacher would not compete."""
+    known = students(teacher)
+    best = known.within(0.7 * known.macs)[0]
+    assert (best.kind, best.spec, best.options["from_teacher"]) == ("layers", "resnet14_cifar", True)
+
+
+def test_a_budget_below_every_network_says_what_the_cheapest_needs(teacher: Path) -> None:
+    """A user would try one number after the other."""
+    known = students(teacher)
+    with pytest.raises(UserError, match="No network is within") as caught:
+        Plan.of(known, 0.001 * known.macs, handover=True, fine_tunes=False, steps=41)
+    needed = float(caught.value.remedy.split()[-1].rstrip("."))
+    assert Plan.of(known, needed * known.macs, handover=True, fine_tunes=False, steps=41).singles
+
+
+def plan_of(*macs: int, steps: int = 100) -> tuple[Plan, Costs]:
+    single, first, second = (Student("scratch", f"net{number}", number, options={}) for number in macs)
+    plan = Plan(macs[0], [single], first, second, handover=True, fine_tunes=False, steps=steps)
+    return plan, Costs({each.name: each.macs / 10 for each in plan.students()}, teacher=5.0)
+
+
+@pytest.mark.parametrize("seconds", [400, 3600, 36_000])
+def test_epochs_fill_the_time_budget(seconds: int) -> None:
+    """A run that was to end by lunch would go on till the evening, or waste what it was given."""
+    plan, costs = plan_of(100, 50, 170)
+    epochs = plan.epochs_within(seconds, costs)
+    assert plan.seconds(epochs, costs) <= (1 - RESERVE) * seconds < plan.seconds(epochs + 1, costs)
+
+
+def test_too_little_time_says_how_much_is_needed() -> None:
+    """The error would come back with each new guess."""
+    plan, costs = plan_of(100, 50, 170)
+    with pytest.raises(UserError, match="too short for one epoch") as caught:
+        plan.epochs_within(20, costs)
+    minutes = int(caught.value.remedy.split()[-1].rstrip("m."))
+    assert plan.epochs_within(60 * minutes, costs) >= 1
+
+
+def test_trials_are_long_enough_to_tell_candidates_apart() -> None:
+    """On small data an epoch is a handful of steps, after which every network guesses."""
+    plan, _ = plan_of(100, 50, 170, steps=40)
+    assert plan.trial_epochs(30) == 5
+    assert plan.trial_epochs(12) == 4
+    assert plan.trial_epochs(4) == 2
+    assert plan.trial_epochs(1) == 1
+    assert plan_of(100, 50, 170, steps=1000)[0].trial_epochs(12) == 2
+
+
+class Scored:
+    """Stands for commands whose scores are known."""
+
+    reporter = Silent()
+
+    def __init__(self, **scores: tuple[float, float]) -> None:
+        self.scores = scores
+
+    def score(self, run: str, split: str, **more: Any) -> Any:
+        assert split == "calibration", "nothing is chosen on test"
+        top1, macs = self.scores[run]
+        return dataclasses.make_dataclass("Score", ["top1", "macs", "expected_macs"])(top1, 1000.0, macs)
+
+
+TEACHER = {"networks": "teacher", "top1": 90.0, "macs": 100.0}
+
+
+@pytest.mark.parametrize(
+    ("budget", "scores", "chosen", "met"),
+    [
+        ({"target_macs": 0.3}, {"single": (88.0, 30.0), "pair": (87.0, 29.0)}, "single", True),
+        ({"target_macs": 0.3}, {"single": (86.0, 30.0), "pair": (87.0, 29.0)}, "pair", True),
+        ({"target_macs": 0.3}, {"single": (87.0, 20.0), "pair": (87.0, 29.0)}, "single", True),
+        ({"target_macs": 0.3}, {"single": (80.0, 30.0), "pair": (99.0, 31.0)}, "single", True),
+        ({"target_macs": 0.3}, {"single": (80.0, 35.0), "pair": (99.0, 31.0)}, "pair", False),
+        ({"max_drop": 2.0}, {"single": (88.5, 50.0), "pair": (88.0, 30.0)}, "pair", True),
+        ({"max_drop": 2.0}, {"single": (88.5, 50.0), "pair": (87.9, 30.0)}, "single", True),
+        ({"max_drop": 2.0}, {"single": (80.0, 50.0), "pair": (87.0, 30.0)}, "pair", False),
+    ],
+)
+def test_the_verdict(budget: dict[str, float], scores: dict[str, tuple[float, float]], chosen: str, met: bool) -> None:
+    """Where a plain student wins it is shipped, and what is over the budget is not."""
+    contenders = [Contender(name, name, name, 4, 0.0) for name in scores]
+    commands: Any = Scored(**scores)
+    verdict = judge(contenders, commands, CompressOptions(teacher="x", **budget), dict(TEACHER))
+    assert (verdict.chosen.form, verdict.met) == (chosen, met)
+    assert [row["form"] for row in verdict.rows if row.get("chosen")] == [chosen]
+    assert verdict.rows[0]["form"] == "teacher"
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({}, "needs a budget"),
+        ({"target_macs": 0.5, "max_drop": 1}, "one budget"),
+        ({"target_macs": 0.5, "time_budget": "soon"}, "not a duration"),
+        ({"target_macs": 0.5, "time_budget": "2s"}, "too short for one epoch"),
+        ({"target_ms": 10_000}, "no less than the teacher's"),
+    ],
+)
+def test_budgets_that_cannot_be(teacher: Path, tmp_path: Path, given: dict[str, Any], words: str) -> None:
+    """An hour later the user would know that it was a typing error."""
+    with pytest.raises(UserError, match=words):
+        kdcompress.compress(teacher=teacher, out=tmp_path / "out", **{**FAST, **given})
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_teacher_that_knows_the_calibration_images_gets_no_hand(teacher: Path, tmp_path: Path) -> None:
+    """On images that it was trained on, handing over to it looks better than it is."""
+    bare = {"teacher": teacher / "model.safetensors", "teacher_arch": "resnet20_cifar", "data": "digits"}
+    heard = Heard()
+    given = CompressOptions.resolve({**bare, **FAST, "target_macs": 0.35, "dry_run": True})
+    plan = kdcompress.compress(given, reporter=heard)
+    assert isinstance(plan, PlanResult)
+    assert any("does not compete" in note for note in heard.notes)
+    assert not any("then the teacher" in note for note in heard.notes)
+    with pytest.raises(UserError, match="needs images that the teacher"):
+        kdcompress.compress(**bare, **FAST, max_drop=1.0, out=tmp_path / "out")
+
+
+def made(teacher: Path, out: Path, **given: Any) -> tuple[CompressResult, list[str]]:
+    heard = Heard()
+    options = CompressOptions.resolve({"teacher": teacher, "out": out, "target_macs": 0.35, **FAST, **given})
+    result = kdcompress.compress(options, reporter=heard)
+    assert isinstance(result, CompressResult)
+    return result, heard.notes
+
+
+def test_a_kill_costs_one_epoch_at_most(teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After hours the night's work would be lost, or another network come out than without the kill."""
+    whole, notes = made(teacher, tmp_path / "whole")
+    with stopped(ResKdTask, 3, signal.SIGINT, monkeypatch):
+        made(teacher, tmp_path / "cut")
+    assert record_of(tmp_path / "cut")["status"] == "unfinished"
+    resumed, _ = made(teacher, tmp_path / "cut", resume=True)
+    assert same_weights(whole.run, resumed.run)
+    forget = {"run": "", "seconds": 0.0}
+    assert dataclasses.replace(whole, **forget) == dataclasses.replace(resumed, **forget)
+    _check(whole, notes, teacher)
+
+
+def _check(result: CompressResult, notes: list[str], teacher: Path) -> None:
+    """What was shipped is what won, within the budget, on the test split."""
+    assert result.run is not None
+    chosen = next(row for row in result.contenders if row.get("chosen"))
+    within = [row for row in result.contenders[1:] if row["within"]]
+    assert chosen["top1"] == max(row["top1"] for row in within) == result.calibration_top1
+    cost = result.expected_macs_ratio or result.macs_ratio
+    assert cost is not None
+    assert cost <= 0.4, "expected MACs differ a little between the splits"
+    again = kdcompress.evaluate(run=result.run, device="cpu")
+    assert isinstance(again, EvalResult)
+    assert (again.top1, again.split) == (result.top1, "test")
+    # every command that was printed is one that a person could type
+    typed = [shlex.split(note)[2:] for note in notes if note.startswith("$ kdcompress ")]
+    assert {words[0] for words in typed} >= {"distill", "add-res-student", "cascade", "gate-calibrate", "eval"}
+    for command, *words in typed:
+        assert parsed(command, words).typed() == words
+
+
+def parsed(command: str, words: list[str]) -> Any:
+    """The options that a command line gives."""
+    import typer
+    from typer.testing import CliRunner
+
+    kind, got = getattr(sets, COMMANDS[command][1]), []
+    app = typer.Typer()
+    app.command()(with_options(lambda values: got.append(kind.resolve(values)) or 0, kind))  # type: ignore[func-returns-value]
+    assert CliRunner().invoke(app, words).exit_code == 0, words
+    return got[0]
+
+
+def test_a_teacher_of_other_classes_is_fine_tuned_first(tmp_path: Path) -> None:
+    """People have a network for ImageNet and photos of their own; they would be told to run another command first."""
+    kdcompress.train_teacher(model="resnet14_cifar", data="synth-digits:3", input_size="1x8x8", out=tmp_path / "three",
+                             **{**FAST, "epochs": 1})  # fmt: skip
+    result, notes = made(tmp_path / "three", tmp_path / "out", data="digits", target_macs=0.5, epochs=1)
+    assert result.num_classes == 10
+    assert any(note.startswith("$ kdcompress train-teacher") for note in notes)
+    assert record_of(tmp_path / "out" / "teacher")["start"]["reference"] == str(tmp_path / "three")
+
+
+def test_a_plan_of_two_numbers_is_finite() -> None:
+    """The estimate is what a person decides by."""
+    plan, costs = plan_of(100, 50, 170)
+    assert 0 < plan.seconds(10, costs) < math.inf
+    assert any("About" in line for line in plan.lines(10, costs, 1000))
