@@ -21,6 +21,7 @@ from kdcompress.engine.contact import Lost
 from kdcompress.engine.distributed import Place, any_process, barrier, check_same, from_main, in_contact, summed
 from kdcompress.engine.evaluate import evaluate
 from kdcompress.engine.interrupt import Interrupted, StopSignal
+from kdcompress.engine.muon import in_fp32_on_cpu
 from kdcompress.engine.plan import Plan
 from kdcompress.engine.progress import Reporter
 from kdcompress.engine.sync_bn import is_wanted
@@ -162,7 +163,7 @@ class Trainer:
         module.to(memory_format=self.memory_format)
         if options.ema_decay:
             task.setup_ema(decay=options.ema_decay, use_warmup=True)
-        self.optimizer = _optimizer(module, options, plan)
+        self.optimizer = in_fp32_on_cpu(_optimizer(module, options, plan), place.device)
         updates = -(-len(batches) // options.grad_accum)
         self.updates = updates * plan.epochs
         self.scheduler, _ = create_scheduler_v2(

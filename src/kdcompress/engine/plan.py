@@ -8,15 +8,18 @@ from dataclasses import dataclass
 from timm.optim import list_optimizers
 from torch import nn
 
+from kdcompress.engine.muon import is_affordable
+from kdcompress.engine.rates import ADAPTIVE, BASE_BATCH, rate_of
 from kdcompress.errors import usage_error
 from kdcompress.options import TrainingOptions
 
-BASE_BATCH, SMALLEST_BATCH = 128, 16
+SMALLEST_BATCH = 16
 MIN_STEPS = 40  # an epoch
 FINE_TUNING_STEPS = 400  # in all: fewer images per step, where photos and epochs are few
 LAYER_DECAY = 0.75  # of transformers and ConvNeXts that are fine-tuned (Bao et al. 2021, Liu et al. 2022)
 WARM_UP, FINE_TUNING_WARM_UP = 0.05, 0.2  # share of the epochs
-SGD_LR, ADAPTIVE_LR, FINE_TUNING = 0.1, 1e-3, 0.1  # the last: factor of SGD's rate for fine-tuning
+FINE_TUNING = 0.1  # of the usual learning rate, where that is more than of adaptive optimisers
+NORMS = (nn.modules.batchnorm._BatchNorm, nn.GroupNorm, nn.LayerNorm, nn.modules.instancenorm._InstanceNorm)
 
 
 @dataclass(frozen=True)
@@ -45,9 +48,7 @@ class Plan:
         """Our choice: batches of 128, smaller where an epoch would have fewer than 40 steps, or a fine-tuning fewer
         than 400: with pretrained networks and few photos, twice the steps were better in trials.
 
-        SGD's learning rate is proportional to the batch (Goyal et al. 2017). That of adaptive optimisers grows with the
-        square root of larger batches (Malladi et al. 2022) and stays the same for smaller ones: small data sets have
-        few steps.
+        Learning rate and weight decay are those of :mod:`~kdcompress.engine.rates`.
 
         Fine-tuning takes NAdamW (AdamW with Nesterov's momentum) and a longer warm-up: both were better in trials with
         two pretrained networks and few photos.
@@ -60,22 +61,16 @@ class Plan:
         Raises:
             UserError: timm has no such optimiser, or the warm-up is as long as the training.
         """
+        batch = options.batch_size or _batch_size(options, images)
         is_ours = options.opt == "auto"
-        opt = _suitable_optimizer(options, network) if is_ours else options.opt.lower()
+        opt = _suitable_optimizer(options, network, batch) if is_ours else options.opt.lower()
         if opt.split("_")[-1] not in list_optimizers():
             remedy = "Choose auto or a timm optimizer, e.g. sgd, adamw, lamb (timm.optim.list_optimizers())."
             raise usage_error(f"--opt {options.opt!r} is unknown.", remedy)
-        batch = options.batch_size
-        if batch is None:
-            most = images / MIN_STEPS
-            if options.fine_tunes and opt != "sgd":
-                most = min(most, images * options.epochs / FINE_TUNING_STEPS)
-            batch = min(BASE_BATCH, max(SMALLEST_BATCH, 2 ** int(math.log2(max(most, 1)))))
-        times = batch * options.grad_accum / BASE_BATCH
-        if opt == "sgd":
-            usual, decay = SGD_LR * (FINE_TUNING if options.fine_tunes else 1.0) * times, 5e-4
-        else:
-            usual, decay = ADAPTIVE_LR * math.sqrt(max(times, 1.0)), 0.05
+        rate = rate_of(opt)
+        usual = rate.at(batch * options.grad_accum)
+        if options.fine_tunes and rate.lr > ADAPTIVE.lr:
+            usual *= FINE_TUNING
         layer_decay = options.layer_decay
         if layer_decay is None and is_ours and opt == "nadamw" and network is not None and _has_layer_norm(network):
             layer_decay = LAYER_DECAY
@@ -92,7 +87,7 @@ class Plan:
             batch_size=batch,
             opt=opt,
             lr=options.lr or usual,
-            weight_decay=decay if options.weight_decay is None else options.weight_decay,
+            weight_decay=rate.weight_decay if options.weight_decay is None else options.weight_decay,
             layer_decay=layer_decay,
             warmup_epochs=share * asked,
             decay_epochs=share * (options.decay_epochs or options.epochs / 3),
@@ -103,19 +98,30 @@ class Plan:
         return f"{self.opt}, learning rate {self.lr:.2g}{decay}, {self.batch_size} images per step"
 
 
-def _suitable_optimizer(options: TrainingOptions, network: nn.Module | None) -> str:
+def _batch_size(options: TrainingOptions, images: int) -> int:
+    most = images / MIN_STEPS
+    if options.fine_tunes and options.opt != "sgd":
+        most = min(most, images * options.epochs / FINE_TUNING_STEPS)
+    return min(BASE_BATCH, max(SMALLEST_BATCH, 2 ** int(math.log2(max(most, 1)))))
+
+
+def _suitable_optimizer(options: TrainingOptions, network: nn.Module | None, batch: int) -> str:
     if options.fine_tunes:
         return "nadamw"
-    return "adamw" if network is not None and wants_adamw(network) else "sgd"
+    if network is None or not wants_adamw(network):
+        return "nmuon" if network is not None and is_affordable(network, batch) else "sgd"
+    return "adamw"
 
 
 def wants_adamw(network: nn.Module) -> bool:
-    """Whether a network trains badly by SGD at the learning rates of ResNets (our choice).
+    """Whether a network trains badly at the learning rates of ResNets (our choice).
 
     That is assumed of networks with LayerNorm or depthwise convolutions: vision transformers, ConvNeXts, MobileNets and
-    EfficientNets were all published with adaptive optimisers.
+    EfficientNets were all published with adaptive optimisers. Also of those without any normalisation.
     """
-    return _has_layer_norm(network) or any(_is_depthwise(layer) for layer in network.modules())
+    layers = list(network.modules())
+    normalised = any(isinstance(layer, NORMS) for layer in layers)
+    return not normalised or _has_layer_norm(network) or any(map(_is_depthwise, layers))
 
 
 def _has_layer_norm(network: nn.Module) -> bool:

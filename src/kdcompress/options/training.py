@@ -132,17 +132,17 @@ class TrainingOptions(DataOptions, DeviceOptions, OutputOptions):
     )
     lr: float | None = option(
         None,
-        "peak learning rate (default: sgd 0.1 x batch/128, a tenth of that to fine-tune; others 0.001, up to a batch "
-        "of 128, then 0.001 x √(batch/128))",
+        "peak learning rate (default, for a batch of 128: muon 0.01, sgd 0.1, a tenth of that to fine-tune; adam and "
+        "most others 0.001; sgd's is proportional to the batch, others' grows with the root of larger ones)",
         above=0,
         panel=TRAINING,
     )
     weight_decay: float | None = option(None, "weight decay (default: 5e-4 for sgd, else 0.05)", low=0, panel=TRAINING)
-    momentum: float = option(0.9, "momentum of sgd (Nesterov)", low=0, below=1, panel=TRAINING)
+    momentum: float = option(0.9, "Nesterov momentum of sgd and nmuon", low=0, below=1, panel=TRAINING)
     opt: str = option(
         "auto",
-        "optimiser: sgd, adamw or any other of timm's; auto: nadamw to fine-tune, adamw for networks with LayerNorm "
-        "or depthwise convolutions, else sgd",
+        "optimiser: sgd, adamw or any other of timm's; auto: nadamw to fine-tune, adamw for networks with LayerNorm, "
+        "depthwise convolutions or no normalisation, else nmuon (Muon), or sgd for tiny images and batches",
         panel=TRAINING,
     )
     layer_decay: float | None = option(
