@@ -39,6 +39,7 @@ class Study:
         jobs: Trainings at a time. On a CPU they share its cores: two of one thread each are faster than one of two
             after the other, the more so the narrower the networks are.
         settings: What must be the same for all rows of a table.
+        environment: Of the commands, besides that of the study.
     """
 
     out: Path
@@ -46,6 +47,7 @@ class Study:
     common: Sequence[str] = ()
     jobs: int = 1
     settings: Mapping[str, Any] = field(default_factory=dict)
+    environment: Mapping[str, str] = field(default_factory=dict)
     _lock: threading.Lock = field(default_factory=threading.Lock)
     _making: defaultdict[str, threading.Lock] = field(default_factory=lambda: defaultdict(threading.Lock))
 
@@ -145,7 +147,9 @@ class Study:
         command = [sys.executable, "-m", "kdcompress", *arguments, "--json"]
         sys.stderr.write(f"+ kdcompress {shlex.join(arguments)}\n")  # one piece, for jobs write at the same time
         threads = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // self.jobs))} if self.jobs > 1 else {}
-        done = subprocess.run(command, stdout=subprocess.PIPE, text=True, env={**os.environ, **threads})
+        done = subprocess.run(
+            command, stdout=subprocess.PIPE, text=True, env={**os.environ, **threads, **self.environment}
+        )
         if done.returncode:
             sys.exit(done.returncode)
         return json.loads(done.stdout)

@@ -26,6 +26,7 @@ WORTH_PRETRAINED = 48  # pixels: on smaller images timm's features say little
 STEPS = {False: 4, True: 32}  # pixels between the sides of a smaller input, of small and of large images
 SMALLEST_SIDE = 8
 NEAR = 0.6  # of what is affordable: a cheaper network is another choice, not this one
+STILL_NEAR = 0.4  # where cost comes in steps, as of the teacher at a smaller size
 FIRST = "resnet"  # the family of what is trained from scratch
 HALF_WIDTH = 2  # position of half the width in a series: narrower ones are deeper than they are worth
 
@@ -52,7 +53,7 @@ class Student:
     @property
     def name(self) -> str:
         """For tables."""
-        return f"{self.spec} at {self.side} px" if self.side else self.spec
+        return f"the teacher at {self.side} px" if self.side else self.spec
 
 
 class Students:
@@ -70,7 +71,7 @@ class Students:
         self.teacher, self.network, self.note = teacher, teacher.network, note
         self.classes, self.channels, self.size = classes, channels, size
         self.macs = int(teacher.entry["macs"])
-        self.counted = functools.cache(self._counted)
+        self.counted, self.are_weights_there = functools.cache(self._counted), True
 
     def within(self, most: float) -> list[Student]:
         """One of each kind that there is: the dearest of at most ``most`` MACs; the most promising kinds first."""
@@ -112,7 +113,7 @@ class Students:
             except UserError:
                 return None
             if macs <= most:
-                if macs < NEAR * most:
+                if macs < STILL_NEAR * most:
                     return None
                 given: dict[str, object] = {"student": self.network.reference, "input_size": str(smaller)}
                 if self.network.arch is not None:
@@ -153,14 +154,15 @@ class Students:
         """Those of at most ``most`` MACs, of specs that get dearer."""
         return list(itertools.takewhile(lambda spec: self.counted(spec) <= most, specs))
 
-    @functools.cache  # noqa: B019 - one object, for one command
     def _has_weights(self, spec: str) -> bool:
-        try:
-            self._new(spec, pretrained=True)
-        except UserError as error:
-            self.note(f"Notice: no pretrained student is tried. {error.problem}")
-            return False
-        return True
+        """Whether timm's weights of an architecture can be had; after one that cannot, no other is tried."""
+        if self.are_weights_there:
+            try:
+                self._new(spec, pretrained=True)
+            except UserError as error:
+                self.note(f"Notice: no pretrained student is tried. {error.problem}")
+                self.are_weights_there = False
+        return self.are_weights_there
 
     def _counted(self, spec: str) -> int:
         return macs_of(self._new(spec).model)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from kdcompress.api.compress.candidates import Student, Students
 from kdcompress.errors import usage_error
 
-FIRST, SECOND = 0.55, 1.7  # MACs of the members of a pair, of what an image may cost
+FIRST, SECOND = 0.6, 1.7  # MACs of the members of a pair, of what an image may cost
 MOST_SECOND = 0.75  # of the teacher's: a dearer second member is hardly cheaper than the teacher
 UNTIL_ENOUGH = 0.5  # of the teacher's MACs: where accuracy is the budget, networks of this cost compete
 TRIAL = 1 / 6  # of the epochs, for every candidate; the rest is for those that may still win
