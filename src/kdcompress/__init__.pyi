@@ -203,7 +203,7 @@ def compress(
     epochs: int = 30,
     time_budget: str | None = None,
     seed: int = 0,
-    export: Literal["none", "onnx"] = "none",
+    export: Literal["none", "onnx", "onnx-int8"] = "none",
     yes: bool = False,
     dry_run: bool = False,
 ) -> CompressResult | PlanResult: ...

@@ -19,6 +19,7 @@ from kdcompress.options.training import (
 )
 
 BUDGETS = ("target_macs", "target_ms", "max_drop")
+EXPORTS = ("none", "onnx", "onnx-int8")
 
 
 @dataclass(kw_only=True)
@@ -47,7 +48,12 @@ class CompressOptions(TeacherOptions, CacheOptions, DataOptions, DeviceOptions, 
         None, "how long all of it may take, e.g. 30m or 2h; sets the epochs", panel=TRAINING, affects_result=False
     )
     seed: int = option(0, "seed of weights, order and augmentation", low=0, high=2**31 - 1, panel=TRAINING)
-    export: str = option("none", "also export the result (extra: onnx)", choices=("none", "onnx"), affects_result=False)
+    export: str = option(
+        "none",
+        "also export the result, int8 with thresholds of its own (extra: onnx)",
+        choices=EXPORTS,
+        affects_result=False,
+    )
     yes: bool = option(False, "do not ask before the plan is carried out", panel=RUN, affects_result=False)
     dry_run: bool = option(False, "stop after the plan", panel=RUN, affects_result=False)
 

@@ -79,7 +79,20 @@ def compress(
         from_main(lambda: adopt(run, RunFolder(Path(verdict.chosen.run)), "compress", options, result))
     if not verdict.met:
         reporter.note("Notice: nothing is within the budget; the nearest was kept.")
+    for line in _use(result):
+        reporter.note(line)
     return result
+
+
+def _use(result: CompressResult) -> list[str]:
+    """How to use what was made, in Python."""
+    made = result.exported or result.run
+    return [
+        f"{made} answers alone; in Python:",
+        "  import kdcompress",
+        f"  for row in kdcompress.predict({made!r}, ['photo.jpg']):",
+        "      print(row.path, row.label, row.probability)",
+    ]
 
 
 def _carried_out(
@@ -108,10 +121,12 @@ def _carried_out(
 def _exported(options: CompressOptions, chosen: str, run: RunFolder, reporter: Reporter) -> str | None:
     if options.export == "none":
         return None
-    out = run.path / f"model.{options.export}"
+    format, _, precision = options.export.partition("-")
+    out = run.path / f"model.{format}"
     if out.exists():
         return str(out)
-    return export_network(ExportOptions(run=chosen, format=options.export, out=str(out)), reporter=reporter).file
+    given = ExportOptions(run=chosen, format=format, precision=precision or "fp32", out=str(out))
+    return export_network(given, reporter=reporter).file
 
 
 def _result(
