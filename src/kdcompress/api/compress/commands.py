@@ -121,7 +121,10 @@ class Commands:
     def _trained(
         self, name: str, command: str, run: Callable[..., Any], kind: type[Options], own: dict[str, Any]
     ) -> TrainResult:
-        result: TrainResult = self._run(name, command, run, kind, own, TrainResult)
+        begun = RunFolder(self.folder / name).record().get("options", {})  # of a training that was interrupted
+        result: TrainResult = self._run(
+            name, command, run, kind, {**own, "epochs": begun.get("epochs", own["epochs"])}, TrainResult
+        )
         return result
 
     def _run(

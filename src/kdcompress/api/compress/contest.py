@@ -98,38 +98,47 @@ class Contest:
         if cascades and first is not None:
             members = [first, second] if PAIR in cascades and second is not None else [first]
             cost = sum(self.costs.training[each.name] for each in members)
-            epochs = self.epochs if math.isinf(self.seconds) else self._fitting(cost, 1 + alone)
+            epochs = self.epochs if math.isinf(self.seconds) else self._fitting(cost, self._left / (1 + alone))
             taken = cost * epochs
             made += self._cascades("", first, second, epochs, self.limit, cascades)
         if alone or not made:
             cost = self.costs.training[single.name]
             rival = round(taken / cost) if taken else self.epochs
-            made.append(self._single(SINGLE, single, self._fitting(cost, 1, rival)))
+            made.append(self._single(SINGLE, single, self._fitting(cost, self._left, rival)))
         return made
 
-    def _fitting(self, cost: float, shares: int, wanted: int = MOST_EPOCHS) -> int:
-        """Epochs of ``cost`` seconds each that fit into a share of the time that is left, at most ``wanted``."""
-        left = (1 - RESERVE) * self.seconds - self.before - (time.perf_counter() - self.began)
-        fitting = wanted if math.isinf(left) else int(left / shares / cost)
-        return max(1, min(fitting, MOST_EPOCHS))
+    @property
+    def _left(self) -> float:
+        """Seconds of the time budget for trainings to come."""
+        return (1 - RESERVE) * self.seconds - self.before - (time.perf_counter() - self.began)
+
+    def _fitting(self, cost: float, left: float, otherwise: int = MOST_EPOCHS) -> int:
+        """Epochs of ``cost`` seconds each that fit into the time that is left; without a budget ``otherwise``."""
+        return max(1, min(otherwise if math.isinf(left) else int(left / cost), MOST_EPOCHS))
 
     def _single(self, name: str, student: Student, epochs: int) -> Contender:
         result = self.commands.single(name, self.teacher, student.options, epochs)
         self._measure(student, name)
-        return Contender(SINGLE, str(result.run), student.name, epochs, result.top1)
+        return Contender(SINGLE, str(result.run), student.name, result.epochs, result.top1)
 
     def _cascades(
         self, prefix: str, first: Student, second: Student | None, epochs: int, limit: Limit, forms: set[str]
     ) -> list[Contender]:
         """Train the members, and give each form of cascade a gate."""
+        began = time.perf_counter()
         own = self.commands.first(f"{prefix}first", self.teacher, first.options, epochs)
-        self._measure(first, f"{prefix}first")
         wholes: list[Contender] = []
         if PAIR in forms and second is not None:
-            whole = self.commands.res_student(f"{prefix}{PAIR}", str(own.run), second.options, epochs)
+            more = epochs
+            if not prefix and not math.isinf(self.seconds):  # what the first member took more, or less, than planned
+                cost = self.costs.training[second.name]
+                late = time.perf_counter() - began - epochs * self.costs.training[first.name]
+                more = self._fitting(cost, epochs * cost - late)
+            whole = self.commands.res_student(f"{prefix}{PAIR}", str(own.run), second.options, more)
             self._measure(second, f"{prefix}{PAIR}")
             names = f"{first.name} + {second.name}"
-            wholes.append(Contender(PAIR, str(whole.run), names, 2 * epochs, whole.top1))
+            wholes.append(Contender(PAIR, str(whole.run), names, own.epochs + whole.epochs, whole.top1))
+        self._measure(first, f"{prefix}first")
         if HANDOVER in forms and self.plan.handover:
             arch = self.teacher.get("teacher_arch")
             joined = self.commands.cascade(
@@ -137,7 +146,7 @@ class Contest:
             )
             assert joined.top1 is not None
             names = f"{first.name}, then the teacher"
-            wholes.append(Contender(HANDOVER, str(joined.run), names, epochs, joined.top1))
+            wholes.append(Contender(HANDOVER, str(joined.run), names, own.epochs, joined.top1))
         gated = [self._gated(f"{prefix}{each.form}-gated", each, limit) for each in wholes]
         return [each for each in gated if each is not None]
 
