@@ -15,6 +15,7 @@ import kdcompress
 from chains import record_of, same_weights, stopped
 from heard import Heard
 from kdcompress import options as sets
+from kdcompress.api.compress import probe, prospect
 from kdcompress.api.compress.candidates import Student, Students
 from kdcompress.api.compress.contest import Contender
 from kdcompress.api.compress.plan import RESERVE, Costs, Plan
@@ -30,6 +31,12 @@ from kdcompress.options import CompressOptions, DataOptions
 from kdcompress.results import CompressResult, EvalResult, PlanResult
 
 FAST: dict[str, Any] = {"device": "cpu", "precision": "fp32", "epochs": 2}
+
+
+@pytest.fixture(autouse=True)
+def _short_probes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """How fast this machine is does not matter here."""
+    monkeypatch.setattr(probe, "MOST", 0.0)
 
 
 @pytest.fixture(scope="module")
@@ -228,8 +235,9 @@ def parsed(command: str, words: list[str]) -> Any:
     return got[0]
 
 
-def test_a_teacher_of_other_classes_is_fine_tuned_first(tmp_path: Path) -> None:
+def test_a_teacher_of_other_classes_is_fine_tuned_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """People have a network for ImageNet and photos of their own; they would be told to run another command first."""
+    monkeypatch.setattr(prospect, "FINE_TUNING_EPOCHS", 1)
     kdcompress.train_teacher(model="resnet14_cifar", data="synth-digits:3", input_size="1x8x8", out=tmp_path / "three",
                              **{**FAST, "epochs": 1})  # fmt: skip
     result, notes = made(tmp_path / "three", tmp_path / "out", data="digits", target_macs=0.5, epochs=1)
