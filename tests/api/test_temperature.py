@@ -26,6 +26,14 @@ def test_the_scale_is_the_best_one(factor: float) -> None:
         assert F.cross_entropy(other * found * true / factor, labels) >= least
 
 
+def test_a_network_that_is_always_right_is_not_infinitely_sure() -> None:
+    """Its first mistake on a new image would cost all."""
+    labels = torch.arange(5).repeat(20)
+    logits = F.one_hot(labels, 5) + 0.1 * torch.randn(100, 5)
+    sure = (best_scale(logits, labels) * logits).softmax(1).gather(1, labels[:, None])
+    assert 0.97 < float(sure.mean()) < 0.999
+
+
 def test_only_linear_layers_are_scaled() -> None:
     """A half-scaled network would predict something else."""
     layer = torch.nn.Linear(3, 2)

@@ -15,10 +15,15 @@ LOWEST, HIGHEST, HALVINGS = 1e-3, 1e3, 60
 def best_scale(logits: Tensor, labels: Tensor) -> float:
     """The factor of logits ``[N, K]`` with the lowest cross-entropy for labels ``[N]``: 1 over the temperature.
 
-    The cross-entropy is convex in it, so the zero of its derivative is found by bisection.
+    The cross-entropy is convex in it, so the zero of its derivative is found by bisection. Labels are as uncertain as N
+    images can tell (Platt 1999, section 2.2): a network that is right on all of them would else get an infinite factor.
     """
     logits = logits.double()
+    count, classes = logits.shape
+    doubt = 1 / (count + 2)
     own = logits.gather(1, labels[:, None])[:, 0]
+    others = (logits.sum(1) - own) / max(classes - 1, 1)
+    own = (1 - doubt) * own + doubt * others
     low, high = LOWEST, HIGHEST
     for _ in range(HALVINGS):
         middle = (low * high) ** 0.5
