@@ -397,7 +397,7 @@ class ReportResult(GateFacts, TeacherFacts, NetworkFacts, Result):
             image with it; images that no member gets right stop at the first one.
         networks: A row for each network in the report: ``network``, its ``role``, ``top1``, ``macs`` per image,
             ``macs_ratio`` to the teacher, ``ece``, and ``ms`` for one image, on average (None if it was not timed).
-        hardware: Where milliseconds were measured; None without.
+        ms: Milliseconds for one image, on average; None if they were not measured, and so is ``hardware``.
     """
 
     format: str
@@ -412,6 +412,7 @@ class ReportResult(GateFacts, TeacherFacts, NetworkFacts, Result):
     stage_top1: list[float] | None = None
     oracle_top1: float | None = None
     oracle_macs: float | None = None
+    ms: float | None = None
     hardware: str | None = None
     networks: list[dict[str, Any]]
 

@@ -99,6 +99,7 @@ def _result(gathered: Gathered, options: ReportOptions, file: Path) -> ReportRes
         stage_top1=[round(value, 4) for value in subject.stage_top1] if len(subject.macs) > 1 else None,
         oracle_top1=round(oracle[1], 4) if oracle else None,
         oracle_macs=round(oracle[0], 1) if oracle else None,
+        ms=gathered.subject.ms,
         hardware=gathered.place.describe() if gathered.subject.ms is not None else None,
         networks=[_row(row, gathered) for row in gathered.rows],
         **subject.gate_facts(entry),

@@ -89,7 +89,7 @@ def _gate(facts: Facts) -> list[str]:
         return []
     rates = ", ".join(f"{_text(each.name)}: {100 * each.rate:.1f} %" for each in facts.exits)
     told = [sentences.gate_in_words(facts.result), f"Images by exit: {rates}."]
-    return ["## The gate", _text(" ".join(told)), *map(_text, sentences.guarantee_in_words(facts))]
+    return ["## The gate", _text(" ".join(told)), *sentences.guarantee_in_words(facts)]
 
 
 def _classes(facts: Facts) -> str:

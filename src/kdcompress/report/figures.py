@@ -41,7 +41,7 @@ def _front(
             plot.level(mark.top1, mark.kind)
     for kind, line in lines.items():
         if len(line) > 1:
-            plot.line(line, kind)
+            plot.line(line, kind, apart=True)
     for mark, cost in marks:
         shown = scaled(cost) if "MACs" in label else f"{cost:.3g} ms"
         plot.mark(cost, mark.top1, mark.kind, mark.label, f"{mark.label}: {mark.top1:.2f} %, {shown}")
@@ -126,7 +126,8 @@ def training_curves(trainings: Sequence[Training], columns: dict[str, str], labe
     ends = list(itertools.accumulate(lengths))
     ceiling = 100.0 if "%" in label else float("inf")
     x = Axis("epochs, one training after the other", 0.5, ends[-1] + 0.5)
-    plot = Plot(x, Axis.around(label, values, floor=0.0, ceiling=ceiling), f"{label} over epochs")
+    log = "%" not in label and min(values) > 0
+    plot = Plot(x, Axis.around(label, values, log=log, floor=0.0, ceiling=ceiling), f"{label} over epochs")
     for each, end, length in zip(trainings, ends, lengths, strict=True):
         if end != ends[-1]:
             across = plot.at(end + 0.5, plot.y.low)[0]

@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 from kdcompress.quantities import scaled
 from kdcompress.report import MARK, figures, sentences
@@ -26,7 +26,7 @@ def page(facts: Facts) -> str:
         lstrip_blocks=True,
         undefined=StrictUndefined,
     )
-    environment.filters.update(scaled=scaled, percent=sentences.percent)
+    environment.filters.update(scaled=scaled, percent=sentences.percent, share=_share, code=_with_code)
     found = facts.result
     return environment.get_template("report.html").render(
         facts=facts,
@@ -37,6 +37,7 @@ def page(facts: Facts) -> str:
         certainty=sentences.certainty(found),
         gate=sentences.gate_in_words(found),
         guarantee=sentences.guarantee_in_words(facts),
+        notes=sentences.how_measured(facts),
         keys=_keys(found),
         fronts=[each for each in (figures.over_macs(facts), figures.over_ms(facts)) if each is not None],
         classes=shown_classes(facts.classes),
@@ -51,6 +52,17 @@ def page(facts: Facts) -> str:
 def shown_classes(classes: list[ClassScore]) -> list[ClassScore]:
     """All of them where they are few, else those that lost most and those that gained most."""
     return classes if len(classes) <= MOST_CLASSES else [*classes[:WORST], *classes[-BEST:]]
+
+
+def _share(share: float) -> str:
+    return f"{100 * share:.1f} %"
+
+
+def _with_code(text: str) -> Markup:
+    """Words between backticks as code."""
+    parts = [Markup("<code>{}</code>").format(part) if number % 2 else escape(part)
+             for number, part in enumerate(text.split("`"))]  # fmt: skip
+    return Markup("").join(parts)
 
 
 def _embedded(result: ReportResult) -> Markup:
@@ -76,6 +88,8 @@ def _keys(found: ReportResult) -> list[tuple[str, str, str, Any]]:
             rows.append(
                 ("of the teacher’s MACs", "macs_ratio", sentences.percent(found.macs_ratio), found.macs_ratio)
             )
+    if found.ms is not None:
+        rows.append(("ms for one image", "ms", f"{found.ms:.3g}", found.ms))
     rows.append(("parameters", "params", scaled(found.params), found.params))
     rows.append(("calibration error (ECE)", "ece", f"{found.ece:.2f} %", found.ece))
     return rows

@@ -29,8 +29,8 @@ def certainty(found: ReportResult) -> str:
         return f"Measured on {images}."
     low, high = found.points_lost_interval
     return (
-        f"Measured on {images}: the loss is known to lie between {_signed(low)} and {_signed(high)} points "
-        "(95 % confidence; below zero is a gain)."
+        f"Measured on {images}, the same for both: with 95 % confidence the loss is between {_signed(low)} and "
+        f"{_signed(high)} points (below zero is a gain)."
     )
 
 
@@ -53,6 +53,23 @@ def gate_in_words(found: ReportResult) -> str:
     )
 
 
+def how_measured(facts: Facts) -> list[str]:
+    """What one must know to read the plots of accuracy over cost."""
+    found, notes = facts.result, list[str]()
+    if found.measure is not None:
+        notes.append("Thresholds were chosen on the calibration split, and MACs are averages over these images.")
+    if len(facts.curve) > 1:
+        notes.append("The curve shows what the other thresholds that were found there do here.")
+    if found.oracle_top1 is not None and found.oracle_macs is not None:
+        notes.append(
+            "The oracle stops each image at the first member that is right "
+            f"({found.oracle_top1:.2f} % for {scaled(found.oracle_macs)} MACs): no gate does better."
+        )
+    if found.hardware is not None:
+        notes.append(f"Milliseconds: one image at a time, on average, in turns, on {found.hardware}.")
+    return notes
+
+
 def guarantee_in_words(facts: Facts) -> list[str]:
     """What is promised of new images, how it was tested, and what this split says."""
     found, promise = facts.result, facts.promise
@@ -65,7 +82,7 @@ def _promised(promise: dict[str, Any] | None) -> list[str]:
     if promise is None:
         return [
             "None was asked for. The thresholds are those that were best on the calibration split; new images may "
-            "lose somewhat more. gate-calibrate --confidence-level 0.95 with --max-drop gives a guarantee."
+            "lose somewhat more. `kdcompress gate-calibrate --max-drop 0.5 --confidence-level 0.95` gives a guarantee."
         ]
     drop, level = float(promise["max_drop"]), float(promise["confidence_level"])
     if promise.get("p_value") is None:
@@ -88,7 +105,7 @@ def _seen(found: ReportResult, promise: dict[str, Any] | None) -> list[str]:
         return []
     loss = found.full_top1 - found.top1
     start = f"On the {found.split} split, the gate has {found.top1:.2f} % and all members {found.full_top1:.2f} %: "
-    text = start + (f"{loss:.2f} points lost." if loss > 0 else f"nothing lost, {-loss:.2f} points gained.")
+    text = start + (f"{loss:.2f} points lost." if loss > 0 else f"{-loss:.2f} points gained." if loss else "none lost.")
     if promise is not None and promise.get("p_value") is not None and loss > float(promise["max_drop"]):
         text += " That is more than was promised; a share of 1 − confidence of all such tests fails, or the images differ."
     return [text]

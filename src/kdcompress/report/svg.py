@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -9,9 +10,10 @@ from dataclasses import dataclass, field
 from markupsafe import Markup, escape
 
 WIDTH, HEIGHT = 460, 320
-LEFT, RIGHT, TOP, BOTTOM = 44, 14, 12, 42
+LEFT, RIGHT, TOP, BOTTOM = 44, 14, 26, 42
 LETTER, LINE = 6.4, 14  # pixels of a label: width of a letter, height
 MOST_TICKS = 7
+STEPS = 12  # between two points of a line that labels keep off
 SHAPES = {
     "gated": '<path d="M0 -7L7 0L0 7L-7 0Z"/>',
     "full": '<rect x="-5" y="-5" width="10" height="10"/>',
@@ -60,17 +62,18 @@ class Axis:
     def ticks(self) -> list[float]:
         """Round numbers between the limits."""
         if self.log:
-            decades = range(math.floor(math.log10(self.low)), math.ceil(math.log10(self.high)) + 1)
-            for steps in ((1, 2, 5), (1, 3), (1,)):
-                found = [step * 10.0**power for power in decades for step in steps]
+            first, last = math.floor(math.log10(self.low)), math.ceil(math.log10(self.high))
+            finer = [((1, 2, 5), 1), ((1, 3), 1), ((1,), 1)]
+            for steps, stride in [*finer, *(((1,), stride) for stride in range(2, last - first + 1))]:
+                found = [step * 10.0**power for power in range(first, last + 1, stride) for step in steps]
                 found = [value for value in found if self.low <= value <= self.high]
                 if 2 <= len(found) <= MOST_TICKS:
                     return found
         span = self.high - self.low
         power = 10.0 ** math.floor(math.log10(span / 4))
         step = next(each * power for each in (1, 2, 5, 10) if span / (each * power) <= MOST_TICKS - 1)
-        first = math.ceil(self.low / step - 1e-9)
-        return [round(number * step, 10) for number in range(first, math.floor(self.high / step + 1e-9) + 1)]
+        numbers = range(math.ceil(self.low / step - 1e-9), math.floor(self.high / step + 1e-9) + 1)
+        return [float(f"{number * step:.12g}") for number in numbers]
 
 
 @dataclass
@@ -96,9 +99,18 @@ class Plot:
         down = self.height - BOTTOM - self.y.share(y) * (self.height - TOP - BOTTOM)
         return round(across, 1), round(down, 1)
 
-    def line(self, points: Sequence[tuple[float, float]], kind: str) -> None:
-        """A line through points, of the class ``kind``."""
-        shown = " ".join(f"{across},{down}" for across, down in (self.at(*point) for point in points))
+    def line(self, points: Sequence[tuple[float, float]], kind: str, *, apart: bool = False) -> None:
+        """A line through points, of the class ``kind``.
+
+        Args:
+            apart: Keep labels off it.
+        """
+        places = [self.at(*point) for point in points]
+        for start, end in itertools.pairwise(places if apart else []):
+            for part in range(STEPS):
+                across, down = (one + (other - one) * part / STEPS for one, other in zip(start, end, strict=True))
+                self.boxes.append((across - 1, down - 1, across + 1, down + 1))
+        shown = " ".join(f"{across},{down}" for across, down in places)
         self.parts.append(f'<polyline class="line {kind}" points="{shown}"/>')
 
     def level(self, y: float, kind: str) -> None:
@@ -131,7 +143,7 @@ class Plot:
 
     def _axes(self) -> str:
         left, right, bottom = LEFT, self.width - RIGHT, self.height - BOTTOM
-        parts = []
+        parts = [f'<text class="name" x="2" y="11">{escape(self.y.label)}</text>']
         for value in self.y.ticks():
             down = self.at(self.x.low, value)[1]
             parts.append(f'<line class="grid" x1="{left}" x2="{right}" y1="{down}" y2="{down}"/>')

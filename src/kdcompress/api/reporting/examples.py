@@ -19,6 +19,7 @@ from kdcompress.report.facts import Example, Exit
 SIDE = 96  # pixels of a picture, at most
 SMALL = 32  # up to this side, images are kept as they are, and enlarged by the browser
 QUALITY = 80
+NEAREST = 50  # images among which those of other classes come first
 
 
 def exits(found: Measured, images: ImageList, ids: np.ndarray, names: Sequence[str], count: int) -> list[Exit]:
@@ -55,14 +56,16 @@ def exits(found: Measured, images: ImageList, ids: np.ndarray, names: Sequence[s
 
 
 def _chosen(found: Measured, here: Tensor, count: int) -> dict[str, list[int]]:
-    """Positions of examples: right and surest, right and least sure, wrong and surest."""
+    """Positions of examples: right and surest, right and least sure, wrong and surest; of several classes first."""
     confidence, right = found.probabilities[-1, :, 0], found.right[-1]
 
     def some(flags: Tensor, descending: bool) -> list[int]:
         positions = flags.nonzero()[:, 0]
-        order = torch.argsort(confidence[positions], descending=descending, stable=True)
-        chosen: list[int] = positions[order][:count].tolist()
-        return chosen
+        order = positions[torch.argsort(confidence[positions], descending=descending, stable=True)]
+        labels = found.labels[order].tolist()
+        again = [labels.index(label) != place for place, label in enumerate(labels[:NEAREST])]
+        near = sorted(zip(again, order[:NEAREST].tolist(), strict=True), key=lambda entry: entry[0])
+        return [position for _, position in near[:count]]
 
     surest = some(here & right, True)
     least = [position for position in some(here & right, False) if position not in surest]

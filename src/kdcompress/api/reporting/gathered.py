@@ -14,7 +14,7 @@ from kdcompress.api.reference import inherit
 from kdcompress.api.reporting.measured import Measured
 from kdcompress.api.reporting.times import milliseconds
 from kdcompress.api.teacher import recall_teacher
-from kdcompress.data import Data, DataSource
+from kdcompress.data import Data, DataSource, EvalBatches, Preprocess
 from kdcompress.data.images import ImageList
 from kdcompress.engine.distributed import Place
 from kdcompress.engine.progress import Reporter
@@ -107,8 +107,7 @@ def gather(networks: list[Network], options: ReportOptions, place: Place, report
     gathered = Gathered(source, split, place, images, runner.ids, [Row(_name(subject), SUBJECT, measured)])
     if (teacher := _teacher(gathered, runner, options)) is not None:
         gathered.rows.append(teacher)
-    others = [network for network in networks[1:]]
-    gathered.rows += [Row(_name(network), SINGLE, runner.run(network, "network", resize=True)) for network in others]
+    gathered.rows += [Row(_name(network), SINGLE, runner.run(network, "network", resize=True)) for network in networks[1:]]
     if options.time is not False:
         timed = [row.measured.network for row in gathered.rows]
         times = milliseconds(timed, source, options, split, place, reporter)
@@ -127,6 +126,7 @@ class _Runner:
     place: Place
     reporter: Reporter
     ids: np.ndarray = field(default_factory=lambda: np.empty(0, dtype=np.int64))
+    made: dict[Preprocess, EvalBatches] = field(default_factory=dict)
 
     def run(self, network: Network, role: str, *, resize: bool) -> Measured:
         """Raises:
@@ -139,8 +139,10 @@ class _Runner:
         settle_input(network, source, options, self.reporter.note, "--arch")
         check_images(network, source, options, self.split, role)
         self.reporter.note(f"Running {network.reference} on the {self.split} split of {source.spec}.")
-        data = Data(source, network.prep, options, self.place.device, note=self.reporter.note)
-        batches = data.evaluation(self.split, options.batch_size)
+        if network.prep not in self.made:
+            data = Data(source, network.prep, options, self.place.device, note=self.reporter.note)
+            self.made[network.prep] = data.evaluation(self.split, options.batch_size)
+        batches = self.made[network.prep]
         ids = batches.images.ids
         if len(self.ids) and not np.array_equal(ids, self.ids):
             raise UserError(f"{network.reference} cannot be run on the same images as the others.")

@@ -18,7 +18,7 @@ from kdcompress.runs import METRICS, RECORD, RunFolder, file_hash
 
 MOST_STEPS = 100
 MOST_METRICS = 32 * 2**20  # bytes of a file of metrics
-TEACHER, START, PARENT, SUBJECT = "teacher", "starting weights", "built on", "this run"
+TEACHER, START, MEMBER, BASE, SUBJECT = "teacher", "starting weights", "member", "base", "this run"
 
 
 class Lineage:
@@ -65,7 +65,7 @@ class Lineage:
                 self._visit(entry["reference"], of, entry)
         for number, parent in enumerate(record.get("parents") or []):
             fingerprint = record.get("parent_fingerprint") if number == 0 else None
-            self._visit(parent, PARENT, {}, fingerprint)
+            self._visit(parent, MEMBER if record.get("command") == "cascade" else BASE, {}, fingerprint)
         self.steps.append(Step(path.name, role, command_line(record), _details(record, {}), notice))
         if columns := _metrics(path):
             self.trainings.append(Training(path.name, columns))

@@ -31,6 +31,7 @@ def milliseconds(
         for kind in (DataOptions, DeviceOptions)
         for field in dataclasses.fields(kind)
     }
+    shared |= {"loading": "stream", "workers": 0}  # few of the images are read
     images = TimedImages(source, BenchmarkOptions(**shared, images=IMAGES, split=split), place, reporter.note)
     entries = [in_torch(network, place) for network in networks]
     timed = [each for own in entries for each in own]
