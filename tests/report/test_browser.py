@@ -103,4 +103,4 @@ def test_a_request_would_be_seen(tmp_path: Path) -> None:
 
 
 def page_policy() -> str:
-    return "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; img-src data:\">"
+    return '<meta http-equiv="Content-Security-Policy" content="default-src \'none\'; img-src data:">'

@@ -35,7 +35,7 @@ def test_it_says_what_the_page_says(facts: Facts) -> None:
     """Card and page of one run would contradict each other."""
     text = card(facts)
     assert "reaches 87.96 % top-1 on the test split at 18.3 % of the teacher’s MACs" in text
-    assert "| gated | subject | 87.96 % | 130 k | 18.3 % | 1.5 | 2.50 % |" in text
+    assert "| gated | this run | 87.96 % | 130 k | 18.3 % | 1.5 | 2.50 % |" in text
     assert "exit 1: 60.0 %, exit 2: 40.0 %" in text
     assert 'timm.create_model("local-dir:gated"' in text.replace("'", '"')
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
+from pathlib import Path
 
 import pytest
 
@@ -41,7 +42,15 @@ def test_numbers_are_those_of_the_json(facts: Facts) -> None:
     """Somebody would decide by a number that no measurement gave."""
     read = Reading(page(facts))
     assert read.values == facts.result.to_dict()
-    assert {"top1", "teacher_top1", "points_lost", "expected_macs", "expected_macs_ratio", "macs", "ms"} <= read.keys.keys()
+    assert {
+        "top1",
+        "teacher_top1",
+        "points_lost",
+        "expected_macs",
+        "expected_macs_ratio",
+        "macs",
+        "ms",
+    } <= read.keys.keys()
     for key, (text, value) in read.keys.items():
         assert float(value) == read.values[key], key
         shown, *unit = text.split()
@@ -131,3 +140,15 @@ def test_what_is_missing_is_said() -> None:
     """A reader would take a missing teacher for a teacher without loss."""
     assert "Teacher: it has gone" in Reading(page(made(missing=["Teacher: it has gone"]))).text
     assert "What is not here" not in Reading(page(made(missing=[]))).text
+
+
+def test_templates_are_installed() -> None:
+    """An installed package would have no page to write."""
+    tomllib = pytest.importorskip("tomllib")
+    root = Path(__file__).parents[2]
+    patterns = tomllib.loads((root / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"]["kdcompress"]
+    package = root / "src" / "kdcompress"
+    listed = {path for pattern in patterns for path in package.glob(pattern)}
+    data = {path for path in package.rglob("*") if path.is_file() and path.suffix in (".html", ".css")}
+    assert len(data) >= 5
+    assert data <= listed

@@ -10,7 +10,7 @@ import yaml
 
 from kdcompress.quantities import scaled
 from kdcompress.report import MARK, sentences
-from kdcompress.report.facts import Facts
+from kdcompress.report.facts import ROLES, Facts
 from kdcompress.report.page import shown_classes
 from kdcompress.results import ReportResult
 
@@ -78,7 +78,7 @@ def _networks(found: ReportResult) -> str:
         ratio = "" if row["macs_ratio"] is None else sentences.percent(row["macs_ratio"])
         ms = [f"{row['ms']:.3g}" if row["ms"] is not None else ""] if timed else []
         cells = [f"{row['top1']:.2f} %", scaled(row["macs"]), ratio, *ms, f"{row['ece']:.2f} %"]
-        lines.append(_line([_text(row["network"]), row["role"], *cells]))
+        lines.append(_line([_text(row["network"]), ROLES[row["role"]], *cells]))
     note = f"{found.n:,} images of the {_text(found.split)} split of {_text(found.data)}."
     timing = f" Milliseconds for one image at a time, on average, on {_text(found.hardware or '')}." if timed else ""
     return "\n".join(lines) + f"\n\n{note}{timing}"

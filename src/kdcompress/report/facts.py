@@ -7,6 +7,7 @@ from typing import Any
 
 from kdcompress.results import ReportResult
 
+ROLES = {"subject": "this run", "teacher": "teacher", "single": "beside it"}
 GATED, FULL, MEMBER, TEACHER, SINGLE, ORACLE = "gated", "full", "member", "teacher", "single", "oracle"
 
 
@@ -139,7 +140,7 @@ class Facts:
     Attributes:
         result: The numbers, as JSON has them.
         name: Of the run.
-        subject: What it is: ``gated cascade``, ``cascade``, ``student with assistant`` or ``network``.
+        subject: What it is: a noun, such as ``gated cascade``, ``student with assistant`` or ``network``.
         full_macs: With every member run, where that is more than the run costs.
         curve, oracle: (MACs, top-1) of other thresholds and of gates that know the labels.
         classes: All of them, those that lost most first.

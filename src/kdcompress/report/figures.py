@@ -69,7 +69,8 @@ def share_bar(share: float, kind: str = "full") -> Markup:
     wide = 100 * min(max(share, 0.0), 1.0)
     return Markup(
         '<svg class="cell" viewBox="0 0 100 10" preserveAspectRatio="none" aria-hidden="true">'
-        f'<rect class="ground" width="100" height="10"/><rect class="fill {kind}" width="{wide:.2f}" height="10"/></svg>'
+        '<rect class="ground" width="100" height="10"/>'
+        f'<rect class="fill {kind}" width="{wide:.2f}" height="10"/></svg>'
     )
 
 
@@ -103,7 +104,7 @@ def reliability(found: Reliability) -> Markup:
         told = f"{count:,} images, confidence {100 * found.confidence[number]:.1f} %, accuracy {100 * accuracy:.1f} %"
         plot.parts.append(
             f'<rect class="fill {found.kind}" x="{left + 1}" y="{up}" width="{round(right - left - 2, 1)}" '
-            f'height="{round(down - up, 1)}" fill-opacity="{0.25 + 0.75 * share ** 0.5:.2f}">'
+            f'height="{round(down - up, 1)}" fill-opacity="{0.25 + 0.75 * share**0.5:.2f}">'
             f"<title>{told}</title></rect>"
         )
     plot.line([(0, 0), (100, 100)], "diagonal")

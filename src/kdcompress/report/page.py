@@ -10,7 +10,7 @@ from markupsafe import Markup, escape
 
 from kdcompress.quantities import scaled
 from kdcompress.report import MARK, figures, sentences
-from kdcompress.report.facts import ClassScore, Facts
+from kdcompress.report.facts import ROLES, ClassScore, Facts
 from kdcompress.report.svg import SHAPES
 from kdcompress.results import ReportResult
 
@@ -44,6 +44,7 @@ def page(facts: Facts) -> str:
         low=_low(facts.classes),
         curves=_curves(facts),
         figures=figures,
+        roles=ROLES,
         shapes={kind: Markup(shape) for kind, shape in SHAPES.items()},
         total=max(sum(member.macs * member.reached for member in facts.members), 1),
     )
@@ -85,9 +86,7 @@ def _keys(found: ReportResult) -> list[tuple[str, str, str, Any]]:
     else:
         rows.append(("MACs per image", "macs", scaled(found.macs), found.macs))
         if found.macs_ratio is not None:
-            rows.append(
-                ("of the teacher’s MACs", "macs_ratio", sentences.percent(found.macs_ratio), found.macs_ratio)
-            )
+            rows.append(("of the teacher’s MACs", "macs_ratio", sentences.percent(found.macs_ratio), found.macs_ratio))
     if found.ms is not None:
         rows.append(("ms for one image", "ms", f"{found.ms:.3g}", found.ms))
     rows.append(("parameters", "params", scaled(found.params), found.params))

@@ -107,7 +107,9 @@ def _seen(found: ReportResult, promise: dict[str, Any] | None) -> list[str]:
     start = f"On the {found.split} split, the gate has {found.top1:.2f} % and all members {found.full_top1:.2f} %: "
     text = start + (f"{loss:.2f} points lost." if loss > 0 else f"{-loss:.2f} points gained." if loss else "none lost.")
     if promise is not None and promise.get("p_value") is not None and loss > float(promise["max_drop"]):
-        text += " That is more than was promised; a share of 1 − confidence of all such tests fails, or the images differ."
+        text += (
+            " That is more than was promised; a share of 1 − confidence of all such tests fails, or the images differ."
+        )
     return [text]
 
 

@@ -121,9 +121,7 @@ class Plot:
         """A point, with a label beside it and ``told`` when the pointer rests on it."""
         across, down = self.at(x, y)
         title = f"<title>{escape(told)}</title>" if told else ""
-        self.parts.append(
-            f'<g class="mark {kind}" transform="translate({across} {down})">{title}{SHAPES[kind]}</g>'
-        )
+        self.parts.append(f'<g class="mark {kind}" transform="translate({across} {down})">{title}{SHAPES[kind]}</g>')
         self.boxes.append((across - 7, down - 7, across + 7, down + 7))
         if label:
             self.labels.append((across, down, label, kind))
@@ -147,7 +145,9 @@ class Plot:
         for value in self.y.ticks():
             down = self.at(self.x.low, value)[1]
             parts.append(f'<line class="grid" x1="{left}" x2="{right}" y1="{down}" y2="{down}"/>')
-            parts.append(f'<text class="tick" x="{left - 7}" y="{down + 4}" text-anchor="end">{self.y.text(value)}</text>')
+            parts.append(
+                f'<text class="tick" x="{left - 7}" y="{down + 4}" text-anchor="end">{self.y.text(value)}</text>'
+            )
         for value in self.x.ticks():
             across = self.at(value, self.y.low)[0]
             parts.append(f'<line class="tickmark" x1="{across}" x2="{across}" y1="{bottom}" y2="{bottom + 4}"/>')

@@ -53,7 +53,7 @@ def command_line(record: dict[str, Any]) -> str:
 def _is_default(key: str, value: Any, default: Any) -> bool:
     """Whether an option need not be typed; ``holdout`` is recorded even where nobody gave it."""
     own = tuple(value) if isinstance(value, list) else value
-    return own == default and own != STDIN or (key == "holdout" and value == HOLDOUT)
+    return (own == default and own != STDIN) or (key == "holdout" and value == HOLDOUT)
 
 
 def _several(value: Any) -> list[Any]:

@@ -21,8 +21,7 @@ from kdcompress.engine.progress import Reporter
 from kdcompress.errors import UserError
 from kdcompress.models.loading import Network
 from kdcompress.options import ReportOptions
-from kdcompress.report.facts import GATED, SINGLE, TEACHER
-from kdcompress.report.facts import FULL as WHOLE
+from kdcompress.report.facts import FULL, GATED, SINGLE, TEACHER
 
 SUBJECT = "subject"
 
@@ -46,7 +45,7 @@ class Row:
     def kind(self) -> str:
         """Which mark it has in the figures."""
         if self.role == SUBJECT:
-            return GATED if self.measured.gate is not None else WHOLE
+            return GATED if self.measured.gate is not None else FULL
         return TEACHER if self.role == TEACHER else SINGLE
 
 
@@ -107,7 +106,9 @@ def gather(networks: list[Network], options: ReportOptions, place: Place, report
     gathered = Gathered(source, split, place, images, runner.ids, [Row(_name(subject), SUBJECT, measured)])
     if (teacher := _teacher(gathered, runner, options)) is not None:
         gathered.rows.append(teacher)
-    gathered.rows += [Row(_name(network), SINGLE, runner.run(network, "network", resize=True)) for network in networks[1:]]
+    gathered.rows += [
+        Row(_name(network), SINGLE, runner.run(network, "network", resize=True)) for network in networks[1:]
+    ]
     if options.time is not False:
         timed = [row.measured.network for row in gathered.rows]
         times = milliseconds(timed, source, options, split, place, reporter)

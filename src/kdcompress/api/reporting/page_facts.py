@@ -40,9 +40,7 @@ def page_facts(gathered: Gathered, result: ReportResult, options: ReportOptions)
         subject=_subject(subject),
         marks=_marks(gathered),
         members=_members(subject, result),
-        exits=exits(
-            subject, gathered.images, gathered.ids, names, 0 if gathered.source.is_raw else options.examples
-        ),
+        exits=exits(subject, gathered.images, gathered.ids, names, 0 if gathered.source.is_raw else options.examples),
         classes=class_scores(subject, teacher.measured if teacher else None, names),
         reliability=[
             reliability(row.measured, "this run" if row.role == SUBJECT else "teacher", row.kind) for row in rows
@@ -63,7 +61,7 @@ def _subject(found: Measured) -> str:
         return "gated student with assistant" if found.gate is not None else "student with assistant"
     if isinstance(model, Staged) and len(found.macs) > 1:
         return "gated cascade" if found.gate is not None else "cascade"
-    return "network"
+    return "student" if found.network.record.get("teacher") else "network"
 
 
 def _marks(gathered: Gathered) -> list[Mark]:
@@ -77,8 +75,8 @@ def _marks(gathered: Gathered) -> list[Mark]:
         for stage, (macs, top1) in enumerate(zip(ends[:-1], found.stage_top1, strict=False)):
             label = "first member" if stage == 0 else f"first {stage + 1}"
             marks.append(Mark(label, MEMBER, top1, float(macs)))
-        macs, top1 = found.oracle()[-1]
-        marks.append(Mark("oracle", ORACLE, top1, macs))
+        average, top1 = found.oracle()[-1]
+        marks.append(Mark("oracle", ORACLE, top1, average))
     if found.gate is not None:
         marks.append(Mark("all members", FULL, found.stage_top1[-1], float(ends[-1]), subject.full_ms))
     label = "this run" if found.gate is None else "gated"
@@ -133,4 +131,3 @@ def _promise(recorded: Any) -> dict[str, Any] | None:
     whole = all(isinstance(recorded.get(key), int) for key in counts)
     real = all(isinstance(recorded.get(key), (int, float)) for key in numbers)
     return recorded if whole and real and isinstance(recorded.get("p_value"), (int, float, type(None))) else None
-
