@@ -82,7 +82,7 @@ def made(**changes: Any) -> Facts:
             Mark("first member", "member", 80.0, 50_000),
             Mark("oracle", "oracle", 92.0, 70_000),
             Mark("all members", "full", 88.0, 250_000, 2.5),
-            Mark("gated", "gated", 87.96, 130_000.5, 1.5),
+            Mark("this run", "gated", 87.96, 130_000.5, 1.5),
         ],
         "members": [
             Member("member 1", HOSTILE, 5000, 50_000, 1.0, [("conv1", 40_000), ("other", 10_000)]),

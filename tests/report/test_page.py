@@ -97,6 +97,7 @@ def test_a_network_without_teacher_gate_and_times(facts: Facts) -> None:
     assert read.keys.keys() == {"top1", "macs", "params", "ece"}
     assert "This network reaches 87.96 % top-1 on the test split for 250 k MACs per image." in read.text
     assert "this run has none" in read.text
+    assert "milliseconds" not in read.text
     assert "Training" not in read.text.split("How it was made")[0].split("The guarantee")[1]
 
 
@@ -116,7 +117,7 @@ PROMISE = {"max_drop": 0.5, "confidence_level": 0.95, "images": 2500, "gates": 7
 def test_the_guarantee_in_words(facts: Facts) -> None:
     """What was promised, and what not, would have to be read from run.json."""
     words = " ".join(sentences.guarantee_in_words(dataclasses.replace(facts, promise=PROMISE)))
-    assert "With confidence 0.95, this gate loses at most 0.5 points" in words
+    assert "With 95 % confidence, this gate loses at most 0.5 points" in words
     assert "2,500 calibration images" in words
     assert "0.04 points lost" in words
     none = " ".join(sentences.guarantee_in_words(dataclasses.replace(facts, promise={**PROMISE, "p_value": None})))

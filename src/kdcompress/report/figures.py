@@ -15,22 +15,21 @@ WIDE = 8  # ratio of the largest to the smallest cost from which on an axis is l
 MOST_POINTS = 300  # of a training curve
 
 
-def over_macs(facts: Facts) -> Markup:
-    """Top-1 over MACs: members, gate, other thresholds, teacher, other networks, oracle."""
+def over_macs(facts: Facts) -> Markup | None:
+    """Top-1 over MACs: members, gate, other thresholds, teacher, other networks, oracle; None for one point alone."""
     marks = [mark for mark in facts.marks if mark.macs]
     lines = {"curve": facts.curve, ORACLE: facts.oracle}
-    return _front(facts, [(mark, float(mark.macs or 0)) for mark in marks], lines, "MACs per image")
+    costs = [(mark, float(mark.macs or 0)) for mark in marks]
+    return _front(costs, lines, "MACs per image") if len(costs) > 1 else None
 
 
 def over_ms(facts: Facts) -> Markup | None:
     """The same over milliseconds; None where fewer than two networks were timed."""
     timed = [(mark, mark.ms) for mark in facts.marks if mark.ms]
-    return _front(facts, timed, {}, "milliseconds for one image, mean") if len(timed) > 1 else None
+    return _front(timed, {}, "milliseconds for one image, mean") if len(timed) > 1 else None
 
 
-def _front(
-    facts: Facts, marks: Sequence[tuple[Mark, float]], lines: dict[str, list[tuple[float, float]]], label: str
-) -> Markup:
+def _front(marks: Sequence[tuple[Mark, float]], lines: dict[str, list[tuple[float, float]]], label: str) -> Markup:
     costs = [cost for _, cost in marks] + [cost for line in lines.values() for cost, _ in line if cost > 0]
     scores = [mark.top1 for mark, _ in marks] + [top1 for line in lines.values() for _, top1 in line]
     log = max(costs) / min(costs) > WIDE
@@ -74,8 +73,12 @@ def share_bar(share: float, kind: str = "full") -> Markup:
     )
 
 
-def before_after(row: ClassScore, low: float) -> Markup:
-    """Accuracy of a class before and after, between ``low`` and 100 %."""
+def before_after(row: ClassScore, low: float, kind: str) -> Markup:
+    """Accuracy of a class before and after, between ``low`` and 100 %.
+
+    Args:
+        kind: Of the mark of the latter.
+    """
 
     def at(value: float) -> float:
         return round(8 + 134 * (value - low) / (100.0 - low), 1)
@@ -83,10 +86,10 @@ def before_after(row: ClassScore, low: float) -> Markup:
     after = at(row.after)
     parts = ['<line class="grid" x1="8" x2="142" y1="8" y2="8"/>']
     if row.before is not None:
-        kind = "lost" if row.lost > 0 else "gained"
-        parts.append(f'<line class="step {kind}" x1="{at(row.before)}" x2="{after}" y1="8" y2="8"/>')
+        way = "lost" if row.lost > 0 else "gained"
+        parts.append(f'<line class="step {way}" x1="{at(row.before)}" x2="{after}" y1="8" y2="8"/>')
         parts.append(f'<circle class="mark teacher" cx="{at(row.before)}" cy="8" r="4.5"/>')
-    parts.append(f'<circle class="mark gated" cx="{after}" cy="8" r="4.5"/>')
+    parts.append(f'<circle class="mark {kind}" cx="{after}" cy="8" r="4.5"/>')
     return Markup(f'<svg class="pair" viewBox="0 0 150 16" aria-hidden="true">{"".join(parts)}</svg>')
 
 

@@ -84,19 +84,19 @@ def _promised(promise: dict[str, Any] | None) -> list[str]:
             "None was asked for. The thresholds are those that were best on the calibration split; new images may "
             "lose somewhat more. `kdcompress gate-calibrate --max-drop 0.5 --confidence-level 0.95` gives a guarantee."
         ]
-    drop, level = float(promise["max_drop"]), float(promise["confidence_level"])
+    drop, level = float(promise["max_drop"]), f"{100 * float(promise['confidence_level']):g} %"
     if promise.get("p_value") is None:
         return [
-            f"A loss of at most {drop:g} points was asked for at confidence {level:g}, and no gate passed the test; "
+            f"At most {drop:g} points lost was asked for, with {level} confidence, and no gate passed the test: "
             "every member runs on every image."
         ]
     return [
-        f"With confidence {level:g}, this gate loses at most {drop:g} points of top-1 on new images against running "
+        f"With {level} confidence, this gate loses at most {drop:g} points of top-1 on new images against running "
         "every member. It holds for any distribution of images, as long as new images are drawn from the same one as "
         "the calibration images, and no weights were chosen on those.",
-        f"Gates were tested on {promise['images']:,} calibration images that had no part in finding them. This one "
-        f"spoiled {promise['broken']:,} right answers and mended {promise['mended']:,} wrong ones "
-        f"(p = {float(promise['p_value']):.2g}, {promise['gates']:,} gates tested in a fixed order).",
+        f"Gates were tested on {promise['images']:,} calibration images that had no part in finding them. Of those, "
+        f"this one loses {promise['broken']:,} that all members together get right, and gains {promise['mended']:,} "
+        f"(p = {float(promise['p_value']):.2g}; {promise['gates']:,} gates were tested, in a fixed order).",
     ]
 
 
@@ -107,9 +107,7 @@ def _seen(found: ReportResult, promise: dict[str, Any] | None) -> list[str]:
     start = f"On the {found.split} split, the gate has {found.top1:.2f} % and all members {found.full_top1:.2f} %: "
     text = start + (f"{loss:.2f} points lost." if loss > 0 else f"{-loss:.2f} points gained." if loss else "none lost.")
     if promise is not None and promise.get("p_value") is not None and loss > float(promise["max_drop"]):
-        text += (
-            " That is more than was promised; a share of 1 − confidence of all such tests fails, or the images differ."
-        )
+        text += " That is more than was promised: these images are few, or of another kind than the calibration images."
     return [text]
 
 

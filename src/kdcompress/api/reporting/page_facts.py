@@ -79,8 +79,7 @@ def _marks(gathered: Gathered) -> list[Mark]:
         marks.append(Mark("oracle", ORACLE, top1, average))
     if found.gate is not None:
         marks.append(Mark("all members", FULL, found.stage_top1[-1], float(ends[-1]), subject.full_ms))
-    label = "this run" if found.gate is None else "gated"
-    marks.append(Mark(label, subject.kind, found.top1, found.cost, subject.ms))
+    marks.append(Mark("this run", subject.kind, found.top1, found.cost, subject.ms))
     return marks
 
 
