@@ -143,7 +143,7 @@ def test_records_that_were_edited(chain: Chain, tmp_path: Path) -> None:
     }
     (run / "run.json").write_text(json.dumps({**record, "result": result, "versions": 3, "options": {}}))
     found = kdcompress.write_report(runs=str(run), data="digits", **QUICK)
-    assert "None was asked for" in read(found).text
+    assert "No guarantee was asked for" in read(found).text
 
 
 def test_class_names_are_text(tmp_path: Path) -> None:

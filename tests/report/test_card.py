@@ -40,6 +40,14 @@ def test_it_says_what_the_page_says(facts: Facts) -> None:
     assert 'timm.create_model("local-dir:gated"' in text.replace("'", '"')
 
 
+def test_classes_that_lost(facts: Facts) -> None:
+    """A list of ten classes would read as ten that are worse, where none is."""
+    assert "| 2 | 120 |" not in card(facts)
+    assert "| 120 | 95.0 % | 85.0 % | 2 (10)" in card(facts)
+    kept = facts.__class__(**{**vars(facts), "classes": facts.classes[1:]})
+    assert "No class has lost accuracy." in card(kept)
+
+
 def test_names_are_text(facts: Facts) -> None:
     """A class name with a pipe or an angle bracket would break the table, or run."""
     text = card(facts).split("---\n", 2)[2]

@@ -122,7 +122,7 @@ def test_the_guarantee_in_words(facts: Facts) -> None:
     assert "0.04 points lost" in words
     none = " ".join(sentences.guarantee_in_words(dataclasses.replace(facts, promise={**PROMISE, "p_value": None})))
     assert "no gate passed" in none
-    assert "None was asked for" in sentences.guarantee_in_words(facts)[0]
+    assert "No guarantee was asked for" in sentences.guarantee_in_words(facts)[0]
     broken = with_result(dataclasses.replace(facts, promise=PROMISE), full_top1=89.0)
     assert "more than was promised" in " ".join(sentences.guarantee_in_words(broken))
 

@@ -11,10 +11,10 @@ import yaml
 from kdcompress.quantities import scaled
 from kdcompress.report import MARK, sentences
 from kdcompress.report.facts import ROLES, Facts
-from kdcompress.report.page import shown_classes
 from kdcompress.results import ReportResult
 
 HUB = "hf-hub:"
+MOST_CLASSES = 10
 
 
 def card(facts: Facts) -> str:
@@ -94,9 +94,12 @@ def _gate(facts: Facts) -> list[str]:
 
 def _classes(facts: Facts) -> str:
     before = facts.result.teacher_top1 is not None
+    rows = [row for row in facts.classes if row.lost > 0 or not before][:MOST_CLASSES]
+    if not rows:
+        return "No class has lost accuracy."
     head = ["class", "images", *(["teacher"] if before else []), "this network", "most often taken for"]
     lines = [_line(head), _line(["---", *["---:"] * (len(head) - 2), "---"])]
-    for row in shown_classes(facts.classes)[:10]:
+    for row in rows:
         mistaken = ", ".join(f"{_text(name)} ({count})" for name, count in row.mistaken)
         cells = [f"{row.before:.1f} %"] if row.before is not None else []
         lines.append(_line([_text(row.name), f"{row.count:,}", *cells, f"{row.after:.1f} %", mistaken]))

@@ -81,7 +81,7 @@ def guarantee_in_words(facts: Facts) -> list[str]:
 def _promised(promise: dict[str, Any] | None) -> list[str]:
     if promise is None:
         return [
-            "None was asked for. The thresholds are those that were best on the calibration split; new images may "
+            "No guarantee was asked for. The thresholds are those that were best on the calibration split; new images may "
             "lose somewhat more. `kdcompress gate-calibrate --max-drop 0.5 --confidence-level 0.95` gives a guarantee."
         ]
     drop, level = float(promise["max_drop"]), f"{100 * float(promise['confidence_level']):g} %"
