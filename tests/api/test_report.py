@@ -16,6 +16,7 @@ import kdcompress
 from chains import COMMON, SMALL, TEST, Chain, record_of
 from heard import Heard
 from kdcompress.api.reporting import commands, times
+from kdcompress.api.reporting.classes import paired_interval
 from kdcompress.api.reporting.examples import SIDE, picture
 from kdcompress.api.reporting.measured import Measured
 from kdcompress.data import load_source
@@ -248,6 +249,19 @@ def test_the_oracle_and_the_curve(chain: Chain) -> None:
     for macs, top1 in ((each.expected_macs, each.top1) for each in found.outcomes([[0.5, 0.5], [0.9, None]])):
         assert macs >= found.macs[0]
         assert top1 <= any_right
+
+
+def test_how_surely_a_loss_is_known() -> None:
+    """An interval of no width, or one that misses the truth, would end a comparison that should go on."""
+    low, high = paired_interval(0, 0, 360)
+    assert low == -high
+    assert 0.4 < high < 0.7
+    generator, n, missed = np.random.default_rng(0), 500, 0
+    for _ in range(2000):
+        lost, gained, _ = generator.multinomial(n, [0.05, 0.02, 0.93])
+        low, high = paired_interval(int(lost), int(gained), n)
+        missed += not low <= 3.0 <= high
+    assert 0.03 < missed / 2000 < 0.07
 
 
 def test_commands_are_those_that_were_typed(chain: Chain) -> None:

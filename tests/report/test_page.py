@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from kdcompress.gating import LEARNED, MEASURES
 from kdcompress.report import MARK, sentences
 from kdcompress.report.facts import ClassScore, Facts
 from kdcompress.report.page import page
@@ -108,6 +109,16 @@ def test_a_network_without_teacher_gate_and_times(facts: Facts) -> None:
 def test_the_sentence_says_which_way(facts: Facts, lost: float, words: str) -> None:
     """A gain would read as a loss."""
     assert words in sentences.headline(with_result(facts, points_lost=lost))
+
+
+@pytest.mark.parametrize(
+    ("measure", "side"), [("confidence", "at least"), ("entropy", "at most"), ("learned", "at least")]
+)
+def test_the_gate_in_words(facts: Facts, measure: str, side: str) -> None:
+    """A reader would have to know which side of a threshold is sure."""
+    words = sentences.gate_in_words(with_result(facts, measure=measure, thresholds=[0.25, None]).result)
+    assert f"is {side} the threshold (after each member: 0.25 and no limit)" in words
+    assert set(sentences.MEASURES) == {*MEASURES, LEARNED}
 
 
 PROMISE = {"max_drop": 0.5, "confidence_level": 0.95, "images": 2500, "gates": 7, "broken": 9, "mended": 4,

@@ -361,7 +361,7 @@ class ReportOptions(DataOptions, DeviceOptions):
         None, "run the teacher on the same images, too (default: if it is on this disk)", affects_result=False
     )
     time: bool | None = option(None, "measure milliseconds, for about a second per network (default: yes)")
-    examples: int = option(4, "example images of each kind at each exit", low=0, high=32)
+    examples: int = option(4, "example images of each kind at each exit", low=0, high=16)
     batch_size: int = option(128, "images per batch", low=1, high=MOST_IMAGES)
     out: str | None = option(
         None, "the file (default: report.html, or README.md for a model card, in the folder of RUN)", file=True

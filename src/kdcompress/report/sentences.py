@@ -9,6 +9,15 @@ from kdcompress.quantities import scaled
 from kdcompress.report.facts import Facts
 from kdcompress.results import ReportResult
 
+MEASURES = {
+    "confidence": "the largest probability",
+    "margin": "the lead of the largest probability over the second",
+    "entropy": "the entropy of the probabilities, divided by its maximum,",
+    "energy": "the energy of the logits",
+    "agreement": "the mean probability that the members so far give to the answer",
+    "learned": "the learned certainty that going on would not mend the answer",
+}
+
 
 def headline(facts: Facts) -> str:
     """Accuracy, cost and loss in one sentence."""
@@ -48,7 +57,7 @@ def gate_in_words(found: ReportResult) -> str:
     side = "at most" if found.measure == "entropy" else "at least"
     many = len(shown) > 1
     return (
-        f"An image stops as soon as the {found.measure} of the summed logits is {side} the threshold "
+        f"An image stops as soon as {MEASURES.get(found.measure, found.measure)} is {side} the threshold "
         f"({'after each member: ' if many else ''}{_listed(shown)}); later members are then not run."
     )
 
@@ -81,8 +90,9 @@ def guarantee_in_words(facts: Facts) -> list[str]:
 def _promised(promise: dict[str, Any] | None) -> list[str]:
     if promise is None:
         return [
-            "No guarantee was asked for. The thresholds are those that were best on the calibration split; new images may "
-            "lose somewhat more. `kdcompress gate-calibrate --max-drop 0.5 --confidence-level 0.95` gives a guarantee."
+            "No guarantee was asked for. The thresholds are those that were best on the calibration split; new images "
+            "may lose somewhat more. A guarantee takes "
+            "`kdcompress gate-calibrate --max-drop 0.5 --confidence-level 0.95`."
         ]
     drop, level = float(promise["max_drop"]), f"{100 * float(promise['confidence_level']):g} %"
     if promise.get("p_value") is None:

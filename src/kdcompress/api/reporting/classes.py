@@ -50,10 +50,23 @@ def reliability(found: Measured, label: str, kind: str) -> Reliability:
 
 
 def loss_interval(found: Measured, teacher: Measured) -> tuple[float, float]:
-    """95 % confidence interval of the points lost, from the images on which the two differ (paired, normal)."""
-    n = len(found.labels)
+    """95 % confidence interval of the points lost; see :func:`paired_interval`."""
     lost = int((teacher.right[-1] & ~found.right[-1]).sum())
     gained = int((~teacher.right[-1] & found.right[-1]).sum())
-    mean = (lost - gained) / n
-    spread = 1.96 * math.sqrt(max(lost + gained - n * mean**2, 0.0)) / n
+    return paired_interval(lost, gained, len(found.labels))
+
+
+def paired_interval(lost: int, gained: int, n: int) -> tuple[float, float]:
+    """95 % confidence interval, in points, of a difference of two accuracies on the same images.
+
+    Wald's for paired proportions with half an image added to each count of the table, so that it does not shrink to a
+    point where the two agree on all images (Agresti and Min 2005, doi 10.1002/sim.1781).
+
+    Args:
+        lost, gained: Images that only the first of the two gets right, and only the second.
+        n: All images.
+    """
+    more, total = lost + gained + 1, n + 2
+    mean = (lost - gained) / total
+    spread = 1.96 * math.sqrt(more - total * mean**2) / total
     return round(100 * (mean - spread), 4), round(100 * (mean + spread), 4)
