@@ -26,6 +26,7 @@ from kdcompress.options import (
     GateCalibrateOptions,
     PredictOptions,
     ProfileFlopsOptions,
+    ReportOptions,
     ShellOptions,
     TrainTeacherOptions,
 )
@@ -40,6 +41,7 @@ ALL = (
     PredictOptions,
     ExportOptions,
     BenchmarkOptions,
+    ReportOptions,
     ShellOptions,
 )
 NUMBERS = [

@@ -28,6 +28,7 @@ ABOVE = {
     "engine": ("cli", "api", "methods", "models"),
     "models": ("cli", "api", "methods", "engine"),
     "data": ("cli", "api", "methods", "engine", "models"),
+    "report": ("cli", "api", "methods", "engine", "models", "data"),
     "options": ("cli", "api", "methods", "engine", "models", "data"),
 }
 # methods that torch and timm call, and those that the protocols Reporter and ImageList explain

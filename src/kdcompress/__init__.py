@@ -31,6 +31,7 @@ __all__ = [
     "profile_flops",
     "train_teacher",
     "verify",
+    "write_report",
 ]
 
 timm_hook.install()

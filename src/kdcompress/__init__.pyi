@@ -21,6 +21,7 @@ from kdcompress.options import (
     PolishOptions,
     PredictOptions,
     ProfileFlopsOptions,
+    ReportOptions,
     TrainTeacherOptions,
     VerifyOptions,
 )
@@ -36,6 +37,7 @@ from kdcompress.results import (
     PlanResult,
     Prediction,
     ProfileResult,
+    ReportResult,
     SearchResult,
     TrainResult,
     VerifyResult,
@@ -59,6 +61,7 @@ __all__ = [
     "profile_flops",
     "train_teacher",
     "verify",
+    "write_report",
 ]
 
 def add_res_student(
@@ -537,3 +540,29 @@ def verify(
     run: str | os.PathLike[str] = "-",
     accept: bool = False,
 ) -> VerifyResult: ...
+def write_report(
+    options: ReportOptions | None = None,
+    /,
+    *,
+    reporter: Reporter | None = None,
+    runs: str | Sequence[str] = (),
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto",
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto",
+    dist_timeout: str = "5m",
+    data: str | os.PathLike[str] | None = None,
+    data_dir: str | os.PathLike[str] | None = None,
+    download: bool = False,
+    holdout: float | None = None,
+    input_size: str | int | None = None,
+    skip_bad_images: bool = False,
+    loading: Literal["auto", "memory", "stream"] = "auto",
+    workers: int | None = None,
+    arch: str | Sequence[str] = (),
+    format: Literal["html", "md"] | None = None,
+    split: Literal["test", "calibration"] | None = None,
+    score_teacher: bool | None = None,
+    time: bool | None = None,
+    examples: int = 4,
+    batch_size: int = 128,
+    out: str | os.PathLike[str] | None = None,
+) -> ReportResult: ...

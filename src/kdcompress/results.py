@@ -66,7 +66,7 @@ class NetworkFacts:
         teacher_params, params_ratio: As ``teacher_macs`` and ``macs_ratio``.
         student_macs, assistant_macs, integration_macs: Of a student with an assistant; they sum to ``macs``.
         undivided_macs: Of the model that was divided into student and assistant.
-        file: Absolute path of an exported file; None of a network in PyTorch.
+        file: Absolute path of the file that was written or read: an export, or a report; None where there is none.
     """
 
     architecture: str
@@ -433,6 +433,40 @@ class PlanResult(Result):
     networks: list[dict[str, Any]]
     epochs: int
     estimated_seconds: float
+
+
+@dataclass(kw_only=True)
+class ReportResult(GateFacts, TeacherFacts, NetworkFacts, Result):
+    """Of ``report``: the numbers of the first run, measured on ``split``; the file itself holds the same JSON.
+
+    Attributes:
+        file: Absolute path of the report.
+        format: ``html`` or ``md``.
+        points_lost_interval: Of ``points_lost``, its 95 % confidence interval; the same images for both networks.
+        ece, teacher_ece: Expected calibration error, percent.
+        stage_top1: Of a cascade, accuracy with the first member alone, with the first two, and so on.
+        oracle_top1, oracle_macs: Of a gate that knew which member is the first to be right, and the average MACs of an
+            image with it; images that no member gets right stop at the first one.
+        networks: A row for each network in the report: ``network``, its ``role``, ``top1``, ``macs`` per image,
+            ``macs_ratio`` to the teacher, ``ece``, and ``ms`` for one image, on average (None if it was not timed).
+        ms: Milliseconds for one image, on average; None if they were not measured, and so is ``hardware``.
+    """
+
+    format: str
+    data: str
+    split: str
+    n: int
+    top1: float
+    top5: float | None = None
+    points_lost_interval: tuple[float, float] | None = None
+    ece: float
+    teacher_ece: float | None = None
+    stage_top1: list[float] | None = None
+    oracle_top1: float | None = None
+    oracle_macs: float | None = None
+    ms: float | None = None
+    hardware: str | None = None
+    networks: list[dict[str, Any]]
 
 
 @dataclass(kw_only=True)

@@ -27,7 +27,12 @@ ONE = ["--epochs", "1", "--quiet"]
 # what is done with a run that was changed
 COMMANDS: dict[str, list[list[str]]] = {
     "teacher": [["profile-flops", "RUN"], ["distill", "RUN", "--student", TINY, "--out", "new", *ONE]],
-    "gated": [["profile-flops", "RUN"], ["gate-calibrate", "RUN", "--max-drop", "1", "--out", "new"], ["eval", "RUN"]],
+    "gated": [
+        ["profile-flops", "RUN"],
+        ["gate-calibrate", "RUN", "--max-drop", "1", "--out", "new"],
+        ["eval", "RUN"],
+        ["report", "RUN", "--no-time"],
+    ],
     "single": [["add-res-student", "RUN", "--arch", TINY, "--out", "new", *ONE]],
     "cascade": [
         ["add-res-student", "RUNS/single", "--arch", TINY, "--out", "RUN", "--resume", *ONE],

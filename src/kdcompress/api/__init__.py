@@ -13,6 +13,7 @@ from kdcompress.api.load import load
 from kdcompress.api.polish import polish
 from kdcompress.api.predict import predict, predictions
 from kdcompress.api.profile import profile_flops
+from kdcompress.api.report import write_report
 from kdcompress.api.train import distill, train_teacher
 from kdcompress.api.verify import verify
 
@@ -34,4 +35,5 @@ __all__ = [
     "profile_flops",
     "train_teacher",
     "verify",
+    "write_report",
 ]

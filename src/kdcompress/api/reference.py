@@ -87,7 +87,8 @@ def _from_stdin() -> str:
     if last.startswith("{"):
         try:
             found = schema.read_object(last.encode(), schema.Piped)
-            run = found.get("file") or found.get("run")  # of an export: the next command runs what was made
+            # of an export, the next command runs what was made; a report is no network
+            run = (found.get("command") != "report" and found.get("file")) or found.get("run")
         except ValueError as error:
             problem = f"Standard input is not valid JSON: {first_line(error)}"
             if isinstance(error, schema.Malformed):

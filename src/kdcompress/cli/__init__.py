@@ -124,6 +124,15 @@ Example: kdcompress benchmark runs/teacher runs/single runs/gated
 Example: kdcompress benchmark teacher.onnx gated.onnx --batch-size 1,16 --threads 1
 """
 
+REPORT_HELP = """Write one file about a run: what it costs, what it loses and where, and how it was made.
+
+A web page that needs no network and prints, or a model card. Further runs are shown beside the first.
+
+Example: kdcompress report runs/gated runs/single --out report.html
+
+Example: kdcompress report runs/gated --format md
+"""
+
 DATA_HELP = """Describe a data set: classes, splits and sizes, and a contact sheet of its images.
 
 Example: kdcompress data photos/ --preview sheet.png --augment auto
@@ -162,6 +171,7 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "predict": ("predict", "PredictOptions", PREDICT_HELP),
     "export": ("export_network", "ExportOptions", EXPORT_HELP),
     "benchmark": ("benchmark", "BenchmarkOptions", BENCHMARK_HELP),
+    "report": ("write_report", "ReportOptions", REPORT_HELP),
     "data": ("describe_data", "DescribeDataOptions", DATA_HELP),
     "verify": ("verify", "VerifyOptions", VERIFY_HELP),
     "cache": ("manage_cache", "CacheCommandOptions", CACHE_HELP),
@@ -182,6 +192,7 @@ IN_SHORT = {
     "predict": "Classify images.",
     "export": "Write one ONNX file whose gate skips members.",
     "benchmark": "Milliseconds of networks beside each other.",
+    "report": "One page about a run, or its model card.",
     "data": "Describe a data set, with a contact sheet.",
     "verify": "Check that the files of a run are intact.",
     "cache": "List or remove what is cached for later runs.",

@@ -90,12 +90,13 @@ def _rows(title: str, rows: list[dict[str, Any]], keys: Collection[str] | None =
     """A table.
 
     Args:
-        keys: Of the columns; None for all.
+        keys: Of the columns; None for all, as where a row lacks one.
     """
     from rich.table import Table
 
     table = Table(title=title, title_justify="left")
-    keys = keys or list(dict.fromkeys(key for row in rows for key in row))
+    if keys is None or not all(key in row for row in rows for key in keys):
+        keys = list(dict.fromkeys(key for row in rows for key in row))
     for key in keys:
         side: Any = "left" if any(isinstance(row.get(key), str) for row in rows) else "right"
         header = key.replace("_", " ") if title in BRIEF else key  # of several words, it takes several lines

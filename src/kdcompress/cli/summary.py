@@ -7,8 +7,9 @@ import shlex
 from collections.abc import Iterator
 from typing import Any
 
+from kdcompress.quantities import scaled
+
 Row = tuple[str, str]
-SCALES = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
 
 
 def rows(values: dict[str, Any]) -> list[Row]:
@@ -21,14 +22,6 @@ def rows(values: dict[str, Any]) -> list[Row]:
         return []
     parts = (_accuracy, _cost, _speed, _made, _where)
     return [row for part in parts for row in part(values)]
-
-
-def scaled(number: float) -> str:
-    """``30.8 M``: three digits and a letter."""
-    for scale, letter in SCALES:
-        if number >= scale * 0.9995:
-            return f"{number / scale:.3g} {letter}" if number < scale * 999.5 else f"{number / scale:,.0f} {letter}"
-    return f"{number:.3g}" if number % 1 else f"{number:.0f}"
 
 
 def shares(parts: dict[str, int]) -> str:
@@ -123,6 +116,8 @@ def _where(values: dict[str, Any]) -> Iterator[Row]:
         yield "data", short_path(values["data"])
     if values.get("run"):
         yield "run", short_path(values["run"])
+    if values["command"] == "report":
+        yield "report", short_path(values["file"])
 
 
 def _guarantee(promise: dict[str, Any]) -> str:

@@ -64,31 +64,35 @@ class Times:
         return [count / len(self.exits) for count in counts.tolist()]
 
 
-def race(forwards: Sequence[Forward], batches: Sequence[Sequence[Tensor]], place: Place) -> list[Times]:
+def race(
+    forwards: Sequence[Forward], batches: Sequence[Sequence[Tensor]], place: Place, *, seconds: float | None = None
+) -> list[Times]:
     """Time networks on the same batches.
 
-    There are 3 to 20 passes, as many as fit into 4 seconds for each network. Where three passes over all batches would
+    There are 3 to 20 passes, as many as fit into the time for each network. Where three passes over all batches would
     take longer, fewer batches are run, from all over them, but at least 5.
 
     Args:
         forwards: Of each network, from a batch of images to logits and, of a gated one, exits.
         batches: For each network.
         place: Where they run; the host waits for the device after each batch.
+        seconds: For each network; None for 4.
     """
+    budget = SECONDS if seconds is None else seconds
     with torch.inference_mode(), place.autocast():
-        chosen = _chosen(max(map(partial(_warm, place=place), forwards, batches)), len(batches[0]))
-        seconds: list[list[list[float]]] = []
+        chosen = _chosen(max(map(partial(_warm, place=place), forwards, batches)), len(batches[0]), budget)
+        passes: list[list[list[float]]] = []
         exits: list[list[Tensor]] | None = None
         began = time.perf_counter()
-        while len(seconds) < LEAST_PASSES or (
-            len(seconds) < MOST_PASSES and time.perf_counter() - began < SECONDS * len(forwards)
+        while len(passes) < LEAST_PASSES or (
+            len(passes) < MOST_PASSES and time.perf_counter() - began < budget * len(forwards)
         ):
             taken, stopped = _pass(forwards, batches, chosen, place)
-            seconds.append(taken)
+            passes.append(taken)
             exits = exits or stopped
     assert exits is not None
     sizes = np.array([len(batches[0][number]) for number in chosen])
-    by_network = np.array(seconds).transpose(2, 0, 1)  # [networks, passes, batches]
+    by_network = np.array(passes).transpose(2, 0, 1)  # [networks, passes, batches]
     return [
         Times(own, sizes, torch.cat(found) if found else None) for own, found in zip(by_network, exits, strict=True)
     ]
@@ -99,9 +103,9 @@ def _warm(forward: Forward, batches: Sequence[Tensor], place: Place) -> float:
     return min(timed(forward, batches[0], place)[1] for _ in range(WARM_UP))
 
 
-def _chosen(seconds: float, count: int) -> list[int]:
-    """Which of ``count`` batches to run, of which one takes so many seconds."""
-    most = max(LEAST_BATCHES, int(SECONDS / LEAST_PASSES / max(seconds, 1e-9)))
+def _chosen(seconds: float, count: int, budget: float) -> list[int]:
+    """Which of ``count`` batches to run in ``budget`` seconds, of which one takes so many seconds."""
+    most = max(LEAST_BATCHES, int(budget / LEAST_PASSES / max(seconds, 1e-9)))
     positions: list[int] = spread(count, most).tolist()
     return positions
 

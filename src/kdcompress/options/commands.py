@@ -339,6 +339,36 @@ class BenchmarkOptions(DataOptions, DeviceOptions):
 
 
 @dataclass(kw_only=True)
+class ReportOptions(DataOptions, DeviceOptions):
+    """Options of ``report``."""
+
+    runs: tuple[str, ...] = option(
+        (),
+        "the run that the report is about (default: '-'), then others to show beside it",
+        argument=True,
+        affects_result=False,
+    )
+    arch: tuple[str, ...] = option(
+        (), "model spec of a network that is a checkpoint file (repeat the flag, one for each such file)"
+    )
+    format: str | None = option(
+        None, "web page or model card (default: by the ending of --out, else html)", choices=("html", "md")
+    )
+    split: str | None = option(
+        None, "split to evaluate on (default: test, if the data have one)", choices=("test", "calibration")
+    )
+    score_teacher: bool | None = option(
+        None, "run the teacher on the same images, too (default: if it is on this disk)", affects_result=False
+    )
+    time: bool | None = option(None, "measure milliseconds, for about a second per network (default: yes)")
+    examples: int = option(4, "example images of each kind at each exit", low=0, high=16)
+    batch_size: int = option(128, "images per batch", low=1, high=MOST_IMAGES)
+    out: str | None = option(
+        None, "the file (default: report.html, or README.md for a model card, in the folder of RUN)", file=True
+    )
+
+
+@dataclass(kw_only=True)
 class DescribeDataOptions(DataOptions):
     """Options of ``data``."""
 

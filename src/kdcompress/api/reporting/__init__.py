@@ -1,0 +1,1 @@
+"""What ``report`` gathers: how networks do on the same images, milliseconds, example images, classes, the lineage."""

@@ -1,0 +1,130 @@
+"""Where a run comes from: its teacher, the networks that it was built on, and how each of them was made."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+from pathlib import Path
+from typing import Any
+
+from kdcompress.api.reporting.commands import command_line
+from kdcompress.errors import UserError
+from kdcompress.models.loading import Network
+from kdcompress.quantities import scaled
+from kdcompress.references import LOCAL_DIR
+from kdcompress.report.facts import Step, Training
+from kdcompress.runs import METRICS, RECORD, RunFolder, file_hash
+
+MOST_STEPS = 100
+MOST_METRICS = 32 * 2**20  # bytes of a file of metrics
+TEACHER, START, MEMBER, BASE, SUBJECT = "teacher", "starting weights", "member", "base", "this run"
+
+
+class Lineage:
+    """The networks before a run, oldest first, and their trainings."""
+
+    def __init__(self, network: Network) -> None:
+        self.steps: list[Step] = []
+        self.trainings: list[Training] = []
+        self._seen: set[str] = set()
+        path = network.path
+        if path is None:
+            known = {"reference": network.reference, "arch": network.arch}
+            self.steps.append(Step(network.reference, SUBJECT, "", _details({}, known)))
+            return
+        self._seen.add(str(path))
+        self._add(path, SUBJECT, network.record, "")
+
+    def _visit(self, reference: str, role: str, known: dict[str, Any], fingerprint: Any = None) -> None:
+        """A network before the run, by what the record of its child knows of it."""
+        path = Path(reference.removeprefix(LOCAL_DIR))
+        key = str(path)
+        if key in self._seen or len(self._seen) > MOST_STEPS:
+            return
+        self._seen.add(key)
+        try:
+            if not (path / RECORD).is_file():
+                gone = path.is_absolute() and not path.exists()
+                self.steps.append(
+                    Step(reference, role, "", _details({}, known), "It is no longer there." if gone else "")
+                )
+                return
+            record = RunFolder(path.absolute()).record()
+            changed = fingerprint is not None and file_hash(path) != fingerprint
+            self._add(path, role, record, "It has changed since the next network was made from it." if changed else "")
+        except (UserError, OSError, ValueError) as error:
+            problem = error.problem if isinstance(error, UserError) else str(error)
+            self.steps.append(Step(reference, role, "", [], problem))
+
+    def _add(self, path: Path, role: str, record: dict[str, Any], notice: str) -> None:
+        """Those before it first, then the run itself."""
+        for key, of in (("teacher", TEACHER), ("start", START)):
+            entry = record.get(key)
+            if isinstance(entry, dict) and isinstance(entry.get("reference"), str):
+                self._visit(entry["reference"], of, entry)
+        for number, parent in enumerate(record.get("parents") or []):
+            fingerprint = record.get("parent_fingerprint") if number == 0 else None
+            self._visit(parent, MEMBER if record.get("command") == "cascade" else BASE, {}, fingerprint)
+        self.steps.append(Step(path.name, role, command_line(record), _details(record, {}), notice))
+        if columns := _metrics(path):
+            self.trainings.append(Training(path.name, columns))
+
+
+def _details(record: dict[str, Any], known: dict[str, Any]) -> list[tuple[str, str]]:
+    """What one asks of a network first.
+
+    Args:
+        known: Of the teacher's entry in another record, where it has none itself.
+    """
+    result, options = record.get("result") or {}, record.get("options") or {}
+    top1 = result.get("gated_top1", result.get("top1"))
+    versions = record.get("versions")
+    made = versions.items() if isinstance(versions, dict) else ()
+    rows: list[tuple[str, Any]] = [
+        ("architecture", _architecture(result) or known.get("architecture") or known.get("arch")),
+        ("method", record.get("method")),
+        ("data", options.get("data")),
+        ("epochs", result.get("epochs")),
+        ("seed", record.get("seed")),
+        ("top-1 (calibration)", f"{top1:.2f} %" if isinstance(top1, (int, float)) and math.isfinite(top1) else None),
+        ("MACs", _scaled(result.get("macs") or known.get("macs"))),
+        ("hardware", record.get("hardware")),
+        ("precision", record.get("precision")),
+        ("versions", ", ".join(f"{name} {value}" for name, value in made)),
+        ("weights", known.get("fingerprint")),
+    ]
+    return [(label, str(value)) for label, value in rows if value not in (None, "")]
+
+
+def _architecture(result: dict[str, Any]) -> str:
+    """Of a cascade, those of its members."""
+    members = result.get("members")
+    if isinstance(members, list) and members and all(isinstance(each, dict) for each in members):
+        return " + ".join(str(each.get("architecture")) for each in members)
+    return str(result.get("architecture") or "")
+
+
+def _scaled(macs: Any) -> str | None:
+    return scaled(macs) if isinstance(macs, (int, float)) and math.isfinite(macs) else None
+
+
+def _metrics(path: Path) -> dict[str, list[float | None]]:
+    """Columns of ``metrics.csv``; none where there is no such file, or it cannot be read."""
+    file = path / METRICS
+    try:
+        if not file.is_file() or file.stat().st_size > MOST_METRICS:
+            return {}
+        rows = list(csv.DictReader(io.StringIO(file.read_text(encoding="utf-8"))))
+    except (OSError, UnicodeDecodeError, csv.Error):
+        return {}
+    names = [name for name in (rows[0] if rows else {}) if name is not None]
+    return {name: [_number(row.get(name)) for row in rows] for name in names}
+
+
+def _number(text: Any) -> float | None:
+    try:
+        value = float(text)
+    except (TypeError, ValueError):
+        return None
+    return value if math.isfinite(value) else None
