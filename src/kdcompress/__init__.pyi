@@ -207,6 +207,7 @@ def compress(
     time_budget: str | None = None,
     seed: int = 0,
     export: Literal["none", "onnx", "onnx-int8"] = "none",
+    report: bool = True,
     yes: bool = False,
     dry_run: bool = False,
 ) -> CompressResult | PlanResult: ...

@@ -396,7 +396,7 @@ class CompressResult(GateFacts, TeacherFacts, NetworkFacts, Result):
         contenders: A row for the teacher, then for each contender, on the calibration split: ``form``, ``networks``,
             ``epochs``, ``top1``, ``points_lost``, ``macs`` (expected, per image), ``macs_ratio``, ``ms`` with
             ``--target-ms``, ``within`` the budget, ``chosen``.
-        exported: Absolute path of the exported file.
+        exported, report: Absolute paths of the exported file and of the report.
     """
 
     data: str
@@ -412,6 +412,7 @@ class CompressResult(GateFacts, TeacherFacts, NetworkFacts, Result):
     contenders: list[dict[str, Any]]
     stage_top1: list[float] | None = None
     exported: str | None = None
+    report: str | None = None
 
     @property
     def exit_status(self) -> int:

@@ -216,6 +216,8 @@ def _check(result: CompressResult, notes: list[str], teacher: Path) -> None:
     again = kdcompress.evaluate(run=result.run, device="cpu")
     assert isinstance(again, EvalResult)
     assert (again.top1, again.split) == (result.top1, "test")
+    assert result.report is not None
+    assert Path(result.report).is_file()
     # every command that was printed is one that a person could type
     typed = [shlex.split(note)[2:] for note in notes if note.startswith("$ kdcompress ")]
     assert {words[0] for words in typed} >= {"distill", "add-res-student", "cascade", "gate-calibrate", "eval"}

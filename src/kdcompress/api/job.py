@@ -191,7 +191,7 @@ class Job(Generic[JobOptions]):
             if network.start is not None:
                 provenance["start"] = network.start
             trained = self._run(phases, prepared, data, run, provenance, network.architecture)
-            temperature = self._fold_temperature(trained)
+            temperature = self._fold_temperature(trained, data)
             scores = self._score(trained)
             if residual_of is not None:
                 energies = [*energies, self.energy(trained.task.get_eval_model(), residual_of, data)]
@@ -322,16 +322,16 @@ class Job(Generic[JobOptions]):
                 )  # fmt: skip
         return Trained(task, batches, calibration, numerics, rows)
 
-    def _fold_temperature(self, trained: Trained) -> float | None:
+    def _fold_temperature(self, trained: Trained, data: Data) -> float | None:
         """Give the logits the scale that the loss left open, by the calibration split; its temperature, if any."""
         student = _student(trained.task)
         layers = classifiers(student)
         if not trained.task.scale_is_open:
             return None
         trained.task.eval()
+        batches = data.alone().evaluation("calibration", forward_batch(self.place))
         with in_fp32(student, trained.numerics.fp32_layers):
-            place = self._computing(trained.numerics)
-            logits, labels = collect(trained.task.get_eval_model(), trained.calibration, place)
+            logits, labels = collect(trained.task.get_eval_model(), batches, self._computing(trained.numerics))
         scale = from_main(lambda: best_scale(logits, labels))
         return round(1 / scale, 6) if scale_classifier(layers, scale) else None
 

@@ -54,6 +54,7 @@ class CompressOptions(TeacherOptions, CacheOptions, DataOptions, DeviceOptions, 
         choices=EXPORTS,
         affects_result=False,
     )
+    report: bool = option(True, "write a report, RUN/report.html", affects_result=False)
     yes: bool = option(False, "do not ask before the plan is carried out", panel=RUN, affects_result=False)
     dry_run: bool = option(False, "stop after the plan", panel=RUN, affects_result=False)
 

@@ -16,6 +16,7 @@ from kdcompress.api.export import export_network
 from kdcompress.api.job import finished
 from kdcompress.api.nested import adopt, nested
 from kdcompress.api.reference import resolve
+from kdcompress.api.report import write_report
 from kdcompress.engine.cores import take_free_cores
 from kdcompress.engine.distributed import from_main, start
 from kdcompress.engine.interrupt import Interrupted
@@ -23,10 +24,12 @@ from kdcompress.engine.precision import Process
 from kdcompress.engine.progress import Reporter, Silent
 from kdcompress.engine.restart import resuming
 from kdcompress.errors import UserError, usage_error
-from kdcompress.options import CompressOptions, ExportOptions
+from kdcompress.options import CompressOptions, ExportOptions, ReportOptions
 from kdcompress.references import absolute
 from kdcompress.results import CompressResult, EvalResult, PlanResult
 from kdcompress.runs import RunFolder
+
+REPORT = "report.html"
 
 
 def compress(
@@ -77,11 +80,23 @@ def compress(
     with nested(options, "compress", stem, prospect.plan.first_run, place, reporter) as run:
         verdict, result = _carried_out(prospect, run, began, reporter)
         from_main(lambda: adopt(run, RunFolder(Path(verdict.chosen.run)), "compress", options, result))
+    if result.report is not None:
+        _report(result, verdict, reporter)
     if not verdict.met:
         reporter.note("Notice: nothing is within the budget; the nearest was kept.")
     for line in _use(result):
         reporter.note(line)
     return result
+
+
+def _report(result: CompressResult, verdict: Verdict, reporter: Reporter) -> None:
+    """A web page about the result, with the other contenders beside it; without one the result is as good."""
+    try:
+        write_report(ReportOptions(runs=(str(result.run), *verdict.others)), reporter=reporter)
+    except UserError as error:
+        reporter.note(f"Notice: there is no report. {error.problem} {error.remedy}")
+    else:
+        reporter.note(f"Report: {result.report}")
 
 
 def _use(result: CompressResult) -> list[str]:
@@ -115,7 +130,9 @@ def _carried_out(
     split = "test" if prospect.source.test is not None else "calibration"
     found = commands.score(verdict.chosen.run, split)
     exported = _exported(options, verdict.chosen.run, run, reporter)
-    return verdict, _result(found, verdict, run, round(done + time.perf_counter() - began, 3), exported)
+    report = str(run.path / REPORT) if options.report else None
+    seconds = round(done + time.perf_counter() - began, 3)
+    return verdict, _result(found, verdict, run, seconds, exported=exported, report=report)
 
 
 def _exported(options: CompressOptions, chosen: str, run: RunFolder, reporter: Reporter) -> str | None:
@@ -129,12 +146,10 @@ def _exported(options: CompressOptions, chosen: str, run: RunFolder, reporter: R
     return export_network(given, reporter=reporter).file
 
 
-def _result(
-    found: EvalResult, verdict: Verdict, run: RunFolder, seconds: float, exported: str | None
-) -> CompressResult:
+def _result(found: EvalResult, verdict: Verdict, run: RunFolder, seconds: float, **files: str | None) -> CompressResult:
     known = {field.name for field in dataclasses.fields(CompressResult)}
     own = {key: value for key, value in vars(found).items() if key in known}
-    more = {"command": "compress", "run": str(run.path), "seconds": seconds, "exported": exported}
+    more = {"command": "compress", "run": str(run.path), "seconds": seconds, **files}
     chosen = next(row for row in verdict.rows if row.get("chosen"))
     return CompressResult(
         **{**own, **more},

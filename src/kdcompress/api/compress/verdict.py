@@ -22,11 +22,13 @@ class Verdict:
             ``macs_ratio``, ``ms`` with ``--target-ms``, ``points_lost``, and whether it is ``within`` the budget and
             ``chosen``; all on the calibration split. The first is the teacher.
         chosen: The contender that is shipped.
+        others: Paths of the runs that are not.
         met: Whether it is within the budget; if not, it is the nearest.
     """
 
     rows: list[dict[str, Any]]
     chosen: Contender
+    others: list[str]
     met: bool
 
 
@@ -55,7 +57,9 @@ def judge(
         number = max(within, key=lambda number: (rows[number]["top1"], -rows[number]["macs"]))
     for other, row in enumerate(rows):
         row["chosen"] = other == number
-    return Verdict([{**teacher, "form": "teacher", "macs_ratio": 1.0}, *rows], contenders[number], bool(within))
+    first = {**teacher, "form": "teacher", "macs_ratio": 1.0}
+    others = [each.run for each in contenders if each is not contenders[number]]
+    return Verdict([first, *rows], contenders[number], others, bool(within))
 
 
 def _row(each: Contender, commands: Commands, teacher: dict[str, Any]) -> dict[str, Any]:
