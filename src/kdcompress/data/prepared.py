@@ -231,7 +231,7 @@ class Data:
 
     @cached_property
     def _division(self) -> tuple[np.ndarray, np.ndarray]:
-        return fit_calibration(self.source.train.labels, self.holdout)
+        return fit_calibration(self.source.train.labels, self.holdout, self.source.groups)
 
 
 def _stream_transform(prep: Preprocess, augment: str, count: int) -> Any:

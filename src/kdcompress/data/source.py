@@ -28,6 +28,7 @@ class DataSource:
         notes, first_notes: What was assumed or left out when the source was opened; the latter is of interest only to
             the first command of a chain. :meth:`tell` says each once.
         split: Which images are for training and which for testing, where the source itself does not say.
+        groups: [N] a number that training images which are copies of each other share; None where none are known.
     """
 
     spec: str
@@ -41,6 +42,7 @@ class DataSource:
     notes: list[str] = field(default_factory=list)
     first_notes: list[str] = field(default_factory=list)
     split: SplitFile | None = None
+    groups: np.ndarray | None = None
     channels: int = field(init=False)
     size: tuple[int, int] | None = field(init=False)
 
