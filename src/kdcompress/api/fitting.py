@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from kdcompress.data import DataSource, Preprocess, SplitFile, choose_channels, load_source, parse_size
+from kdcompress.data.manifest import is_manifest
 from kdcompress.errors import UserError
 from kdcompress.models.build import config_of
 from kdcompress.models.loading import INPUT_SIZE, Network
@@ -66,25 +67,30 @@ def resize_input(network: Network, options: DataOptions) -> None:
         config_of(network.model)["input_size"] = (network.prep.channels, height, width)
 
 
-def open_data(options: DataOptions, network: Network | None = None) -> DataSource:
+def open_data(
+    options: DataOptions, network: Network | None = None, *, classes: tuple[str, ...] | None = None
+) -> DataSource:
     """The data set of ``--data``.
 
     Args:
-        network: The one that the command builds on: a folder without splits is divided as its run recorded it.
+        network: The one that the command builds on: a folder or manifest without splits is divided as its run recorded
+            it.
+        classes: Names that labels of a manifest are matched with, where they are not those of ``network``.
 
     Raises:
         UserError: The data cannot be found or read, or the recorded division was altered.
     """
     spec = options.data or "digits"
     split = recorded_split(network, spec) or _split_of_resumed(options, spec)
-    source = load_source(spec, data_dir=options.data_dir, download=options.download, split=split)
+    classes = classes if network is None else network.class_names
+    source = load_source(spec, data_dir=options.data_dir, download=options.download, split=split, classes=classes)
     if network is not None and network.record.get("data_fingerprint") == source.fingerprint:
         source.first_notes.clear()  # printed by the command that made the run
     return source
 
 
 def recorded_split(network: Network | None, spec: str) -> SplitFile | None:
-    """How the run of a network divided a folder of images, if it did.
+    """How the run of a network divided a folder or manifest, if it did.
 
     Raises:
         UserError: The record was altered or cannot be read.
@@ -103,14 +109,15 @@ def _split_of_resumed(options: DataOptions, spec: str) -> SplitFile | None:
 
 def _split_in(run: RunFolder, record: dict[str, Any], spec: str) -> SplitFile | None:
     then = record.get("options", {}).get("data")
-    if then is None or SPLIT not in run.digests() or not os.path.isdir(spec):
+    is_file = is_manifest(spec) and os.path.isfile(spec)
+    if then is None or SPLIT not in run.digests() or not (is_file or os.path.isdir(spec)):
         return None
     same = os.path.realpath(then) == os.path.realpath(spec)
-    if not same and os.path.isdir(then):  # another folder
+    if not same and os.path.exists(then):  # other data
         return None
     run.check(SPLIT)
     split = SplitFile.read(run.path / SPLIT)
-    return split if same or split.is_of(Path(spec)) else None
+    return split if same or split.is_of(Path(spec).parent if is_file else Path(spec)) else None
 
 
 def keep_split(run: RunFolder, source: DataSource) -> dict[str, str]:

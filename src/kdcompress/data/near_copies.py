@@ -42,7 +42,7 @@ def near_copies(files: Sequence[str], groups: Sequence[int]) -> list[int]:
         For each file the index of the first one of its group.
     """
     distinct = np.flatnonzero(np.asarray(groups) == np.arange(len(files)))
-    pictures, readable = _pictures([files[index] for index in distinct])
+    pictures, readable = _pictures([files[index] for index in distinct.tolist()])
     kept = readable & (pictures.std(axis=1) >= LEAST_CONTRAST)
     distinct, pictures = distinct[kept], pictures[kept]
     hashes = _hashes(pictures)

@@ -30,6 +30,7 @@ class Found:
         labels: [N] class of each.
         relative: Their paths as a run records them, with the system's separator.
         classes: Names, in label order.
+        marks: What the digest of the data takes of each; None: the relative paths, which name the class folders.
     """
 
     spec: Path
@@ -37,6 +38,7 @@ class Found:
     labels: np.ndarray
     relative: list[str]
     classes: tuple[str, ...]
+    marks: list[str] | None = None
 
 
 def divided(found: Found, listing: Listing, split: SplitFile | None, why: str) -> DataSource:
@@ -67,7 +69,7 @@ def divided(found: Found, listing: Listing, split: SplitFile | None, why: str) -
     parts = {}
     for name in (TRAIN, TEST):
         chosen = np.flatnonzero(sides == name)
-        parts[name] = listing.part(name, files, labels, found.relative, states, chosen)
+        parts[name] = listing.part(name, files, labels, found.marks or found.relative, states, chosen)
     train, test = parts[TRAIN], parts[TEST]
     sizes = f"{len(train.labels)} images for training, {len(test.labels)} for testing"
     left_out = []

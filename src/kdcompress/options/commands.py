@@ -344,7 +344,7 @@ class DescribeDataOptions(DataOptions):
 
     data: str | None = option(
         "digits",
-        "digits, synth-digits:K, a folder, torch/NAME, hfds/NAME, wds/NAME or py:module:function",
+        "digits, synth-digits:K, a folder, a .csv or .jsonl file, torch/NAME, hfds/NAME, wds/NAME, py:module:function",
         argument=True,
         affects_result=False,
     )
