@@ -122,6 +122,7 @@ class TrainResult(TeacherFacts, NetworkFacts, Result):
             failed), and whether no other trial dominates it (``pareto``).
         matched_stages: Pairs of matched feature stages, the teacher's and the student's, each given by its reduction
             (side of the image divided by side of the map).
+        unlabelled: Number of images without labels that it was trained on; None without ``--unlabelled``.
     """
 
     method: str
@@ -142,6 +143,7 @@ class TrainResult(TeacherFacts, NetworkFacts, Result):
     stopped_by: str | None = None
     search: list[dict[str, Any]] | None = None
     matched_stages: list[list[int]] | None = None
+    unlabelled: int | None = None
 
 
 @dataclass(kw_only=True)

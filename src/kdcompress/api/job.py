@@ -215,6 +215,7 @@ class Job(Generic[JobOptions]):
                 calibration_seen=provenance[SEEN],
                 search=search,
                 matched_stages=matched_stages,
+                unlabelled=None if data.unlabelled is None else len(data.unlabelled.images.labels),
                 **lost(scores.top1, teacher_top1),
                 **facts(made, teacher.entry if teacher else None, profiles),
             )
@@ -355,6 +356,7 @@ class Job(Generic[JobOptions]):
             "method": self.method,
             "options": recorded(self.options, data),
             "data_fingerprint": data.source.fingerprint,
+            "unlabelled_fingerprint": data.unlabelled.fingerprint if data.unlabelled is not None else None,
             "teacher": teacher.entry if teacher else None,
             "parents": [parent.reference] if parent is not None else [],
             "parent_fingerprint": file_hash(parent.path) if parent is not None else None,
@@ -396,6 +398,7 @@ def _check_origin(run: RunFolder, now: dict[str, Any]) -> None:
             "teacher": teacher.get("fingerprint"),
             "base": record.get("parent_fingerprint"),
             "starting weights": start.get("fingerprint"),
+            "unlabelled images": record.get("unlabelled_fingerprint"),
         }
 
     then = origin(run.record())

@@ -6,7 +6,6 @@ an epoch can be entered at any step. With several processes each takes its share
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import itertools
 from collections.abc import Callable, Iterator, Sequence
@@ -20,7 +19,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from kdcompress.data.augment import crop_indices, image_seed, mirrored
-from kdcompress.data.images import ArrayImages, ImageList, MapImages, TensorItems
+from kdcompress.data.images import ArrayImages, ImageList, TensorItems, each_anew
 from kdcompress.data.preprocess import Preprocess, bad_image, read_image
 from kdcompress.data.seeded import seed_all
 from kdcompress.data.workers import with_parent
@@ -253,7 +252,7 @@ class _ViewDataset(Dataset[Any]):
         view: int,
         flip: bool,
     ) -> None:
-        self.images = dataclasses.replace(images, fixed=False) if isinstance(images, MapImages) else images
+        self.images = each_anew(images)
         self.ids, self.channels, self.transform = ids, channels, transform
         self.seed, self.view, self.flip = seed, view, flip
 

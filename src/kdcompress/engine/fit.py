@@ -323,7 +323,8 @@ class Trainer:
         n = len(labels)
         correct = (result["output"].detach().argmax(1) == labels).sum()
         values = {key: value.detach() * n for key, value in result.items() if key != "output"}
-        for key, value in {**values, "right": correct, "images": torch.full_like(correct, n)}.items():
+        counts = {"right": correct, "labelled": (labels >= 0).sum(), "images": torch.full_like(correct, n)}
+        for key, value in {**values, **counts}.items():
             self.sums[key] = self.sums.get(key, 0) + value.to(self.place.sum_dtype)
         bad = ~torch.isfinite(result["loss"].detach()) & (self.bad_step < 0)
         self.bad_step.masked_fill_(bad, self.step)
@@ -351,11 +352,11 @@ class Trainer:
         names = list(self.sums)
         totals = dict(zip(names, summed(torch.stack([self.sums[name] for name in names])).tolist(), strict=True))
         n = totals.pop("images")
-        correct = totals.pop("right")
+        correct, labelled = totals.pop("right"), totals.pop("labelled")
         row = {
             "epoch": len(self.history) + 1,
             "lr": self.optimizer.param_groups[0]["lr"],
-            "train_top1": round(100 * correct / n, 4),
+            "train_top1": round(100 * correct / max(labelled, 1), 4),
             "images_per_second": round(n / self.seconds, 1),
             "seconds": round(self.seconds, 3),
         }
@@ -440,6 +441,8 @@ class Trainer:
         self.epoch, self.step, self.update = state["epoch"], state["step"], state["update"]
         self.seconds, self.history = state["seconds"], state["history"]
         self.sums = {key: value.to(self.place.device) for key, value in state["sums"].items()}
+        if self.sums:  # of earlier versions, for which all images had labels
+            self.sums.setdefault("labelled", self.sums["images"].clone())
 
     def _fixed_options(self) -> dict[str, Any]:
         """All options that decide the result; a resumed run must have the same."""

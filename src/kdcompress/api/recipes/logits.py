@@ -63,7 +63,8 @@ def tf_kd(student: nn.Module, teacher: Frozen | None, own: InputAdapter | None, 
 def kd(student: nn.Module, teacher: Frozen | None, own: InputAdapter | None, options: DistillOptions) -> StudentTask:
     """KD on the teacher's logits."""
     assert teacher is not None
-    return KdTask(student, teacher, own, smoothing(options), **logit_weights(options, METHODS[options.method]))
+    weights = logit_weights(options, METHODS[options.method])
+    return KdTask(student, teacher, own, smoothing(options), **weights, partly_labelled=options.unlabelled is not None)
 
 
 def train_on_labels(job: Job[TrainTeacherOptions]) -> TrainResult:

@@ -13,7 +13,15 @@ from kdcompress.api.job import Job, JobOptions
 from kdcompress.api.reference import inherit
 from kdcompress.api.starting import check_single_start, started
 from kdcompress.api.teacher import Teacher, as_teacher, load_teacher
-from kdcompress.data import Data, DataSource, InputAdapter, Preprocess, choose_channels, choose_size
+from kdcompress.data import (
+    Data,
+    DataSource,
+    InputAdapter,
+    Preprocess,
+    choose_channels,
+    choose_size,
+    unlabelled_images,
+)
 from kdcompress.models.assemble import new_network
 from kdcompress.models.build import ModelSpec, default_config
 from kdcompress.models.loading import Network, Note
@@ -90,8 +98,23 @@ def fresh(
 
 
 def batches_for(source: DataSource, prep: Preprocess, job: Job[JobOptions]) -> Data:
-    """The data of a job, preprocessed by ``prep``."""
-    return Data(source, prep, job.options, job.place.device, job.place.rank, job.place.world, job.reporter.note)
+    """The data of a job, preprocessed by ``prep``; with ``--unlabelled`` its images, too.
+
+    Raises:
+        UserError: As for :func:`~kdcompress.data.unlabelled_images`.
+    """
+    place, note = job.place, job.reporter.note
+    folder = getattr(job.options, "unlabelled", None)
+    unlabelled = None if folder is None else unlabelled_images(folder, source)
+    data = Data(source, prep, job.options, place.device, place.rank, place.world, note, unlabelled=unlabelled)
+    if unlabelled is not None:
+        for each in unlabelled.notes:
+            note(each)
+        more = len(unlabelled.images.labels)
+        note(
+            f"Training on {data.fit_size() - more:,} labelled images, and on {more:,} of {folder} by the teacher alone"
+        )
+    return data
 
 
 def shared(student: Preprocess, teacher: Preprocess, source: DataSource) -> Preprocess:

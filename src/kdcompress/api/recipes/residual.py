@@ -112,6 +112,7 @@ class Residual:
             **logit_weights(options),
             sum_weight=weight,
             warmup=options.residual_warmup,
+            partly_labelled=options.unlabelled is not None,
         )
         # in a gated run, "result" is of the gate, "training" of the training before
         earlier = (base.record.get("training") or base.record.get("result") or {}).get("energies") or []
