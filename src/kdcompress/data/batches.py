@@ -358,6 +358,10 @@ class TrainBatches:
         chosen = hashlib.blake2b(np.ascontiguousarray(self.chosen, dtype="<i8").tobytes(), digest_size=8).hexdigest()
         return f"{len(self.chosen)} ({chosen}) of {_digest(self.images)}"
 
+    def partly_labelled(self) -> bool:
+        """Whether some images have no label: theirs is -1."""
+        return bool((_labels(self.images) < 0).any())
+
     @property
     def views(self) -> int | None:
         """How many different views there are; None: every epoch has its own."""
@@ -384,8 +388,12 @@ class TrainBatches:
         return (self.images.training(part, seed, view, self.augment) for part in parts)
 
 
+def _labels(images: Images) -> np.ndarray:
+    return images.images.labels[images.ids] if isinstance(images, StreamImages) else images.labels.cpu().numpy()
+
+
 def _digest(images: Images) -> str:
-    labels = images.images.labels[images.ids] if isinstance(images, StreamImages) else images.labels.cpu().numpy()
+    labels = _labels(images)
     digest = hashlib.blake2b(np.ascontiguousarray(images.ids, dtype="<i8").tobytes(), digest_size=8)
     digest.update(np.ascontiguousarray(labels, dtype="<i8").tobytes())
     return f"{len(labels)} images ({digest.hexdigest()})"

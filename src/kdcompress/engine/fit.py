@@ -182,7 +182,7 @@ class Trainer:
             if options.mixup or options.cutmix
             else None
         )
-        self.num_classes = num_classes
+        self.num_classes, self.partly_labelled = num_classes, batches.partly_labelled()
         self.epoch, self.step, self.update = 0, 0, 0
         self.phase, self.history = phase, list(history)
         self.sums: dict[str, Tensor] = {}
@@ -323,7 +323,9 @@ class Trainer:
         n = len(labels)
         correct = (result["output"].detach().argmax(1) == labels).sum()
         values = {key: value.detach() * n for key, value in result.items() if key != "output"}
-        counts = {"right": correct, "labelled": (labels >= 0).sum(), "images": torch.full_like(correct, n)}
+        counts = {"right": correct, "images": torch.full_like(correct, n)}
+        if self.partly_labelled:
+            counts["labelled"] = (labels >= 0).sum()
         for key, value in {**values, **counts}.items():
             self.sums[key] = self.sums.get(key, 0) + value.to(self.place.sum_dtype)
         bad = ~torch.isfinite(result["loss"].detach()) & (self.bad_step < 0)
@@ -352,7 +354,7 @@ class Trainer:
         names = list(self.sums)
         totals = dict(zip(names, summed(torch.stack([self.sums[name] for name in names])).tolist(), strict=True))
         n = totals.pop("images")
-        correct, labelled = totals.pop("right"), totals.pop("labelled")
+        correct, labelled = totals.pop("right"), totals.pop("labelled", n)
         row = {
             "epoch": len(self.history) + 1,
             "lr": self.optimizer.param_groups[0]["lr"],
@@ -441,8 +443,6 @@ class Trainer:
         self.epoch, self.step, self.update = state["epoch"], state["step"], state["update"]
         self.seconds, self.history = state["seconds"], state["history"]
         self.sums = {key: value.to(self.place.device) for key, value in state["sums"].items()}
-        if self.sums:  # of earlier versions, for which all images had labels
-            self.sums.setdefault("labelled", self.sums["images"].clone())
 
     def _fixed_options(self) -> dict[str, Any]:
         """All options that decide the result; a resumed run must have the same."""
