@@ -158,3 +158,10 @@ def test_photos_of_a_fixed_camera_are_not_taken_for_copies(photos: Path) -> None
     assert (source.test.labels == 2).sum() == 6
     assert "most images of a class look alike (as fly/0.png)" in said(photos)
     assert implausible([0] * 12 + list(range(12, 40)), np.zeros(40, dtype=int)) == set()
+
+
+def test_of_very_many_images_only_exact_copies_are_looked_for(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before the first step all images would be read, which takes hours for some folders."""
+    monkeypatch.setattr("kdcompress.data.undivided.MOST_FILES", 50)
+    monkeypatch.setattr("kdcompress.data.near_copies._picture", lambda file: 1 / 0)
+    assert "of more than 50 images only exact copies are kept in one split" in said(photos)

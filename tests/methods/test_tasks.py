@@ -267,8 +267,6 @@ def test_each_image_weighs_as_much_with_a_label_as_without(x: Tensor, y: Tensor)
     some = y.clone()
     some[::3] = -1
     labelled = some >= 0
-    result = KdTask(student, teacher, alpha=0.25, temperature=2.0, partly_labelled=True)(x, some)
-    student.eval()
     result = KdTask(student, teacher, alpha=0.25, temperature=2.0, partly_labelled=True).eval()(x, some)
     logits, theirs = student(x), teacher(x)
     count, of_label = len(x), int(labelled.sum())
@@ -276,3 +274,13 @@ def test_each_image_weighs_as_much_with_a_label_as_without(x: Tensor, y: Tensor)
     expected = expected + 0.25 * naive_kl(theirs[labelled], logits[labelled], 2.0) * of_label / count
     expected = expected + naive_kl(theirs[~labelled], logits[~labelled], 2.0) * (count - of_label) / count
     torch.testing.assert_close(result["loss"], expected)
+
+
+def test_shares_of_a_batch_add_up_whatever_labels_they_have(x: Tensor, y: Tensor) -> None:
+    """With several processes, each would weigh its labelled images by how many happen to be in its own share."""
+    some = y.clone()
+    some[3:] = -1
+    task = KdTask(network(0), Frozen(network(1)), partly_labelled=True).eval()
+    shares = [(x[:5], some[:5]), (x[5:], some[5:])]
+    parts = [task(images, labels)["loss"] * len(images) / len(x) for images, labels in shares]
+    torch.testing.assert_close(torch.stack(parts).sum(), task(x, some)["loss"])
