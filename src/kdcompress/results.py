@@ -100,10 +100,12 @@ class TeacherFacts:
         teacher_top1: Percent.
         points_lost: ``teacher_top1`` minus the top-1 of the result, in percentage points; of a gated cascade the gated
             one.
+        agreement: True where the images have no labels, so that all accuracies are agreement with the teacher.
     """
 
     teacher_top1: float | None = None
     points_lost: float | None = None
+    agreement: bool | None = None
 
 
 @dataclass(kw_only=True)

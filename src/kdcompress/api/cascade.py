@@ -233,5 +233,5 @@ def _measured(
         "top1": stage_top1[-1],
         "stage_top1": stage_top1,
         "calibration_seen": seen,
-        **lost(stage_top1[-1], scores.top1(teacher)),
+        **lost(stage_top1[-1], scores.top1(teacher), source),
     }

@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 from typing import Any, Protocol
 
+from kdcompress.api.agreement import agreement_source
 from kdcompress.data import DataSource, Preprocess, SplitFile, choose_channels, load_source, parse_size
 from kdcompress.data.manifest import is_manifest
 from kdcompress.errors import UserError
@@ -13,6 +14,7 @@ from kdcompress.models.build import config_of
 from kdcompress.models.loading import INPUT_SIZE, Network
 from kdcompress.models.outputs import return_logits
 from kdcompress.options import DataOptions
+from kdcompress.references import UNLABELLED
 from kdcompress.runs import SPLIT, RunFolder
 
 
@@ -68,13 +70,18 @@ def resize_input(network: Network, options: DataOptions) -> None:
 
 
 def open_data(
-    options: DataOptions, network: Network | None = None, *, classes: tuple[str, ...] | None = None
+    options: DataOptions,
+    network: Network | None = None,
+    *,
+    classes: tuple[str, ...] | None = None,
+    is_teacher: bool = False,
 ) -> DataSource:
     """The data set of ``--data``.
 
     Args:
         network: The one that the command builds on: a folder or manifest without splits is divided as its run recorded
             it.
+        is_teacher: Whether ``network`` is to answer where the data have no labels.
         classes: Names that labels of a manifest are matched with, where they are not those of ``network``.
 
     Raises:
@@ -82,8 +89,11 @@ def open_data(
     """
     spec = options.data or "digits"
     split = recorded_split(network, spec) or _split_of_resumed(options, spec)
-    classes = classes if network is None else network.class_names
-    source = load_source(spec, data_dir=options.data_dir, download=options.download, split=split, classes=classes)
+    if spec.startswith(UNLABELLED):
+        source = agreement_source(spec, network, options, split, is_teacher=is_teacher)
+    else:
+        classes = classes if network is None else network.class_names
+        source = load_source(spec, data_dir=options.data_dir, download=options.download, split=split, classes=classes)
     if network is not None and network.record.get("data_fingerprint") == source.fingerprint:
         source.first_notes.clear()  # printed by the command that made the run
     return source
@@ -109,6 +119,7 @@ def _split_of_resumed(options: DataOptions, spec: str) -> SplitFile | None:
 
 def _split_in(run: RunFolder, record: dict[str, Any], spec: str) -> SplitFile | None:
     then = record.get("options", {}).get("data")
+    then, spec = (None if then is None else then.removeprefix(UNLABELLED)), spec.removeprefix(UNLABELLED)
     is_file = is_manifest(spec) and os.path.isfile(spec)
     if then is None or SPLIT not in run.digests() or not (is_file or os.path.isdir(spec)):
         return None

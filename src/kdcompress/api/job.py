@@ -216,7 +216,7 @@ class Job(Generic[JobOptions]):
                 search=search,
                 matched_stages=matched_stages,
                 unlabelled=None if data.unlabelled is None else len(data.unlabelled.images.labels),
-                **lost(scores.top1, teacher_top1),
+                **lost(scores.top1, teacher_top1, data.source),
                 **facts(made, teacher.entry if teacher else None, profiles),
             )
 

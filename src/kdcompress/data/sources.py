@@ -21,6 +21,7 @@ from kdcompress.data.map_source import map_source
 from kdcompress.data.source import DataSource
 from kdcompress.data.split_file import SplitFile
 from kdcompress.errors import UserError, first_line, usage_error
+from kdcompress.references import UNLABELLED
 from kdcompress.trust import PREFIX, import_callable
 
 
@@ -56,6 +57,9 @@ def load_source(
         source = _shards(spec, data_dir) if spec.lower().startswith("wds/") else _from_timm(spec, data_dir, download)
     elif os.path.isdir(spec):  # unlike that of Path, it takes any text
         source = folder_source(spec, split)
+    elif spec.startswith(UNLABELLED):
+        remedy = "Distill a student from a teacher, or label the images."
+        raise UserError(f"The images of {spec} have no labels.", remedy)
     elif is_manifest(spec):
         source = manifest_source(spec, split, classes)
     else:

@@ -7,6 +7,7 @@ import math
 import os
 from typing import Any
 
+from kdcompress.api.agreement import check_agreement
 from kdcompress.api.check import check_enough_classes
 from kdcompress.api.fitting import check_channels, check_classes, open_data
 from kdcompress.api.job import Job, JobOptions
@@ -159,7 +160,8 @@ def opened(job: Job[DistillOptions]) -> tuple[Teacher | None, DataSource, int]:
     if options.teacher is not None:
         network = load_teacher(options.teacher, options.teacher_arch, options.weights_key, job.reporter)
     options = job.options = inherit(options, network.record if network else {})
-    source = open_data(options, network)
+    source = open_data(options, network, is_teacher=True)
+    check_agreement(source, options)
     check_enough_classes(options, source.num_classes)
     channels = choose_channels(source, options)
     if network is None:

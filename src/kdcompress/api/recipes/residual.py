@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from kdcompress.api.agreement import check_alpha
 from kdcompress.api.check import check_enough_classes
 from kdcompress.api.cost import macs_of
 from kdcompress.api.fitting import check_channels, check_classes, check_unchanged, open_data, resize_input
@@ -114,6 +115,8 @@ class Residual:
             warmup=options.residual_warmup,
             partly_labelled=options.unlabelled is not None,
         )
+        if data.source.agreement:
+            task.alpha = 1.0
         # in a gated run, "result" is of the gate, "training" of the training before
         earlier = (base.record.get("training") or base.record.get("result") or {}).get("energies") or []
         return job.train(
@@ -215,6 +218,7 @@ def teacher_and_data(base: Network, job: Job[FromRun]) -> tuple[Teacher, Data]:
     options = job.options = inherit(job.options, base.record)
     resize_input(base, options)
     source = open_data(options, base)
+    check_alpha(source, options)
     check_enough_classes(options, source.num_classes)
     check_classes(teacher, source, "teacher")
     check_classes(base, source, "student")
