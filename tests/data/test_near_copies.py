@@ -114,6 +114,8 @@ def test_near_copies_are_not_calibrated_on(photos: Path, tmp_path: Path) -> None
     assert source.split is not None
     (tmp_path / "split.csv").write_bytes(source.split.content())
     again = load_source(str(photos), split=SplitFile.read(tmp_path / "split.csv"))
+    assert again.split is not None
+    assert again.split.content() == source.split.content()
     parts = []
     for opened in (source, again):
         fit, calibration = fit_calibration(opened.train.labels, 0.2, opened.groups)

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import os
-from pathlib import Path
 from typing import Any, Protocol
 
 from kdcompress.api.agreement import agreement_source
-from kdcompress.data import DataSource, Preprocess, SplitFile, choose_channels, load_source, parse_size
-from kdcompress.data.manifest import is_manifest
+from kdcompress.api.recorded_split import recorded_split, split_of_resumed
+from kdcompress.data import DataSource, Preprocess, choose_channels, load_source, parse_size
 from kdcompress.errors import UserError
 from kdcompress.models.build import config_of
 from kdcompress.models.loading import INPUT_SIZE, Network
 from kdcompress.models.outputs import return_logits
 from kdcompress.options import DataOptions
 from kdcompress.references import UNLABELLED
-from kdcompress.runs import SPLIT, RunFolder
 
 
 class Described(Protocol):
@@ -88,7 +85,7 @@ def open_data(
         UserError: The data cannot be found or read, or the recorded division was altered.
     """
     spec = options.data or "digits"
-    split = recorded_split(network, spec) or _split_of_resumed(options, spec)
+    split = recorded_split(network, spec) or split_of_resumed(options, spec)
     if spec.startswith(UNLABELLED):
         source = agreement_source(spec, network, options, split, is_teacher=is_teacher)
     else:
@@ -97,43 +94,6 @@ def open_data(
     if network is not None and network.record.get("data_fingerprint") == source.fingerprint:
         source.first_notes.clear()  # printed by the command that made the run
     return source
-
-
-def recorded_split(network: Network | None, spec: str) -> SplitFile | None:
-    """How the run of a network divided a folder or manifest, if it did.
-
-    Raises:
-        UserError: The record was altered or cannot be read.
-    """
-    if network is None or network.path is None:
-        return None
-    return _split_in(RunFolder(network.path), network.record, spec)
-
-
-def _split_of_resumed(options: DataOptions, spec: str) -> SplitFile | None:
-    if not getattr(options, "resume", False) or not (out := getattr(options, "out", None)):
-        return None
-    run = RunFolder(Path(out).absolute())
-    return _split_in(run, run.record(), spec) if (run.path / SPLIT).is_file() else None
-
-
-def _split_in(run: RunFolder, record: dict[str, Any], spec: str) -> SplitFile | None:
-    then = record.get("options", {}).get("data")
-    then, spec = (None if then is None else then.removeprefix(UNLABELLED)), spec.removeprefix(UNLABELLED)
-    is_file = is_manifest(spec) and os.path.isfile(spec)
-    if then is None or SPLIT not in run.digests() or not (is_file or os.path.isdir(spec)):
-        return None
-    same = os.path.realpath(then) == os.path.realpath(spec)
-    if not same and os.path.exists(then):  # other data
-        return None
-    run.check(SPLIT)
-    split = SplitFile.read(run.path / SPLIT)
-    return split if same or split.is_of(Path(spec).parent if is_file else Path(spec)) else None
-
-
-def keep_split(run: RunFolder, source: DataSource) -> dict[str, str]:
-    """Write into a run how the images were divided, where the folder does not say; its digest by the file's name."""
-    return {} if source.split is None else {SPLIT: run.write_split(source.split.content())}
 
 
 def check_images(network: Described, source: DataSource, options: DataOptions, split: str, role: str) -> None:

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from kdcompress.api.cost import expected, facts, member_profiles
-from kdcompress.api.fitting import keep_split
 from kdcompress.api.job import recorded, versions
+from kdcompress.api.recorded_split import keep_split
 from kdcompress.api.teacher import SEEN
 from kdcompress.api.teacher_score import lost
 from kdcompress.data import Data, EvalBatches

@@ -21,8 +21,8 @@ from torch import nn
 
 from kdcompress.api.claimed import claimed
 from kdcompress.api.cost import facts, member_profiles, note_missed
-from kdcompress.api.fitting import keep_split
 from kdcompress.api.numerics import KEY, numerics_of
+from kdcompress.api.recorded_split import keep_split
 from kdcompress.api.reference import piped
 from kdcompress.api.starting import file_digest
 from kdcompress.api.targets import check_precision, with_cached_targets

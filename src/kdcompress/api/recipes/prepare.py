@@ -133,11 +133,16 @@ def adapter(made_for: Preprocess, wanted: Preprocess) -> InputAdapter | None:
     return None if adapter.same and adapter.size is None else adapter
 
 
-def logit_weights(options: LogitOptions, method: Method | None = None) -> dict[str, Any]:
-    """Arguments of the logit loss: the user's, else the method's defaults; those left out are the loss's own."""
+def logit_weights(options: LogitOptions, method: Method | None = None, *, agreement: bool = False) -> dict[str, Any]:
+    """Arguments of the logit loss: the user's, else the method's defaults; those left out are the loss's own.
+
+    Args:
+        agreement: Whether labels are the teacher's answers, which count for nothing beside its logits.
+    """
     other = None if options.logit_loss == "kl" else options.logit_loss
     own = {"alpha": method and method.alpha, "temperature": method and method.temperature}
     values = {**own, **{key: value for key in own if (value := getattr(options, key)) is not None}, "logit_loss": other}
+    values |= {"alpha": 1.0} if agreement else {}
     return {key: value for key, value in values.items() if value is not None}
 
 

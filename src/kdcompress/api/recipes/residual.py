@@ -110,13 +110,11 @@ class Residual:
             adapter(data.prep, base.prep),
             options.label_smoothing or 0.0,
             options.residual_loss,
-            **logit_weights(options),
+            **logit_weights(options, agreement=data.source.agreement),
             sum_weight=weight,
             warmup=options.residual_warmup,
             partly_labelled=options.unlabelled is not None,
         )
-        if data.source.agreement:
-            task.alpha = 1.0
         # in a gated run, "result" is of the gate, "training" of the training before
         earlier = (base.record.get("training") or base.record.get("result") or {}).get("energies") or []
         return job.train(
