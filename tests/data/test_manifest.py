@@ -147,7 +147,8 @@ def test_quotes_byte_order_marks_and_blank_lines(images: list[tuple[str, str]], 
     text = write(images).read_text().replace("\n", "\r\n\r\n")
     (tmp_path / "photos.csv").write_text(text, newline="")
     assert len(load_source(str(tmp_path / "photos.csv")).train.labels) == 20
-    (tmp_path / "odd").mkdir()
+    spaced = [(path, f" {label} " if number % 2 else label) for number, (path, label) in enumerate(images)]
+    assert load_source(str(write(spaced))).class_names == ("ant", "bee", "wasp")
     numbered = [(path, {"ant": 1, "bee": 2, "wasp": 10}[label]) for path, label in images]
     assert load_source(str(write(numbered, name="n.jsonl"))).class_names == ("1", "10", "2")
 
@@ -193,6 +194,7 @@ BAD: dict[str, tuple[str, str, str]] = {
     "a folder": ("path,label\n{good}\nall,ant\n", r"folders, not images: 'all' \(line 12\)", "class folders"),
     "two labels": ("path,label\n{good}\nall/00.png,bee\n", r"'all/00\.png' is 'ant' in line 2 and 'bee' in", "Remove"),
     "no label": ("path,label\n{good}\nall/20.png,\n", r"no label: 'all/20\.png' \(line 12\)", "--unlabelled"),
+    "spaces alone": ("path,label\n{good}\nall/20.png,  \n", "no label", "--unlabelled"),
     "no path": ("path,label\n{good}\n,ant\n", "no path", "remove"),
     "unknown split": (
         "path,label,split\nall/00.png,ant,dev\n",
@@ -237,6 +239,7 @@ def test_bad_tables_are_named_by_line(images: list[tuple[str, str]], tmp_path: P
         ('{"path": "all/00.png", "label": null}', "no label"),
         ('{"path": "all/00.png", "label": "ant", "split": "test"}', "line 1 has no split, but others have"),
         ('{"path": "a\\u0000b", "label": "ant"}', "1 of 2 files are not there"),
+        ('{"path": "all/00.png", "label": "\\ud800"}', "line 2: label has half a character"),
     ],
 )
 def test_bad_lines_of_json_are_named(images: list[tuple[str, str]], tmp_path: Path, line: str, problem: str) -> None:

@@ -29,7 +29,7 @@ class Row:
     Attributes:
         line: Where it is named, counted from 1.
         path: As it is written there, without ``.`` and ``..``.
-        label: Name of the class; empty for none.
+        label: Name of the class, without spaces around it; empty for none.
         split: ``train``, ``test``, ``val``, or None without a column ``split``.
     """
 
@@ -116,7 +116,7 @@ def read_manifest(spec: str) -> Manifest:
             if split is None:
                 odd.append(Row(line, values["path"], values[SPLIT], None))
         path = os.path.normpath(values["path"]) if values["path"] else ""
-        rows.append(Row(line, path, values["label"], split))
+        rows.append(Row(line, path, values["label"].strip(), split))
     made = Manifest(file, rows, [], sorted({key for _, values in numbered for key in values} - {*NEEDED, SPLIT}), 0)
     remedy = "Splits are train, val and test; the calibration split is a part of train."
     made.refuse(odd, "unknown splits", remedy, labels=True)

@@ -56,8 +56,14 @@ def read_jsonl(file: Path, opened: Iterable[str]) -> Lines:
 
 
 def _text(file: Path, number: int, key: str, value: Any) -> str:
-    if key not in (*NEEDED, SPLIT) or isinstance(value, str):
-        return str(value)
+    if key not in (*NEEDED, SPLIT):
+        return ""
+    if isinstance(value, str):
+        if any("\ud800" <= letter <= "\udfff" for letter in value):
+            raise UserError(
+                f"{file}, line {number}: {key} has half a character.", "Escape whole pairs, or write UTF-8."
+            )
+        return value
     if value is None or (key == "label" and isinstance(value, int) and not isinstance(value, bool)):
         return "" if value is None else str(value)  # a whole number is as good a name as its digits
     raise UserError(f"{file}, line {number}: {key} is {kind_of(value)}, not text.", f"Write {key} in quotes.")
