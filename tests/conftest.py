@@ -18,12 +18,14 @@ ATTACKS = pytest.StashKey[dict[str, dict[str, int]]]()
 # files, or tests, that start processes or train for more than a moment
 SLOW = (
     "attacks/",
+    "api/test_agreement.py",
     "api/test_benchmark.py",
     "api/test_cascade.py",
     "api/test_compress.py",
     "api/test_export_command.py",
     "api/test_lwkd_command.py",
     "api/test_made_split.py",
+    "api/test_manifest_commands.py",
     "api/test_numerics.py",
     "api/test_polish_command.py",
     "api/test_search",
@@ -38,6 +40,7 @@ SLOW = (
     "api/test_starting_weights.py",
     "api/test_teacher_inputs.py",
     "api/test_teacher_score.py",
+    "api/test_unlabelled_command.py",
     "cli/test_adding_a_method.py",
     "cli/test_edge.py",
     "cli/test_errors.py",

@@ -12,6 +12,7 @@ from kdcompress.trust import PREFIX
 CHECKPOINT_SUFFIXES = (".safetensors", ".pt", ".pth", ".th", ".bin", ".tar", ".ckpt")
 STDIN = "-"
 LOCAL_DIR, HUB = "local-dir:", "hf-hub:"
+UNLABELLED = "unlabelled:"  # before a folder of images without labels, as --data
 
 
 @dataclass(frozen=True)
@@ -62,6 +63,8 @@ def is_path(text: str) -> bool:
 
 def absolute(reference: str) -> str:
     """A reference, as it reads from any folder."""
+    if reference.startswith(UNLABELLED):
+        return UNLABELLED + os.path.abspath(reference.removeprefix(UNLABELLED))
     path = reference.removeprefix(LOCAL_DIR)
     return os.path.abspath(path) if os.path.exists(path) else reference
 

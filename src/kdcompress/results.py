@@ -100,10 +100,12 @@ class TeacherFacts:
         teacher_top1: Percent.
         points_lost: ``teacher_top1`` minus the top-1 of the result, in percentage points; of a gated cascade the gated
             one.
+        agreement: True where the images have no labels, so that all accuracies are agreement with the teacher.
     """
 
     teacher_top1: float | None = None
     points_lost: float | None = None
+    agreement: bool | None = None
 
 
 @dataclass(kw_only=True)
@@ -123,6 +125,7 @@ class TrainResult(TeacherFacts, NetworkFacts, Result):
         matched_stages: Pairs of matched feature stages, the teacher's and the student's, each given by its reduction
             (side of the image divided by side of the map).
         logit_temperature: By which the logits were divided after the training, for a loss that leaves their scale open.
+        unlabelled: Number of images without labels that it was trained on; None without ``--unlabelled``.
     """
 
     method: str
@@ -144,6 +147,7 @@ class TrainResult(TeacherFacts, NetworkFacts, Result):
     search: list[dict[str, Any]] | None = None
     matched_stages: list[list[int]] | None = None
     logit_temperature: float | None = None
+    unlabelled: int | None = None
 
 
 @dataclass(kw_only=True)

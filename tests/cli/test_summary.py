@@ -55,6 +55,12 @@ def test_eval_begins_with_accuracy_loss_and_cost() -> None:
     assert len(shown) <= 17
 
 
+def test_agreement_is_not_called_accuracy() -> None:
+    """Without labels nobody knows the accuracy, and 100 % of the teacher's errors would look like none."""
+    shown = rows(result("eval", SCORED, {"agreement": True}))
+    assert shown[0] == ("top-1 (test)", "92.25 %  (360 test images), agreement with the teacher")
+
+
 def test_a_student_that_gained() -> None:
     """A loss of -0.40 points reads like an error."""
     better = {**TAUGHT, "teacher_top1": 92.0, "points_lost": -0.25}

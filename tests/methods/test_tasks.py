@@ -237,3 +237,50 @@ def test_a_frozen_network_returns_float32(x: Tensor) -> None:
     frozen = Frozen(network(1).bfloat16())
     frozen.model.forward = lambda x: torch.zeros(len(x), CLASSES, dtype=torch.bfloat16)
     assert frozen(x).dtype == torch.float32
+
+
+@pytest.mark.parametrize("name", LOGIT_LOSSES)
+@pytest.mark.parametrize("kind", [KdTask, ResKdTask])
+def test_images_without_labels_count_as_their_distance_to_the_teacher(
+    x: Tensor, y: Tensor, name: str, kind: type
+) -> None:
+    """Without a label there is nothing to weigh the teacher against; labels of other images must count as before."""
+    frozen = [Frozen(network(seed)) for seed in ((1,) if kind is KdTask else (2, 1))]
+    some = y.clone()
+    some[::3] = -1
+
+    def loss(target: Tensor, alpha: float, partly: bool = True) -> Tensor:
+        task = kind(network(0), *frozen, None, 0.1, logit_loss=name, alpha=alpha, partly_labelled=partly)
+        return task.eval()(x, target)["loss"]
+
+    torch.testing.assert_close(loss(y, 0.3), loss(y, 0.3, partly=False))
+    none = torch.full_like(y, -1)
+    torch.testing.assert_close(loss(none, 0.3), loss(none, 1.0))
+    if name != "dkd":  # which needs a class: the teacher's, where there is no label
+        torch.testing.assert_close(loss(none, 0.3), loss(y, 1.0, partly=False))
+    assert loss(some, 0.3).isfinite()
+
+
+def test_each_image_weighs_as_much_with_a_label_as_without(x: Tensor, y: Tensor) -> None:
+    """A few labelled images would be drowned by, or drown, the others."""
+    student, teacher = network(0).eval(), Frozen(network(1))
+    some = y.clone()
+    some[::3] = -1
+    labelled = some >= 0
+    result = KdTask(student, teacher, alpha=0.25, temperature=2.0, partly_labelled=True).eval()(x, some)
+    logits, theirs = student(x), teacher(x)
+    count, of_label = len(x), int(labelled.sum())
+    expected = 0.75 * naive_ce(logits[labelled], y[labelled]) * of_label / count
+    expected = expected + 0.25 * naive_kl(theirs[labelled], logits[labelled], 2.0) * of_label / count
+    expected = expected + naive_kl(theirs[~labelled], logits[~labelled], 2.0) * (count - of_label) / count
+    torch.testing.assert_close(result["loss"], expected)
+
+
+def test_shares_of_a_batch_add_up_whatever_labels_they_have(x: Tensor, y: Tensor) -> None:
+    """With several processes, each would weigh its labelled images by how many happen to be in its own share."""
+    some = y.clone()
+    some[3:] = -1
+    task = KdTask(network(0), Frozen(network(1)), partly_labelled=True).eval()
+    shares = [(x[:5], some[:5]), (x[5:], some[5:])]
+    parts = [task(images, labels)["loss"] * len(images) / len(x) for images, labels in shares]
+    torch.testing.assert_close(torch.stack(parts).sum(), task(x, some)["loss"])

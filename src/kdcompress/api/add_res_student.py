@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from kdcompress.api.check import check_logit_loss, check_search, check_teacher, meaningless
+from kdcompress.api.check import check_logit_loss, check_search, check_teacher, check_unlabelled, meaningless
 from kdcompress.api.job import Job
 from kdcompress.api.recipes.prepare import logit_weights
 from kdcompress.api.recipes.residual import Residual
@@ -53,6 +53,7 @@ def add_res_student(
         raise usage_error(problem, "Leave out --pretrained or --from-teacher.")
     check_logit_loss(options)
     check_views(options)
+    check_unlabelled(options)
     job = Job.begin("add-res-student", "reskd", options, reporter)
     if (done := job.finished()) is not None:
         return done

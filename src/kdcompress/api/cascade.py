@@ -8,9 +8,10 @@ from typing import Any
 from kdcompress.api.check import check_named
 from kdcompress.api.claimed import claimed
 from kdcompress.api.cost import facts, member_profiles, note_missed
-from kdcompress.api.fitting import check_classes, check_images, keep_split, open_data
+from kdcompress.api.fitting import check_classes, check_images, open_data
 from kdcompress.api.inputs import note_assumed, settle_input
 from kdcompress.api.job import finished, recorded, versions
+from kdcompress.api.recorded_split import keep_split
 from kdcompress.api.reference import inherit, resolve
 from kdcompress.api.teacher import SEEN, as_teacher, load_teacher, may_have_seen_calibration
 from kdcompress.api.teacher_score import TeacherScores, lost
@@ -233,5 +234,5 @@ def _measured(
         "top1": stage_top1[-1],
         "stage_top1": stage_top1,
         "calibration_seen": seen,
-        **lost(stage_top1[-1], scores.top1(teacher)),
+        **lost(stage_top1[-1], scores.top1(teacher), source),
     }

@@ -33,6 +33,7 @@ def check_distill(options: DistillOptions) -> None:
     """
     name, method = options.method, METHODS[options.method]
     check_views(options)
+    check_unlabelled(options)
     check_logit_loss(options)
     if method.teacher == NONE and options.teacher is not None:
         raise usage_error(
@@ -50,6 +51,17 @@ def check_distill(options: DistillOptions) -> None:
     method.check(options)
     if options.arch and not (options.grow or options.res_students) and options.teacher != "-":
         raise usage_error("--arch is for res-students, or for a TEACHER that is a checkpoint.", "Add --res-students N.")
+
+
+def check_unlabelled(options: DistillOptions | AddResStudentOptions) -> None:
+    """Refuse to mix images without labels with others.
+
+    Raises:
+        UserError: Mixup or cutmix is on.
+    """
+    if options.unlabelled is not None and (options.mixup or options.cutmix):
+        problem = "--unlabelled cannot be combined with --mixup or --cutmix, which mix labels, too."
+        raise usage_error(problem, "Leave one of the two out.")
 
 
 def check_teacher(options: DistillOptions | AddResStudentOptions | PolishOptions, without: str) -> None:

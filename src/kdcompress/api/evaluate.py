@@ -101,7 +101,7 @@ def evaluate(options: EvalOptions | None = None, /, *, reporter: Reporter | None
         device=str(place.device),
         precision=place.precision,
         **gate,
-        **lost(scores.top1, teacher_top1),
+        **lost(scores.top1, teacher_top1, source),
         **cost,
     )
     if options.plot is not None and place.is_main:

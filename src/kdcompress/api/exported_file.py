@@ -46,7 +46,7 @@ def evaluate_file(options: EvalOptions, reporter: Reporter) -> EvalResult:
     options = inherit(options, network.record)
     if options.data is None:
         raise usage_error(f"{options.run} names no data.", "Say which to score it on: --data.")
-    source = open_data(options)
+    source = open_data(options, classes=network.class_names)
     check_classes(network, source, "file")
     check_images(network, source, options, options.split, "file")
     data = Data(source, network.prep, options, place.device, note=reporter.note)

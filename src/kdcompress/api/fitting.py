@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import os
-from pathlib import Path
 from typing import Any, Protocol
 
-from kdcompress.data import DataSource, Preprocess, SplitFile, choose_channels, load_source, parse_size
+from kdcompress.api.agreement import agreement_source
+from kdcompress.api.recorded_split import recorded_split, split_of_resumed
+from kdcompress.data import DataSource, Preprocess, choose_channels, load_source, parse_size
 from kdcompress.errors import UserError
 from kdcompress.models.build import config_of
 from kdcompress.models.loading import INPUT_SIZE, Network
 from kdcompress.models.outputs import return_logits
 from kdcompress.options import DataOptions
-from kdcompress.runs import SPLIT, RunFolder
+from kdcompress.references import UNLABELLED
 
 
 class Described(Protocol):
@@ -66,56 +66,34 @@ def resize_input(network: Network, options: DataOptions) -> None:
         config_of(network.model)["input_size"] = (network.prep.channels, height, width)
 
 
-def open_data(options: DataOptions, network: Network | None = None) -> DataSource:
+def open_data(
+    options: DataOptions,
+    network: Network | None = None,
+    *,
+    classes: tuple[str, ...] | None = None,
+    is_teacher: bool = False,
+) -> DataSource:
     """The data set of ``--data``.
 
     Args:
-        network: The one that the command builds on: a folder without splits is divided as its run recorded it.
+        network: The one that the command builds on: a folder or manifest without splits is divided as its run recorded
+            it.
+        is_teacher: Whether ``network`` is to answer where the data have no labels.
+        classes: Names that labels of a manifest are matched with, where they are not those of ``network``.
 
     Raises:
         UserError: The data cannot be found or read, or the recorded division was altered.
     """
     spec = options.data or "digits"
-    split = recorded_split(network, spec) or _split_of_resumed(options, spec)
-    source = load_source(spec, data_dir=options.data_dir, download=options.download, split=split)
+    split = recorded_split(network, spec) or split_of_resumed(options, spec)
+    if spec.startswith(UNLABELLED):
+        source = agreement_source(spec, network, options, split, is_teacher=is_teacher)
+    else:
+        classes = classes if network is None else network.class_names
+        source = load_source(spec, data_dir=options.data_dir, download=options.download, split=split, classes=classes)
     if network is not None and network.record.get("data_fingerprint") == source.fingerprint:
         source.first_notes.clear()  # printed by the command that made the run
     return source
-
-
-def recorded_split(network: Network | None, spec: str) -> SplitFile | None:
-    """How the run of a network divided a folder of images, if it did.
-
-    Raises:
-        UserError: The record was altered or cannot be read.
-    """
-    if network is None or network.path is None:
-        return None
-    return _split_in(RunFolder(network.path), network.record, spec)
-
-
-def _split_of_resumed(options: DataOptions, spec: str) -> SplitFile | None:
-    if not getattr(options, "resume", False) or not (out := getattr(options, "out", None)):
-        return None
-    run = RunFolder(Path(out).absolute())
-    return _split_in(run, run.record(), spec) if (run.path / SPLIT).is_file() else None
-
-
-def _split_in(run: RunFolder, record: dict[str, Any], spec: str) -> SplitFile | None:
-    then = record.get("options", {}).get("data")
-    if then is None or SPLIT not in run.digests() or not os.path.isdir(spec):
-        return None
-    same = os.path.realpath(then) == os.path.realpath(spec)
-    if not same and os.path.isdir(then):  # another folder
-        return None
-    run.check(SPLIT)
-    split = SplitFile.read(run.path / SPLIT)
-    return split if same or split.is_of(Path(spec)) else None
-
-
-def keep_split(run: RunFolder, source: DataSource) -> dict[str, str]:
-    """Write into a run how the images were divided, where the folder does not say; its digest by the file's name."""
-    return {} if source.split is None else {SPLIT: run.write_split(source.split.content())}
 
 
 def check_images(network: Described, source: DataSource, options: DataOptions, split: str, role: str) -> None:

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from kdcompress.api.cost import expected, facts, member_profiles
-from kdcompress.api.fitting import keep_split
 from kdcompress.api.job import recorded, versions
+from kdcompress.api.recorded_split import keep_split
 from kdcompress.api.teacher import SEEN
 from kdcompress.api.teacher_score import lost
 from kdcompress.data import Data, EvalBatches
@@ -112,7 +112,7 @@ class Calibration:
             thresholds=list(best.thresholds),
             exit_rates=[round(rate, 6) for rate in best.exit_rates],
             gated_top1=round(best.top1, 4),
-            **lost(best.top1, past.get("teacher_top1") if same_images else None),
+            **lost(best.top1, past.get("teacher_top1") if same_images else None, source),
             **expected(best.expected_macs, teacher),
             **facts(network, teacher, self.profiles),
             promise=promise,

@@ -261,7 +261,7 @@ def _costs(options: DistillOptions) -> tuple[int, Network]:
     """MACs of the teacher, and S0 before its training."""
     network = load_teacher(str(options.teacher), options.teacher_arch, options.weights_key, Silent())
     options = inherit(options, network.record)
-    source, reference = open_data(options, network), options.learner
+    source, reference = open_data(options, network, is_teacher=True), options.learner
     channels = choose_channels(source, options)
     teacher = as_teacher(network, source, options, Silent())
     if reference.has_weights:

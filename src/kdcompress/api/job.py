@@ -21,8 +21,8 @@ from torch import nn
 
 from kdcompress.api.claimed import claimed
 from kdcompress.api.cost import facts, member_profiles, note_missed
-from kdcompress.api.fitting import keep_split
 from kdcompress.api.numerics import KEY, numerics_of
+from kdcompress.api.recorded_split import keep_split
 from kdcompress.api.reference import piped
 from kdcompress.api.starting import file_digest
 from kdcompress.api.targets import check_precision, with_cached_targets
@@ -219,7 +219,8 @@ class Job(Generic[JobOptions]):
                 search=search,
                 matched_stages=matched_stages,
                 logit_temperature=temperature,
-                **lost(scores.top1, teacher_top1),
+                unlabelled=None if data.unlabelled is None else len(data.unlabelled.images.labels),
+                **lost(scores.top1, teacher_top1, data.source),
                 **facts(made, teacher.entry if teacher else None, profiles),
             )
 
@@ -372,6 +373,7 @@ class Job(Generic[JobOptions]):
             "method": self.method,
             "options": recorded(self.options, data),
             "data_fingerprint": data.source.fingerprint,
+            "unlabelled_fingerprint": data.unlabelled.fingerprint if data.unlabelled is not None else None,
             "teacher": teacher.entry if teacher else None,
             "parents": [parent.reference] if parent is not None else [],
             "parent_fingerprint": file_hash(parent.path) if parent is not None else None,
@@ -413,6 +415,7 @@ def _check_origin(run: RunFolder, now: dict[str, Any]) -> None:
             "teacher": teacher.get("fingerprint"),
             "base": record.get("parent_fingerprint"),
             "starting weights": start.get("fingerprint"),
+            "unlabelled images": record.get("unlabelled_fingerprint"),
         }
 
     then = origin(run.record())

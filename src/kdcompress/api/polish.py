@@ -104,7 +104,7 @@ def _train(network: Network, teacher: Teacher, data: Data, job: Job[PolishOption
         teacher.freeze(adapter(data.prep, teacher.network.prep)),
         adapter(data.prep, network.prep),
         job.options.label_smoothing or 0.0,
-        **logit_weights(job.options),
+        **logit_weights(job.options, agreement=data.source.agreement),
     )
     trained = dataclasses.replace(network, model=model)
     shift = SHIFT + len(model.stages())  # augmented views that no member was or will be trained on

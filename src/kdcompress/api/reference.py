@@ -25,7 +25,7 @@ def resolve(reference: str) -> str:
 
 
 def piped(options: D) -> D:
-    """Options with ``-`` replaced by the run that standard input names, and starting weights as absolute paths.
+    """Options with ``-`` replaced by the run that standard input names, and files to start from as absolute paths.
 
     Raises:
         UserError: Two options ask for it.
@@ -38,6 +38,8 @@ def piped(options: D) -> D:
         value = references.get(name, getattr(options, name, None))
         if value is not None and has_weights(value):
             references[name] = absolute(value)
+    if (folder := getattr(options, "unlabelled", None)) is not None:
+        references["unlabelled"] = os.path.abspath(folder)
     return dataclasses.replace(options, **references) if references else options
 
 

@@ -23,11 +23,12 @@ from kdcompress.options import DataOptions
 from kdcompress.score_cache import recall, remember
 
 
-def lost(top1: float, teacher_top1: float | None) -> dict[str, Any]:
-    """Keyword arguments ``teacher_top1`` (percent) and ``points_lost`` (percentage points) of a result."""
+def lost(top1: float, teacher_top1: float | None, source: DataSource) -> dict[str, Any]:
+    """Keyword arguments of :class:`~kdcompress.results.TeacherFacts`: percent, and percentage points."""
+    known = {"agreement": True if source.agreement else None}
     if teacher_top1 is None:
-        return {"teacher_top1": None, "points_lost": None}
-    return {"teacher_top1": round(teacher_top1, 4), "points_lost": round(teacher_top1 - top1, 4) + 0.0}
+        return {"teacher_top1": None, "points_lost": None, **known}
+    return {"teacher_top1": round(teacher_top1, 4), "points_lost": round(teacher_top1 - top1, 4) + 0.0, **known}
 
 
 @dataclass(frozen=True)

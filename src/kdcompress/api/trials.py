@@ -41,6 +41,7 @@ if TYPE_CHECKING:
 RUNGS = (18, 6, 2)  # a trial trains for --epochs divided by these
 TRIALS = 20
 FOLDER, JOURNAL = "search", "journal.log"
+OTHERS = {"candidates": "other candidate architectures", "unlabelled images": "other unlabelled images"}
 
 
 @dataclasses.dataclass
@@ -111,6 +112,8 @@ class Trials:
             "teacher": self.residual.teacher.entry["fingerprint"],
             "run": file_hash(self.residual.base.path),
         }
+        if (more := self.residual.data.unlabelled) is not None:
+            now["unlabelled images"] = more.fingerprint
         if self.options.search_storage:  # other versions may have other candidates
             now["candidates"] = " ".join(candidate.spec for candidate in self.space)
         then = self.study.user_attrs.get("origin")
@@ -124,8 +127,7 @@ class Trials:
             shared, name = self.options.search_storage, changed[0]
             remedy = f"Resume with the same, or choose another {'--search-storage' if shared else 'folder'}."
             detail = f"another {name}" if name in ORIGINS else shown(name, then.get(name))
-            if name == "candidates":
-                detail = "other candidate architectures"
+            detail = OTHERS.get(name, detail)
             raise usage_error(f"The search in {shared or self.run.path} began with {detail}.", remedy)
 
     def winner(self) -> str:

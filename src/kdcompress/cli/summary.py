@@ -48,7 +48,8 @@ def _accuracy(values: dict[str, Any]) -> Iterator[Row]:
     top1 = values.get("gated_top1", values.get("top1"))
     if top1 is None:
         return
-    yield f"top-1 ({values['split']})", f"{top1:.2f} %  ({values['n']:,} {values['split']} images)"
+    counted = f"{top1:.2f} %  ({values['n']:,} {values['split']} images)"
+    yield f"top-1 ({values['split']})", f"{counted}, agreement with the teacher" if values.get("agreement") else counted
     if (lost := values.get("points_lost")) is not None:
         against = f"the teacher has {values['teacher_top1']:.2f} %"
         yield "points lost", f"{lost:.2f}  ({against})" if lost >= 0 else f"none: {-lost:.2f} gained  ({against})"

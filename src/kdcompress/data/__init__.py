@@ -8,6 +8,7 @@ from kdcompress.data.source import DataSource
 from kdcompress.data.sources import load_source
 from kdcompress.data.split_file import SplitFile
 from kdcompress.data.splits import spread
+from kdcompress.data.unlabelled import unlabelled_images
 
 __all__ = [
     "Data",
@@ -24,4 +25,5 @@ __all__ = [
     "load_source",
     "parse_size",
     "spread",
+    "unlabelled_images",
 ]

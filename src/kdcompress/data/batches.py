@@ -6,7 +6,6 @@ an epoch can be entered at any step. With several processes each takes its share
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import itertools
 from collections.abc import Callable, Iterator, Sequence
@@ -20,7 +19,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from kdcompress.data.augment import crop_indices, image_seed, mirrored
-from kdcompress.data.images import ArrayImages, ImageList, MapImages, TensorItems
+from kdcompress.data.images import ArrayImages, ImageList, TensorItems, each_anew
 from kdcompress.data.preprocess import Preprocess, bad_image, read_image
 from kdcompress.data.seeded import seed_all
 from kdcompress.data.workers import with_parent
@@ -253,7 +252,7 @@ class _ViewDataset(Dataset[Any]):
         view: int,
         flip: bool,
     ) -> None:
-        self.images = dataclasses.replace(images, fixed=False) if isinstance(images, MapImages) else images
+        self.images = each_anew(images)
         self.ids, self.channels, self.transform = ids, channels, transform
         self.seed, self.view, self.flip = seed, view, flip
 
@@ -359,6 +358,10 @@ class TrainBatches:
         chosen = hashlib.blake2b(np.ascontiguousarray(self.chosen, dtype="<i8").tobytes(), digest_size=8).hexdigest()
         return f"{len(self.chosen)} ({chosen}) of {_digest(self.images)}"
 
+    def partly_labelled(self) -> bool:
+        """Whether some images have no label: theirs is -1."""
+        return bool((_labels(self.images) < 0).any())
+
     @property
     def views(self) -> int | None:
         """How many different views there are; None: every epoch has its own."""
@@ -385,8 +388,12 @@ class TrainBatches:
         return (self.images.training(part, seed, view, self.augment) for part in parts)
 
 
+def _labels(images: Images) -> np.ndarray:
+    return images.images.labels[images.ids] if isinstance(images, StreamImages) else images.labels.cpu().numpy()
+
+
 def _digest(images: Images) -> str:
-    labels = images.images.labels[images.ids] if isinstance(images, StreamImages) else images.labels.cpu().numpy()
+    labels = _labels(images)
     digest = hashlib.blake2b(np.ascontiguousarray(images.ids, dtype="<i8").tobytes(), digest_size=8)
     digest.update(np.ascontiguousarray(labels, dtype="<i8").tobytes())
     return f"{len(labels)} images ({digest.hexdigest()})"

@@ -8,15 +8,14 @@ from pathlib import Path
 import numpy as np
 
 from kdcompress.data.images import FileImages, Paths
-from kdcompress.data.labels import without_images
-from kdcompress.data.listing import Listing, class_folders, has_images, state_of
+from kdcompress.data.listing import Listing, class_folders, has_images
 from kdcompress.data.source import DataSource
-from kdcompress.data.split_file import SEED, TEST, TRAIN, SplitFile, divide, same_bytes
+from kdcompress.data.split_file import SplitFile
+from kdcompress.data.undivided import Found, divided, some
 from kdcompress.errors import UserError, usage_error
 
 HELD_OUT = ("test", "val", "validation", "valid")  # the first one with class folders is the test split
 FORMERLY_FOUND = ("test", "val", "validation")
-SHOWN = 5  # names in a notice
 
 
 def folder_source(spec: str, split: SplitFile | None = None) -> DataSource:
@@ -91,81 +90,16 @@ def _undivided(root: Path, held_out: list[Path], split: SplitFile | None) -> Dat
     if split is not None:
         recorded = sorted({label for _, label, _ in split.rows})
         if new := sorted(set(classes) - set(recorded)):
-            notes.append(f"Notice: class folders added to {root} since, and not used: {_some(new)}.")
+            notes.append(f"Notice: class folders added to {root} since, and not used: {some(new)}.")
         classes = recorded
     listing = Listing()
     files, labels = listing.files(root, classes)
-    relative, states = [os.path.relpath(file, root) for file in files], [state_of(file) for file in files]
-    paths = [path.replace(os.sep, "/") for path in relative]
-    is_new = split is None
-    if split is None:
-        groups = same_bytes(files, [size for size, _ in states])
-        is_test = divide(paths, labels, groups)
-        sides = np.where(is_test, TEST, TRAIN)
-        rows = zip(paths, (classes[label] for label in labels), (str(side) for side in sides), strict=True)
-        split = SplitFile(tuple(rows))
-        how = f"has no train/ and test/, so a fifth of each class is the test split (seed {SEED})"
-        more = _copies(groups)
-        notes += _disputed(groups, labels, paths)
-    else:
-        known = split.sides()
-        sides = np.array([known.get(path, "") for path in paths])
-        how, more = f"is divided as recorded in {split.origin}", ""
-        notes += _changes(root, known, paths)
-    parts = {}
-    for name in (TRAIN, TEST):
-        chosen = np.flatnonzero(sides == name)
-        parts[name] = listing.part(name, files, labels, relative, states, chosen)
-    if is_new and (gone := without_images(parts[TEST].labels, classes)):
-        left_out.append(f"Notice: no test images of {gone}: a class of one image, or copies of one, is not divided.")
-    notes.insert(
-        0,
-        f"Notice: {root} {how}: {len(parts[TRAIN].labels)} images for training, {len(parts[TEST].labels)} for "
-        f"testing{more}.",
-    )
-    return DataSource(
-        spec=str(root),
-        train=parts[TRAIN],
-        test=parts[TEST] if len(parts[TEST].labels) else None,
-        num_classes=len(classes),
-        class_names=tuple(classes),
-        fingerprint=listing.fingerprint(),
-        notes=notes,
-        first_notes=left_out + listing.notes(),
-        split=split,
-    )
-
-
-def _copies(groups: list[int]) -> str:
-    copies = len(groups) - len(set(groups))
-    words = "exact copy stays with its original" if copies == 1 else "exact copies stay with their originals"
-    return f"; {copies} {words}" if copies else ""
-
-
-def _disputed(groups: list[int], labels: np.ndarray, paths: list[str]) -> list[str]:
-    """One image in folders of several classes has several labels, of which all but one are wrong."""
-    found = {index: path for index, path in enumerate(paths) if labels[index] != labels[groups[index]]}
-    if not found:
-        return []
-    pairs = [f"{paths[groups[index]]} = {path}" for index, path in found.items()]
-    which = "1 image is a copy of one" if len(found) == 1 else f"{len(found)} images are copies of some"
-    return [f"Notice: {which} in another class ({_some(pairs)}); all labels are used as they are."]
-
-
-def _changes(root: Path, known: dict[str, str], paths: list[str]) -> list[str]:
-    """What has been added to a folder, or is gone, since its division was recorded."""
-    there = set(paths)
-    added = [path for path in paths if path not in known]
-    gone = [path for path in known if path not in there]
-    notes = []
-    if added:
-        notes.append(
-            f"Notice: added to {root} since then, and not used: {_number(added)} ({_some(added)}). A new chain, from "
-            "train-teacher on, uses all images."
-        )
-    if gone:
-        notes.append(f"Notice: no longer in {root}: {_number(gone)} ({_some(gone)}).")
-    return notes
+    relative = [os.path.relpath(file, root) for file in files]
+    found = Found(root, files, labels, relative, tuple(classes))
+    source = divided(found, listing, split, f"{root} has no train/ and test/")
+    source.notes += notes
+    source.first_notes[:0] = left_out
+    return source
 
 
 def _split_folder(root: Path, name: str) -> Path | None:
@@ -185,13 +119,5 @@ def _check_alone(root: Path, held_out: list[Path]) -> None:
     """Refuse folders of images beside ``test/``: whether they are for training is not known."""
     others = [name for name in class_folders(root) if root / name not in held_out]
     if with_images := [name for name in others if has_images(root / name)]:
-        problem = f"The folder {root} has {held_out[0].name}/ in it, but no train/ beside it: {_some(with_images)}."
+        problem = f"The folder {root} has {held_out[0].name}/ in it, but no train/ beside it: {some(with_images)}."
         raise UserError(problem, f"Move the class folders for training into {root / 'train'}.")
-
-
-def _number(images: list[str]) -> str:
-    return f"{len(images)} image{'s' * (len(images) != 1)}"
-
-
-def _some(names: list[str]) -> str:
-    return ", ".join(names[:SHOWN]) + (" …" if len(names) > SHOWN else "")

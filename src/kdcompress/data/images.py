@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import os
 from array import array
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol, overload
 
@@ -164,6 +165,16 @@ class MapImages:
 
     def name(self, index: int) -> str:
         return f"image {index}"
+
+    def anew(self) -> MapImages:
+        """The same, whose random transforms draw what the caller has seeded."""
+        return dataclasses.replace(self, fixed=False)
+
+
+def each_anew(images: ImageList) -> ImageList:
+    """The same images, whose random transforms draw what the caller has seeded, not the same numbers each time."""
+    anew: Callable[[], ImageList] | None = getattr(images, "anew", None)
+    return images if anew is None else anew()
 
 
 def item_of(dataset: Any, index: int) -> tuple[Any, Any]:

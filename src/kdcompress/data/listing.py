@@ -69,11 +69,11 @@ class Listing:
     def part(
         self, name: str, files: Paths, labels: np.ndarray, relative: list[str], states: list[State], chosen: np.ndarray
     ) -> FileImages:
-        """Some of the files of an undivided folder as a split.
+        """Some of the files of an undivided folder, or of a manifest, as a split.
 
         Args:
             name: Of the split.
-            relative: Paths of all files, seen from the folder.
+            relative: Paths of all files, seen from the folder, or what else tells them apart.
             states: Of all files.
             chosen: Indices of those of the split.
         """

@@ -26,6 +26,7 @@ from kdcompress.data.images import FileImages, ImageList, TensorItems
 from kdcompress.data.preprocess import NAMED, Preprocess, bad_image, parse_size
 from kdcompress.data.source import DataSource
 from kdcompress.data.splits import fit_calibration, rank_in_class
+from kdcompress.data.unlabelled import NONE, MixedImages, Unlabelled
 from kdcompress.errors import UserError, usage_error
 from kdcompress.options import DataOptions
 
@@ -46,6 +47,7 @@ class Data:
     Attributes:
         prep: What batches are made for.
         note: Receives what was assumed about the source, and which images are left out, once per split.
+        unlabelled: Images without labels, which the fit split has at its end; their labels are -1.
         holdout: Share of the training split that is the calibration split.
     """
 
@@ -57,6 +59,7 @@ class Data:
     world: int = 1
     note: Callable[[str], None] | None = None
     noted: set[str] = field(default_factory=set)
+    unlabelled: Unlabelled | None = None
 
     def __post_init__(self) -> None:
         if self.source.size == self.prep.size:  # images made for this size: to enlarge and crop them would only harm
@@ -213,7 +216,7 @@ class Data:
         first = ", ".join(images.name(int(index)) for index in left[:NAMED])
         first += f" and {len(left) - NAMED} more" if len(left) > NAMED else ""
         self.note(f"Notice: {len(left)} of {len(wanted)} images of the {split} split are left out: {first}")
-        for gone in np.setdiff1d(images.labels[wanted], images.labels[kept]):
+        for gone in np.setdiff1d(images.labels[wanted], np.append(images.labels[kept], NONE)):
             name = self.source.class_names[gone] if self.source.class_names else gone
             self.note(f"Notice: the class {name} has no image left in the {split} split.")
 
@@ -227,11 +230,14 @@ class Data:
             remedy = "Add a train/ folder; data without one are for kdcompress eval."
             raise UserError(f"The data {self.source.spec} have no training split.", remedy)
         fit, calibration = self._division
-        return self.source.train, fit if split == "fit" else calibration
+        if split != "fit" or self.unlabelled is None:
+            return self.source.train, fit if split == "fit" else calibration
+        mixed = MixedImages.of(self.source.train, self.unlabelled.images)
+        return mixed, np.concatenate([fit, np.arange(len(self.source.train.labels), len(mixed.labels))])
 
     @cached_property
     def _division(self) -> tuple[np.ndarray, np.ndarray]:
-        return fit_calibration(self.source.train.labels, self.holdout)
+        return fit_calibration(self.source.train.labels, self.holdout, self.source.groups)
 
 
 def _stream_transform(prep: Preprocess, augment: str, count: int) -> Any:

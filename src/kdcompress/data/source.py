@@ -28,6 +28,8 @@ class DataSource:
         notes, first_notes: What was assumed or left out when the source was opened; the latter is of interest only to
             the first command of a chain. :meth:`tell` says each once.
         split: Which images are for training and which for testing, where the source itself does not say.
+        agreement: Whether labels are a teacher's answers, so that accuracy is agreement with it.
+        groups: [N] a number that training images which are copies of each other share; None where none are known.
     """
 
     spec: str
@@ -41,6 +43,8 @@ class DataSource:
     notes: list[str] = field(default_factory=list)
     first_notes: list[str] = field(default_factory=list)
     split: SplitFile | None = None
+    groups: np.ndarray | None = None
+    agreement: bool = False
     channels: int = field(init=False)
     size: tuple[int, int] | None = field(init=False)
 

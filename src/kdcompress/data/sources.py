@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -14,25 +15,34 @@ import numpy as np
 from kdcompress.data import synth_digits
 from kdcompress.data.folders import folder_source
 from kdcompress.data.images import ArrayImages
+from kdcompress.data.manifest import is_manifest
+from kdcompress.data.manifest_source import manifest_source
 from kdcompress.data.map_source import map_source
 from kdcompress.data.source import DataSource
 from kdcompress.data.split_file import SplitFile
 from kdcompress.errors import UserError, first_line, usage_error
+from kdcompress.references import UNLABELLED
 from kdcompress.trust import PREFIX, import_callable
 
 
 def load_source(
-    spec: str, *, data_dir: str | None = None, download: bool = False, split: SplitFile | None = None
+    spec: str,
+    *,
+    data_dir: str | None = None,
+    download: bool = False,
+    split: SplitFile | None = None,
+    classes: Sequence[str] | None = None,
 ) -> DataSource:
     """Open a data set.
 
     Args:
-        spec: ``digits``, ``synth-digits:K``, a folder, a timm data-set name (``torch/cifar10``, ``hfds/…``) or
-            ``py:module:function``.
+        spec: ``digits``, ``synth-digits:K``, a folder, a ``.csv`` or ``.jsonl`` manifest, a timm data-set name
+            (``torch/cifar10``, ``hfds/…``) or ``py:module:function``.
         data_dir: Where timm's named data sets are stored.
         download: Download a ``torch/…`` data set that is missing.
-        split: Which images of a folder without splits are for training and which for testing, as a run recorded it;
-            None: they are divided by their paths.
+        split: Which images of a folder or manifest without splits are for training and which for testing, as a run
+            recorded it; None: they are divided by their paths.
+        classes: Names of the classes of the network that they are for, which labels of a manifest are matched with.
 
     Raises:
         UserError: There are no such data, or a folder is not laid out as a data set.
@@ -47,10 +57,15 @@ def load_source(
         source = _shards(spec, data_dir) if spec.lower().startswith("wds/") else _from_timm(spec, data_dir, download)
     elif os.path.isdir(spec):  # unlike that of Path, it takes any text
         source = folder_source(spec, split)
+    elif spec.startswith(UNLABELLED):
+        remedy = "Distill a student from a teacher, or label the images."
+        raise UserError(f"The images of {spec} have no labels.", remedy)
+    elif is_manifest(spec):
+        source = manifest_source(spec, split, classes)
     else:
         remedy = (
             "Give digits, synth-digits:K, a folder with a folder for each class (in train/ and test/, or neither), "
-            "torch/NAME, hfds/NAME, wds/NAME or py:module:function."
+            "a .csv or .jsonl file of paths and labels, torch/NAME, hfds/NAME, wds/NAME or py:module:function."
         )
         raise usage_error(f"There is no data {spec!r}.", remedy)
     if source.num_classes < 2:

@@ -1,7 +1,8 @@
 """The division of a folder without splits into training and test images, and the file in a run that records it.
 
 The file is a CSV table ``path,label,split``: paths relative to the folder, with ``/``. It names every image that was
-there, so that a later command reads the same ones, whatever has been added since.
+there, so that a later command reads the same ones, whatever has been added since. Where images are copies of others, a
+fourth column ``group`` holds a number that they share, so that fit and calibration are divided the same way again.
 """
 
 from __future__ import annotations
@@ -9,16 +10,17 @@ from __future__ import annotations
 import csv
 import hashlib
 import io
-from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
+from kdcompress.data.splits import take
 from kdcompress.digests import digest_of
 from kdcompress.errors import UserError, first_line
 
-COLUMNS = ["path", "label", "split"]
+COLUMNS, GROUP = ["path", "label", "split"], "group"
 TRAIN, TEST = "train", "test"
 SEED, TEST_SHARE = 0, 0.2
 HEAD = 4096  # bytes that are compared before whole files are
@@ -32,10 +34,12 @@ class SplitFile:
     Attributes:
         rows: (path, label, split) of each image.
         origin: The run that recorded it; None if it was made just now.
+        groups: Number of the group, by path, of images that are copies of others.
     """
 
     rows: tuple[tuple[str, str, str], ...]
     origin: Path | None = None
+    groups: Mapping[str, int] = field(default_factory=dict)
 
     @classmethod
     def read(cls, path: Path) -> SplitFile:
@@ -47,12 +51,14 @@ class SplitFile:
         try:
             with open(path, newline="", **TEXT) as file:  # type: ignore[call-overload]
                 header, *rows = csv.reader(file)
-            if header != COLUMNS or any(len(row) != len(COLUMNS) or row[2] not in (TRAIN, TEST) for row in rows):
+            known = header in (COLUMNS, [*COLUMNS, GROUP])
+            if not known or any(len(row) != len(header) or row[2] not in (TRAIN, TEST) for row in rows):
                 raise ValueError(f"its rows are not {','.join(COLUMNS)}")
+            groups = {row[0]: int(row[3]) for row in rows if row[3:] and row[3]}
         except (OSError, ValueError, csv.Error) as error:
             remedy = "Take the run from a copy, or train anew."
             raise UserError(f"{path} cannot be read: {first_line(error)}", remedy) from error
-        return cls(tuple((row[0], row[1], row[2]) for row in rows), path.parent)
+        return cls(tuple((row[0], row[1], row[2]) for row in rows), path.parent, groups)
 
     def is_of(self, folder: Path) -> bool:
         """Whether most of the images are in a folder: the one that was divided may have been moved."""
@@ -62,8 +68,8 @@ class SplitFile:
         """As it is written to a run folder."""
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
-        writer.writerow(COLUMNS)
-        writer.writerows(self.rows)
+        writer.writerow([*COLUMNS, GROUP] if self.groups else COLUMNS)
+        writer.writerows((*row, self.groups.get(row[0], "")) if self.groups else row for row in self.rows)
         return text.getvalue().encode(**TEXT)
 
     def sides(self) -> dict[str, str]:
@@ -87,17 +93,7 @@ def divide(paths: Sequence[str], labels: np.ndarray, groups: Sequence[int]) -> n
     """
     counts = np.bincount(labels)
     wanted = np.minimum(np.maximum(np.round(TEST_SHARE * counts), 1), counts - 1)
-    members: dict[int, list[int]] = {}
-    for index, group in enumerate(groups):
-        members.setdefault(group, []).append(index)
-    drawn = {group: min(_draw(paths[index]) for index in found) for group, found in members.items()}
-    test = np.zeros(len(paths), dtype=bool)
-    for group in sorted(members, key=lambda group: drawn[group]):
-        taken = np.bincount(labels[members[group]], minlength=len(counts))
-        if (taken <= wanted).all():
-            wanted -= taken
-            test[members[group]] = True
-    return test
+    return take(labels, groups, [_draw(path) for path in paths], wanted)
 
 
 def same_bytes(files: Sequence[str], sizes: Sequence[int]) -> list[int]:

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import numpy as np
 
 SPLIT_SEED = 0
 
 
-def fit_calibration(labels: np.ndarray, holdout: float) -> tuple[np.ndarray, np.ndarray]:
+def fit_calibration(
+    labels: np.ndarray, holdout: float, groups: np.ndarray | None = None
+) -> tuple[np.ndarray, np.ndarray]:
     """Divide images class by class, the same way in every run on the same data (our choice).
 
     The seed of a run plays no part: every network of a chain has to fit on the same images, or a gate would be
@@ -15,19 +20,52 @@ def fit_calibration(labels: np.ndarray, holdout: float) -> tuple[np.ndarray, np.
 
     Args:
         labels: [N] class of each image.
-        holdout: Share of each class that goes to calibration; of two images or more at least one goes each way.
+        holdout: Share of each class that goes to calibration; of two images or more at least one goes each way, unless
+            they are of one group.
+        groups: [N] a number that images which belong together share, so that they go the same way; None: there are no
+            such images.
 
     Returns:
         Sorted indices of the fit images and of the calibration images.
     """
-    fit, calibration = [], []
+    fit, calibration, wanted = [], [], np.zeros(int(labels.max(initial=-1)) + 1)
+    draws = np.empty(len(labels))
     classes, starts = np.unique(np.sort(labels), return_index=True)
     for label, members in zip(classes, np.split(np.argsort(labels, kind="stable"), starts[1:]), strict=True):
         order = np.random.default_rng((SPLIT_SEED, int(label))).permutation(members)
         held = min(max(round(holdout * len(members)), 1), len(members) - 1)
         calibration.append(order[:held])
         fit.append(order[held:])
+        wanted[label], draws[order] = held, np.arange(len(order)) / len(order)
+    if groups is not None:
+        held_out = take(labels, groups.tolist(), draws.tolist(), wanted)
+        return np.flatnonzero(~held_out), np.flatnonzero(held_out)
     return np.sort(np.concatenate(fit)), np.sort(np.concatenate(calibration))
+
+
+def take(labels: np.ndarray, groups: Sequence[int], draws: Sequence[Any], wanted: np.ndarray) -> np.ndarray:
+    """Take whole groups, those of the smallest draws first, as long as no class gives more than is wanted of it.
+
+    Args:
+        labels: [N] class of each image.
+        groups: [N] a number that images which belong together share.
+        draws: [N] of each image; the smallest of a group counts.
+        wanted: [K] images of each class to take at most.
+
+    Returns:
+        Whether each image is taken, bool [N].
+    """
+    left, members = wanted.copy(), dict[int, list[int]]()
+    for index, group in enumerate(groups):
+        members.setdefault(group, []).append(index)
+    drawn = {group: min(draws[index] for index in found) for group, found in members.items()}
+    taken = np.zeros(len(labels), dtype=bool)
+    for group in sorted(members, key=lambda group: drawn[group]):
+        counts = np.bincount(labels[members[group]], minlength=len(left))
+        if (counts <= left).all():
+            left -= counts
+            taken[members[group]] = True
+    return taken
 
 
 def rank_in_class(labels: np.ndarray) -> np.ndarray:

@@ -183,7 +183,7 @@ class Trainer:
             if options.mixup or options.cutmix
             else None
         )
-        self.num_classes = num_classes
+        self.num_classes, self.partly_labelled = num_classes, batches.partly_labelled()
         self.epoch, self.step, self.update = 0, 0, 0
         self.phase, self.history = phase, list(history)
         self.sums: dict[str, Tensor] = {}
@@ -324,7 +324,10 @@ class Trainer:
         n = len(labels)
         correct = (result["output"].detach().argmax(1) == labels).sum()
         values = {key: value.detach() * n for key, value in result.items() if key != "output"}
-        for key, value in {**values, "right": correct, "images": torch.full_like(correct, n)}.items():
+        counts = {"right": correct, "images": torch.full_like(correct, n)}
+        if self.partly_labelled:
+            counts["labelled"] = (labels >= 0).sum()
+        for key, value in {**values, **counts}.items():
             self.sums[key] = self.sums.get(key, 0) + value.to(self.place.sum_dtype)
         bad = ~torch.isfinite(result["loss"].detach()) & (self.bad_step < 0)
         self.bad_step.masked_fill_(bad, self.step)
@@ -352,11 +355,11 @@ class Trainer:
         names = list(self.sums)
         totals = dict(zip(names, summed(torch.stack([self.sums[name] for name in names])).tolist(), strict=True))
         n = totals.pop("images")
-        correct = totals.pop("right")
+        correct, labelled = totals.pop("right"), totals.pop("labelled", n)
         row = {
             "epoch": len(self.history) + 1,
             "lr": self.optimizer.param_groups[0]["lr"],
-            "train_top1": round(100 * correct / n, 4),
+            "train_top1": round(100 * correct / max(labelled, 1), 4),
             "images_per_second": round(n / self.seconds, 1),
             "seconds": round(self.seconds, 3),
         }

@@ -285,6 +285,10 @@ class CachedBatches:
         """Identifies the images of the split."""
         return self.batches.digest()
 
+    def partly_labelled(self) -> bool:
+        """Whether some images have no label."""
+        return self.batches.partly_labelled()
+
     def prepare(self, epoch: int, stopped: Callable[[], bool]) -> bool:
         """Load or compute the targets of an epoch; False if it was stopped before the end."""
         return self.targets.prepare(epoch % self.views, stopped)

@@ -184,6 +184,7 @@ class LogitTask(StudentTask):
         alpha: Weight of the distillation loss; None: its default (:data:`kdcompress.options.LOGIT_LOSSES`).
         temperature: tau; likewise.
         logit_loss: L, a key of :data:`LOGIT_LOSSES`.
+        partly_labelled: Whether batches hold images without a label (-1), which the teacher alone teaches.
     """
 
     def __init__(
@@ -195,16 +196,38 @@ class LogitTask(StudentTask):
         alpha: float | None,
         temperature: float | None,
         logit_loss: str = "kl",
+        partly_labelled: bool = False,
     ) -> None:
         super().__init__(student, adapter, label_smoothing)
+        self.partly_labelled = partly_labelled
         usual = options.LOGIT_LOSSES[logit_loss]
         self.alpha = usual.alpha if alpha is None else alpha
         self.temperature = usual.temperature if temperature is None else temperature
         self.logit_loss, self.scale_is_open = LOGIT_LOSSES[logit_loss], not usual.has_scale
 
     def distilled(self, teacher_logits: Tensor, logits: Tensor, target: Tensor) -> dict[str, Tensor]:
-        """``(1 - alpha) * CE(z_S, y) + alpha * L_tau(z_T, z_S)`` for logits [B, K], as the result of a step."""
+        """``(1 - alpha) * CE(z_S, y) + alpha * L_tau(z_T, z_S)`` for logits [B, K], as the result of a step.
+
+        An image without a label counts as ``L_tau(z_T, z_S)``, as with an alpha of 1; ``task_loss`` is then the sum of
+        the cross-entropies divided by all B images.
+        """
+        if self.partly_labelled:
+            return self._partly_distilled(teacher_logits, logits, target)
         task_loss = self.cross_entropy(logits, target)
         kd_loss = self.logit_loss(teacher_logits, logits, target, self.temperature)
         loss = (1 - self.alpha) * task_loss + self.alpha * kd_loss
+        return {"loss": loss, "output": logits, "task_loss": task_loss, "kd_loss": kd_loss}
+
+    def _partly_distilled(self, teacher_logits: Tensor, logits: Tensor, target: Tensor) -> dict[str, Tensor]:
+        """The same for labels [B] of which some are -1; shapes do not depend on how many."""
+        labelled = target >= 0
+        task_loss = nn.functional.cross_entropy(
+            logits, target, ignore_index=-1, reduction="sum", label_smoothing=self.label_smoothing
+        ) / len(target)
+        classes = torch.where(labelled, target, teacher_logits.argmax(1))
+        kd_loss = self.logit_loss(teacher_logits, logits, classes, self.temperature)
+        # a labelled image with the teacher's own logits is at no distance: what remains is of those without labels
+        others = torch.where(labelled[:, None], teacher_logits, logits)
+        instead = self.logit_loss(teacher_logits, others, classes, self.temperature)
+        loss = (1 - self.alpha) * (task_loss + instead) + self.alpha * kd_loss
         return {"loss": loss, "output": logits, "task_loss": task_loss, "kd_loss": kd_loss}

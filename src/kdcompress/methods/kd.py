@@ -16,6 +16,7 @@ class KdTask(LogitTask):
         teacher: Frozen, with as many classes as the student.
         alpha, temperature: Weight of the distillation loss, and tau; None: the defaults of that loss.
         logit_loss: In place of KL, a key of :data:`~kdcompress.methods.losses.LOGIT_LOSSES`.
+        partly_labelled: As for :class:`~kdcompress.methods.base.LogitTask`.
 
     Example:
         >>> task = KdTask(student, Frozen(teacher), alpha=0.9, temperature=4)
@@ -31,8 +32,17 @@ class KdTask(LogitTask):
         alpha: float | None = None,
         temperature: float | None = None,
         logit_loss: str = "kl",
+        partly_labelled: bool = False,
     ) -> None:
-        super().__init__(student, adapter, label_smoothing, alpha=alpha, temperature=temperature, logit_loss=logit_loss)
+        super().__init__(
+            student,
+            adapter,
+            label_smoothing,
+            alpha=alpha,
+            temperature=temperature,
+            logit_loss=logit_loss,
+            partly_labelled=partly_labelled,
+        )
         self.teacher = teacher
 
     def frozen(self) -> dict[str, Frozen | FrozenMaps]:

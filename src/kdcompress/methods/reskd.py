@@ -42,7 +42,7 @@ class ResKdTask(LogitTask):
         residual_loss: ``kl`` or ``mse``.
         logit_loss: In place of KL, a key of :data:`~kdcompress.methods.losses.LOGIT_LOSSES`.
         sum_weight: ``w`` of the finished cascade, 0 to 1; 1 is the plain sum.
-        alpha, temperature: As for :class:`~kdcompress.methods.kd.KdTask`.
+        alpha, temperature, partly_labelled: As for :class:`~kdcompress.methods.kd.KdTask`.
         warmup: Share of the training, 0 to 1. With 0 the classifier should start at zero, so that training starts from
             the sum of the members.
     """
@@ -60,9 +60,16 @@ class ResKdTask(LogitTask):
         sum_weight: float = 1.0,
         warmup: float = 0.5,
         logit_loss: str = "kl",
+        partly_labelled: bool = False,
     ) -> None:
         super().__init__(
-            res_student, adapter, label_smoothing, alpha=alpha, temperature=temperature, logit_loss=logit_loss
+            res_student,
+            adapter,
+            label_smoothing,
+            alpha=alpha,
+            temperature=temperature,
+            logit_loss=logit_loss,
+            partly_labelled=partly_labelled,
         )
         self.members, self.teacher = members, teacher
         self.scale_is_open = False  # the members' logits have one, and the sum is of both

@@ -34,6 +34,7 @@ from kdcompress.options.groups import (
     SearchOptions,
     StartOptions,
     TeacherOptions,
+    UnlabelledOptions,
 )
 from kdcompress.options.methods import LOGIT_LOSSES, METHODS
 from kdcompress.options.training import (
@@ -81,5 +82,6 @@ __all__ = [
     "TeacherOptions",
     "TrainTeacherOptions",
     "TrainingOptions",
+    "UnlabelledOptions",
     "VerifyOptions",
 ]

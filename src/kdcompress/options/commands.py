@@ -15,6 +15,7 @@ from kdcompress.options.groups import (
     SearchOptions,
     StartOptions,
     TeacherOptions,
+    UnlabelledOptions,
 )
 from kdcompress.options.methods import METHODS, NONE, OPTIONAL, SEARCH, taking
 from kdcompress.options.training import (
@@ -72,6 +73,7 @@ class DistillOptions(
     GrowOptions,
     ResidualOptions,
     StartOptions,
+    UnlabelledOptions,
     TeacherOptions,
     TargetOptions,
     TrainingOptions,
@@ -109,7 +111,7 @@ class DistillOptions(
 
 @dataclass(kw_only=True)
 class AddResStudentOptions(
-    SearchOptions, ResidualOptions, StartOptions, TeacherOptions, TargetOptions, TrainingOptions
+    SearchOptions, ResidualOptions, StartOptions, UnlabelledOptions, TeacherOptions, TargetOptions, TrainingOptions
 ):
     """Options of ``add-res-student``."""
 
@@ -374,7 +376,7 @@ class DescribeDataOptions(DataOptions):
 
     data: str | None = option(
         "digits",
-        "digits, synth-digits:K, a folder, torch/NAME, hfds/NAME, wds/NAME or py:module:function",
+        "digits, synth-digits:K, a folder, a .csv or .jsonl file, torch/NAME, hfds/NAME, wds/NAME, py:module:function",
         argument=True,
         affects_result=False,
     )

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from kdcompress.errors import usage_error
 from kdcompress.option_set import Options, option
 from kdcompress.options.methods import ASSISTANT, GROWING, LIGHT, LOGIT_LOSSES, SEARCH, defaults_text
-from kdcompress.options.training import SECONDS, in_seconds
+from kdcompress.options.training import DATA, SECONDS, in_seconds
 
 
 def time_limit(text: str | None) -> float:
@@ -56,6 +56,19 @@ class TeacherOptions(Options):
     teacher_arch: str | None = option(None, "model spec of a teacher that is a checkpoint file")
     weights_key: str | None = option(
         None, "which of several sets of weights in the teacher's checkpoint file, e.g. ema or student.state_dict"
+    )
+
+
+@dataclass(kw_only=True)
+class UnlabelledOptions(Options):
+    """Images besides those of the data set."""
+
+    unlabelled: str | None = option(
+        None,
+        "folder of images without labels, in any subfolders: the student learns from the teacher's logits alone what "
+        "they are",
+        panel=DATA,
+        file=True,
     )
 
 

@@ -159,12 +159,12 @@ METHODS: dict[str, Method] = {
     ),
     "kd": Method(
         "the teacher's logits",
-        reads=(*LOGITS, "target_views", "from_teacher"),
+        reads=(*LOGITS, "target_views", "from_teacher", "unlabelled"),
         paper="Hinton, Vinyals, Dean, arXiv 1503.02531",
     ),
     "reskd": Method(
         "kd, as the first member of a cascade",
-        reads=(*LOGITS, *RESIDUAL, "target_views", "from_teacher", GROWING, SEARCH),
+        reads=(*LOGITS, *RESIDUAL, "target_views", "from_teacher", "unlabelled", GROWING, SEARCH),
         paper="ResKD, arXiv 2006.04719",
         check=check_cascade,
     ),

@@ -30,8 +30,9 @@ class DataOptions(Options):
 
     data: str | None = option(
         None,
-        "digits, synth-digits:K, a folder of class folders (in train/ and test/, or in neither), torch/cifar10, "
-        "hfds/NAME, wds/NAME, py:module:function (default: that of the run, else digits)",
+        "digits, synth-digits:K, a folder of class folders (in train/ and test/, or in neither), a .csv or .jsonl file "
+        "of paths and labels, unlabelled:DIR, torch/cifar10, hfds/NAME, wds/NAME, py:module:function (default: that of "
+        "the run, else digits)",
         panel=DATA,
         affects_result=False,
     )

@@ -16,9 +16,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kdcompress.api.fitting import recorded_split
 from kdcompress.api.job import Job
 from kdcompress.api.recipes.logits import train_on_labels
+from kdcompress.api.recorded_split import recorded_split
 from kdcompress.cache import TEACHERS, cache_dir
 from kdcompress.data import Data, DataSource, load_source, synth_digits
 from kdcompress.data.splits import rank_in_class

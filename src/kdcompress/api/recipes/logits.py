@@ -12,7 +12,7 @@ from kdcompress.api.job import Job, Phase
 from kdcompress.api.recipes.prepare import adapter, batches_for, learner, logit_weights, opened, shared, smoothing
 from kdcompress.api.teacher import start_from
 from kdcompress.data import InputAdapter, choose_channels
-from kdcompress.methods.base import Frozen, StudentTask
+from kdcompress.methods.base import Frozen, LogitTask, StudentTask
 from kdcompress.methods.kd import KdTask
 from kdcompress.methods.supervised import SupervisedTask, TfKdTask
 from kdcompress.models.assemble import as_cascade
@@ -42,6 +42,8 @@ def by_task(make: MakeTask, *, as_first_member: bool = False) -> Callable[[Job[D
             start_from(teacher, student, data, job.reporter)
         frozen = teacher.freeze(adapter(prep, teacher.network.prep)) if teacher is not None else None
         task = make(student.model, frozen, adapter(prep, student.prep), options)
+        if source.agreement and isinstance(task, LogitTask):
+            task.alpha = 1.0
         cascade: dict[str, Any] = {"assemble": as_cascade, "residual_of": frozen} if as_first_member else {}
         return job.train([Phase(lambda: task)], student, data, teacher, **cascade)
 
@@ -63,7 +65,8 @@ def tf_kd(student: nn.Module, teacher: Frozen | None, own: InputAdapter | None, 
 def kd(student: nn.Module, teacher: Frozen | None, own: InputAdapter | None, options: DistillOptions) -> StudentTask:
     """KD on the teacher's logits."""
     assert teacher is not None
-    return KdTask(student, teacher, own, smoothing(options), **logit_weights(options, METHODS[options.method]))
+    weights = logit_weights(options, METHODS[options.method])
+    return KdTask(student, teacher, own, smoothing(options), **weights, partly_labelled=options.unlabelled is not None)
 
 
 def train_on_labels(job: Job[TrainTeacherOptions]) -> TrainResult:

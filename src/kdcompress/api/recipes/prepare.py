@@ -7,13 +7,22 @@ import math
 import os
 from typing import Any
 
+from kdcompress.api.agreement import check_agreement
 from kdcompress.api.check import check_enough_classes
 from kdcompress.api.fitting import check_channels, check_classes, open_data
 from kdcompress.api.job import Job, JobOptions
 from kdcompress.api.reference import inherit
 from kdcompress.api.starting import check_single_start, started
 from kdcompress.api.teacher import Teacher, as_teacher, load_teacher
-from kdcompress.data import Data, DataSource, InputAdapter, Preprocess, choose_channels, choose_size
+from kdcompress.data import (
+    Data,
+    DataSource,
+    InputAdapter,
+    Preprocess,
+    choose_channels,
+    choose_size,
+    unlabelled_images,
+)
 from kdcompress.models.assemble import new_network
 from kdcompress.models.build import ModelSpec, default_config
 from kdcompress.models.loading import Network, Note
@@ -90,8 +99,23 @@ def fresh(
 
 
 def batches_for(source: DataSource, prep: Preprocess, job: Job[JobOptions]) -> Data:
-    """The data of a job, preprocessed by ``prep``."""
-    return Data(source, prep, job.options, job.place.device, job.place.rank, job.place.world, job.reporter.note)
+    """The data of a job, preprocessed by ``prep``; with ``--unlabelled`` its images, too.
+
+    Raises:
+        UserError: As for :func:`~kdcompress.data.unlabelled_images`.
+    """
+    place, note = job.place, job.reporter.note
+    folder = getattr(job.options, "unlabelled", None)
+    unlabelled = None if folder is None else unlabelled_images(folder, source)
+    data = Data(source, prep, job.options, place.device, place.rank, place.world, note, unlabelled=unlabelled)
+    if unlabelled is not None:
+        for each in unlabelled.notes:
+            note(each)
+        more = len(unlabelled.images.labels)
+        note(
+            f"Training on {data.fit_size() - more:,} labelled images, and on {more:,} of {folder} by the teacher alone"
+        )
+    return data
 
 
 def shared(student: Preprocess, teacher: Preprocess, source: DataSource) -> Preprocess:
@@ -109,11 +133,16 @@ def adapter(made_for: Preprocess, wanted: Preprocess) -> InputAdapter | None:
     return None if adapter.same and adapter.size is None else adapter
 
 
-def logit_weights(options: LogitOptions, method: Method | None = None) -> dict[str, Any]:
-    """Arguments of the logit loss: the user's, else the method's defaults; those left out are the loss's own."""
+def logit_weights(options: LogitOptions, method: Method | None = None, *, agreement: bool = False) -> dict[str, Any]:
+    """Arguments of the logit loss: the user's, else the method's defaults; those left out are the loss's own.
+
+    Args:
+        agreement: Whether labels are the teacher's answers, which count for nothing beside its logits.
+    """
     other = None if options.logit_loss == "kl" else options.logit_loss
     own = {"alpha": method and method.alpha, "temperature": method and method.temperature}
     values = {**own, **{key: value for key in own if (value := getattr(options, key)) is not None}, "logit_loss": other}
+    values |= {"alpha": 1.0} if agreement else {}
     return {key: value for key, value in values.items() if value is not None}
 
 
@@ -136,7 +165,8 @@ def opened(job: Job[DistillOptions]) -> tuple[Teacher | None, DataSource, int]:
     if options.teacher is not None:
         network = load_teacher(options.teacher, options.teacher_arch, options.weights_key, job.reporter)
     options = job.options = inherit(options, network.record if network else {})
-    source = open_data(options, network)
+    source = open_data(options, network, is_teacher=True)
+    check_agreement(source, options)
     check_enough_classes(options, source.num_classes)
     channels = choose_channels(source, options)
     if network is None:

@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from kdcompress.api.agreement import check_alpha
 from kdcompress.api.check import check_enough_classes
 from kdcompress.api.cost import macs_of
 from kdcompress.api.fitting import check_channels, check_classes, check_unchanged, open_data, resize_input
@@ -109,9 +110,10 @@ class Residual:
             adapter(data.prep, base.prep),
             options.label_smoothing or 0.0,
             options.residual_loss,
-            **logit_weights(options),
+            **logit_weights(options, agreement=data.source.agreement),
             sum_weight=weight,
             warmup=options.residual_warmup,
+            partly_labelled=options.unlabelled is not None,
         )
         # in a gated run, "result" is of the gate, "training" of the training before
         earlier = (base.record.get("training") or base.record.get("result") or {}).get("energies") or []
@@ -214,6 +216,7 @@ def teacher_and_data(base: Network, job: Job[FromRun]) -> tuple[Teacher, Data]:
     options = job.options = inherit(job.options, base.record)
     resize_input(base, options)
     source = open_data(options, base)
+    check_alpha(source, options)
     check_enough_classes(options, source.num_classes)
     check_classes(teacher, source, "teacher")
     check_classes(base, source, "student")

@@ -1,0 +1,67 @@
+"""``unlabelled:DIR``: images that nobody has labelled. A teacher's answers stand in for labels."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from kdcompress.data.find_images import find_images
+from kdcompress.data.images import FileImages, Paths
+from kdcompress.data.listing import Listing
+from kdcompress.data.source import DataSource
+from kdcompress.data.split_file import SplitFile
+from kdcompress.data.undivided import Found, divided
+from kdcompress.errors import UserError, usage_error
+from kdcompress.references import UNLABELLED
+
+
+def unanswered(spec: str, num_classes: int) -> DataSource:
+    """All images of the folder as a test split, with labels that mean nothing.
+
+    Raises:
+        UserError: There is no such folder, or it has no images.
+    """
+    root, paths, _ = _files(spec)
+    images = FileImages(paths, np.zeros(len(paths), dtype=np.int64), b"")
+    nothing = FileImages(Paths(), np.empty(0, np.int64), b"")
+    return DataSource(f"{UNLABELLED}{root}", nothing, images, num_classes, None, fingerprint="")
+
+
+def answered_source(
+    spec: str, classes: Sequence[str], answers: np.ndarray | None = None, split: SplitFile | None = None
+) -> DataSource:
+    """The images of the folder, divided as those of a folder without splits.
+
+    Args:
+        classes: Names or numbers of the teacher's classes, in label order.
+        answers: [N] the class that the teacher gives each image of :func:`unanswered`.
+        split: The division that a run recorded, and with it the answers; in place of ``answers``.
+    """
+    root, paths, relative = _files(spec)
+    if split is not None:
+        numbers = {name: number for number, name in enumerate(classes)}
+        known = {path: numbers.get(label, 0) for path, label, _ in split.rows}
+        answers = np.array([known.get(path.replace(os.sep, "/"), 0) for path in relative], dtype=np.int64)
+    assert answers is not None
+    marks = [f"{path} {classes[answer]}" for path, answer in zip(relative, answers.tolist(), strict=True)]
+    found = Found(root, paths, answers, relative, tuple(classes), marks)
+    source = divided(found, Listing(), split, f"{root} has no splits")
+    source.spec, source.agreement = f"{UNLABELLED}{root}", True
+    source.notes.append(f"Notice: {root} has no labels: accuracy is agreement with the teacher.")
+    return source
+
+
+def _files(spec: str) -> tuple[Path, Paths, list[str]]:
+    folder, paths = spec.removeprefix(UNLABELLED), Paths()
+    if not os.path.isdir(folder):
+        raise usage_error(f"There is no folder {folder!r}.", f"Give a folder of images: {UNLABELLED}DIR")
+    root = Path(os.path.abspath(folder))
+    for found in find_images([str(root)], Counter[str]()):
+        if not isinstance(found, str):
+            raise UserError(found.problem, "Give a folder that has images and can be read.")
+        paths.add(found)
+    return root, paths, [os.path.relpath(path, root) for path in paths]
