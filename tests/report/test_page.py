@@ -164,3 +164,11 @@ def test_templates_are_installed() -> None:
     data = {path for path in package.rglob("*") if path.is_file() and path.suffix in (".html", ".css")}
     assert len(data) >= 5
     assert data <= listed
+
+
+def test_agreement_is_not_called_accuracy(facts: Facts) -> None:
+    """Without labels nobody knows how often the network is right."""
+    agreed = with_result(facts, agreement=True)
+    assert "% agreement with the teacher on the test split" in sentences.headline(agreed)
+    assert "without labels" in sentences.certainty(agreed.result)
+    assert "agreement" not in sentences.headline(facts)

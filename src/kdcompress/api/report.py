@@ -103,7 +103,7 @@ def _result(gathered: Gathered, options: ReportOptions, file: Path) -> ReportRes
         hardware=gathered.place.describe() if gathered.subject.ms is not None else None,
         networks=[_row(row, gathered) for row in gathered.rows],
         **subject.gate_facts(entry),
-        **lost(top1, round(teacher.measured.top1, 4) if teacher else None),
+        **lost(top1, round(teacher.measured.top1, 4) if teacher else None, gathered.source),
         **{**network_facts(network, entry, subject.profiles), "file": str(file)},
     )
 

@@ -25,7 +25,8 @@ def headline(facts: Facts) -> str:
     macs = found.macs if found.expected_macs is None else found.expected_macs
     ratio = found.macs_ratio if found.expected_macs is None else found.expected_macs_ratio
     cost = f"for {scaled(macs)} MACs per image" if ratio is None else f"at {percent(ratio)} of the teacher’s MACs"
-    start = f"This {facts.subject} reaches {found.top1:.2f} % top-1 on the {found.split} split {cost}"
+    what = "agreement with the teacher" if found.agreement else "top-1"
+    start = f"This {facts.subject} reaches {found.top1:.2f} % {what} on the {found.split} split {cost}"
     if found.points_lost is None or found.teacher_top1 is None:
         return f"{start}."
     return f"{start}, {_apart(found.points_lost)} the teacher ({found.teacher_top1:.2f} %)."
@@ -34,6 +35,8 @@ def headline(facts: Facts) -> str:
 def certainty(found: ReportResult) -> str:
     """How precisely that is known from so many images."""
     images = f"{found.n:,} image{'s' * (found.n != 1)}"
+    if found.agreement:
+        return f"Measured on {images} without labels: every accuracy on this page is agreement with the teacher."
     if found.points_lost is None or found.points_lost_interval is None:
         return f"Measured on {images}."
     low, high = found.points_lost_interval
