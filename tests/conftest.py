@@ -33,6 +33,7 @@ SLOW = (
     "api/test_methods.py",
     "api/test_pipeline_functions.py",
     "api/test_predict.py",
+    "api/test_push.py",
     "api/test_report.py",
     "api/test_res_students.py",
     "api/test_resume.py",

@@ -29,6 +29,7 @@ __all__ = [
     "polish",
     "predict",
     "profile_flops",
+    "push",
     "train_teacher",
     "verify",
     "write_report",

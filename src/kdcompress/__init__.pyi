@@ -21,6 +21,7 @@ from kdcompress.options import (
     PolishOptions,
     PredictOptions,
     ProfileFlopsOptions,
+    PushOptions,
     ReportOptions,
     TrainTeacherOptions,
     VerifyOptions,
@@ -37,6 +38,7 @@ from kdcompress.results import (
     PlanResult,
     Prediction,
     ProfileResult,
+    PushResult,
     ReportResult,
     SearchResult,
     TrainResult,
@@ -59,6 +61,7 @@ __all__ = [
     "polish",
     "predict",
     "profile_flops",
+    "push",
     "train_teacher",
     "verify",
     "write_report",
@@ -489,6 +492,16 @@ def profile_flops(
     input_size: str | int | None = None,
     num_classes: int | None = None,
 ) -> ProfileResult: ...
+def push(
+    options: PushOptions | None = None,
+    /,
+    *,
+    reporter: Reporter | None = None,
+    run: str | os.PathLike[str] = "-",
+    repository: str | os.PathLike[str] | None = None,
+    private: bool = False,
+    message: str = "Add model",
+) -> PushResult: ...
 def train_teacher(
     options: TrainTeacherOptions | None = None,
     /,

@@ -475,6 +475,19 @@ class ReportResult(GateFacts, TeacherFacts, NetworkFacts, Result):
 
 
 @dataclass(kw_only=True)
+class PushResult(Result):
+    """Of ``push``.
+
+    Attributes:
+        repository: ``ORG/NAME``.
+        url: Where people find it.
+    """
+
+    repository: str
+    url: str
+
+
+@dataclass(kw_only=True)
 class CacheResult(Result):
     """Of ``cache``.
 

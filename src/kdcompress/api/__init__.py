@@ -13,6 +13,7 @@ from kdcompress.api.load import load
 from kdcompress.api.polish import polish
 from kdcompress.api.predict import predict, predictions
 from kdcompress.api.profile import profile_flops
+from kdcompress.api.push import push
 from kdcompress.api.report import write_report
 from kdcompress.api.train import distill, train_teacher
 from kdcompress.api.verify import verify
@@ -33,6 +34,7 @@ __all__ = [
     "predict",
     "predictions",
     "profile_flops",
+    "push",
     "train_teacher",
     "verify",
     "write_report",

@@ -133,6 +133,13 @@ Example: kdcompress report runs/gated runs/single --out report.html
 Example: kdcompress report runs/gated --format md
 """
 
+PUSH_HELP = """Upload a run to the Hugging Face hub: weights, configuration, and a model card.
+
+timm loads it from there as hf-hub:ORG/NAME, and cascades after `import kdcompress`.
+
+Example: kdcompress push runs/gated hf-hub:me/small --private
+"""
+
 DATA_HELP = """Describe a data set: classes, splits and sizes, and a contact sheet of its images.
 
 Example: kdcompress data photos/ --preview sheet.png --augment auto
@@ -172,6 +179,7 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "export": ("export_network", "ExportOptions", EXPORT_HELP),
     "benchmark": ("benchmark", "BenchmarkOptions", BENCHMARK_HELP),
     "report": ("write_report", "ReportOptions", REPORT_HELP),
+    "push": ("push", "PushOptions", PUSH_HELP),
     "data": ("describe_data", "DescribeDataOptions", DATA_HELP),
     "verify": ("verify", "VerifyOptions", VERIFY_HELP),
     "cache": ("manage_cache", "CacheCommandOptions", CACHE_HELP),
@@ -193,6 +201,7 @@ IN_SHORT = {
     "export": "Write one ONNX file whose gate skips members.",
     "benchmark": "Milliseconds of networks beside each other.",
     "report": "One page about a run, or its model card.",
+    "push": "Upload a run to the Hugging Face hub.",
     "data": "Describe a data set, with a contact sheet.",
     "verify": "Check that the files of a run are intact.",
     "cache": "List or remove what is cached for later runs.",

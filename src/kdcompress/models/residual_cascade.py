@@ -59,6 +59,7 @@ class ResidualCascade(Staged):
         shared = {"in_chans": in_chans, **({"drop_rate": drop_rate} if drop_rate else {})}
         self.sum_weights = [float(entry.get("sum_weight", 1.0)) for entry in members]
         self.members = nn.ModuleList(_member(entry, shared, num_classes) for entry in members)
+        self.num_features = getattr(self.members[-1], "num_features", 0)  # timm's function for the hub writes it down
 
     def stage_names(self) -> list[str]:
         return [f"members.{number}" for number in range(len(self.members))]

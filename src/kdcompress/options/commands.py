@@ -396,6 +396,18 @@ class VerifyOptions(Options):
 
 
 @dataclass(kw_only=True)
+class PushOptions(Options):
+    """Options of ``push``."""
+
+    run: str = option("-", "a run folder; '-' reads it from standard input", argument=True, affects_result=False)
+    repository: str | None = option(
+        None, "hf-hub:ORG/NAME; made if it is not there", argument=True, affects_result=False
+    )
+    private: bool = option(False, "make a new repository private")
+    message: str = option("Add model", "message of the commit")
+
+
+@dataclass(kw_only=True)
 class CacheCommandOptions(CacheOptions):
     """Options of ``cache``."""
 

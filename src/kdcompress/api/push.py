@@ -1,0 +1,107 @@
+"""``push``: a run to the Hugging Face hub, by timm's own function, with a model card."""
+
+from __future__ import annotations
+
+import json
+import re
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from timm.models import push_to_hf_hub
+
+from kdcompress.api.reference import resolve
+from kdcompress.api.report import write_report
+from kdcompress.engine.progress import Reporter, Silent
+from kdcompress.errors import UserError, first_line, usage_error
+from kdcompress.models.hub import brief_downloads
+from kdcompress.models.loading import Network, load_network
+from kdcompress.options import PushOptions, ReportOptions
+from kdcompress.references import HUB
+from kdcompress.results import PushResult
+from kdcompress.runs import CONFIG
+
+NAME = re.compile(r"[\w.-]+/[\w.-]+")
+CARD = "README.md"
+
+
+def push(options: PushOptions | None = None, /, *, reporter: Reporter | None = None, **given: Any) -> PushResult:
+    """Upload the network of a run, its configuration and a model card to the hub.
+
+    ``timm.create_model("hf-hub:ORG/NAME", pretrained=True)`` then loads it; cascades after ``import kdcompress``. A
+    README that the repository has already is left as it is.
+
+    Args:
+        options: All options at once; else give them by name (the fields of :class:`PushOptions`).
+        reporter: Receives notices.
+
+    Raises:
+        UserError: No run, a name that is not ORG/NAME, a hub that does not answer, or one that refuses.
+
+    Example:
+        >>> kdcompress.push(run="runs/gated", repository="hf-hub:me/small").url
+    """
+    options = options or PushOptions.resolve(given)
+    name = (options.repository or "").removeprefix(HUB)
+    if not NAME.fullmatch(name):
+        problem = f"{options.repository!r} is no repository of the hub." if name else "push needs a repository."
+        raise usage_error(problem, "Write it like hf-hub:ORG/NAME.")
+    reference, began = resolve(options.run), time.perf_counter()
+    reporter = reporter or Silent()
+    network = load_network(reference, arch_flag=None)
+    if network.path is None:
+        raise UserError(f"{network.reference} is not a run.", "Give the folder of one; other networks have no record.")
+    card = _card(network, reporter)
+    with brief_downloads() as hub:
+        if hub.problem is not None:
+            raise UserError(
+                f"Nothing was pushed: {hub.problem}.", "Check the connection, and run the same command again."
+            )
+        try:
+            url = _pushed(network, name, card, options)
+        except UserError:
+            raise
+        except Exception as error:  # of the hub's client, or of the HTTP library that it is made with
+            remedy = "Log in with a token that may write there (`hf auth login`, or HF_TOKEN)."
+            raise UserError(f"The hub refused {name}: {first_line(error)}", remedy) from error
+    return PushResult(
+        command="push",
+        run=str(network.path),
+        seconds=round(time.perf_counter() - began, 3),
+        repository=name,
+        url=url,
+    )
+
+
+def _pushed(network: Network, name: str, card: str, options: PushOptions) -> str:
+    from huggingface_hub import HfApi
+
+    api = HfApi()
+    url = api.create_repo(name, private=options.private, exist_ok=True)
+    if not api.file_exists(repo_id=url.repo_id, filename=CARD):  # timm's function would write one of its own
+        api.upload_file(path_or_fileobj=card.encode(), path_in_repo=CARD, repo_id=url.repo_id, commit_message=CARD)
+    assert network.path is not None
+    config = json.loads((network.path / CONFIG).read_text())
+    config.pop("architecture")  # timm takes it from the network
+    push_to_hf_hub(
+        network.model,
+        url.repo_id,
+        commit_message=options.message,
+        model_config=config,
+        model_args=config.pop("model_args", None),
+        safe_serialization=True,
+    )
+    return str(url)
+
+
+def _card(network: Network, reporter: Reporter) -> str:
+    """The model card of a run: the one that is there, or a new one."""
+    assert network.path is not None
+    known = network.path / CARD
+    if known.is_file():
+        return known.read_text()
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder) / CARD
+        write_report(ReportOptions(runs=(str(network.path),), out=str(out), time=False), reporter=reporter)
+        return out.read_text()

@@ -1,0 +1,106 @@
+"""``push``: what arrives at the hub is what timm loads from there. A folder stands for the hub."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import huggingface_hub
+import pytest
+import timm
+import torch
+from huggingface_hub import RepoUrl
+
+import kdcompress
+from chains import Chain, logits_on
+from kdcompress.errors import UserError
+from kdcompress.models.hub import Connection
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with a repository a folder, written by the client's own calls."""
+    root = tmp_path / "hub"
+
+    def create(self: Any, repo_id: str, **_: Any) -> RepoUrl:
+        (root / repo_id).mkdir(parents=True, exist_ok=True)
+        return RepoUrl(f"https://huggingface.co/{repo_id}")
+
+    def upload_file(self: Any, *, path_or_fileobj: bytes, path_in_repo: str, repo_id: str, **_: Any) -> None:
+        (root / repo_id / path_in_repo).write_bytes(path_or_fileobj)
+
+    def upload_folder(self: Any, *, repo_id: str, folder_path: str, **_: Any) -> None:
+        shutil.copytree(folder_path, root / repo_id, dirs_exist_ok=True)
+
+    api = huggingface_hub.HfApi
+    monkeypatch.setattr(api, "create_repo", create)
+    monkeypatch.setattr(api, "file_exists", lambda self, repo_id, filename, **_: (root / repo_id / filename).is_file())
+    monkeypatch.setattr(api, "upload_file", upload_file)
+    monkeypatch.setattr(api, "upload_folder", upload_folder)
+
+    @contextlib.contextmanager
+    def connected() -> Iterator[Connection]:
+        yield Connection()
+
+    monkeypatch.setattr(sys.modules["kdcompress.api.push"], "brief_downloads", connected)
+    return root
+
+
+@pytest.mark.parametrize("which", ["student", "gated"])
+def test_timm_loads_what_was_pushed(chain: Chain, hub: Path, which: str) -> None:
+    """Someone who takes it from the hub would get other predictions, or nothing that loads."""
+    run = getattr(chain, which).run
+    pushed = kdcompress.push(run=run, repository="hf-hub:me/small")
+    assert (pushed.repository, pushed.url) == ("me/small", "https://huggingface.co/me/small")
+    there = timm.create_model(f"local-dir:{hub / 'me/small'}", pretrained=True).eval()
+    here = kdcompress.load(run)
+    inputs = torch.randn(5, *here.input_size)
+    with torch.no_grad():
+        torch.testing.assert_close(there(inputs), here.model.eval()(inputs))
+    again = kdcompress.load(f"local-dir:{hub / 'me/small'}")
+    assert (again.labels, again.prep) == (here.labels, here.prep)
+    assert torch.equal(logits_on(again, "test")[0], logits_on(here, "test")[0])
+    card = (hub / "me/small" / "README.md").read_text()
+    assert card.startswith("---\n")
+    assert "top-1" in card
+
+
+def test_a_readme_that_is_there_stays(chain: Chain, hub: Path) -> None:
+    """A page that somebody wrote by hand would be lost."""
+    (hub / "me" / "small").mkdir(parents=True)
+    (hub / "me" / "small" / "README.md").write_text("by hand")
+    kdcompress.push(run=chain.student.run, repository="me/small")
+    assert (hub / "me" / "small" / "README.md").read_text() == "by hand"
+
+
+def test_a_hub_that_refuses_is_named_in_one_line(chain: Chain, hub: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A page of the HTTP client's traceback tells nobody that a token is missing."""
+
+    def refused(self: Any, *_: Any, **__: Any) -> None:
+        raise ValueError("401 Client Error: Unauthorized\nmore lines")
+
+    monkeypatch.setattr(huggingface_hub.HfApi, "create_repo", refused)
+    with pytest.raises(UserError, match="refused me/small: 401 Client Error: Unauthorized") as caught:
+        kdcompress.push(run=chain.student.run, repository="me/small")
+    assert "HF_TOKEN" in caught.value.remedy
+    assert not hub.exists()
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"run": "RUN"}, "needs a repository"),
+        ({"run": "RUN", "repository": "small"}, "no repository of the hub"),
+        ({"run": "nowhere/", "repository": "me/small"}, "nowhere"),
+    ],
+)
+def test_mistakes(chain: Chain, hub: Path, given: dict[str, Any], words: str) -> None:
+    """Something would be pushed somewhere."""
+    run = {**given, "run": str(chain.student.run) if given["run"] == "RUN" else given["run"]}
+    with pytest.raises(UserError, match=words):
+        kdcompress.push(**run)
+    assert not hub.exists()
