@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from kdcompress.api.compress.candidates import Student, Students
@@ -26,10 +26,12 @@ class Costs:
     Attributes:
         training: By the name of the student.
         teacher: Per view.
+        fine_tuning: Of the teacher in all, before anything else.
     """
 
     training: dict[str, float]
     teacher: float
+    fine_tuning: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -92,7 +94,7 @@ class Plan:
         final = 2 * final if final else costs.training[self.singles[0].name]
         short = self.trial_epochs(epochs) * sum(costs.training[each.name] for each in self.students())
         commands = PER_COMMAND * (2 * len(list(self.students())) + 4)
-        return short + epochs * final + min(VIEWS, epochs) * costs.teacher + commands
+        return costs.fine_tuning + short + epochs * final + min(VIEWS, epochs) * costs.teacher + commands
 
     def epochs_within(self, seconds: float, costs: Costs) -> int:
         """The most epochs of each member that a time budget allows.
@@ -138,13 +140,3 @@ def pair(students: Students, kind: str, most: float) -> tuple[Student | None, St
         return first, None
     second = students.of_kind(kind, min(SECOND * most, MOST_SECOND * students.macs))
     return first, second if second is not None and second.kind != "resized" and second.macs > first.macs else None
-
-
-def measured(plan: Plan, seconds: Callable[[Student], float], teacher: float) -> Costs:
-    """Costs of a plan.
-
-    Args:
-        seconds: Of an epoch of a student.
-        teacher: Seconds of a view.
-    """
-    return Costs({each.name: seconds(each) for each in plan.students()}, teacher)

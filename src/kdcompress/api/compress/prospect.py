@@ -12,7 +12,7 @@ from kdcompress.api.benchmark import benchmark
 from kdcompress.api.compress.candidates import Student, Students
 from kdcompress.api.compress.commands import Commands
 from kdcompress.api.compress.contest import Limit
-from kdcompress.api.compress.plan import UNTIL_ENOUGH, Costs, Plan, measured
+from kdcompress.api.compress.plan import UNTIL_ENOUGH, Costs, Plan
 from kdcompress.api.compress.probe import forward_seconds, training_seconds
 from kdcompress.api.evaluate import evaluate
 from kdcompress.api.fitting import check_channels, check_classes, open_data
@@ -178,7 +178,12 @@ class Prospect:
             known = int(getattr(model, "num_classes", None) or classes)  # a teacher's may be others
             return TRAINING * images * training_seconds(model, (channels, *side), known, place)
 
-        return measured(self.plan, seconds, teacher)
+        tuning = 0.0
+        if self.plan.fine_tunes:
+            model, size = copy.deepcopy(self.teacher.network.model), self.teacher.network.input_size
+            known = self.teacher.network.num_classes
+            tuning = FINE_TUNING_EPOCHS * TRAINING * images * training_seconds(model, size, known, place)
+        return Costs({each.name: seconds(each) for each in self.plan.students()}, teacher, tuning)
 
 
 def _share_of_time(options: CompressOptions, wanted: float, size: tuple[int, int]) -> float:
