@@ -1,4 +1,4 @@
-"""Which learning rates suit the families of timm's optimisers: what the defaults in ``engine/rates.py`` were chosen by::
+"""Which learning rates suit the families of timm's optimisers: by these ``engine/rates.py`` was chosen::
 
     python examples/studies/optimizer_rates.py --table examples/studies/README.md
 

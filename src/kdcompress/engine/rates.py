@@ -39,7 +39,8 @@ ADAPTIVE = Rate(1e-3)
 # by a part of the name; the first that fits
 FAMILIES = {
     "muon": Rate(0.01),
-    "lion": Rate(3e-4),
+    "lion": Rate(1e-3),
+    "adan": Rate(5e-3),
     "lars": Rate(3.0, 5e-4, linear=True),
     "larc": Rate(0.1, 5e-4, linear=True),
     "lamb": Rate(0.01),
