@@ -199,7 +199,7 @@ def test_a_kill_costs_one_epoch_at_most(teacher: Path, tmp_path: Path, monkeypat
     assert record_of(tmp_path / "cut")["status"] == "unfinished"
     resumed, _ = made(teacher, tmp_path / "cut", resume=True)
     assert same_weights(whole.run, resumed.run)
-    forget = {"run": "", "seconds": 0.0}
+    forget = {"run": "", "seconds": 0.0, "report": ""}
     assert dataclasses.replace(whole, **forget) == dataclasses.replace(resumed, **forget)
     _check(whole, notes, teacher)
 
