@@ -227,3 +227,18 @@ def test_a_student_is_told_what_it_lost(cli: Cli, runs: Path) -> None:
     gated = cli("gate-calibrate", runs / "cascade", "--threshold", 0.5).result
     assert gated["teacher_top1"] == student["teacher_top1"]
     assert gated["points_lost"] == pytest.approx(gated["teacher_top1"] - gated["gated_top1"], abs=1e-3)
+
+
+def test_the_verdict_fits_on_a_screen() -> None:
+    """What a person waited an hour for would be a column of single letters."""
+    contenders = [
+        {"form": "teacher", "networks": "/runs/t", "top1": 93.5, "macs": 1.0, "macs_ratio": 1.0, "chosen": False},
+        {"form": "pair", "networks": "resnet8_cifar,shortcut=A + resnet20_cifar,shortcut=A", "epochs": 60, "top1": 92.0,
+         "points_lost": 1.5, "macs": 1.0, "macs_ratio": 0.25, "within": True, "chosen": True},
+    ]  # fmt: skip
+    found = result("compress", TAUGHT, SCORED, GATED, {"form": "pair", "met": True, "contenders": contenders})
+    text = _table(found, False, COMMANDS)
+    assert max(map(len, text.splitlines())) <= 80
+    assert "a gated pair of students" in text
+    assert re.search(r"pair +│ resnet8_cifar,shortcut=A", text)
+    assert "a gated pair of students, over the budget" in _table({**found, "met": False}, False, COMMANDS)

@@ -16,10 +16,11 @@ if TYPE_CHECKING:
     from kdcompress.results import Result
 
 LONGEST = 1000  # characters of a line on standard error
-WIDE = ("curve", "by_module", "members", "entries", "search", "files", "networks")
+WIDE = ("contenders", "curve", "by_module", "members", "entries", "search", "files", "networks")
 DETAILS = ("curve",)  # tables that only --verbose shows
 BRIEF = {  # columns of tables that would not fit otherwise; --verbose shows all
-    "networks": ("network", "gated", "batch_size", "p50_ms", "p95_ms", "images_per_second", "time_ratio", "macs_ratio")
+    "contenders": ("form", "networks", "top1", "macs_ratio", "chosen"),
+    "networks": ("network", "gated", "batch_size", "p50_ms", "p95_ms", "images_per_second", "time_ratio", "macs_ratio"),
 }
 
 

@@ -12,6 +12,13 @@ from kdcompress.quantities import scaled
 Row = tuple[str, str]
 
 
+FORMS = {  # of what compress makes
+    "single": "a student alone",
+    "pair": "a gated pair of students",
+    "handover": "a student that hands over to the teacher",
+}
+
+
 def rows(values: dict[str, Any]) -> list[Row]:
     """Label and value, of a network; empty for results of another kind.
 
@@ -93,6 +100,11 @@ def _speed(values: dict[str, Any]) -> Iterator[Row]:
 
 
 def _made(values: dict[str, Any]) -> Iterator[Row]:
+    if form := values.get("form"):
+        yield (
+            "won by",
+            FORMS.get(form, form) + ("" if values.get("met") else ", over the budget"),
+        )
     if rates := values.get("exit_rates"):
         yield "exit rates", ", ".join(f"{100 * rate:.1f} %" for rate in rates)
     if values.get("measure"):
@@ -117,6 +129,9 @@ def _where(values: dict[str, Any]) -> Iterator[Row]:
         yield "data", short_path(values["data"])
     if values.get("run"):
         yield "run", short_path(values["run"])
+    for name in ("exported", "report"):
+        if values.get(name):
+            yield name, short_path(values[name])
     if values["command"] == "report":
         yield "report", short_path(values["file"])
 

@@ -57,7 +57,7 @@ def judge(
         number = max(within, key=lambda number: (rows[number]["top1"], -rows[number]["macs"]))
     for other, row in enumerate(rows):
         row["chosen"] = other == number
-    first = {**teacher, "form": "teacher", "macs_ratio": 1.0}
+    first = {"form": "teacher", **teacher, "macs_ratio": 1.0, "chosen": False}
     others = [each.run for each in contenders if each is not contenders[number]]
     return Verdict([first, *rows], contenders[number], others, bool(within))
 
