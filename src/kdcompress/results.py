@@ -399,7 +399,7 @@ class CompressResult(GateFacts, TeacherFacts, NetworkFacts, Result):
         calibration_top1: On the split by which it was chosen; the other accuracies are on ``split``.
         contenders: A row for the teacher, then for each contender, on the calibration split: ``form``, ``networks``,
             ``epochs``, ``top1``, ``points_lost``, ``macs`` (expected, per image), ``macs_ratio``, ``ms`` with
-            ``--target-ms``, ``within`` the budget, ``chosen``.
+            ``--target-ms``, ``within`` the budget, ``chosen``; ``dropped`` after its trial.
         exported, report: Absolute paths of the exported file and of the report.
     """
 

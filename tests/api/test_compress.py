@@ -119,7 +119,7 @@ class Scored:
     reporter = Silent()
 
     def __init__(self, **scores: tuple[float, float]) -> None:
-        self.scores = scores
+        self.scores = {**scores, "early": (99.9, 1.0)}
 
     def score(self, run: str, split: str, **more: Any) -> Any:
         assert split == "calibration", "nothing is chosen on test"
@@ -147,7 +147,9 @@ def test_the_verdict(budget: dict[str, float], scores: dict[str, tuple[float, fl
     """Where a plain student wins it is shipped, and what is over the budget is not."""
     contenders = [Contender(name, name, name, 4, 0.0) for name in scores]
     commands: Any = Scored(**scores)
-    verdict = judge(contenders, commands, CompressOptions(teacher="x", **budget), dict(TEACHER))
+    early = [Contender("single", "early", "x", 1, 0.0)]
+    verdict = judge(contenders, early, commands, CompressOptions(teacher="x", **budget), dict(TEACHER))
+    assert verdict.rows[-1]["dropped"], "what was tried for a few epochs is shown, and never chosen"
     assert (verdict.chosen.form, verdict.met) == (chosen, met)
     assert [row["form"] for row in verdict.rows if row.get("chosen")] == [chosen]
     assert verdict.rows[0]["form"] == "teacher"
@@ -208,7 +210,7 @@ def _check(result: CompressResult, notes: list[str], teacher: Path) -> None:
     """What was shipped is what won, within the budget, on the test split."""
     assert result.run is not None
     chosen = next(row for row in result.contenders if row.get("chosen"))
-    within = [row for row in result.contenders[1:] if row["within"]]
+    within = [row for row in result.contenders[1:] if row.get("within")]
     assert chosen["top1"] == max(row["top1"] for row in within) == result.calibration_top1
     cost = result.expected_macs_ratio or result.macs_ratio
     assert cost is not None

@@ -122,7 +122,7 @@ def _carried_out(
             commands, ready.students, ready.plan, ready.teacher_options, ready.epochs, ready.costs,
             options.time_limit, done + time.perf_counter() - began, ready.within, ready.limit,
         )  # fmt: skip
-        verdict = judge(contest.run(), commands, options, ready.teacher_row)
+        verdict = judge(contest.run(), contest.dropped, commands, options, ready.teacher_row)
     except KeyboardInterrupt as interrupt:
         if (best := commands.best()) is not None:
             reporter.note(f"The best so far: {best}")

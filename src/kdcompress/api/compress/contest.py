@@ -53,6 +53,7 @@ class Contest:
         seconds: Time budget, infinity for none.
         before: Seconds that earlier, interrupted attempts took.
         within: Limit of a gate in the trials.
+        dropped: What the trials left behind.
         limit: That of the result: from the top-1 of a cascade with all members to options of ``gate-calibrate``; None
             if that is not enough.
     """
@@ -68,9 +69,10 @@ class Contest:
     within: Limit
     limit: Limit
     began: float = field(default_factory=time.perf_counter)
+    dropped: list[Contender] = field(default_factory=list)
 
     def run(self) -> list[Contender]:
-        """Trials, then trainings of what may win."""
+        """Trials, then trainings of what may win; what may not is in ``dropped``."""
         single, first, second = self.plan.singles[0], self.plan.first, self.plan.second
         forms = {SINGLE}
         if first is not None or len(self.plan.singles) > 1:
@@ -85,6 +87,8 @@ class Contest:
                 tried += self._cascades("trial-", first, second, short, self.within, {PAIR, HANDOVER})
             best = max(each.top1 for each in tried)
             forms = {each.form for each in tried if each.top1 >= best - MAY_WIN}
+            others = [other for name, other in singles.items() if name != kind]
+            self.dropped = [*others, *(each for each in tried if each.form not in forms)]
             scores = ", ".join(f"{each.form} {each.top1:.2f} %" for each in tried)
             self.commands.reporter.note(f"After {short} epoch(s): {scores}. Going on: {', '.join(sorted(forms))}")
         return self._finals(single, first, second, forms)

@@ -20,7 +20,8 @@ class Verdict:
     Attributes:
         rows: For each contender ``form``, ``networks``, ``epochs``, ``top1``, ``macs`` (expected, per image),
             ``macs_ratio``, ``ms`` with ``--target-ms``, ``points_lost``, and whether it is ``within`` the budget and
-            ``chosen``; all on the calibration split. The first is the teacher.
+            ``chosen``; all on the calibration split. The first is the teacher, the last are those that were dropped
+            after their trials (``dropped``).
         chosen: The contender that is shipped.
         others: Paths of the runs that are not.
         met: Whether it is within the budget; if not, it is the nearest.
@@ -33,11 +34,16 @@ class Verdict:
 
 
 def judge(
-    contenders: list[Contender], commands: Commands, options: CompressOptions, teacher: dict[str, Any]
+    contenders: list[Contender],
+    dropped: list[Contender],
+    commands: Commands,
+    options: CompressOptions,
+    teacher: dict[str, Any],
 ) -> Verdict:
     """Score all contenders on the calibration split, and choose.
 
     Args:
+        dropped: They are scored, too, but not chosen.
         teacher: Row of the teacher: ``networks``, ``top1``, ``macs``.
     """
     rows = [_row(each, commands, teacher) for each in contenders]
@@ -59,7 +65,11 @@ def judge(
         row["chosen"] = other == number
     first = {"form": "teacher", **teacher, "macs_ratio": 1.0, "chosen": False}
     others = [each.run for each in contenders if each is not contenders[number]]
-    return Verdict([first, *rows], contenders[number], others, bool(within))
+    early = []
+    for each in dropped:
+        name = f"{each.networks} (dropped after {each.epochs} epoch{'s' * (each.epochs != 1)})"
+        early.append({**_row(each, commands, teacher), "networks": name, "chosen": False, "dropped": True})
+    return Verdict([first, *rows, *early], contenders[number], others, bool(within))
 
 
 def _row(each: Contender, commands: Commands, teacher: dict[str, Any]) -> dict[str, Any]:
