@@ -206,6 +206,28 @@ def test_a_kill_costs_one_epoch_at_most(teacher: Path, tmp_path: Path, monkeypat
     _check(whole, notes, teacher)
 
 
+def test_a_resumed_plan_is_the_one_that_was_begun(
+    teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a machine measures differs from minute to minute; the trainings that are there would belong to no plan."""
+    with stopped(ResKdTask, 3, signal.SIGINT, monkeypatch):
+        made(teacher, tmp_path / "cut")
+    record = record_of(tmp_path / "cut")
+    assert record["plan"] == {"share": pytest.approx(0.35), "epochs": 2}
+    with pytest.raises(UserError, match=r"target_macs=0.35|--target-macs 0.35"):
+        made(teacher, tmp_path / "cut", resume=True, target_macs=0.3)
+    with pytest.raises(UserError, match="began with"):
+        made(teacher, tmp_path / "cut", resume=True, epochs=3)
+
+
+def test_a_first_member_that_nobody_needs_is_not_trained(teacher: Path) -> None:
+    """Half of the time would go into a network that cannot answer."""
+    known = students(teacher)
+    alone = Plan.of(known, 0.022 * known.macs, handover=False, fine_tunes=False, steps=41)
+    assert (alone.first is None) == (alone.second is None)
+    assert len(alone.lines(30, Costs({each.name: 1.0 for each in alone.students()}, 1.0), 1000)) >= 2
+
+
 def _check(result: CompressResult, notes: list[str], teacher: Path) -> None:
     """What was shipped is what won, within the budget, on the test split."""
     assert result.run is not None

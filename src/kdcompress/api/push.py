@@ -52,14 +52,13 @@ def push(options: PushOptions | None = None, /, *, reporter: Reporter | None = N
     network = load_network(reference, arch_flag=None)
     if network.path is None:
         raise UserError(f"{network.reference} is not a run.", "Give the folder of one; other networks have no record.")
-    card = _card(network, reporter)
     with brief_downloads() as hub:
         if hub.problem is not None:
             raise UserError(
                 f"Nothing was pushed: {hub.problem}.", "Check the connection, and run the same command again."
             )
         try:
-            url = _pushed(network, name, card, options)
+            url = _pushed(network, name, _card(network, reporter), options)
         except UserError:
             raise
         except Exception as error:  # of the hub's client, or of the HTTP library that it is made with

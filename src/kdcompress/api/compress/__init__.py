@@ -13,7 +13,7 @@ from kdcompress.api.compress.contest import Contest
 from kdcompress.api.compress.prospect import Prospect
 from kdcompress.api.compress.verdict import Verdict, judge
 from kdcompress.api.export import export_network
-from kdcompress.api.job import finished
+from kdcompress.api.job import INHERITED, finished
 from kdcompress.api.nested import adopt, nested
 from kdcompress.api.reference import resolve
 from kdcompress.api.report import write_report
@@ -24,12 +24,13 @@ from kdcompress.engine.precision import Process
 from kdcompress.engine.progress import Reporter, Silent
 from kdcompress.engine.restart import resuming
 from kdcompress.errors import UserError, usage_error
+from kdcompress.option_set import shown
 from kdcompress.options import CompressOptions, ExportOptions, ReportOptions
 from kdcompress.references import absolute
 from kdcompress.results import CompressResult, EvalResult, PlanResult
 from kdcompress.runs import RunFolder
 
-REPORT = "report.html"
+REPORT, PLAN = "report.html", "plan"
 
 
 def compress(
@@ -65,9 +66,9 @@ def compress(
     reporter = reporter or Silent()
     options = resuming(options, "compress", reporter.note)
     take_free_cores(place, reporter)
-    if (done := finished(options, "compress", CompressResult, reporter)) is not None:
-        return done
-    prospect = Prospect.of(options, place, reporter)
+    if not options.dry_run and (done := finished(options, "compress", CompressResult, reporter)) is not None:
+        return _with_export(done, options, reporter)
+    prospect = Prospect.of(options, place, reporter, _planned(options))
     options = prospect.options
     for line in prospect.lines():
         reporter.note(line)
@@ -78,6 +79,8 @@ def compress(
     _ask(options)
     stem = f"compress-{prospect.teacher.network.architecture}"
     with nested(options, "compress", stem, prospect.plan.first_run, place, reporter) as run:
+        if not run.record().get(PLAN):
+            run.write_record({**run.record(), "options": options.to_dict(), PLAN: prospect.known}, digests={})
         verdict, result = _carried_out(prospect, run, began, reporter)
         from_main(lambda: adopt(run, RunFolder(Path(verdict.chosen.run)), "compress", options, result))
     if result.report is not None:
@@ -110,6 +113,36 @@ def _use(result: CompressResult) -> list[str]:
     ]
 
 
+def _planned(options: CompressOptions) -> dict[str, float] | None:
+    """What an interrupted attempt planned by, if this one resumes it.
+
+    Raises:
+        UserError: It was made with other options.
+    """
+    if options.dry_run or not (options.resume and options.out):
+        return None
+    record = RunFolder(Path(options.out).absolute()).record()
+    known: dict[str, float] | None = record.get(PLAN)
+    if known is None:
+        return None
+    changed = options.differing(record.get("options", {}), options.to_dict())
+    changed = [name for name in changed if name not in {*options.changeable(), *INHERITED}]
+    if changed:
+        detail = ", ".join(shown(name, record["options"].get(name)) for name in changed[:3])
+        raise usage_error(
+            f"The run {options.out} began with {detail}.", "Resume with the same, or choose another --out."
+        )
+    return known
+
+
+def _with_export(done: CompressResult, options: CompressOptions, reporter: Reporter) -> CompressResult:
+    """A finished result, exported if that is asked for only now."""
+    if options.export == "none" or done.run is None:
+        return done
+    run = RunFolder(Path(done.run))
+    return dataclasses.replace(done, exported=_exported(options, done.run, run, reporter))
+
+
 def _carried_out(
     prospect: Prospect, run: RunFolder, began: float, reporter: Reporter
 ) -> tuple[Verdict, CompressResult]:
@@ -139,7 +172,7 @@ def _exported(options: CompressOptions, chosen: str, run: RunFolder, reporter: R
     if options.export == "none":
         return None
     format, _, precision = options.export.partition("-")
-    out = run.path / f"model.{format}"
+    out = run.path / f"model{'-' * bool(precision)}{precision}.{format}"
     if out.exists():
         return str(out)
     given = ExportOptions(run=chosen, format=format, precision=precision or "fp32", out=str(out))

@@ -84,8 +84,8 @@ class Students:
         return next((each for each in found if each.kind == kind), found[0] if found else None)
 
     def cheapest(self) -> int:
-        """MACs of the cheapest network that could be trained."""
-        return min(self.counted(one.specs[0]) for one in series_for(self.size))
+        """MACs of the cheapest network that could be trained from scratch."""
+        return min(self.counted(one.specs[0]) for one in series_for(self.size) if one.family == FIRST)
 
     def _layers(self, most: float) -> Student | None:
         """A shallower network of the teacher's family and width, which starts from its layers."""

@@ -97,7 +97,7 @@ class Commands:
         known = {
             path: float(top1)
             for path, top1 in found.items()
-            if top1 is not None and (path.name.endswith("-gated") or path.name == "single")
+            if top1 is not None and not path.name.endswith(("first", "pair", "handover", "teacher"))
         }
         if not known:
             return None

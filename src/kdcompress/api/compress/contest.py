@@ -75,18 +75,19 @@ class Contest:
         """Trials, then trainings of what may win; what may not is in ``dropped``."""
         single, first, second = self.plan.singles[0], self.plan.first, self.plan.second
         forms = {SINGLE}
-        if first is not None or len(self.plan.singles) > 1:
+        if self.plan.has_trials:
             short = self.plan.trial_epochs(self.epochs)
             singles = {each.kind: self._single(f"trial-{each.kind}", each, short) for each in self.plan.singles}
             kind = max(singles, key=lambda kind: singles[kind].top1)
             single = next(each for each in self.plan.singles if each.kind == kind)
             tried = [singles[kind]]
             if first is not None:
-                first, second = pair(self.students, kind, self.plan.most)
+                first, second = pair(self.students, kind, self.plan.most, self.plan.handover)
             if first is not None:
                 tried += self._cascades("trial-", first, second, short, self.within, {PAIR, HANDOVER})
             best = max(each.top1 for each in tried)
-            forms = {each.form for each in tried if each.top1 >= best - MAY_WIN}
+            # a handover has a trained member from the start, so a student alone is never judged by its trial
+            forms = {SINGLE, *(each.form for each in tried if each.top1 >= best - MAY_WIN)}
             others = [other for name, other in singles.items() if name != kind]
             self.dropped = [*others, *(each for each in tried if each.form not in forms)]
             scores = ", ".join(f"{each.form} {each.top1:.2f} %" for each in tried)
@@ -98,16 +99,16 @@ class Contest:
     ) -> list[Contender]:
         """What is left of the time, in equal parts for a student alone and for cascades."""
         cascades, alone = forms & {PAIR, HANDOVER}, SINGLE in forms
-        made, taken = list[Contender](), 0.0
+        made = list[Contender]()
+        pairs = sum(self.costs.training[each.name] for each in (first, second) if each is not None) * self.epochs
         if cascades and first is not None:
             members = [first, second] if PAIR in cascades and second is not None else [first]
             cost = sum(self.costs.training[each.name] for each in members)
             epochs = self.epochs if math.isinf(self.seconds) else self._fitting(cost, self._left / (1 + alone))
-            taken = cost * epochs
             made += self._cascades("", first, second, epochs, self.limit, cascades)
         if alone or not made:
             cost = self.costs.training[single.name]
-            rival = round(taken / cost) if taken else self.epochs
+            rival = max(self.epochs, round(pairs / cost))  # without a time budget, as long as a pair takes
             made.append(self._single(SINGLE, single, self._fitting(cost, self._left, rival)))
         return made
 

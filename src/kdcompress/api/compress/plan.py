@@ -15,7 +15,7 @@ UNTIL_ENOUGH = 0.5  # of the teacher's MACs: where accuracy is the budget, netwo
 TRIAL = 1 / 6  # of the epochs, for every candidate; the rest is for those that may still win
 LEAST_STEPS = 160  # of a trial: after fewer, accuracies say little; but never more than half of the epochs
 VIEWS = 8  # that are cached, see TargetOptions
-PER_COMMAND = 8.0  # seconds besides training: opening data, scoring, saving
+PER_COMMAND = 4.0  # seconds besides training: opening data, scoring, saving
 RESERVE = 0.08  # of the time budget, for gates, scores and what the estimate got wrong
 
 
@@ -68,7 +68,7 @@ class Plan:
             least = math.ceil(1e4 * students.cheapest() / students.macs) / 1e4
             problem = f"No network is within {most / students.macs:.2%} of the teacher's {students.macs:,} MACs."
             raise usage_error(problem, f"The cheapest needs --target-macs {least:g}.")
-        first, second = pair(students, singles[0].kind, most)
+        first, second = pair(students, singles[0].kind, most, handover)
         return cls(most, singles, first, second, handover, fine_tunes, steps)
 
     def trial_epochs(self, epochs: int) -> int:
@@ -77,11 +77,16 @@ class Plan:
         return max(1, round(TRIAL * epochs), least)
 
     @property
+    def has_trials(self) -> bool:
+        """Whether there is anything to choose from."""
+        return self.first is not None or len(self.singles) > 1
+
+    @property
     def first_run(self) -> str:
         """Name of the run folder that is written first."""
         if self.fine_tunes:
             return "teacher"
-        return f"trial-{self.singles[0].kind}" if self.first is not None or len(self.singles) > 1 else "single"
+        return f"trial-{self.singles[0].kind}" if self.has_trials else "single"
 
     def students(self) -> Iterator[Student]:
         """All that are trained in the trials."""
@@ -92,7 +97,8 @@ class Plan:
         """Estimated, if nobody drops out: trials, a pair, and a single that gets as much time as the pair."""
         final = sum(costs.training[each.name] for each in (self.first, self.second) if each is not None)
         final = 2 * final if final else costs.training[self.singles[0].name]
-        short = self.trial_epochs(epochs) * sum(costs.training[each.name] for each in self.students())
+        tried = self.students() if self.has_trials else ()
+        short = self.trial_epochs(epochs) * sum(costs.training[each.name] for each in tried)
         commands = PER_COMMAND * (2 * len(list(self.students())) + 4)
         return costs.fine_tuning + short + epochs * final + min(VIEWS, epochs) * costs.teacher + commands
 
@@ -129,14 +135,20 @@ class Plan:
             table.append(f"  {'handover':<20} {'the first member, then the teacher':<{width}}")
         trial = self.trial_epochs(epochs)
         told = f"{trial} epoch{'s' * (trial != 1)} each; what may still win then gets {epochs} epochs per member"
+        if not self.has_trials:
+            told = f"It gets {epochs} epochs"
         minutes = self.seconds(epochs, costs) / 60
         return [*table, f"  {told}. About {minutes:.0f} min."]
 
 
-def pair(students: Students, kind: str, most: float) -> tuple[Student | None, Student | None]:
-    """First member and res-student for an average of ``most`` MACs per image, of this kind where there is one."""
+def pair(students: Students, kind: str, most: float, handover: bool) -> tuple[Student | None, Student | None]:
+    """First member and res-student for an average of ``most`` MACs per image, of this kind where there is one.
+
+    Args:
+        handover: Whether the first member is of use without a res-student.
+    """
     first = students.of_kind(kind, FIRST * most)
-    if first is None or first.kind == "resized":  # members of a residual cascade share their input
-        return first, None
     second = students.of_kind(kind, min(SECOND * most, MOST_SECOND * students.macs))
-    return first, second if second is not None and second.kind != "resized" and second.macs > first.macs else None
+    if first is None or second is None or second.macs <= first.macs or "resized" in (first.kind, second.kind):
+        second = None  # members of a residual cascade share their input
+    return (first if second is not None or handover else None), second

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -52,8 +53,13 @@ class Prospect:
     teacher_row: dict[str, Any]
 
     @classmethod
-    def of(cls, options: CompressOptions, place: Place, reporter: Reporter) -> Prospect:
+    def of(
+        cls, options: CompressOptions, place: Place, reporter: Reporter, known: Mapping[str, float] | None = None
+    ) -> Prospect:
         """Load teacher and data, and make a plan.
+
+        Args:
+            known: What an interrupted attempt had measured and planned by: ``share`` and ``epochs``.
 
         Raises:
             UserError: As for :func:`~kdcompress.api.compress.compress`.
@@ -84,15 +90,22 @@ class Prospect:
         students = Students(teacher, source.num_classes, channels, size, reporter.note)
         share = value if name == "target_macs" else UNTIL_ENOUGH
         if name == "target_ms":
-            share = _share_of_time(options, value, network.prep.size)
+            share = known["share"] if known else _share_of_time(options, value)
         steps = math.ceil(data.fit_size() / Schedule.of(TrainingOptions(), data.fit_size()).batch_size)
         plan = Plan.of(students, share * students.macs, handover=not seen, fine_tunes=fine_tunes, steps=steps)
         row = {"networks": network.reference, "macs": students.macs}
         made = cls(options, place, reporter, source, teacher, students, plan, Costs({}, 0.0), options.epochs, row)
         made.costs = made._probed(data.fit_size())
-        if options.time_budget is not None:
+        if known:
+            made.epochs = int(known["epochs"])
+        elif options.time_budget is not None:
             made.epochs = plan.epochs_within(options.time_limit, made.costs)
         return made
+
+    @property
+    def known(self) -> dict[str, float]:
+        """What a later attempt has to plan by."""
+        return {"share": self.plan.most / self.students.macs, "epochs": self.epochs}
 
     def lines(self) -> list[str]:
         """The plan, for a person."""
@@ -123,8 +136,7 @@ class Prospect:
         if self.plan.fine_tunes:
             tuned = commands.fine_tune("teacher", FINE_TUNING_EPOCHS)
             options = dataclasses.replace(self.options, teacher=str(tuned.run), teacher_arch=None, weights_key=None)
-            ready = Prospect.of(options, self.place, self.reporter)
-            ready.epochs = self.epochs
+            ready = Prospect.of(options, self.place, self.reporter, self.known)
         own = EvalOptions(
             run=ready.options.teacher,
             arch=ready.options.teacher_arch,
@@ -186,7 +198,7 @@ class Prospect:
         return Costs({each.name: seconds(each) for each in self.plan.students()}, teacher, tuning)
 
 
-def _share_of_time(options: CompressOptions, wanted: float, size: tuple[int, int]) -> float:
+def _share_of_time(options: CompressOptions, wanted: float) -> float:
     """The share of the teacher's MACs that ``--target-ms`` would allow if time went with MACs.
 
     Raises:
