@@ -42,6 +42,6 @@ def chain(tmp_path_factory: pytest.TempPathFactory) -> Chain:
     teacher = kdcompress.train_teacher(model="resnet8_cifar", data="digits", **{**out("teacher"), "epochs": 2})
     student = kdcompress.distill(teacher=teacher.run, method="reskd", student=SMALL, **out("student"))
     cascade = kdcompress.add_res_student(run=student.run, arch=TINY, **out("cascade"))
-    longer = kdcompress.add_res_student(run=cascade.run, arch="lenet5,width=0.5", **out("longer"))
+    longer = kdcompress.add_res_student(run=cascade.run, arch="lenet5,width=0.5", opt="sgd", **out("longer"))
     gated = kdcompress.gate_calibrate(run=longer.run, max_drop=2.0, out=str(folder / "gated"), **WHERE)
     return Chain(folder, teacher, student, cascade, longer, gated)

@@ -139,7 +139,7 @@ def steady(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     return asked
 
 
-@pytest.mark.parametrize(("measure", "least"), [("confidence", 0.9), ("auto", 0.9)])
+@pytest.mark.parametrize(("measure", "least"), [("confidence", 0.95), ("auto", 0.9)])
 def test_a_gate_for_a_budget_of_time(
     chain: Chain, tmp_path: Path, steady: list[float], measure: str, least: float
 ) -> None:
