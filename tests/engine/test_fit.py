@@ -157,7 +157,8 @@ def test_the_plan_fits_small_and_large_sets() -> None:
     short, long = (TrainTeacherOptions(pretrained=True, epochs=epochs) for epochs in (2, 30))
     assert [Plan.of(short, images).batch_size for images in (1350, 12_800, 10**6)] == [16, 64, 128]
     assert Plan.of(long, 1350).batch_size == 32
-    assert Plan.of(TrainTeacherOptions(pretrained=True, epochs=2, opt="sgd"), 1350).batch_size == 32
+    for opt in ("sgd", "SGD"):
+        assert Plan.of(TrainTeacherOptions(pretrained=True, epochs=2, opt=opt), 1350).batch_size == 32
     assert Plan.of(TrainingOptions(batch_size=256), 50_000).lr == pytest.approx(0.2)
     assert Plan.of(TrainingOptions(batch_size=64, grad_accum=4), 50_000).lr == pytest.approx(0.2)
     assert Plan.of(TrainingOptions(batch_size=512, opt="adamw"), 50_000).lr == pytest.approx(2e-3)

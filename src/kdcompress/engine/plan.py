@@ -100,7 +100,7 @@ class Plan:
 
 def _batch_size(options: TrainingOptions, images: int) -> int:
     most = images / MIN_STEPS
-    if options.fine_tunes and options.opt != "sgd":
+    if options.fine_tunes and options.opt.lower() != "sgd":
         most = min(most, images * options.epochs / FINE_TUNING_STEPS)
     return min(BASE_BATCH, max(SMALLEST_BATCH, 2 ** int(math.log2(max(most, 1)))))
 
@@ -108,9 +108,11 @@ def _batch_size(options: TrainingOptions, images: int) -> int:
 def _suitable_optimizer(options: TrainingOptions, network: nn.Module | None, batch: int) -> str:
     if options.fine_tunes:
         return "nadamw"
-    if network is None or not wants_adamw(network):
-        return "nmuon" if network is not None and is_affordable(network, batch) else "sgd"
-    return "adamw"
+    if network is None:
+        return "sgd"
+    if wants_adamw(network):
+        return "adamw"
+    return "nmuon" if is_affordable(network, batch) else "sgd"
 
 
 def wants_adamw(network: nn.Module) -> bool:

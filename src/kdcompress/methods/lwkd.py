@@ -95,7 +95,6 @@ def paired(draws: Tensor, logits: Tensor, target: Tensor) -> Tensor:
 class Discriminator(nn.Module):
     """Tells the teacher's class distributions from the student's, given the label.
 
-
     One that does not see the label is pleased by a student that is sure of any class, of a wrong one as well
     (conditional discriminators for distillation: arXiv 1709.00513).
     """
@@ -126,8 +125,8 @@ class LwKdTask(LogitTask):
     """``(1 - alpha) * CE + alpha * KL_tau + beta * L_adv``, ``L_adv = -log D(softmax(z_S / tau), y)``.
 
     The soft target of an image is the lightweight teacher's on some image of the same class; within a batch the surest
-    goes to the image that the student is surest of (:func:`paired`). Each step also takes one
-    step of D's own optimiser, with a cosine schedule, inside the task, so that the training loop need not know of D.
+    goes to the image that the student is surest of (:func:`paired`). Each step also takes one step of D's own
+    optimiser, with a cosine schedule, inside the task, so that the training loop need not know of D.
 
     Args:
         student: Trained.

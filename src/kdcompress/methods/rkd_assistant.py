@@ -49,8 +49,8 @@ class Parts(NamedTuple):
     """Outputs of S and A: features [B, F], their parts of the logits [B, K], maps [B, C, h, w].
 
     ``student_estimates`` are S's maps after a 1x1 convolution: its estimate of the teacher's maps [B, C_T, h, w]; to
-    them ``assistant_maps`` [B, C_T, h, w] are added.
-    While the student trains alone, the fields of A are empty; while the classifier trains, there are no maps.
+    them ``assistant_maps`` [B, C_T, h, w] are added. While the student trains alone, the fields of A are empty; while
+    the classifier trains, there are no maps.
     """
 
     student_features: Tensor
@@ -209,9 +209,9 @@ class RkdAssistantTask(TransferTask):
     in ``L_A``. For L2 the second is the distance of F_A from the residual ``F_T - F_S``; AT has no sign, and only a sum
     can be compared (our choice). In the sum both have the teacher's channels, by connectors. With FitNets S's is that
     of ``L_S``. AT ignores channels and has no such connector, so one is trained by L2 on S's detached map (our choice).
-    Where all parts train at once, a share of the cross-entropy may be on the logits of S
-    alone, because S is the first exit of a gate (our choice): the larger this share, the less A can add. Where the
-    teacher's classifier is taken over, the summed features are also trained to match the teacher's.
+    Where all parts train at once, a share of the cross-entropy may be on the logits of S alone, because S is the first
+    exit of a gate (our choice): the larger this share, the less A can add. Where the teacher's classifier is taken
+    over, the summed features are also trained to match the teacher's.
 
     Args:
         student, args, more: As for :class:`TransferTask`.
