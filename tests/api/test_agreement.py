@@ -23,6 +23,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A teacher of two classes, and 60 images without labels, half of each class."""
     root, rng = tmp_path_factory.mktemp("agreement"), np.random.default_rng(0)
     (root / "new" / "deep").mkdir(parents=True)
+    (root / "new" / "phone.heic").write_bytes(b"not read")
     for name, low in (("bright", 96), ("dark", 0)):
         (root / "photos" / name).mkdir(parents=True)
         for number in range(50):
@@ -49,6 +50,7 @@ def test_a_chain_without_any_label(made: Path, tmp_path: Path, monkeypatch: pyte
     said = " ".join(heard.notes)
     assert "accuracy is agreement with the teacher" in said
     assert "48 images for training, 12 for testing" in said
+    assert "are not read: 1 .heic" in said, "a photo that is left out in silence is missed by nobody"
     assert (student.agreement, student.teacher_top1, student.data) == (True, 100.0, f"unlabelled:{made / 'new'}")
     monkeypatch.chdir(tmp_path)
     kdcompress.add_res_student(run=out[0], arch=TINY, out=out[1], **FAST)

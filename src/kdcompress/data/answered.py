@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
-from kdcompress.data.find_images import find_images
+from kdcompress.data.find_images import images_below
 from kdcompress.data.images import FileImages, Paths
 from kdcompress.data.listing import Listing
 from kdcompress.data.source import DataSource
@@ -25,7 +24,7 @@ def unanswered(spec: str, num_classes: int) -> DataSource:
     Raises:
         UserError: There is no such folder, or it has no images.
     """
-    root, paths, _ = _files(spec)
+    _, paths, _, root = _files(spec)
     images = FileImages(paths, np.zeros(len(paths), dtype=np.int64), b"")
     nothing = FileImages(Paths(), np.empty(0, np.int64), b"")
     return DataSource(f"{UNLABELLED}{root}", nothing, images, num_classes, None, fingerprint="")
@@ -41,7 +40,7 @@ def answered_source(
         answers: [N] the class that the teacher gives each image of :func:`unanswered`.
         split: The division that a run recorded, and with it the answers; in place of ``answers``.
     """
-    root, paths, relative = _files(spec)
+    relative, paths, left_out, root = _files(spec)
     if split is not None:
         numbers = {name: number for number, name in enumerate(classes)}
         known = {path: numbers.get(label, 0) for path, label, _ in split.rows}
@@ -52,16 +51,17 @@ def answered_source(
     source = divided(found, Listing(), split, f"{root} has no splits")
     source.spec, source.agreement = f"{UNLABELLED}{root}", True
     source.notes.append(f"Notice: {root} has no labels: accuracy is agreement with the teacher.")
+    source.first_notes[:0] = left_out
     return source
 
 
-def _files(spec: str) -> tuple[Path, Paths, list[str]]:
-    folder, paths = spec.removeprefix(UNLABELLED), Paths()
+def _files(spec: str) -> tuple[list[str], Paths, list[str], Path]:
+    """Relative paths and paths of the images, notices, and the folder."""
+    folder = spec.removeprefix(UNLABELLED)
     if not os.path.isdir(folder):
         raise usage_error(f"There is no folder {folder!r}.", f"Give a folder of images: {UNLABELLED}DIR")
     root = Path(os.path.abspath(folder))
-    for found in find_images([str(root)], Counter[str]()):
-        if not isinstance(found, str):
-            raise UserError(found.problem, "Give a folder that has images and can be read.")
-        paths.add(found)
-    return root, paths, [os.path.relpath(path, root) for path in paths]
+    files, problems, notes = images_below(str(root))
+    if problems:
+        raise UserError(problems[0], "Give a folder that has images and can be read.")
+    return [os.path.relpath(file, root) for file in files], Paths(files), notes, root

@@ -40,6 +40,20 @@ def find_images(names: Iterable[str], unread: Counter[str], nul: bool = False) -
                 yield Unreadable(path, f"There is no file or folder {path}.")
 
 
+def images_below(folder: str) -> tuple[list[str], list[str], list[str]]:
+    """All images of a folder, whatever its subfolders; what is wrong with it; notices of types that are not read."""
+    unread, files, problems, notes = Counter[str](), list[str](), list[str](), list[str]()
+    for found in find_images([folder], unread):
+        if isinstance(found, str):
+            files.append(found)
+        else:
+            problems.append(found.problem)
+    if unread:
+        kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(unread.items()))
+        notes.append(f"Notice: files of these types in {folder} are not read: {kinds}. Convert them to .jpg or .png.")
+    return files, problems, notes
+
+
 def _below(folder: str, unread: Counter[str]) -> Iterator[str | Unreadable]:
     """The images of a folder."""
     from torchvision.datasets.folder import IMG_EXTENSIONS

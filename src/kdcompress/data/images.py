@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 import os
 from array import array
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol, overload
 
@@ -66,8 +66,10 @@ class Paths(Sequence[str]):
     A million strings would be a million objects, and a worker process would copy the memory of each that it touches.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, paths: Iterable[str] = ()) -> None:
         self.text, self.ends = bytearray(), array("Q", [0])
+        for path in paths:
+            self.add(path)
 
     def add(self, path: str) -> None:
         """Append one."""

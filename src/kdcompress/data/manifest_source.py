@@ -155,10 +155,7 @@ def _ordered(labels: set[str], known: Sequence[str] | None) -> tuple[str, ...]:
 
 
 def _paths(manifest: Manifest, part: _Part) -> Paths:
-    paths = Paths()
-    for row in part.rows:
-        paths.add(os.path.join(manifest.folder, row.path))
-    return paths
+    return Paths(os.path.join(manifest.folder, row.path) for row in part.rows)
 
 
 def _mark(row: Row) -> str:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
-from kdcompress.data.find_images import find_images
+from kdcompress.data.find_images import images_below
 from kdcompress.data.images import FileImages, ImageList, Paths, each_anew
 from kdcompress.data.listing import Listing, state_of
 from kdcompress.data.source import DataSource
@@ -88,33 +87,23 @@ def unlabelled_images(folder: str, source: DataSource) -> Unlabelled:
         raise usage_error(f"--unlabelled needs images, and the inputs of {source.spec} are none.", "Leave it out.")
     if not os.path.isdir(folder):
         raise usage_error(f"--unlabelled {folder} is not a folder.", "Give a folder of images.")
-    root, unread, notes = Path(os.path.abspath(folder)), Counter[str](), list[str]()
-    files = list[str]()
-    for found in find_images([str(root)], unread):
-        if isinstance(found, str):
-            files.append(found)
-        else:
-            notes.append(f"Notice: {found.problem}")
+    root = Path(os.path.abspath(folder))
+    files, problems, notes = images_below(str(root))
+    notes[:0] = [f"Notice: {problem}" for problem in problems]
     if not files:
         raise UserError(
             f"The folder {root} has no images.", "Give a folder with images in it, or leave out --unlabelled."
         )
-    if unread:
-        kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(unread.items()))
-        notes.append(f"Notice: files of these types in {root} are not read: {kinds}. Convert them to .jpg or .png.")
     own = _not_copied(files, source)
     if copies := len(files) - len(own):
         which = "1 image is a copy of one" if copies == 1 else f"{copies} images are copies of some"
         notes.append(f"Notice: {which} of {source.spec}, and not used without a label ({root}).")
     if not own:
         raise UserError(f"All images of {root} are among those of {source.spec}.", "Leave out --unlabelled.")
-    paths = Paths()
-    for file in own:
-        paths.add(file)
     listing, count = Listing(), len(own)
     relative, states = [os.path.relpath(file, root) for file in own], [state_of(file) for file in own]
     labels = np.full(count, NONE, dtype=np.int64)
-    images = listing.part("unlabelled", paths, labels, relative, states, np.arange(count))
+    images = listing.part("unlabelled", Paths(own), labels, relative, states, np.arange(count))
     return Unlabelled(images, listing.fingerprint(), notes)
 
 
