@@ -129,13 +129,10 @@ class Options:
         words: list[str] = []
         for name in self.changed():
             value, field = getattr(self, name), fields[name]
-            values = value if isinstance(value, tuple) else (value,)
             if field.metadata["argument"]:
-                words[:0] = map(_plainly, values)
-            elif isinstance(value, bool):
-                words.append(flag(name) if value else f"--no-{name.replace('_', '-')}")
+                words[:0] = map(_plainly, value if isinstance(value, tuple) else (value,))
             else:
-                words += [word for each in values for word in (flag(name), _plainly(each))]
+                words += typed_flags(name, value)
         return words
 
     def changed(self) -> list[str]:
@@ -164,6 +161,17 @@ def shown(name: str, value: Any) -> str:
     if value is None or value is False:
         return f"no {flag(name)}"
     return flag(name) if value is True else f"{flag(name)} {value}"
+
+
+def typed_flags(name: str, value: Any) -> list[str]:
+    """A flag as a command line has it, repeated for each of several values."""
+    words: list[str] = []
+    for each in value if isinstance(value, (list, tuple)) else (value,):
+        if isinstance(each, bool):
+            words.append(flag(name) if each else f"--no-{name.replace('_', '-')}")
+        else:
+            words += (flag(name), _plainly(each))
+    return words
 
 
 def _plainly(value: Any) -> str:

@@ -12,13 +12,14 @@ from typing import Any
 import pytest
 
 import kdcompress
-from chains import record_of, same_weights, stopped
+from chains import CPU, record_of, same_weights, stopped
 from heard import Heard
 from kdcompress import options as sets
 from kdcompress.api.compress import probe, prospect
 from kdcompress.api.compress.candidates import Student, Students
 from kdcompress.api.compress.contest import Contender
-from kdcompress.api.compress.plan import RESERVE, Costs, Plan
+from kdcompress.api.compress.plan import RESERVE, Costs, Plan, pair
+from kdcompress.api.compress.prospect import Prospect
 from kdcompress.api.compress.verdict import judge
 from kdcompress.api.teacher import as_teacher, load_teacher
 from kdcompress.cli import COMMANDS
@@ -69,6 +70,16 @@ def test_a_shallower_network_of_the_family_starts_from_the_teacher(teacher: Path
     known = students(teacher)
     best = known.within(0.7 * known.macs)[0]
     assert (best.kind, best.spec, best.options["from_teacher"]) == ("layers", "resnet14_cifar", True)
+
+
+def test_students_see_images_of_the_size_that_is_asked_for(teacher: Path) -> None:
+    """--input-size would be shown in the help, and do nothing, or something else in each command."""
+    options = CompressOptions(teacher=str(teacher), target_macs=0.5, input_size="1x6x6")
+    planned = Prospect.of(options, CPU, Silent())
+    sizes = {each.kind: each.options["input_size"] for each in planned.plan.students()}
+    assert sizes
+    assert {size for kind, size in sizes.items() if kind != "resized"} == {"1x6x6"}
+    assert planned.students.macs == students(teacher).macs, "the teacher keeps its own"
 
 
 def test_a_budget_below_every_network_says_what_the_cheapest_needs(teacher: Path) -> None:
@@ -161,7 +172,10 @@ def test_the_verdict(budget: dict[str, float], scores: dict[str, tuple[float, fl
         ({}, "needs a budget"),
         ({"target_macs": 0.5, "max_drop": 1}, "one budget"),
         ({"target_macs": 0.5, "time_budget": "soon"}, "not a duration"),
-        ({"target_macs": 0.5, "time_budget": "2s"}, "too short for one epoch"),
+        ({"target_macs": 0.5, "engine": "onnxruntime"}, "engine.* has no effect"),
+        ({"max_drop": 1, "batch_size": 16}, "batch.size.* has no effect"),
+        ({"target_macs": 0.5, "time_budget": "1h", "epochs": 3}, "epochs.* has no effect"),
+        ({"target_macs": 0.5, "time_budget": "2s", "epochs": None}, "too short for one epoch"),
         ({"target_ms": 10_000}, "no less than the teacher's"),
     ],
 )
@@ -213,15 +227,30 @@ def test_a_resumed_plan_is_the_one_that_was_begun(
     with stopped(ResKdTask, 3, signal.SIGINT, monkeypatch):
         made(teacher, tmp_path / "cut")
     record = record_of(tmp_path / "cut")
-    assert record["plan"] == {"share": pytest.approx(0.35), "epochs": 2}
+    assert {key: record["plan"][key] for key in ("share", "epochs")} == {"share": pytest.approx(0.35), "epochs": 2}
+    assert record["plan"]["costs"]["training"], "nor is anything measured again"
     with pytest.raises(UserError, match=r"target_macs=0.35|--target-macs 0.35"):
         made(teacher, tmp_path / "cut", resume=True, target_macs=0.3)
     with pytest.raises(UserError, match="began with"):
         made(teacher, tmp_path / "cut", resume=True, epochs=3)
 
 
+class Resized:
+    """Stands for students of which the teacher itself, for smaller images, is the best."""
+
+    macs = 1000
+
+    def of_kind(self, kind: str, most: float) -> Student:
+        return Student(kind, "the teacher's", int(most), side=8)
+
+
 def test_a_first_member_that_nobody_needs_is_not_trained(teacher: Path) -> None:
     """Half of the time would go into a network that cannot answer."""
+    resized: Any = Resized()  # it takes another input than a res-student would
+    assert pair(resized, "resized", 500.0, handover=False) == (None, None)
+    first, second = pair(resized, "resized", 500.0, handover=True)
+    assert first is not None
+    assert second is None
     known = students(teacher)
     alone = Plan.of(known, 0.022 * known.macs, handover=False, fine_tunes=False, steps=41)
     assert (alone.first is None) == (alone.second is None)

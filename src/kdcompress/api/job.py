@@ -467,9 +467,7 @@ def _finished(options: OutputOptions, command: str, kind: type[R]) -> dict[str, 
     if start.get("file") is not None and file_digest(start["reference"]) not in (None, start["file"]):
         remedy = "Choose another folder, or remove this one to make it anew."
         raise usage_error(f"The run {run.path} is finished, but {start['reference']} has changed since.", remedy)
-    differing = sorted(options.differing(then, now))
-    changed = [key for key in differing if key not in options.changeable() and (key in now or key not in INHERITED)]
-    if changed:
+    if changed := changed_since(options, then):
         detail = ", ".join(shown(key, then.get(key)) for key in changed[:3])
         remedy = "Give the same options to take its result, or choose another folder."
         raise usage_error(f"The run {run.path} is finished, but was made with {detail}.", remedy)
@@ -480,6 +478,13 @@ def _finished(options: OutputOptions, command: str, kind: type[R]) -> dict[str, 
         problem = f"{run.path / RECORD} has no valid result of {command}: {error}."
         raise UserError(problem, "The folder is damaged; choose another.") from error
     return result
+
+
+def changed_since(options: OutputOptions, then: dict[str, Any]) -> list[str]:
+    """Options that affect the result, and differ from those that a run recorded."""
+    now = options.to_dict()
+    differing = sorted(options.differing(then, now))
+    return [key for key in differing if key not in options.changeable() and (key in now or key not in INHERITED)]
 
 
 def versions() -> dict[str, str]:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from kdcompress.errors import usage_error
 from kdcompress.option_set import option
 from kdcompress.options.commands import ENGINES, MOST_BATCH
 from kdcompress.options.groups import TeacherOptions, time_limit
+from kdcompress.options.methods import meaningless
 from kdcompress.options.training import (
     MOST_EPOCHS,
     RUN,
@@ -57,6 +59,20 @@ class CompressOptions(TeacherOptions, CacheOptions, DataOptions, DeviceOptions, 
     report: bool = option(True, "write a report, RUN/report.html", affects_result=False)
     yes: bool = option(False, "do not ask before the plan is carried out", panel=RUN, affects_result=False)
     dry_run: bool = option(False, "stop after the plan", panel=RUN, affects_result=False)
+
+    def check(self) -> None:
+        """Refuse what contradicts itself, or would have no effect.
+
+        Raises:
+            UserError: For the first such option.
+        """
+        name, _ = self.budget
+        unused = [] if name == "target_ms" else [("engine", "no --target-ms"), ("batch_size", "no --target-ms")]
+        if self.time_limit < math.inf:
+            unused.append(("epochs", "--time-budget sets them"))
+        for option_name, why in unused:
+            if option_name in self.changed():
+                raise meaningless(option_name, why)
 
     @property
     def budget(self) -> tuple[str, float]:

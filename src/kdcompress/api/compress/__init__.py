@@ -13,13 +13,12 @@ from kdcompress.api.compress.contest import Contest
 from kdcompress.api.compress.prospect import Prospect
 from kdcompress.api.compress.verdict import Verdict, judge
 from kdcompress.api.export import export_network
-from kdcompress.api.job import INHERITED, finished
+from kdcompress.api.job import changed_since, finished
 from kdcompress.api.nested import adopt, nested
 from kdcompress.api.reference import resolve
 from kdcompress.api.report import write_report
 from kdcompress.engine.cores import take_free_cores
 from kdcompress.engine.distributed import from_main, start
-from kdcompress.engine.interrupt import Interrupted
 from kdcompress.engine.precision import Process
 from kdcompress.engine.progress import Reporter, Silent
 from kdcompress.engine.restart import resuming
@@ -58,7 +57,7 @@ def compress(
         >>> kdcompress.compress(teacher="runs/teacher", target_macs=0.25, time_budget="1h").top1
     """
     options = options or CompressOptions.resolve(given)
-    options.budget, options.time_limit  # noqa: B018 - both check what was given
+    options.check()
     place = start(options.device, options.precision, options.patience)
     if place.world > 1:
         raise usage_error("compress runs in one process.", "Start it without torchrun.")
@@ -113,7 +112,7 @@ def _use(result: CompressResult) -> list[str]:
     ]
 
 
-def _planned(options: CompressOptions) -> dict[str, float] | None:
+def _planned(options: CompressOptions) -> dict[str, Any] | None:
     """What an interrupted attempt planned by, if this one resumes it.
 
     Raises:
@@ -122,13 +121,12 @@ def _planned(options: CompressOptions) -> dict[str, float] | None:
     if options.dry_run or not (options.resume and options.out):
         return None
     record = RunFolder(Path(options.out).absolute()).record()
-    known: dict[str, float] | None = record.get(PLAN)
+    known: dict[str, Any] | None = record.get(PLAN)
     if known is None:
         return None
-    changed = options.differing(record.get("options", {}), options.to_dict())
-    changed = [name for name in changed if name not in {*options.changeable(), *INHERITED}]
-    if changed:
-        detail = ", ".join(shown(name, record["options"].get(name)) for name in changed[:3])
+    then = record.get("options", {})
+    if changed := changed_since(options, then):
+        detail = ", ".join(shown(name, then.get(name)) for name in changed[:3])
         raise usage_error(
             f"The run {options.out} began with {detail}.", "Resume with the same, or choose another --out."
         )
@@ -156,10 +154,10 @@ def _carried_out(
             options.time_limit, done + time.perf_counter() - began, ready.within, ready.limit,
         )  # fmt: skip
         verdict = judge(contest.run(), contest.dropped, commands, options, ready.teacher_row)
-    except KeyboardInterrupt as interrupt:
+    except KeyboardInterrupt:
         if (best := commands.best()) is not None:
             reporter.note(f"The best so far: {best}")
-        raise Interrupted(run.path) from interrupt
+        raise
     split = "test" if prospect.source.test is not None else "calibration"
     found = commands.score(verdict.chosen.run, split)
     exported = _exported(options, verdict.chosen.run, run, reporter)

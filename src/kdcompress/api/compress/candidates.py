@@ -19,7 +19,7 @@ from kdcompress.models.candidates import LEAST, affordable, series_for, with_wei
 from kdcompress.models.loading import Network
 from kdcompress.models.staged import Staged
 
-FAMILY = re.compile(r"(resnet|wrn_)(\d+)(_\d+)?_cifar")
+FAMILY = re.compile(r"resnet(\d+)_cifar")
 DEPTHS = (8, 14, 20, 32, 44, 56)
 LARGE, LARGEST_SMALL = (224, 224), 64  # a search for large photos takes architectures of timm's, which have weights
 WORTH_PRETRAINED = 48  # pixels: on smaller images timm's features say little
@@ -90,14 +90,15 @@ class Students:
     def _layers(self, most: float) -> Student | None:
         """A shallower network of the teacher's family and width, which starts from its layers."""
         match = FAMILY.fullmatch(self.network.architecture)
-        if match is None or not match[1].startswith("resnet"):
+        if match is None:
             return None
         args = {key: value for key, value in self.network.model_args.items() if key not in ("in_chans", "drop_rate")}
-        shallower = [str(ModelSpec(f"{match[1]}{depth}_cifar", args)) for depth in DEPTHS if depth < int(match[2])]
+        shallower = [str(ModelSpec(f"resnet{depth}_cifar", args)) for depth in DEPTHS if depth < int(match[1])]
         fitting = self._fitting(shallower, most)
         if not fitting or (macs := self.counted(spec := fitting[-1])) < LEAST * most:
             return None
-        return Student("layers", spec, macs, options={"student": spec, "from_teacher": True})
+        given: dict[str, object] = {"student": spec, "from_teacher": True, "input_size": self._sides}
+        return Student("layers", spec, macs, options=given)
 
     def _resized(self, most: float) -> Student | None:
         """The teacher itself, for smaller images."""
@@ -115,7 +116,10 @@ class Students:
             if macs <= most:
                 if macs < STILL_NEAR * most:
                     return None
-                given: dict[str, object] = {"student": self.network.reference, "input_size": str(smaller)}
+                given: dict[str, object] = {
+                    "student": self.network.reference,
+                    "input_size": f"{self.channels}x{smaller}x{smaller}",
+                }
                 if self.network.arch is not None:
                     given["student_arch"] = self.network.arch
                 return Student("resized", self.network.reference, macs, smaller, given)
@@ -148,7 +152,7 @@ class Students:
 
     @property
     def _sides(self) -> str:
-        return f"{self.size[0]}x{self.size[1]}"
+        return f"{self.channels}x{self.size[0]}x{self.size[1]}"
 
     def _fitting(self, specs: Iterable[str], most: float) -> list[str]:
         """Those of at most ``most`` MACs, of specs that get dearer."""
@@ -158,16 +162,17 @@ class Students:
         """Whether timm's weights of an architecture can be had; after one that cannot, no other is tried."""
         if self.are_weights_there:
             try:
-                self._new(spec, pretrained=True)
+                self.new(spec, pretrained=True)
             except UserError as error:
                 self.note(f"Notice: no pretrained student is tried. {error.problem}")
                 self.are_weights_there = False
         return self.are_weights_there
 
     def _counted(self, spec: str) -> int:
-        return macs_of(self._new(spec).model)
+        return macs_of(self.new(spec).model)
 
-    def _new(self, spec: str, pretrained: bool = False) -> Network:
+    def new(self, spec: str, pretrained: bool = False) -> Network:
+        """A network of a spec, for these images and classes."""
         return new_network(
             ModelSpec.parse(spec),
             num_classes=self.classes,

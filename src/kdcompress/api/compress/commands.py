@@ -20,8 +20,11 @@ from kdcompress.engine.progress import Reporter
 from kdcompress.option_set import Options
 from kdcompress.options import (
     AddResStudentOptions,
+    CacheOptions,
     CascadeOptions,
     CompressOptions,
+    DataOptions,
+    DeviceOptions,
     DistillOptions,
     EvalOptions,
     GateCalibrateOptions,
@@ -31,6 +34,9 @@ from kdcompress.results import CascadeResult, EvalResult, GateResult, TrainResul
 from kdcompress.runs import RunFolder
 
 O = TypeVar("O", bound=Options)  # noqa: E741
+# what every command takes as compress was given it; of an input size, each network has its own
+SHARED = {each.name for base in (DataOptions, DeviceOptions, CacheOptions) for each in fields(base)} - {"input_size"}
+SHARED |= {"seed"}
 BEST_SINGLE, SUMMED = "standardized-kl", "mse"  # logit losses that were best in trials; a sum needs one with a scale
 
 
@@ -51,7 +57,8 @@ class Commands:
 
     def fine_tune(self, name: str, epochs: int) -> TrainResult:
         """The teacher, for the classes of the data."""
-        own = {"model": self.options.teacher, "arch": self.options.teacher_arch, "epochs": epochs}
+        given = self.options
+        own = {"model": given.teacher, "arch": given.teacher_arch, "weights_key": given.weights_key, "epochs": epochs}
         return self._trained(name, "train-teacher", train_teacher, TrainTeacherOptions, own)
 
     def single(self, name: str, teacher: dict[str, Any], student: dict[str, Any], epochs: int) -> TrainResult:
@@ -147,9 +154,7 @@ class Commands:
     def _options(self, kind: type[O], own: dict[str, Any]) -> O:
         """Options of a command: its own, and what it shares with ``compress``."""
         given = self.options
-        names = {each.name for each in fields(kind)} & {each.name for each in fields(given)}
-        names -= {"teacher", "teacher_arch", "weights_key", "out", "resume", "epochs", "batch_size", "max_drop"}
-        names -= {"target_macs", "target_ms", "engine", "time_budget"}
+        names = SHARED & {each.name for each in fields(kind)}
         return kind(**{**{name: getattr(given, name) for name in names}, **own})
 
     def _print(self, command: str, options: Options) -> None:

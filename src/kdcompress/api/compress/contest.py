@@ -97,20 +97,17 @@ class Contest:
     def _finals(
         self, single: Student, first: Student | None, second: Student | None, forms: set[str]
     ) -> list[Contender]:
-        """What is left of the time, in equal parts for a student alone and for cascades."""
-        cascades, alone = forms & {PAIR, HANDOVER}, SINGLE in forms
-        made = list[Contender]()
+        """What is left of the time, in equal parts for the cascades that may win and for a student alone."""
+        cascades, made = forms & {PAIR, HANDOVER}, list[Contender]()
         pairs = sum(self.costs.training[each.name] for each in (first, second) if each is not None) * self.epochs
         if cascades and first is not None:
             members = [first, second] if PAIR in cascades and second is not None else [first]
             cost = sum(self.costs.training[each.name] for each in members)
-            epochs = self.epochs if math.isinf(self.seconds) else self._fitting(cost, self._left / (1 + alone))
+            epochs = self.epochs if math.isinf(self.seconds) else self._fitting(cost, self._left / 2)
             made += self._cascades("", first, second, epochs, self.limit, cascades)
-        if alone or not made:
-            cost = self.costs.training[single.name]
-            rival = max(self.epochs, round(pairs / cost))  # without a time budget, as long as a pair takes
-            made.append(self._single(SINGLE, single, self._fitting(cost, self._left, rival)))
-        return made
+        cost = self.costs.training[single.name]
+        rival = max(self.epochs, round(pairs / cost))  # without a time budget, as long as a pair takes
+        return [*made, self._single(SINGLE, single, self._fitting(cost, self._left, rival))]
 
     @property
     def _left(self) -> float:

@@ -15,18 +15,15 @@ from kdcompress.api.compress.commands import Commands
 from kdcompress.api.compress.contest import Limit
 from kdcompress.api.compress.plan import UNTIL_ENOUGH, Costs, Plan
 from kdcompress.api.compress.probe import forward_seconds, training_seconds
-from kdcompress.api.evaluate import evaluate
 from kdcompress.api.fitting import check_channels, check_classes, open_data
 from kdcompress.api.reference import inherit
 from kdcompress.api.teacher import Teacher, as_teacher, load_teacher, may_have_seen_calibration
-from kdcompress.data import Data, DataSource, choose_channels
+from kdcompress.data import Data, DataSource, choose_channels, choose_size
 from kdcompress.engine.distributed import Place
 from kdcompress.engine.plan import Plan as Schedule
 from kdcompress.engine.progress import Reporter
 from kdcompress.errors import usage_error
-from kdcompress.models.assemble import new_network
-from kdcompress.models.build import ModelSpec
-from kdcompress.options import BenchmarkOptions, CompressOptions, EvalOptions, TrainingOptions
+from kdcompress.options import BenchmarkOptions, CompressOptions, TrainingOptions
 
 TRAINING, FORWARD = 1.15, 1.1  # of what a probe measures: loading, optimiser, calibration
 FINE_TUNING_EPOCHS = 10
@@ -54,12 +51,12 @@ class Prospect:
 
     @classmethod
     def of(
-        cls, options: CompressOptions, place: Place, reporter: Reporter, known: Mapping[str, float] | None = None
+        cls, options: CompressOptions, place: Place, reporter: Reporter, known: Mapping[str, Any] | None = None
     ) -> Prospect:
         """Load teacher and data, and make a plan.
 
         Args:
-            known: What an interrupted attempt had measured and planned by: ``share`` and ``epochs``.
+            known: What an interrupted attempt had measured and planned by, see :attr:`known`.
 
         Raises:
             UserError: As for :func:`~kdcompress.api.compress.compress`.
@@ -85,8 +82,7 @@ class Prospect:
                 "Notice: the teacher may have been trained on the calibration images, where it would look better than "
                 "it is: a student that hands over to it does not compete."
             )
-        sizes = [network.prep.size] + ([source.size] if source.size is not None else [])
-        size = min(sizes, key=math.prod)
+        size = choose_size(source, options, network.prep.size, fixed=False)
         students = Students(teacher, source.num_classes, channels, size, reporter.note)
         share = value if name == "target_macs" else UNTIL_ENOUGH
         if name == "target_ms":
@@ -95,17 +91,19 @@ class Prospect:
         plan = Plan.of(students, share * students.macs, handover=not seen, fine_tunes=fine_tunes, steps=steps)
         row = {"networks": network.reference, "macs": students.macs}
         made = cls(options, place, reporter, source, teacher, students, plan, Costs({}, 0.0), options.epochs, row)
-        made.costs = made._probed(data.fit_size())
         if known:
-            made.epochs = int(known["epochs"])
-        elif options.time_budget is not None:
+            made.costs, made.epochs = Costs(**known["costs"]), int(known["epochs"])
+            return made
+        made.costs = made._probed(data.fit_size())
+        if options.time_budget is not None:
             made.epochs = plan.epochs_within(options.time_limit, made.costs)
         return made
 
     @property
-    def known(self) -> dict[str, float]:
-        """What a later attempt has to plan by."""
-        return {"share": self.plan.most / self.students.macs, "epochs": self.epochs}
+    def known(self) -> dict[str, Any]:
+        """What a later attempt has to plan by: what a machine measures differs from minute to minute."""
+        share = self.plan.most / self.students.macs
+        return {"share": share, "epochs": self.epochs, "costs": dataclasses.asdict(self.costs)}
 
     def lines(self) -> list[str]:
         """The plan, for a person."""
@@ -137,18 +135,9 @@ class Prospect:
             tuned = commands.fine_tune("teacher", FINE_TUNING_EPOCHS)
             options = dataclasses.replace(self.options, teacher=str(tuned.run), teacher_arch=None, weights_key=None)
             ready = Prospect.of(options, self.place, self.reporter, self.known)
-        own = EvalOptions(
-            run=ready.options.teacher,
-            arch=ready.options.teacher_arch,
-            weights_key=ready.options.weights_key,
-            data=ready.options.data,
-            data_dir=ready.options.data_dir,
-            holdout=ready.options.holdout,
-            cache_dir=ready.options.cache_dir,
-            device=ready.options.device,
-            split="calibration",
-        )
-        ready.teacher_row["top1"] = evaluate(own, reporter=self.reporter).top1
+        given = {"arch": ready.options.teacher_arch, "weights_key": ready.options.weights_key}
+        found = commands.score(ready.options.teacher, "calibration", score_teacher=False, **given)
+        ready.teacher_row["top1"] = found.top1
         return ready
 
     @property
@@ -182,11 +171,8 @@ class Prospect:
 
         def seconds(student: Student) -> float:
             side = (student.side, student.side) if student.side else self.students.size
-            if student.kind == "resized":
-                model = copy.deepcopy(self.teacher.network.model)
-            else:
-                spec = ModelSpec.parse(student.spec)
-                model = new_network(spec, num_classes=classes, channels=channels, size=side, seed=0).model
+            resized = student.kind == "resized"
+            model = copy.deepcopy(self.teacher.network.model) if resized else self.students.new(student.spec).model
             known = int(getattr(model, "num_classes", None) or classes)  # a teacher's may be others
             return TRAINING * images * training_seconds(model, (channels, *side), known, place)
 

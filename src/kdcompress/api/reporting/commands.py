@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import shlex
-from collections.abc import Iterator
 from typing import Any
 
 from kdcompress.data.prepared import HOLDOUT
-from kdcompress.option_set import Options, flag
+from kdcompress.option_set import Options, typed_flags
 from kdcompress.options import (
     AddResStudentOptions,
     CascadeOptions,
+    CompressOptions,
     DistillOptions,
     GateCalibrateOptions,
     PolishOptions,
@@ -26,8 +26,17 @@ MAKERS: dict[str, type[Options]] = {
     "cascade": CascadeOptions,
     "gate-calibrate": GateCalibrateOptions,
     "polish": PolishOptions,
+    "compress": CompressOptions,
 }
-OF_THE_JOB = {"resume", "dist_timeout", "workers", "cache_dir", "plot", "tensorboard"}  # say nothing of the result
+OF_THE_JOB = {
+    "resume",
+    "dist_timeout",
+    "workers",
+    "cache_dir",
+    "plot",
+    "tensorboard",
+    "yes",
+}  # say nothing of the result
 
 
 def command_line(record: dict[str, Any]) -> str:
@@ -46,7 +55,7 @@ def command_line(record: dict[str, Any]) -> str:
         if field.metadata["argument"]:
             arguments += [_piped(str(each), record) for each in _several(value)]
         else:
-            flags += _flags(key, value)
+            flags += typed_flags(key, value)
     return shlex.join(["kdcompress", str(name), *arguments, *flags])
 
 
@@ -66,11 +75,3 @@ def _piped(text: str, record: dict[str, Any]) -> str:
         return text
     parents, teacher = record.get("parents") or [], record.get("teacher") or {}
     return str(parents[0] if parents else teacher.get("reference", text))
-
-
-def _flags(key: str, value: Any) -> Iterator[str]:
-    for each in _several(value):
-        if isinstance(each, bool):
-            yield flag(key) if each else f"--no-{flag(key)[2:]}"
-        else:
-            yield from (flag(key), str(each))
