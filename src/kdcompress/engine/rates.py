@@ -50,6 +50,7 @@ FAMILIES = {
     "adadelta": Rate(1.0),
     "adagrad": Rate(0.03),
     "adafactorbv": Rate(3e-3),
+    "novograd": Rate(0.01),
 }
 
 
