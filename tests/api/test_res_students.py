@@ -39,17 +39,28 @@ def grow(chain: Chain, out: Path, **given: Any) -> TrainResult:
     )  # fmt: skip
 
 
-def test_res_students_in_one_command_equal_the_chain_of_commands(chain: Chain, tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def last(chain: Chain, tmp_path_factory: pytest.TempPathFactory) -> TrainResult:
+    """The chain's last member, trained with the options that every member has in one command."""
+    out = tmp_path_factory.mktemp("one-by-one") / "longer"
+    return kdcompress.add_res_student(run=chain.cascade.run, arch="lenet5,width=0.5", **{**COMMON, "out": str(out)})
+
+
+def test_res_students_in_one_command_equal_the_chain_of_commands(
+    chain: Chain, last: TrainResult, tmp_path: Path
+) -> None:
     """--res-students is a shorthand: the same weights as one command after another."""
     result = grow(chain, tmp_path / "grown")
     assert result.command == "distill"
     assert result.run == str(tmp_path / "grown")
-    assert same_weights(result.run, chain.longer.run)
-    assert result.energies == chain.longer.energies
-    assert result.members == chain.longer.members
+    assert same_weights(result.run, last.run)
+    assert result.energies == last.energies
+    assert result.members == last.members
 
 
-def test_res_students_resume_in_the_middle(chain: Chain, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_res_students_resume_in_the_middle(
+    chain: Chain, last: TrainResult, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Killed in the second of three trainings, it goes on there, and ends with the same weights."""
     with stopped(ResKdTask, 7, signal.SIGTERM, monkeypatch):
         grow(chain, tmp_path / "grown")
@@ -58,7 +69,7 @@ def test_res_students_resume_in_the_middle(chain: Chain, tmp_path: Path, monkeyp
         grow(chain, tmp_path / "grown")
     result = grow(chain, tmp_path / "grown", resume=True)
     assert (tmp_path / "grown" / "member-0" / WEIGHTS).stat().st_mtime_ns == before
-    assert same_weights(result.run, chain.longer.run)
+    assert same_weights(result.run, last.run)
     again = grow(chain, tmp_path / "grown", resume=True)
     assert again.command == "distill"
     assert again.top1 == result.top1
