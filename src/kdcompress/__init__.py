@@ -32,6 +32,7 @@ __all__ = [
     "push",
     "train_teacher",
     "verify",
+    "watch",
     "write_report",
 ]
 

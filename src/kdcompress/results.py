@@ -6,7 +6,7 @@ import dataclasses
 import math
 import typing
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, TypeVar
 
@@ -310,33 +310,67 @@ class Unreadable:
     problem: str
 
 
+@dataclass(frozen=True)
+class EpochRow:
+    """Of ``watch``: an epoch that has ended.
+
+    Attributes:
+        run: Name of the run folder; below the folder that is watched, its path there.
+        epoch, epochs: Number of the epoch, from 1, and how many there will be.
+        loss: Mean training loss.
+        top1: On the calibration split, in percent.
+        images_per_second: In training.
+        seconds_left: Estimated, of this training.
+    """
+
+    run: str
+    epoch: int
+    epochs: int | None
+    loss: float | None
+    top1: float | None
+    images_per_second: float | None
+    seconds_left: float | None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        return dict(vars(self))
+
+
 class Rows(ABC):
     """A result that comes in rows while it is being computed, and is not kept.
 
     Attributes:
         run: Absolute path of the run folder; None for a network that is in none.
-        labels: Names of the classes, where known.
-        gated: Whether rows have an ``exit_stage``.
         goes_on: Whether all rows are needed, also if nobody reads them: a file of them is being written.
     """
 
     run: str | None
-    labels: tuple[str, ...] | None
-    gated: bool
-    goes_on: bool
+    goes_on: bool = False
 
     @abstractmethod
-    def __iter__(self) -> Iterator[list[Prediction | Unreadable]]:
+    def __iter__(self) -> Iterator[Sequence[Prediction | Unreadable | EpochRow]]:
         """The rows of each batch, as soon as it is done."""
-
-    @abstractmethod
-    def total(self) -> int | None:
-        """How many rows there will be; None where that is not known."""
 
     @property
     @abstractmethod
     def exit_status(self) -> int:
         """Of the command line that prints them; known when all of them have come."""
+
+
+class PredictionRows(Rows):
+    """Rows that are :class:`Prediction` or :class:`Unreadable`.
+
+    Attributes:
+        labels: Names of the classes, where known.
+        gated: Whether rows have an ``exit_stage``.
+    """
+
+    labels: tuple[str, ...] | None
+    gated: bool
+
+    @abstractmethod
+    def total(self) -> int | None:
+        """How many rows there will be; None where that is not known."""
 
 
 @dataclass(kw_only=True)
@@ -398,7 +432,7 @@ class CompressResult(GateFacts, TeacherFacts, NetworkFacts, Result):
         met: Whether the budget is met; if not, the nearest was kept.
         calibration_top1: On the split by which it was chosen; the other accuracies are on ``split``.
         contenders: A row for the teacher, then for each contender, on the calibration split: ``form``, ``networks``,
-            ``epochs``, ``top1``, ``points_lost``, ``macs`` (expected, per image), ``macs_ratio``, ``ms`` with
+            ``run`` (a folder inside this one), ``epochs``, ``top1``, ``points_lost``, ``macs`` (expected, per image), ``macs_ratio``, ``ms`` with
             ``--target-ms``, ``within`` the budget, ``chosen``; ``dropped`` after its trial.
         exported, report: Absolute paths of the exported file and of the report.
     """
@@ -429,13 +463,16 @@ class PlanResult(Result):
     """Of ``compress --dry-run``.
 
     Attributes:
-        networks: That would be trained: ``kind``, ``network``, ``macs``.
+        networks: That would be trained: ``role`` (``student``, ``first member``, ``res-student``), ``kind``,
+            ``network``, ``macs``.
+        handover: Whether the first member handing over to the teacher competes.
         epochs: Of each member, after the trials.
     """
 
     teacher: str
     teacher_macs: int
     networks: list[dict[str, Any]]
+    handover: bool
     epochs: int
     estimated_seconds: float
 

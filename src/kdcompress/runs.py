@@ -14,6 +14,7 @@ import errno
 import hashlib
 import io
 import json
+import math
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -38,6 +39,7 @@ WEIGHTS, CONFIG, RECORD, METRICS, CHECKPOINT, SPLIT = (
     "split.csv",
 )
 LOCK = ".lock"
+MOST_METRICS = 32 * 2**20  # bytes of metrics.csv
 OWN, OTHERS = "digest", "digests"  # keys in run.json: digest of the rest of it, and of the other files by name
 
 _held: dict[Path, tuple[Lock, int]] = {}  # locks of this process, and how often each was claimed
@@ -108,6 +110,11 @@ class RunFolder:
     def has_checkpoint(self) -> bool:
         """Whether it has the state of an unfinished training."""
         return (self.path / CHECKPOINT).is_file()
+
+    @property
+    def is_being_written(self) -> bool:
+        """Whether another process is writing it at this moment."""
+        return _is_held(self.path)
 
     def record(self) -> dict[str, Any]:
         """The content of ``run.json`` without the digests; empty if there is none (a model folder of another tool).
@@ -222,6 +229,18 @@ class RunFolder:
         writer.writerows(rows)
         with atomic_file(self.path / METRICS) as file:
             file.write(text.getvalue().encode())
+
+    def metrics(self) -> list[dict[str, float]]:
+        """The rows of ``metrics.csv``, without values that are not finite numbers; none if it cannot be read."""
+        file = self.path / METRICS
+        try:
+            if not file.is_file() or file.stat().st_size > MOST_METRICS:
+                return []
+            rows = list(csv.DictReader(io.StringIO(file.read_text(encoding="utf-8"))))
+        except (OSError, UnicodeDecodeError, csv.Error):
+            return []
+        parsed = [{name: _number(text) for name, text in row.items() if name is not None} for row in rows]
+        return [{name: value for name, value in row.items() if value is not None} for row in parsed]
 
     def write_checkpoint(self, state: Mapping[str, Any]) -> None:
         """Replace the checkpoint; whenever the process is killed, ``run.json`` has the digest of the present one."""
@@ -448,6 +467,14 @@ def _read_json(path: Path) -> dict[str, Any]:
         raise UserError(
             f"{path} cannot be read: {first_line(error)}", "The folder is damaged; use another run."
         ) from error
+
+
+def _number(text: Any) -> float | None:
+    try:
+        value = float(text)
+    except (TypeError, ValueError):
+        return None
+    return value if math.isfinite(value) else None
 
 
 def _digest(path: Path) -> str:

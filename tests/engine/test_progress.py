@@ -10,10 +10,10 @@ from rich.console import Console
 
 from kdcompress.engine import progress_bar
 from kdcompress.engine.progress import Terminal
-from kdcompress.engine.progress_bar import Bar
+from kdcompress.engine.progress_bar import Bar, PlanBar
 
 
-def drawn(bar: Bar, width: int) -> str:
+def drawn(bar: Bar | PlanBar, width: int) -> str:
     console = Console(width=width, file=io.StringIO(), color_system=None)
     console.print(bar)
     assert isinstance(console.file, io.StringIO)
@@ -141,3 +141,50 @@ def test_long_notices_are_not_broken() -> None:
     Terminal(console=console).note("Notice: " + "x" * 100)
     assert isinstance(console.file, io.StringIO)
     assert console.file.getvalue() == "Notice: " + "x" * 100 + "\n"
+
+
+def test_the_line_of_a_plan_counts_down_between_its_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    """During a training of half an hour it would stand still."""
+    now = 0.0
+    monkeypatch.setattr(progress_bar.time, "perf_counter", lambda: now)
+    bar = PlanBar()
+    bar.begin(2, 7, 600.0)
+    line = drawn(bar, 80)
+    assert line.startswith("step 2/7 ─") and line.rstrip("\n").endswith(" 10:00 left")
+    now = 300.0
+    line = drawn(bar, 80)
+    assert line.rstrip("\n").endswith(" 5:00 left")
+    assert line.count("━") == pytest.approx(line.count("─"), abs=1)
+    now = 900.0
+    assert "0:00 left" in drawn(bar, 80)
+    for width in (1, 8, 20, 40):
+        assert len(drawn(bar, width).rstrip("\n")) <= width
+
+
+def test_the_plan_stays_above_the_training_and_goes_with_it() -> None:
+    """One bar for the plan and one for the step; none is left on the screen."""
+    console = Console(width=80, file=io.StringIO(), force_terminal=True, color_system=None)
+    reporter = Terminal(console=console)
+    reporter.plan(1, 2, 100.0)
+    reporter.start("distill resnet8_cifar", 2, 5, 0)
+    assert isinstance(console.file, io.StringIO)
+    assert reporter.live is not None
+    reporter.live.refresh()
+    lines = console.file.getvalue().replace("\r", "\n").splitlines()
+    plan = max(number for number, line in enumerate(lines) if "step 1/2" in line)
+    assert "epoch 1/2" in "".join(lines[plan : plan + 2])
+    reporter.stop()
+    assert reporter.live is not None, "the plan goes on"
+    reporter.plan_over()
+    assert reporter.live is None
+    assert shown(1.0, terminal=True).count("step ") == 0
+
+
+def test_a_log_has_a_line_for_each_step_of_a_plan() -> None:
+    """Whoever reads the log in the morning sees how far it had come."""
+    console = Console(width=80, file=io.StringIO())
+    reporter = Terminal(console=console)
+    reporter.plan(3, 9, 1290.4)
+    reporter.plan_over()
+    assert isinstance(console.file, io.StringIO)
+    assert console.file.getvalue() == "Step 3 of 9, 21:30 left\n"

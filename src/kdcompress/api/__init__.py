@@ -17,6 +17,7 @@ from kdcompress.api.push import push
 from kdcompress.api.report import write_report
 from kdcompress.api.train import distill, train_teacher
 from kdcompress.api.verify import verify
+from kdcompress.api.watch import epochs_of, watch
 
 __all__ = [
     "add_res_student",
@@ -25,6 +26,7 @@ __all__ = [
     "compress",
     "describe_data",
     "distill",
+    "epochs_of",
     "evaluate",
     "export_network",
     "gate_calibrate",
@@ -37,5 +39,6 @@ __all__ = [
     "push",
     "train_teacher",
     "verify",
+    "watch",
     "write_report",
 ]

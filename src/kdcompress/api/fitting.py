@@ -142,6 +142,14 @@ def check_classes(network: Described, source: DataSource, role: str) -> None:
         raise UserError(problem, f"Give the data that the {role} was trained on.")
 
 
+def has_other_classes(network: Described, source: DataSource) -> bool:
+    """Whether the data are about something else than what the network was trained on: it needs a new head."""
+    if network.num_classes != source.num_classes:
+        return True
+    theirs, ours = network.class_names, source.class_names
+    return bool(theirs and ours) and not {*map(str.lower, theirs or ())} & {*map(str.lower, ours or ())}
+
+
 def check_channels(network: Described, channels: int, role: str, own_size: tuple[int, int] | None = None) -> None:
     """Refuse images of another number of channels than the network takes.
 

@@ -21,7 +21,7 @@ from kdcompress.engine.distributed import start
 from kdcompress.engine.progress import Reporter, Silent
 from kdcompress.errors import UserError, usage_error
 from kdcompress.options import PredictOptions
-from kdcompress.results import Prediction, Rows, Unreadable
+from kdcompress.results import Prediction, PredictionRows, Unreadable
 
 
 def predict(
@@ -108,7 +108,7 @@ def _check(options: PredictOptions) -> None:
             raise usage_error(f"--csv {options.csv} exists already.", "Choose another name.")
 
 
-class Predictions(Rows):
+class Predictions(PredictionRows):
     """The rows of ``predict``; iterated once."""
 
     def __init__(self, classifier: Classifier, options: PredictOptions, reporter: Reporter) -> None:

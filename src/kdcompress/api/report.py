@@ -26,7 +26,7 @@ from kdcompress.report.card import card
 from kdcompress.report.facts import TEACHER
 from kdcompress.report.page import page
 from kdcompress.results import ReportResult
-from kdcompress.runs import atomic_file
+from kdcompress.runs import RECORD, RunFolder, atomic_file
 
 
 def write_report(
@@ -55,7 +55,7 @@ def write_report(
     if place.world > 1:
         raise usage_error("report runs in one process.", "Start it without torchrun.")
     reporter = reporter or Silent()
-    references = [resolve(name) for name in options.runs or (STDIN,)]
+    references = _with_contenders([resolve(name) for name in options.runs or (STDIN,)])
     began, specs = time.perf_counter(), iter(options.arch)
     for each in references:
         if is_onnx(each):
@@ -74,6 +74,18 @@ def write_report(
     with atomic_file(file, elsewhere="Choose another place with --out.", when_full=remedy) as output:
         output.write(text.encode())
     return result
+
+
+def _with_contenders(references: list[str]) -> list[str]:
+    """A run of ``compress`` alone is shown beside what it won against."""
+    folder = Path(references[0])
+    if len(references) > 1 or not (folder / RECORD).is_file():
+        return references
+    record = RunFolder(folder.absolute()).record()
+    rows = record.get("result", {}).get("contenders") or [] if record.get("command") == "compress" else []
+    names = [row.get("run") for row in rows if not row.get("chosen") and not row.get("dropped")]
+    known = [folder / Path(name).name for name in names if isinstance(name, str)]
+    return [*references, *(str(path) for path in known if (path / RECORD).is_file())]
 
 
 def _result(gathered: Gathered, options: ReportOptions, file: Path) -> ReportResult:

@@ -93,6 +93,7 @@ class ShortTrainings:
             out=str(folder),
             compile=False,
             tensorboard=False,
+            log=None,
         )
 
     def _folder(self, candidate: Candidate, epochs: int) -> Path:

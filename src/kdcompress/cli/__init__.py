@@ -161,6 +161,16 @@ Example: kdcompress verify runs/gated
 Example: kdcompress verify runs/gated --accept
 """
 
+WATCH_HELP = """Print each epoch of a run that another process trains, as it ends.
+
+In the folder of a compress, or of a distill with --res-students, it follows all trainings. It ends with the run; the
+exit status is 1 if that was interrupted.
+
+Example: kdcompress watch runs/student
+
+Example: kdcompress watch runs/small | jq .top1
+"""
+
 LAUNCHER = ("RANK", "LOCAL_RANK", "WORLD_SIZE")
 MAX_CONFIG = 2**20  # bytes
 
@@ -181,11 +191,12 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "report": ("write_report", "ReportOptions", REPORT_HELP),
     "push": ("push", "PushOptions", PUSH_HELP),
     "data": ("describe_data", "DescribeDataOptions", DATA_HELP),
+    "watch": ("watch", "WatchOptions", WATCH_HELP),
     "verify": ("verify", "VerifyOptions", VERIFY_HELP),
     "cache": ("manage_cache", "CacheCommandOptions", CACHE_HELP),
 }
 # function -> that which gives its rows as they come
-STREAMED = {"predict": "predictions"}
+STREAMED = {"predict": "predictions", "watch": "epochs_of"}
 # shorter texts for the list of commands
 IN_SHORT = {
     "compress": "From a teacher and a budget to a network that meets it.",
@@ -203,6 +214,7 @@ IN_SHORT = {
     "report": "One page about a run, or its model card.",
     "push": "Upload a run to the Hugging Face hub.",
     "data": "Describe a data set, with a contact sheet.",
+    "watch": "Follow a run that is being trained.",
     "verify": "Check that the files of a run are intact.",
     "cache": "List or remove what is cached for later runs.",
 }

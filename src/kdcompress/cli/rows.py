@@ -7,12 +7,13 @@ import json
 import os
 import sys
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 from kdcompress.cli.output import one_line, print_error
+from kdcompress.quantities import clock
 
 if TYPE_CHECKING:
-    from kdcompress.results import Prediction, Rows
+    from kdcompress.results import EpochRow, Prediction, PredictionRows, Rows
 
 LABEL_WIDTH = 40  # columns of a terminal, at most
 
@@ -27,15 +28,17 @@ def print_rows(rows: Rows, output: TextIO, as_json: bool | None, *, show_progres
         What went wrong with standard output. The rows after that are lost; they are still computed where a file of
         them is being written.
     """
-    from kdcompress.results import Unreadable
+    from kdcompress.results import PredictionRows, Unreadable
 
     if as_json is None:
         as_json = not output.isatty()
-    shown = _as_json if as_json else _table(rows)
+    predictions = rows if isinstance(rows, PredictionRows) else None
+    shown: Callable[[Any], str] = _as_json if as_json else _table(predictions) if predictions else _epochs()
     unreadable = done = 0
     failure: OSError | None = None
     with contextlib.ExitStack() as stack:
-        advance = stack.enter_context(_bar(rows) if show_progress and not output.isatty() else _no_bar())
+        has_bar = show_progress and predictions is not None and not output.isatty()
+        advance = stack.enter_context(_bar(predictions) if has_bar and predictions else _no_bar())
         for batch in rows:
             for row in batch:
                 if isinstance(row, Unreadable):
@@ -67,11 +70,11 @@ def _written(text: str, output: TextIO) -> OSError | None:
     return None
 
 
-def _as_json(row: Prediction) -> str:
+def _as_json(row: Prediction | EpochRow) -> str:
     return json.dumps(row.to_dict(), allow_nan=False)
 
 
-def _table(rows: Rows) -> Callable[[Prediction], str]:
+def _table(rows: PredictionRows) -> Callable[[Prediction], str]:
     """Rows of a table; the header stands above the first one. The path comes last: it is never cut."""
     labels = rows.labels or ("class",)
     width = min(max(map(len, (*labels, "label"))), LABEL_WIDTH)
@@ -90,8 +93,29 @@ def _table(rows: Rows) -> Callable[[Prediction], str]:
     return shown
 
 
+def _epochs() -> Callable[[EpochRow], str]:
+    """Rows of a table of epochs; a header stands above those of each run."""
+    before = ""
+
+    def shown(row: EpochRow) -> str:
+        nonlocal before
+        name = one_line(row.run)
+        header = f"{name}\n  epoch     loss  calibration   img/s     left\n" if name != before else ""
+        before = name
+        number = f"{row.epoch}/{row.epochs or '?'}"
+        left = "" if row.seconds_left is None else clock(row.seconds_left)
+        values = f"{_digits(row.loss, 4):>9}{_digits(row.top1, 2):>11} %{_digits(row.images_per_second, 0):>8}"
+        return f"{header}{number:>7}{values}{left:>9}"
+
+    return shown
+
+
+def _digits(value: float | None, digits: int) -> str:
+    return "" if value is None else f"{value:.{digits}f}"
+
+
 @contextlib.contextmanager
-def _bar(rows: Rows) -> Iterator[Callable[[int], None]]:
+def _bar(rows: PredictionRows) -> Iterator[Callable[[int], None]]:
     """A progress bar on standard error, if that is a terminal; yields a function to advance it."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn

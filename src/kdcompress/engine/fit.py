@@ -21,6 +21,7 @@ from kdcompress.engine.contact import Lost
 from kdcompress.engine.distributed import Place, any_process, barrier, check_same, from_main, in_contact, summed
 from kdcompress.engine.evaluate import evaluate
 from kdcompress.engine.interrupt import Interrupted, StopSignal
+from kdcompress.engine.logs import logged
 from kdcompress.engine.muon import in_fp32_on_cpu
 from kdcompress.engine.plan import Plan
 from kdcompress.engine.progress import Reporter
@@ -76,10 +77,11 @@ def fit(
     if resumed:
         trainer.load()
     check_same({"the state": (trainer.epoch, trainer.step, trainer.update)})
-    writer = _tensorboard(run) if options.tensorboard and place.is_main else None
     done = len(trainer.history)
-    reporter.start(title, options.epochs, len(batches), done)
-    try:
+    with contextlib.ExitStack() as stack:
+        log = stack.enter_context(logged(run, options, reporter.note)) if place.is_main else None
+        reporter.start(title, options.epochs, len(batches), done)
+        stack.callback(reporter.stop)
         with StopSignal() as stop:
             if not resumed:
                 trainer.save_together()
@@ -101,16 +103,8 @@ def fit(
                 row["calibration_loss"], row["calibration_top1"] = round(scores.loss, 6), round(scores.top1, 4)
                 trainer.finish_epoch(row)
                 reporter.epoch(row)
-                if writer is not None:
-                    for key, value in row.items():
-                        writer.add_scalar(key, value, row["epoch"])
-    finally:
-        reporter.stop()
-        if writer is not None:
-            try:
-                writer.close()
-            except OSError as error:  # must not hide an earlier error
-                reporter.note(f"Warning: the TensorBoard log is incomplete: {error.strerror or error}.")
+                if log is not None:
+                    log(row)
     trainer.take_average()
     return trainer.history
 
@@ -507,13 +501,3 @@ def _seed(device: torch.device, *parts: int) -> None:
     if device.type != "cpu":
         torch.get_device_module(device).manual_seed(number)
     np.random.seed(number)
-
-
-def _tensorboard(run: RunFolder) -> Any:
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError as error:
-        raise UserError(
-            "--tensorboard needs TensorBoard.", "pip install 'kdcompress[tensorboard]'", exit_code=2
-        ) from error
-    return SummaryWriter(str(run.path / "tensorboard"))

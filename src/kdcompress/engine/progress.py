@@ -1,4 +1,4 @@
-"""What a person sees while a network trains: a live bar on a terminal, a line per epoch elsewhere; all on stderr."""
+"""What a person sees of long work: live bars on a terminal, a line per epoch and per step elsewhere; all on stderr."""
 
 from __future__ import annotations
 
@@ -7,16 +7,27 @@ import sys
 import time
 from typing import Any, Protocol
 
-from rich.console import Console
+from rich.console import Console, Group
 from rich.live import Live
 
-from kdcompress.engine.progress_bar import Bar
+from kdcompress.engine.progress_bar import Bar, PlanBar
+from kdcompress.quantities import clock
 
 LONG_EPOCH = 10  # seconds; on a terminal, only an epoch that takes longer leaves a line
 
 
 class Reporter(Protocol):
     """Receives the course of a training."""
+
+    def plan(self, step: int, steps: int, left: float) -> None:
+        """Of a plan of several trainings, step number ``step`` of ``steps`` (from 1) begins.
+
+        Args:
+            left: Estimated seconds, of this step and all that follow.
+        """
+
+    def plan_over(self) -> None:
+        """The plan is carried out, or was interrupted."""
 
     def start(self, title: str, epochs: int, steps: int, done: int) -> None:
         """A training, or a phase of one, begins after ``done`` of all its ``epochs``."""
@@ -39,6 +50,10 @@ class Reporter(Protocol):
 
 class Silent:
     """Says nothing: other ranks, ``--quiet``, and Python callers unless they ask."""
+
+    def plan(self, step: int, steps: int, left: float) -> None: ...
+
+    def plan_over(self) -> None: ...
 
     def start(self, title: str, epochs: int, steps: int, done: int) -> None: ...
 
@@ -68,9 +83,21 @@ class Terminal:
         self.verbose = verbose
         self.live: Live | None = None
         self.bar: Bar | None = None
+        self.overall: PlanBar | None = None
         self.epochs = 0
         self.began = time.perf_counter()
         self.first = 0
+
+    def plan(self, step: int, steps: int, left: float) -> None:
+        self.note(f"Step {step} of {steps}, {clock(left)} left")
+        if self.animated:
+            self.overall = self.overall or PlanBar()
+            self.overall.begin(step, steps, left)
+            self._draw()
+
+    def plan_over(self) -> None:
+        self.overall = None
+        self._draw()
 
     def start(self, title: str, epochs: int, steps: int, done: int) -> None:
         self.epochs, self.first, self.began = epochs, done, time.perf_counter()
@@ -78,8 +105,7 @@ class Terminal:
         self.note(f"{title}: {length}" + (f", from epoch {done + 1}" if done else ""))
         if self.animated:
             self.bar = Bar(epochs, steps, done)
-            self.live = Live(self.bar, console=self.console, transient=True)
-            self.live.start()
+            self._draw()
 
     def step(self, epoch: int, loss: float, speed: float, advance: int) -> None:
         if self.bar is not None:
@@ -94,13 +120,22 @@ class Terminal:
         left = (time.perf_counter() - self.began) / max(done, 1) * (self.epochs - row["epoch"])
         self.note(
             f"epoch {row['epoch']}/{self.epochs}  loss {row['train_loss']:.4f}  train {row['train_top1']:.2f} %"
-            f"  calibration {row['calibration_top1']:.2f} %  {row['images_per_second']:.0f} img/s  {left:.0f} s left"
+            f"  calibration {row['calibration_top1']:.2f} %  {row['images_per_second']:.0f} img/s  {clock(left)} left"
         )
 
     def stop(self) -> None:
+        self.bar = None
+        self._draw()
+
+    def _draw(self) -> None:
+        """Show the bars that there are, one below the other."""
+        bars = [bar for bar in (self.overall, self.bar) if bar is not None]
         if self.live is not None:
             self.live.stop()
-            self.live = self.bar = None
+            self.live = None
+        if bars:
+            self.live = Live(Group(*bars), console=self.console, transient=True)
+            self.live.start()
 
     def note(self, text: str) -> None:
         self.console.print(text, markup=False, soft_wrap=True)

@@ -1,4 +1,4 @@
-"""The live line of a training, made for the width of the terminal: epoch, bar, what fits of the scores, time left."""
+"""The live lines of a training and of a plan, made for the width of the terminal: bar, what fits, time left."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from collections.abc import Iterator
 
 from rich.console import Console, ConsoleOptions, RenderResult
 from rich.text import Text
+
+from kdcompress.quantities import clock
 
 NARROWEST = 8  # columns of a bar
 
@@ -41,10 +43,7 @@ class Bar:
         steps = self.done - self.first
         if not steps:
             return "-:-- left"
-        seconds = (time.perf_counter() - self.began) / steps * (self.total - self.done)
-        minutes, second = divmod(round(seconds), 60)
-        hours, minute = divmod(minutes, 60)
-        return f"{hours}:{minute:02}:{second:02} left" if hours else f"{minute}:{second:02} left"
+        return f"{clock((time.perf_counter() - self.began) / steps * (self.total - self.done))} left"
 
     def scores(self, room: int) -> str:
         """As much of loss, accuracy and speed as fits in so many columns."""
@@ -67,9 +66,34 @@ class Bar:
         scores = self.scores(room - 2)
         if scores:
             left = f"{scores}  {left}"
-        bar = max(width - len(f"{epoch}  {left}"), 0)
-        whole, rest = ("#", "-") if options.ascii_only else ("━", "─")
-        full = bar * self.done // self.total
-        line = Text.assemble(f"{epoch} ", (whole * full, "green"), (rest * (bar - full), "bright_black"), f" {left}")
-        line.truncate(width)
-        yield line
+        yield _line(epoch, self.done / self.total, left, options)
+
+
+class PlanBar:
+    """The line of a plan of several trainings; its time left counts down from an estimate."""
+
+    def __init__(self) -> None:
+        self.step = self.steps = 0
+        self.began = self.estimated_at = time.perf_counter()
+        self.estimate = 0.0
+
+    def begin(self, step: int, steps: int, left: float) -> None:
+        """Step number ``step`` of ``steps`` begins; it and all that follow take about ``left`` seconds."""
+        self.step, self.steps, self.estimate, self.estimated_at = step, steps, left, time.perf_counter()
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        now = time.perf_counter()
+        left, passed = max(self.estimate - (now - self.estimated_at), 0.0), now - self.began
+        share = passed / (passed + left) if passed + left else 1.0
+        yield _line(f"step {self.step}/{self.steps}", share, f"{clock(left)} left", options)
+
+
+def _line(name: str, share: float, right: str, options: ConsoleOptions) -> Text:
+    """A bar between two texts, as wide as the terminal."""
+    width = options.max_width
+    bar = max(width - len(f"{name}  {right}"), 0)
+    whole, rest = ("#", "-") if options.ascii_only else ("━", "─")
+    full = int(bar * share)
+    line = Text.assemble(f"{name} ", (whole * full, "green"), (rest * (bar - full), "bright_black"), f" {right}")
+    line.truncate(width)
+    return line

@@ -24,6 +24,7 @@ from kdcompress.options.commands import (
     ShellOptions,
     TrainTeacherOptions,
     VerifyOptions,
+    WatchOptions,
 )
 from kdcompress.options.compress import CompressOptions
 from kdcompress.options.groups import (
@@ -86,4 +87,5 @@ __all__ = [
     "TrainingOptions",
     "UnlabelledOptions",
     "VerifyOptions",
+    "WatchOptions",
 ]

@@ -396,6 +396,13 @@ class VerifyOptions(Options):
 
 
 @dataclass(kw_only=True)
+class WatchOptions(Options):
+    """Options of ``watch``."""
+
+    run: str = option("-", "folder of a run that is being trained", argument=True, affects_result=False)
+
+
+@dataclass(kw_only=True)
 class PushOptions(Options):
     """Options of ``push``."""
 

@@ -210,6 +210,13 @@ class TrainingOptions(DataOptions, DeviceOptions, OutputOptions):
     tensorboard: bool = option(
         False, "also write TensorBoard events (extra: tensorboard)", panel=RUN, affects_result=False
     )
+    log: str | None = option(
+        None,
+        "also log epochs to Weights & Biases or MLflow; their own variables say where (extras: wandb, mlflow)",
+        choices=("wandb", "mlflow"),
+        panel=RUN,
+        affects_result=False,
+    )
 
     @property
     def learner(self) -> Reference | None:

@@ -8,8 +8,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-from kdcompress.api.compress.commands import Commands
+from kdcompress.api.compress.commands import Commands, spent_seconds
 from kdcompress.api.compress.contest import Contest
+from kdcompress.api.compress.course import Course
 from kdcompress.api.compress.prospect import Prospect
 from kdcompress.api.compress.verdict import Verdict, judge
 from kdcompress.api.export import export_network
@@ -25,6 +26,7 @@ from kdcompress.engine.restart import resuming
 from kdcompress.errors import UserError, usage_error
 from kdcompress.option_set import shown
 from kdcompress.options import CompressOptions, ExportOptions, ReportOptions
+from kdcompress.quantities import scaled
 from kdcompress.references import absolute
 from kdcompress.results import CompressResult, EvalResult, PlanResult
 from kdcompress.runs import RunFolder
@@ -83,7 +85,11 @@ def compress(
         verdict, result = _carried_out(prospect, run, began, reporter)
         from_main(lambda: adopt(run, RunFolder(Path(verdict.chosen.run)), "compress", options, result))
     if result.report is not None:
-        _report(result, verdict, reporter)
+        _report(result, reporter)
+    if (params := prospect.teacher.entry["params"]) < result.params:
+        reporter.note(
+            f"Notice: it has more parameters than the teacher: {scaled(result.params)} instead of {scaled(params)}."
+        )
     if not verdict.met:
         reporter.note("Notice: nothing is within the budget; the nearest was kept.")
     for line in _use(result):
@@ -91,10 +97,10 @@ def compress(
     return result
 
 
-def _report(result: CompressResult, verdict: Verdict, reporter: Reporter) -> None:
+def _report(result: CompressResult, reporter: Reporter) -> None:
     """A web page about the result, with the other contenders beside it; without one the result is as good."""
     try:
-        write_report(ReportOptions(runs=(str(result.run), *verdict.others)), reporter=reporter)
+        write_report(ReportOptions(runs=(str(result.run),)), reporter=reporter)
     except UserError as error:
         reporter.note(f"Notice: there is no report. {error.problem} {error.remedy}")
     else:
@@ -145,10 +151,12 @@ def _carried_out(
     prospect: Prospect, run: RunFolder, began: float, reporter: Reporter
 ) -> tuple[Verdict, CompressResult]:
     options = prospect.options
-    commands = Commands(options, run.path, reporter, prospect.source.num_classes)
-    done = commands.finished_seconds()
+    done = spent_seconds(run.path)
+    course = Course.of(reporter, prospect.plan, prospect.epochs, prospect.costs, began - done + options.time_limit)
+    commands = Commands(options, run.path, reporter, prospect.source.num_classes, course)
     try:
         ready = prospect.with_trained_teacher(commands)
+        course.costs = ready.costs
         contest = Contest(
             commands, ready.students, ready.plan, ready.teacher_options, ready.epochs, ready.costs,
             options.time_limit, done + time.perf_counter() - began, ready.within, ready.limit,
@@ -158,6 +166,8 @@ def _carried_out(
         if (best := commands.best()) is not None:
             reporter.note(f"The best so far: {best}")
         raise
+    finally:
+        reporter.plan_over()
     split = "test" if prospect.source.test is not None else "calibration"
     found = commands.score(verdict.chosen.run, split)
     exported = _exported(options, verdict.chosen.run, run, reporter)

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import csv
 import dataclasses
 import shlex
 import statistics
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, TypeVar
 
 from kdcompress.api.add_res_student import add_res_student
 from kdcompress.api.cascade import cascade
+from kdcompress.api.compress.course import Course
 from kdcompress.api.evaluate import evaluate
 from kdcompress.api.gate import gate_calibrate
 from kdcompress.api.train import distill, train_teacher
@@ -31,7 +31,7 @@ from kdcompress.options import (
     TrainTeacherOptions,
 )
 from kdcompress.results import CascadeResult, EvalResult, GateResult, TrainResult
-from kdcompress.runs import RunFolder
+from kdcompress.runs import RECORD, RunFolder
 
 O = TypeVar("O", bound=Options)  # noqa: E741
 # what every command takes as compress was given it; of an input size, each network has its own
@@ -48,12 +48,14 @@ class Commands:
         options: Those of ``compress``.
         folder: Where the runs go; one that is finished already is not run again.
         classes: K.
+        course: Is told which command begins.
     """
 
     options: CompressOptions
     folder: Path
     reporter: Reporter
     classes: int
+    course: Course
 
     def fine_tune(self, name: str, epochs: int) -> TrainResult:
         """The teacher, for the classes of the data."""
@@ -94,13 +96,11 @@ class Commands:
         self._print("eval", options)
         return evaluate(options, reporter=self.reporter)
 
-    def finished_seconds(self) -> float:
-        """What the runs took that are finished."""
-        return sum(float(result.get("seconds", 0.0)) for _, result in self._finished())
-
     def best(self) -> str | None:
         """The most accurate finished run that answers within the budget: a student alone, or a gated cascade."""
-        found = {path: result.get("gated_top1", result.get("top1")) for path, result in self._finished()}
+        runs = [run for run in runs_in(self.folder) if run.is_finished]
+        results = {run.path: run.record().get("result", {}) for run in runs}
+        found = {path: result.get("gated_top1", result.get("top1")) for path, result in results.items()}
         known = {
             path: float(top1)
             for path, top1 in found.items()
@@ -111,18 +111,9 @@ class Commands:
         path = max(known, key=known.__getitem__)
         return f"{path}, {known[path]:.2f} % on the calibration split"
 
-    def _finished(self) -> Iterator[tuple[Path, dict[str, Any]]]:
-        for path in sorted(self.folder.iterdir()):
-            if path.is_dir() and (run := RunFolder(path)).is_finished:
-                yield path, run.record().get("result", {})
-
     def seconds_per_epoch(self, name: str) -> float | None:
         """Of a training that is finished: the median, in which the first epoch's cached targets do not count."""
-        path = self.folder / name / "metrics.csv"
-        if not path.is_file():
-            return None
-        with open(path) as file:
-            rows = [float(row["seconds"]) for row in csv.DictReader(file)]
+        rows = seconds_of_epochs(RunFolder(self.folder / name))
         return statistics.median(rows) if rows else None
 
     def _trained(
@@ -145,7 +136,10 @@ class Commands:
     ) -> Any:
         out = self.folder / name
         options = self._options(kind, {**own, "out": str(out), "resume": RunFolder(out).path.exists()})
-        if not RunFolder(out).is_finished:
+        if RunFolder(out).is_finished:
+            self.course.pass_by(name)
+        else:
+            self.course.begin(name)
             self._print(command, options)
         result = run(options, reporter=self.reporter)
         assert isinstance(result, made)
@@ -161,3 +155,21 @@ class Commands:
         quiet = {"resume": False} if hasattr(options, "resume") else {}
         words = dataclasses.replace(options, **quiet).typed()
         self.reporter.note(f"$ kdcompress {shlex.join([command, *words])}")
+
+
+def spent_seconds(folder: Path) -> float:
+    """What the runs in a folder took so far, those that were interrupted and gone on with included."""
+    return sum(
+        max(float(run.record().get("result", {}).get("seconds", 0.0)), sum(seconds_of_epochs(run)))
+        for run in runs_in(folder)
+    )
+
+
+def runs_in(folder: Path) -> list[RunFolder]:
+    """Its sub-folders that are runs."""
+    return [RunFolder(path) for path in sorted(folder.iterdir()) if (path / RECORD).is_file()]
+
+
+def seconds_of_epochs(run: RunFolder) -> list[float]:
+    """Of the whole epochs of a training."""
+    return [row["seconds"] for row in run.metrics() if "seconds" in row]

@@ -98,16 +98,23 @@ class Contest:
         self, single: Student, first: Student | None, second: Student | None, forms: set[str]
     ) -> list[Contender]:
         """What is left of the time, in equal parts for the cascades that may win and for a student alone."""
-        cascades, made = forms & {PAIR, HANDOVER}, list[Contender]()
-        pairs = sum(self.costs.training[each.name] for each in (first, second) if each is not None) * self.epochs
+        cascades, made, members = forms & {PAIR, HANDOVER}, list[Contender](), dict[str, Student]()
         if cascades and first is not None:
-            members = [first, second] if PAIR in cascades and second is not None else [first]
-            cost = sum(self.costs.training[each.name] for each in members)
-            epochs = self.epochs if math.isinf(self.seconds) else self._fitting(cost, self._left / 2)
+            members["first"] = first
+        if PAIR in cascades and second is not None:
+            members["pair"] = second
+        each = sum(self.costs.training[student.name] for student in members.values())
+        own = self.costs.training[single.name]
+        # without a time budget, a student alone is trained for as long as a pair takes
+        pairs = sum(self.costs.training[student.name] for student in (first, second) if student is not None)
+        rival = max(self.epochs, round(pairs * self.epochs / own))
+        epochs = self.epochs if math.isinf(self.seconds) or not members else self._fitting(each, self._left / 2)
+        alone = self._fitting(own, self._left - epochs * each, rival)
+        ahead = {name: (student.name, epochs) for name, student in members.items()}
+        self.commands.course.replace_finals({**ahead, SINGLE: (single.name, alone)})
+        if members and first is not None:
             made += self._cascades("", first, second, epochs, self.limit, cascades)
-        cost = self.costs.training[single.name]
-        rival = max(self.epochs, round(pairs / cost))  # without a time budget, as long as a pair takes
-        return [*made, self._single(SINGLE, single, self._fitting(cost, self._left, rival))]
+        return [*made, self._single(SINGLE, single, self._fitting(own, self._left, rival))]
 
     @property
     def _left(self) -> float:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from kdcompress.api.compress.candidates import Student, Students
@@ -16,6 +16,7 @@ TRIAL = 1 / 6  # of the epochs, for every candidate; the rest is for those that 
 LEAST_STEPS = 160  # of a trial: after fewer, accuracies say little; but never more than half of the epochs
 VIEWS = 8  # that are cached, see TargetOptions
 PER_COMMAND = 4.0  # seconds besides training: opening data, scoring, saving
+STUDENT, FIRST_MEMBER, RES_STUDENT = "student", "first member", "res-student"
 RESERVE = 0.08  # of the time budget, for gates, scores and what the estimate got wrong
 
 
@@ -57,8 +58,20 @@ class Plan:
     steps: int
 
     @classmethod
-    def of(cls, students: Students, most: float, *, handover: bool, fine_tunes: bool, steps: int) -> Plan:
+    def of(
+        cls,
+        students: Students,
+        most: float,
+        spelled: Callable[[float], str],
+        *,
+        handover: bool,
+        fine_tunes: bool,
+        steps: int,
+    ) -> Plan:
         """The plan before anything is known of the candidates.
+
+        Args:
+            spelled: The option that would allow a share of the teacher's MACs.
 
         Raises:
             UserError: Nothing is cheap enough.
@@ -67,7 +80,7 @@ class Plan:
         if not singles:
             least = math.ceil(1e4 * students.cheapest() / students.macs) / 1e4
             problem = f"No network is within {most / students.macs:.2%} of the teacher's {students.macs:,} MACs."
-            raise usage_error(problem, f"The cheapest needs --target-macs {least:g}.")
+            raise usage_error(problem, f"The cheapest needs {spelled(least)}.")
         first, second = pair(students, singles[0].kind, most, handover)
         return cls(most, singles, first, second, handover, fine_tunes, steps)
 
@@ -91,11 +104,21 @@ class Plan:
     def students(self) -> Iterator[Student]:
         """All that are trained in the trials."""
         yield from self.singles
-        yield from (each for each in (self.first, self.second) if each is not None)
+        yield from self.members().values()
+
+    def roles(self) -> list[tuple[str, Student]]:
+        """What each would be: a student alone, or a member of the pair."""
+        members = zip((FIRST_MEMBER, RES_STUDENT), (self.first, self.second), strict=True)
+        return [*((STUDENT, each) for each in self.singles), *((role, each) for role, each in members if each)]
+
+    def members(self) -> dict[str, Student]:
+        """Those of the pair, by the names of their runs."""
+        named = {"first": self.first, "pair": self.second}
+        return {name: each for name, each in named.items() if each is not None}
 
     def seconds(self, epochs: int, costs: Costs) -> float:
         """Estimated, if nobody drops out: trials, a pair, and a single that gets as much time as the pair."""
-        final = sum(costs.training[each.name] for each in (self.first, self.second) if each is not None)
+        final = sum(costs.training[each.name] for each in self.members().values())
         final = 2 * final if final else costs.training[self.singles[0].name]
         tried = self.students() if self.has_trials else ()
         short = self.trial_epochs(epochs) * sum(costs.training[each.name] for each in tried)
@@ -123,9 +146,7 @@ class Plan:
 
     def lines(self, epochs: int, costs: Costs, teacher_macs: int) -> list[str]:
         """The plan as a table."""
-        rows = [(f"student ({each.kind})", each) for each in self.singles]
-        rows += [("first member", self.first)] if self.first else []
-        rows += [("res-student", self.second)] if self.second else []
+        rows = [(f"{role} ({each.kind})" if role == STUDENT else role, each) for role, each in self.roles()]
         width = max(len(each.name) for _, each in rows)
         table = [
             f"  {role:<20} {each.name:<{width}}  {each.macs / 1e6:8.1f} M MACs  {each.macs / teacher_macs:6.1%}"

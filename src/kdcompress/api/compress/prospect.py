@@ -15,7 +15,7 @@ from kdcompress.api.compress.commands import Commands
 from kdcompress.api.compress.contest import Limit
 from kdcompress.api.compress.plan import UNTIL_ENOUGH, Costs, Plan
 from kdcompress.api.compress.probe import forward_seconds, training_seconds
-from kdcompress.api.fitting import check_channels, check_classes, open_data
+from kdcompress.api.fitting import check_channels, check_classes, has_other_classes, open_data
 from kdcompress.api.reference import inherit
 from kdcompress.api.teacher import Teacher, as_teacher, load_teacher, may_have_seen_calibration
 from kdcompress.data import Data, DataSource, choose_channels, choose_size
@@ -64,7 +64,7 @@ class Prospect:
         network = load_teacher(options.teacher, options.teacher_arch, options.weights_key, reporter)
         options = inherit(options, network.record)
         source = open_data(options, network)
-        fine_tunes = network.num_classes != source.num_classes
+        fine_tunes = has_other_classes(network, source)
         if not fine_tunes:
             check_classes(network, source, "teacher")
         channels = choose_channels(source, options)
@@ -87,8 +87,14 @@ class Prospect:
         share = value if name == "target_macs" else UNTIL_ENOUGH
         if name == "target_ms":
             share = known["share"] if known else _share_of_time(options, value)
+        flag = f"--{name.replace('_', '-')}"
+
+        def spelled(least: float) -> str:
+            """The budget that would allow a share of the teacher's MACs, in the unit of the one that was given."""
+            return f"{flag} {least:g}" if name != "target_ms" else f"about {flag} {value * least / share:.3g}"
+
         steps = math.ceil(data.fit_size() / Schedule.of(TrainingOptions(), data.fit_size()).batch_size)
-        plan = Plan.of(students, share * students.macs, handover=not seen, fine_tunes=fine_tunes, steps=steps)
+        plan = Plan.of(students, share * students.macs, spelled, handover=not seen, fine_tunes=fine_tunes, steps=steps)
         row = {"networks": network.reference, "macs": students.macs}
         made = cls(options, place, reporter, source, teacher, students, plan, Costs({}, 0.0), options.epochs, row)
         if known:
@@ -119,9 +125,11 @@ class Prospect:
 
     def facts(self) -> dict[str, Any]:
         """The plan, for :class:`~kdcompress.results.PlanResult`."""
-        rows = [{"kind": each.kind, "network": each.name, "macs": each.macs} for each in self.plan.students()]
+        roles = self.plan.roles()
+        rows = [{"role": role, "kind": each.kind, "network": each.name, "macs": each.macs} for role, each in roles]
         return {
             "networks": rows,
+            "handover": self.plan.handover and self.plan.first is not None,
             "epochs": self.epochs,
             "estimated_seconds": round(self.plan.seconds(self.epochs, self.costs), 1),
             "teacher": self.teacher.network.reference,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from kdcompress.api.benchmark import benchmark
@@ -18,18 +19,16 @@ class Verdict:
     """What came of the contest.
 
     Attributes:
-        rows: For each contender ``form``, ``networks``, ``epochs``, ``top1``, ``macs`` (expected, per image),
+        rows: For each contender ``form``, ``networks``, ``run`` (a folder inside that of ``compress``), ``epochs``, ``top1``, ``macs`` (expected, per image),
             ``macs_ratio``, ``ms`` with ``--target-ms``, ``points_lost``, and whether it is ``within`` the budget and
             ``chosen``; all on the calibration split. The first is the teacher, the last are those that were dropped
             after their trials (``dropped``).
         chosen: The contender that is shipped.
-        others: Paths of the runs that are not.
         met: Whether it is within the budget; if not, it is the nearest.
     """
 
     rows: list[dict[str, Any]]
     chosen: Contender
-    others: list[str]
     met: bool
 
 
@@ -64,12 +63,11 @@ def judge(
     for other, row in enumerate(rows):
         row["chosen"] = other == number
     first = {"form": "teacher", **teacher, "macs_ratio": 1.0, "chosen": False}
-    others = [each.run for each in contenders if each is not contenders[number]]
     early = []
     for each in dropped:
         name = f"{each.networks} (dropped after {each.epochs} epoch{'s' * (each.epochs != 1)})"
         early.append({**_row(each, commands, teacher), "networks": name, "chosen": False, "dropped": True})
-    return Verdict([first, *rows, *early], contenders[number], others, bool(within))
+    return Verdict([first, *rows, *early], contenders[number], bool(within))
 
 
 def _row(each: Contender, commands: Commands, teacher: dict[str, Any]) -> dict[str, Any]:
@@ -78,6 +76,7 @@ def _row(each: Contender, commands: Commands, teacher: dict[str, Any]) -> dict[s
     return {
         "form": each.form,
         "networks": each.networks,
+        "run": Path(each.run).name,
         "epochs": each.epochs,
         "top1": found.top1,
         "points_lost": round(teacher["top1"] - found.top1, 4),

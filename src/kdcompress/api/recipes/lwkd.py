@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +24,7 @@ from kdcompress.methods.supervised import SupervisedTask
 from kdcompress.models.loading import Network
 from kdcompress.options import METHODS, DistillOptions
 from kdcompress.results import TrainResult
-from kdcompress.runs import METRICS
+from kdcompress.runs import RunFolder
 
 WARMUP_EPOCHS = 1
 MOST_SIMILAR = 2000  # classes: the time of the assignment grows with their cube
@@ -121,8 +120,7 @@ def _confusion(student: Network, data: Data, job: Job[DistillOptions]) -> Tensor
 
 def _report_collapse(run: Path, job: Job[DistillOptions]) -> None:
     """Print a notice if the discriminator, after its first epoch, was always right, or never better than chance."""
-    with open(run / METRICS) as file:
-        accuracies = [float(row[ACCURACY]) for row in csv.DictReader(file) if row.get(ACCURACY)][1:]
+    accuracies = [row[ACCURACY] for row in RunFolder(run).metrics() if ACCURACY in row][1:]
     consequence = "the adversarial loss had no effect."
     if accuracies and min(accuracies) > 0.99:
         job.reporter.note(f"Notice: the discriminator was never fooled (accuracy 1): {consequence}")

@@ -34,6 +34,7 @@ OF_THE_JOB = {
     "workers",
     "cache_dir",
     "plot",
+    "log",
     "tensorboard",
     "yes",
 }  # say nothing of the result

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import math
 from pathlib import Path
 from typing import Any
@@ -14,10 +12,9 @@ from kdcompress.models.loading import Network
 from kdcompress.quantities import scaled
 from kdcompress.references import LOCAL_DIR
 from kdcompress.report.facts import Step, Training
-from kdcompress.runs import METRICS, RECORD, RunFolder, file_hash
+from kdcompress.runs import RECORD, RunFolder, file_hash
 
 MOST_STEPS = 100
-MOST_METRICS = 32 * 2**20  # bytes of a file of metrics
 TEACHER, START, MEMBER, BASE, SUBJECT = "teacher", "starting weights", "member", "base", "this run"
 
 
@@ -67,8 +64,9 @@ class Lineage:
             fingerprint = record.get("parent_fingerprint") if number == 0 else None
             self._visit(parent, MEMBER if record.get("command") == "cascade" else BASE, {}, fingerprint)
         self.steps.append(Step(path.name, role, command_line(record), _details(record, {}), notice))
-        if columns := _metrics(path):
-            self.trainings.append(Training(path.name, columns))
+        if rows := RunFolder(path.absolute()).metrics():
+            names = dict.fromkeys(name for row in rows for name in row)
+            self.trainings.append(Training(path.name, {name: [row.get(name) for row in rows] for name in names}))
 
 
 def _details(record: dict[str, Any], known: dict[str, Any]) -> list[tuple[str, str]]:
@@ -107,24 +105,3 @@ def _architecture(result: dict[str, Any]) -> str:
 
 def _scaled(macs: Any) -> str | None:
     return scaled(macs) if isinstance(macs, (int, float)) and math.isfinite(macs) else None
-
-
-def _metrics(path: Path) -> dict[str, list[float | None]]:
-    """Columns of ``metrics.csv``; none where there is no such file, or it cannot be read."""
-    file = path / METRICS
-    try:
-        if not file.is_file() or file.stat().st_size > MOST_METRICS:
-            return {}
-        rows = list(csv.DictReader(io.StringIO(file.read_text(encoding="utf-8"))))
-    except (OSError, UnicodeDecodeError, csv.Error):
-        return {}
-    names = [name for name in (rows[0] if rows else {}) if name is not None]
-    return {name: [_number(row.get(name)) for row in rows] for name in names}
-
-
-def _number(text: Any) -> float | None:
-    try:
-        value = float(text)
-    except (TypeError, ValueError):
-        return None
-    return value if math.isfinite(value) else None

@@ -1,0 +1,74 @@
+"""What a ``compress`` still has to train, and how long that takes: what its progress bar shows (our choice)."""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import dataclass, field
+
+from kdcompress.api.compress.plan import PER_COMMAND, VIEWS, Costs, Plan
+from kdcompress.engine.progress import Reporter
+
+TEACHER = "teacher"  # the run that fine-tunes it
+
+
+@dataclass
+class Course:
+    """The trainings ahead.
+
+    Attributes:
+        costs: Shared with the contest, which replaces what was planned by what was measured.
+        ahead: From names of runs to student and epochs, in the order of their training.
+        until: Where there is a time budget, when it ends: on the clock of ``time.perf_counter``.
+        done: Number of trainings that have begun.
+    """
+
+    reporter: Reporter
+    costs: Costs
+    until: float = math.inf
+    ahead: dict[str, tuple[str, int]] = field(default_factory=dict)
+    done: int = 0
+
+    @classmethod
+    def of(cls, reporter: Reporter, plan: Plan, epochs: int, costs: Costs, until: float) -> Course:
+        """Everything that a plan may come to.
+
+        Args:
+            epochs: Of each member of a cascade.
+        """
+        made = cls(reporter, costs, until)
+        if plan.fine_tunes:
+            made.ahead[TEACHER] = TEACHER, 0
+        if plan.has_trials:
+            short = plan.trial_epochs(epochs)
+            made.ahead |= {f"trial-{each.kind}": (each.name, short) for each in plan.singles}
+            made.ahead |= {f"trial-{name}": (each.name, short) for name, each in plan.members().items()}
+        made.ahead |= {name: (each.name, epochs) for name, each in plan.members().items()}
+        single = plan.singles[0].name
+        cascade = epochs * sum(costs.training[each.name] for each in plan.members().values())
+        made.ahead["single"] = single, round(cascade / costs.training[single]) if cascade else epochs
+        return made
+
+    def replace_finals(self, finals: dict[str, tuple[str, int]]) -> None:
+        """After the trials, it is known which trainings follow."""
+        self.ahead = finals
+
+    def begin(self, name: str) -> None:
+        """A command begins; if it is one of the trainings ahead, the reporter hears of it."""
+        if name in self.ahead:
+            self.done += 1
+            self.reporter.plan(self.done, self.done + len(self.ahead) - 1, self.left())
+            self.pass_by(name)
+
+    def pass_by(self, name: str) -> None:
+        """A training has begun, or had been finished before."""
+        self.ahead.pop(name, None)
+
+    def left(self) -> float:
+        """Seconds of all that is ahead."""
+        training = sum(epochs * self.costs.training.get(student, 0.0) for student, epochs in self.ahead.values())
+        tuning = self.costs.fine_tuning if TEACHER in self.ahead else 0.0
+        most = max((epochs for _, epochs in self.ahead.values()), default=0)
+        targets = 0.0 if self.done > 1 else self.costs.teacher * min(VIEWS, most)
+        expected = training + tuning + targets + 2 * PER_COMMAND * (len(self.ahead) + 1)
+        return max(min(expected, self.until - time.perf_counter()), 0.0)
