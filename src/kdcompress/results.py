@@ -188,6 +188,8 @@ class GateResult(GateFacts, TeacherFacts, NetworkFacts, Result):
         promise: The guarantee that new images lose at most ``max_drop``, and its test (see
             :class:`~kdcompress.guarantee.GuaranteedGate`); None without ``--confidence-level``. Its ``p_value`` is None
             where no gate passed, so that every member runs.
+        cost_bound: With ``--target-macs`` and ``--confidence-level``: the upper confidence bound ``macs_ratio`` of the
+            expected MACs on new images, of the teacher's.
         timing: With ``--target-ms``: milliseconds of a batch with the gate (``mean_ms``, ``p50_ms``, ``p95_ms``), those
             of each member by itself (``member_ms``), and where they were measured.
     """
@@ -197,6 +199,7 @@ class GateResult(GateFacts, TeacherFacts, NetworkFacts, Result):
     n: int
     calibration_seen: bool = False
     promise: dict[str, Any] | None = None
+    cost_bound: dict[str, Any] | None = None
     timing: dict[str, Any] | None = None
     former_top1: float | None = None
     polished: bool | None = None
@@ -432,9 +435,10 @@ class CompressResult(GateFacts, TeacherFacts, NetworkFacts, Result):
         met: Whether the budget is met; if not, the nearest was kept.
         calibration_top1: On the split by which it was chosen; the other accuracies are on ``split``.
         contenders: A row for the teacher, then for each contender, on the calibration split: ``form``, ``networks``,
-            ``run`` (a folder inside this one), ``epochs``, ``top1``, ``points_lost``, ``macs`` (expected, per image), ``macs_ratio``, ``ms`` with
-            ``--target-ms``, ``within`` the budget, ``chosen``; ``dropped`` after its trial.
+            ``run`` (a folder inside this one), ``epochs``, ``top1``, ``points_lost``, ``macs`` (expected, per image),
+            ``macs_ratio``, ``ms`` with ``--target-ms``, ``within`` the budget, ``chosen``; ``dropped`` after its trial.
         exported, report: Absolute paths of the exported file and of the report.
+        curve, cost_bound, timing: Of a gated cascade, as those of :class:`GateResult`.
     """
 
     data: str
@@ -451,6 +455,9 @@ class CompressResult(GateFacts, TeacherFacts, NetworkFacts, Result):
     stage_top1: list[float] | None = None
     exported: str | None = None
     report: str | None = None
+    curve: list[dict[str, Any]] | None = None
+    cost_bound: dict[str, Any] | None = None
+    timing: dict[str, Any] | None = None
 
     @property
     def exit_status(self) -> int:

@@ -26,7 +26,8 @@ def test_epochs_come_while_the_run_is_being_trained(here: Path) -> None:
         with subprocess.Popen(
             [str(BIN / "kdcompress"), "watch", "run"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=here
         ) as watching:
-            assert watching.stdout is not None and watching.stderr is not None
+            assert watching.stdout is not None
+            assert watching.stderr is not None
             first = json.loads(watching.stdout.readline())
             assert training.poll() is None
             training.send_signal(signal.SIGINT)

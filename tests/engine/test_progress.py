@@ -150,7 +150,8 @@ def test_the_line_of_a_plan_counts_down_between_its_steps(monkeypatch: pytest.Mo
     bar = PlanBar()
     bar.begin(2, 7, 600.0)
     line = drawn(bar, 80)
-    assert line.startswith("step 2/7 ─") and line.rstrip("\n").endswith(" 10:00 left")
+    assert line.startswith("step 2/7 ─")
+    assert line.rstrip("\n").endswith(" 10:00 left")
     now = 300.0
     line = drawn(bar, 80)
     assert line.rstrip("\n").endswith(" 5:00 left")

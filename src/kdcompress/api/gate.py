@@ -14,6 +14,7 @@ from kdcompress.api.gated import Calibration
 from kdcompress.api.job import finished
 from kdcompress.api.reference import inherit, resolve
 from kdcompress.api.teacher import SEEN
+from kdcompress.cost_bound import bound_of_macs, search_within
 from kdcompress.data import Data
 from kdcompress.deferral import fit_heads, halves
 from kdcompress.engine.cores import take_free_cores
@@ -53,9 +54,6 @@ def gate_calibrate(
     """
     options = options or GateCalibrateOptions.resolve(given)
     _check_target(options)
-    if options.confidence_level is not None and not LEAST_DROP <= (options.max_drop or 0) < 100:
-        remedy = f"Add --max-drop POINTS, at least {LEAST_DROP} and below 100."
-        raise usage_error("--confidence-level needs a --max-drop to guarantee.", remedy)
     if options.plot is not None:
         check_plot(options.plot)
     # certainties depend on the precision, so thresholds are chosen in the one that most users will run
@@ -83,7 +81,7 @@ def gate_calibrate(
     at_once = AT_ONCE if options.target_ms is not None else options.batch_size or AT_ONCE
     calibration = Calibration.of(network, data, data.evaluation("calibration", at_once), place)
     calibration, measures = _measures(calibration, options)
-    guaranteed = timing = None
+    guaranteed = timing = bound = None
     if network.record.get(SEEN):
         what = "the gate may" if options.confidence_level is None else "the guarantee does not hold, and the gate may"
         reporter.note(
@@ -96,6 +94,7 @@ def gate_calibrate(
         curve = search(calibration.member_scores(measure), measure, max_macs=chosen.expected_macs)[1]
     elif options.confidence_level is None or options.max_drop is None:
         measure, chosen, curve = _choose(calibration, measures, options)
+        bound = _bound(calibration, measure, chosen, options)
     else:
         guaranteed = guaranteed_gate(
             calibration.logits,
@@ -124,6 +123,7 @@ def gate_calibrate(
             parent=network,
             curve=curve,
             promise=guaranteed.to_dict() if guaranteed else None,
+            cost_bound=bound,
             timing=timing,
         )
     return _plotted(result, options, place)
@@ -150,6 +150,10 @@ def _check_target(options: GateCalibrateOptions) -> None:
     if sum(target is not None for target in targets) != 1:
         remedy = "Give --max-drop POINTS, --target-macs RATIO, --target-ms X or --threshold X."
         raise usage_error("gate-calibrate needs exactly one target.", remedy)
+    level, drop = options.confidence_level, options.max_drop
+    if level is not None and options.target_macs is None and not LEAST_DROP <= (drop or 0) < 100:
+        remedy = f"Add --max-drop POINTS, at least {LEAST_DROP} and below 100, or --target-macs RATIO."
+        raise usage_error("--confidence-level needs a --max-drop or --target-macs to guarantee.", remedy)
     if options.engine != "torch" and options.target_ms is None:
         raise meaningless("engine", "no --target-ms")
     check_engine(options)
@@ -193,9 +197,23 @@ def _choose(
         raise usage_error(
             f"--target-macs {options.target_macs} is below the {least:.4f} of the first member alone.", remedy
         )
-    limit = {"max_macs": options.target_macs * teacher["macs"]}
-    measure = best_measure(measured, **limit)
-    return measure, *search(measured[measure], measure, **limit)
+    most = options.target_macs * teacher["macs"]
+    measure = best_measure(measured, max_macs=most)
+    if options.confidence_level is not None:
+        return measure, *search_within(measured[measure], measure, most, options.confidence_level)
+    return measure, *search(measured[measure], measure, max_macs=most)
+
+
+def _bound(
+    calibration: Calibration, measure: Measure, chosen: Outcome, options: GateCalibrateOptions
+) -> dict[str, Any] | None:
+    """What the gate may cost on new images, where that was asked for."""
+    if options.confidence_level is None:
+        return None
+    scores, teacher = calibration.member_scores(measure), calibration.network.record["teacher"]["macs"]
+    macs = bound_of_macs(scores, measure, chosen.thresholds, options.confidence_level)
+    ratio = round(macs / teacher, 6)
+    return {"confidence_level": options.confidence_level, "images": len(calibration.labels), "macs_ratio": ratio}
 
 
 def _why_none(guaranteed: GuaranteedGate, images: int) -> str:

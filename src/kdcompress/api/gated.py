@@ -77,6 +77,7 @@ class Calibration:
         parent: Network,
         curve: Sequence[Outcome] = (),
         promise: dict[str, Any] | None = None,
+        cost_bound: dict[str, Any] | None = None,
         timing: dict[str, Any] | None = None,
         former_top1: float | None = None,
         polished: bool | None = None,
@@ -88,7 +89,7 @@ class Calibration:
             began: ``time.perf_counter()`` at the start of the command.
             parent: The network that the command was given.
             curve: Outcomes of other gates, to be recorded as trade-off.
-            promise, timing, former_top1, polished: As those of :class:`~kdcompress.results.GateResult`.
+            promise, cost_bound, timing, former_top1, polished: As those of :class:`~kdcompress.results.GateResult`.
         """
         measure, best = chosen
         network, teacher, source = self.network, self.network.record.get("teacher"), self.data.source
@@ -116,6 +117,7 @@ class Calibration:
             **expected(best.expected_macs, teacher),
             **facts(network, teacher, self.profiles),
             promise=promise,
+            cost_bound=cost_bound,
             timing=timing,
             former_top1=former_top1,
             polished=polished,

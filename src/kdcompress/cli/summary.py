@@ -112,6 +112,9 @@ def _made(values: dict[str, Any]) -> Iterator[Row]:
         yield "gate", f"{values['measure']}, threshold{'s' * (len(limits) > 1)} {', '.join(limits)}"
     if promise := values.get("promise"):
         yield "guarantee", _guarantee(promise)
+    if bound := values.get("cost_bound"):
+        level = f"with confidence {bound['confidence_level']:g}"
+        yield "on new images", f"at most {bound['macs_ratio']:.1%} of the teacher's MACs, {level}"
     if values.get("stopped_by"):
         yield "stopped by", str(values["stopped_by"])
     if energies := values.get("energies"):

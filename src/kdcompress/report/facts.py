@@ -144,7 +144,7 @@ class Facts:
         full_macs: With every member run, where that is more than the run costs.
         curve, oracle: (MACs, top-1) of other thresholds and of gates that know the labels.
         classes: All of them, those that lost most first.
-        promise: The guarantee as ``gate-calibrate`` recorded it.
+        promise, cost_bound: The guarantees as ``gate-calibrate`` recorded them.
         options: Of the run itself.
         missing: What is not in the report, and why.
     """
@@ -162,5 +162,6 @@ class Facts:
     curve: list[tuple[float, float]] = field(default_factory=list)
     oracle: list[tuple[float, float]] = field(default_factory=list)
     promise: dict[str, Any] | None = None
+    cost_bound: dict[str, Any] | None = None
     versions: dict[str, str] = field(default_factory=dict)
     missing: list[str] = field(default_factory=list)

@@ -87,7 +87,17 @@ def guarantee_in_words(facts: Facts) -> list[str]:
     found, promise = facts.result, facts.promise
     if found.measure is None:
         return ["A guarantee is about a gate, and this run has none: every image gets all of the network."]
-    return [*_promised(promise), *_seen(found, promise)]
+    return [*_promised(promise), *_bounded(facts.cost_bound), *_seen(found, promise)]
+
+
+def _bounded(bound: dict[str, Any] | None) -> list[str]:
+    if bound is None:
+        return []
+    return [
+        f"With {100 * float(bound['confidence_level']):g} % confidence, it costs at most "
+        f"{100 * float(bound['macs_ratio']):.1f} % of the teacher's MACs on new images, on average: an upper "
+        f"bound from {bound['images']:,} calibration images, as long as no weights were chosen on those."
+    ]
 
 
 def _promised(promise: dict[str, Any] | None) -> list[str]:

@@ -190,7 +190,9 @@ def _exported(options: CompressOptions, chosen: str, run: RunFolder, reporter: R
 def _result(found: EvalResult, verdict: Verdict, run: RunFolder, seconds: float, **files: str | None) -> CompressResult:
     known = {field.name for field in dataclasses.fields(CompressResult)}
     own = {key: value for key, value in vars(found).items() if key in known}
-    more = {"command": "compress", "run": str(run.path), "seconds": seconds, **files}
+    gate = RunFolder(Path(verdict.chosen.run)).record().get("result", {})
+    of_gate = {key: gate.get(key) for key in ("curve", "cost_bound", "timing")}
+    more = {"command": "compress", "run": str(run.path), "seconds": seconds, **files, **of_gate}
     chosen = next(row for row in verdict.rows if row.get("chosen"))
     return CompressResult(
         **{**own, **more},

@@ -37,6 +37,7 @@ O = TypeVar("O", bound=Options)  # noqa: E741
 # what every command takes as compress was given it; of an input size, each network has its own
 SHARED = {each.name for base in (DataOptions, DeviceOptions, CacheOptions) for each in fields(base)} - {"input_size"}
 SHARED |= {"seed"}
+KEPT = 0.9  # probability that a gate keeps a budget of MACs on new images
 BEST_SINGLE, SUMMED = "standardized-kl", "mse"  # logit losses that were best in trials; a sum needs one with a scale
 
 
@@ -88,6 +89,8 @@ class Commands:
     def gate(self, name: str, run: str, limit: dict[str, Any]) -> GateResult:
         """A gate for the cascade ``run``."""
         own = {"run": run, "measure": "auto", **limit}
+        if "target_macs" in limit:
+            own["confidence_level"] = KEPT
         return self._run(name, "gate-calibrate", gate_calibrate, GateCalibrateOptions, own, GateResult)
 
     def score(self, run: str, split: str, **more: Any) -> EvalResult:

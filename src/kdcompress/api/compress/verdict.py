@@ -19,10 +19,10 @@ class Verdict:
     """What came of the contest.
 
     Attributes:
-        rows: For each contender ``form``, ``networks``, ``run`` (a folder inside that of ``compress``), ``epochs``, ``top1``, ``macs`` (expected, per image),
-            ``macs_ratio``, ``ms`` with ``--target-ms``, ``points_lost``, and whether it is ``within`` the budget and
-            ``chosen``; all on the calibration split. The first is the teacher, the last are those that were dropped
-            after their trials (``dropped``).
+        rows: For each contender ``form``, ``networks``, ``run`` (name of its folder), ``epochs``, ``top1``,
+            ``macs`` (expected, per image), ``macs_ratio``, ``ms`` with ``--target-ms``, ``points_lost``, and whether it
+            is ``within`` the budget and ``chosen``; all on the calibration split. The first is the teacher, the last
+            are those that were dropped after their trials (``dropped``).
         chosen: The contender that is shipped.
         met: Whether it is within the budget; if not, it is the nearest.
     """

@@ -50,6 +50,7 @@ def page_facts(gathered: Gathered, result: ReportResult, options: ReportOptions)
         curve=_curve(subject, past.get("curve")),
         oracle=subject.oracle() if len(subject.macs) > 1 else [],
         promise=_promise(past.get("promise")),
+        cost_bound=_cost_bound(past.get("cost_bound")),
         versions=versions(),
         missing=missing,
     )
@@ -130,3 +131,10 @@ def _promise(recorded: Any) -> dict[str, Any] | None:
     whole = all(isinstance(recorded.get(key), int) for key in counts)
     real = all(isinstance(recorded.get(key), (int, float)) for key in numbers)
     return recorded if whole and real and isinstance(recorded.get("p_value"), (int, float, type(None))) else None
+
+
+def _cost_bound(recorded: Any) -> dict[str, Any] | None:
+    """The bound as it was recorded; None where it is none, or was edited into none."""
+    keys = ("confidence_level", "images", "macs_ratio")
+    whole = isinstance(recorded, dict) and all(isinstance(recorded.get(key), (int, float)) for key in keys)
+    return recorded if whole else None
