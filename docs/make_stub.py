@@ -24,7 +24,7 @@ WIDTH = 120
 HEADER = """# Written by docs/make_stub.py from the options; do not edit.
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, Literal
 """
 
@@ -71,8 +71,8 @@ def _type(annotation: Any, imports: dict[str, set[str]]) -> str:
     origin = typing.get_origin(annotation)
     if origin is typing.Literal:
         return f"Literal[{', '.join(map(_literal, typing.get_args(annotation)))}]"
-    if origin in (collections.abc.Sequence, os.PathLike):
-        name = "Sequence" if origin is collections.abc.Sequence else "os.PathLike"
+    if origin in (collections.abc.Iterator, collections.abc.Sequence, os.PathLike):
+        name = "os.PathLike" if origin is os.PathLike else origin.__name__
         return f"{name}[{', '.join(_type(part, imports) for part in typing.get_args(annotation))}]"
     if origin is list:
         return f"list[{_type(typing.get_args(annotation)[0], imports)}]"

@@ -4,7 +4,8 @@
         --arch resnet56_cifar,shortcut=A --epochs 40 --table examples/studies/README.md
 
 By hand: a pair that earlier studies found to be good for this budget, ``--epochs`` for each member, and its gate. That
-must be known beforehand; ``compress`` finds out. Leave the machine alone meanwhile: the time is part of the result.
+must be known beforehand; ``compress`` finds out. ``--jobs 2`` does both at the same time, with half of the cores each.
+Leave the machine alone meanwhile: the time is part of the result.
 """
 
 from __future__ import annotations
@@ -28,18 +29,15 @@ def main() -> None:
     budget = ["--target-macs", given.target_macs]
     for seed in range(given.seeds) if not given.so_far else ():
         own = ["--seed", str(seed)]
+        place = ["--data", given.data, "--precision", given.precision]
+        start = ["--from-teacher", "--logit-loss", "mse", *own, "--cache-dir", str(given.out / "by-hand")]
+        first, pair = f"first-seed{seed}", f"pair-seed{seed}"
         study.run(
             {
                 f"compress-seed{seed}": [
                     *("compress", *teacher_of(given), *budget, "--time-budget", given.time_budget, "--yes"),
-                    *("--data", given.data, "--precision", given.precision, *own),
-                ]
-            }
-        )
-        start = ["--from-teacher", "--logit-loss", "mse", *own]
-        first, pair = f"first-seed{seed}", f"pair-seed{seed}"
-        study.run(
-            {
+                    *(*place, "--cache-dir", str(given.out / "compress"), *own),
+                ],
                 first: ["distill", *teacher_of(given), "--method", "reskd", "--student", FIRST, *start],
                 pair: ["add-res-student", study.path(first), "--arch", SECOND, *start],
                 f"gated-seed{seed}": ["gate-calibrate", study.path(pair), *budget, "--measure", "auto"],

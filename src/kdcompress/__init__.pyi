@@ -1,7 +1,7 @@
 # Written by docs/make_stub.py from the options; do not edit.
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, Literal
 
 from kdcompress.engine.progress import Reporter
@@ -25,6 +25,7 @@ from kdcompress.options import (
     ReportOptions,
     TrainTeacherOptions,
     VerifyOptions,
+    WatchOptions,
 )
 from kdcompress.results import (
     BenchmarkResult,
@@ -32,6 +33,7 @@ from kdcompress.results import (
     CascadeResult,
     CompressResult,
     DataResult,
+    EpochRow,
     EvalResult,
     ExportResult,
     GateResult,
@@ -64,6 +66,7 @@ __all__ = [
     "push",
     "train_teacher",
     "verify",
+    "watch",
     "write_report",
 ]
 
@@ -109,6 +112,7 @@ def add_res_student(
     sync_bn: Literal["auto", "on", "off"] = "auto",
     seed: int = 0,
     tensorboard: bool = False,
+    log: Literal["wandb", "mlflow"] | None = None,
     cache_dir: str | os.PathLike[str] | None = None,
     target_views: str | int = "auto",
     cache_size: float = 20.0,
@@ -276,6 +280,7 @@ def distill(
     sync_bn: Literal["auto", "on", "off"] = "auto",
     seed: int = 0,
     tensorboard: bool = False,
+    log: Literal["wandb", "mlflow"] | None = None,
     cache_dir: str | os.PathLike[str] | None = None,
     target_views: str | int = "auto",
     cache_size: float = 20.0,
@@ -454,6 +459,7 @@ def polish(
     sync_bn: Literal["auto", "on", "off"] = "auto",
     seed: int = 0,
     tensorboard: bool = False,
+    log: Literal["wandb", "mlflow"] | None = None,
     cache_dir: str | os.PathLike[str] | None = None,
     target_views: str | int = "auto",
     cache_size: float = 20.0,
@@ -543,6 +549,7 @@ def train_teacher(
     sync_bn: Literal["auto", "on", "off"] = "auto",
     seed: int = 0,
     tensorboard: bool = False,
+    log: Literal["wandb", "mlflow"] | None = None,
     arch: str | None = None,
     weights_key: str | None = None,
     model: str = "resnet32_cifar",
@@ -556,6 +563,13 @@ def verify(
     run: str | os.PathLike[str] = "-",
     accept: bool = False,
 ) -> VerifyResult: ...
+def watch(
+    options: WatchOptions | None = None,
+    /,
+    *,
+    reporter: Reporter | None = None,
+    run: str | os.PathLike[str] = "-",
+) -> Iterator[EpochRow]: ...
 def write_report(
     options: ReportOptions | None = None,
     /,

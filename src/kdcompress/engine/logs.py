@@ -10,8 +10,9 @@ import json
 import os
 import time
 import uuid
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, Protocol
+from typing import Any
 
 from kdcompress.errors import UserError, first_line
 from kdcompress.options import TrainingOptions
@@ -24,19 +25,21 @@ MOST_PARAM = 500  # characters of a parameter that MLflow takes
 Row = Mapping[str, Any]
 
 
-class Log(Protocol):
+class Log(ABC):
     """A client of a service that shows curves."""
 
     name: str
 
+    @abstractmethod
     def add(self, row: Row) -> None:
         """An epoch is over; ``row`` is its row of ``metrics.csv``."""
 
+    @abstractmethod
     def close(self, done: bool) -> None:
         """The training has ended; ``done`` if it was not interrupted."""
 
 
-class TensorBoard:
+class TensorBoard(Log):
     """Event files in the run folder."""
 
     name = "TensorBoard"
@@ -44,17 +47,17 @@ class TensorBoard:
     def __init__(self, run: RunFolder) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
-        self.writer = SummaryWriter(str(run.path / "tensorboard"))  # type: ignore[no-untyped-call]
+        self.writer = SummaryWriter(str(run.path / "tensorboard"))
 
     def add(self, row: Row) -> None:
         for key, value in row.items():
-            self.writer.add_scalar(key, value, row["epoch"])  # type: ignore[no-untyped-call]
+            self.writer.add_scalar(key, value, row["epoch"])
 
     def close(self, done: bool) -> None:
-        self.writer.close()  # type: ignore[no-untyped-call]
+        self.writer.close()
 
 
-class WandB:
+class WandB(Log):
     """A run of Weights & Biases."""
 
     name = "Weights & Biases"
@@ -82,7 +85,7 @@ class WandB:
         self.run.finish(exit_code=0 if done else 1)
 
 
-class MLflow:
+class MLflow(Log):
     """A run of MLflow."""
 
     name = "MLflow"

@@ -79,7 +79,7 @@ def compress(
         )
     _ask(options)
     stem = f"compress-{prospect.teacher.network.architecture}"
-    with nested(options, "compress", stem, prospect.plan.first_run, place, reporter) as run:
+    with nested(options, "compress", stem, prospect.plan.first_run(prospect.epochs), place, reporter) as run:
         if not run.record().get(PLAN):
             run.write_record({**run.record(), "options": options.to_dict(), PLAN: prospect.known}, digests={})
         verdict, result = _carried_out(prospect, run, began, reporter)

@@ -77,7 +77,7 @@ class Contest:
         forms = {SINGLE}
         if self.plan.has_trials:
             short = self.plan.trial_epochs(self.epochs)
-            singles = {each.kind: self._single(f"trial-{each.kind}", each, short) for each in self.plan.singles}
+            singles = {each.kind: self._single(f"trial-{each.kind}", each, short) for each in self._looked_at(short)}
             kind = max(singles, key=lambda kind: singles[kind].top1)
             single = next(each for each in self.plan.singles if each.kind == kind)
             tried = [singles[kind]]
@@ -86,18 +86,34 @@ class Contest:
             if first is not None:
                 tried += self._cascades("trial-", first, second, short, self.within, {PAIR, HANDOVER})
             best = max(each.top1 for each in tried)
-            # a handover has a trained member from the start, so a student alone is never judged by its trial
-            forms = {SINGLE, *(each.form for each in tried if each.top1 >= best - MAY_WIN)}
+            forms = {each.form for each in tried if each.top1 >= best - MAY_WIN}
+            if not any(each.form == PAIR and each.top1 > tried[0].top1 + MAY_WIN for each in tried):
+                forms.add(SINGLE)  # a handover has a trained member from the start: no student loses to it in a trial
             others = [other for name, other in singles.items() if name != kind]
-            self.dropped = [*others, *(each for each in tried if each.form not in forms)]
+            self.dropped += [*others, *(each for each in tried if each.form not in forms)]
             scores = ", ".join(f"{each.form} {each.top1:.2f} %" for each in tried)
             self.commands.reporter.note(f"After {short} epoch(s): {scores}. Going on: {', '.join(sorted(forms))}")
         return self._finals(single, first, second, forms)
 
+    def _looked_at(self, short: int) -> list[Student]:
+        """The students alone that have a trial; where there is time for it, half of them are dropped after a look."""
+        look = self.plan.look_epochs(self.epochs)
+        if not look:
+            return self.plan.singles
+        seen = {each.kind: self._single(f"look-{each.kind}", each, look) for each in self.plan.singles}
+        order = sorted(self.plan.singles, key=lambda each: -seen[each.kind].top1)
+        kept = order[: self.plan.tried_singles]
+        self.dropped = [seen[each.kind] for each in order[len(kept) :]]
+        scores = ", ".join(f"{each.kind} {seen[each.kind].top1:.2f} %" for each in order)
+        going = ", ".join(each.kind for each in kept)
+        self.commands.reporter.note(f"After {look} epoch(s): {scores}. Going on: {going}")
+        self.commands.course.replace_trials(kept, short)
+        return kept
+
     def _finals(
         self, single: Student, first: Student | None, second: Student | None, forms: set[str]
     ) -> list[Contender]:
-        """What is left of the time, in equal parts for the cascades that may win and for a student alone."""
+        """What is left of the time, in equal parts for the cascades and for the student alone, if both may win."""
         cascades, made, members = forms & {PAIR, HANDOVER}, list[Contender](), dict[str, Student]()
         if cascades and first is not None:
             members["first"] = first
@@ -108,13 +124,17 @@ class Contest:
         # without a time budget, a student alone is trained for as long as a pair takes
         pairs = sum(self.costs.training[student.name] for student in (first, second) if student is not None)
         rival = max(self.epochs, round(pairs * self.epochs / own))
-        epochs = self.epochs if math.isinf(self.seconds) or not members else self._fitting(each, self._left / 2)
-        alone = self._fitting(own, self._left - epochs * each, rival)
+        share = 2 if SINGLE in forms else 1
+        epochs = self.epochs if math.isinf(self.seconds) or not members else self._fitting(each, self._left / share)
         ahead = {name: (student.name, epochs) for name, student in members.items()}
-        self.commands.course.replace_finals({**ahead, SINGLE: (single.name, alone)})
+        if SINGLE in forms:
+            ahead[SINGLE] = single.name, self._fitting(own, self._left - epochs * each, rival)
+        self.commands.course.replace_finals(ahead)
         if members and first is not None:
             made += self._cascades("", first, second, epochs, self.limit, cascades)
-        return [*made, self._single(SINGLE, single, self._fitting(own, self._left, rival))]
+        if SINGLE in forms or not made:  # no gate may be within the budget
+            made.append(self._single(SINGLE, single, self._fitting(own, self._left, rival)))
+        return made
 
     @property
     def _left(self) -> float:

@@ -6,6 +6,7 @@ import math
 import time
 from dataclasses import dataclass, field
 
+from kdcompress.api.compress.candidates import Student
 from kdcompress.api.compress.plan import PER_COMMAND, VIEWS, Costs, Plan
 from kdcompress.engine.progress import Reporter
 
@@ -40,14 +41,23 @@ class Course:
         if plan.fine_tunes:
             made.ahead[TEACHER] = TEACHER, 0
         if plan.has_trials:
-            short = plan.trial_epochs(epochs)
-            made.ahead |= {f"trial-{each.kind}": (each.name, short) for each in plan.singles}
+            look, short = plan.look_epochs(epochs), plan.trial_epochs(epochs)
+            tried = plan.singles[: plan.tried_singles] if look else plan.singles
+            made.ahead |= {f"look-{each.kind}": (each.name, look) for each in plan.singles if look}
+            made.ahead |= {f"trial-{each.kind}": (each.name, short) for each in tried}
             made.ahead |= {f"trial-{name}": (each.name, short) for name, each in plan.members().items()}
         made.ahead |= {name: (each.name, epochs) for name, each in plan.members().items()}
         single = plan.singles[0].name
         cascade = epochs * sum(costs.training[each.name] for each in plan.members().values())
         made.ahead["single"] = single, round(cascade / costs.training[single]) if cascade else epochs
         return made
+
+    def replace_trials(self, kept: list[Student], short: int) -> None:
+        """After a first look, it is known which students alone have a trial."""
+        trials = {f"trial-{each.kind}": (each.name, short) for each in kept}
+        others = {"trial-first", "trial-pair"}
+        rest = {name: own for name, own in self.ahead.items() if not name.startswith("trial-") or name in others}
+        self.ahead = {**trials, **rest}
 
     def replace_finals(self, finals: dict[str, tuple[str, int]]) -> None:
         """After the trials, it is known which trainings follow."""

@@ -13,7 +13,7 @@ FIRST, SECOND = 0.6, 1.7  # MACs of the members of a pair, of what an image may 
 MOST_SECOND = 0.75  # of the teacher's: a dearer second member is hardly cheaper than the teacher
 UNTIL_ENOUGH = 0.5  # of the teacher's MACs: where accuracy is the budget, networks of this cost compete
 TRIAL = 1 / 6  # of the epochs, for every candidate; the rest is for those that may still win
-LEAST_STEPS = 160  # of a trial: after fewer, accuracies say little; but never more than half of the epochs
+LEAST_STEPS = 160  # of a trial or a look: after fewer, accuracies say little; but never more than half of the epochs
 VIEWS = 8  # that are cached, see TargetOptions
 PER_COMMAND = 4.0  # seconds besides training: opening data, scoring, saving
 STUDENT, FIRST_MEMBER, RES_STUDENT = "student", "first member", "res-student"
@@ -62,11 +62,11 @@ class Plan:
         cls,
         students: Students,
         most: float,
-        spelled: Callable[[float], str],
         *,
         handover: bool,
         fine_tunes: bool,
         steps: int,
+        spelled: Callable[[float], str] = "--target-macs {:g}".format,
     ) -> Plan:
         """The plan before anything is known of the candidates.
 
@@ -89,17 +89,28 @@ class Plan:
         least = min(math.ceil(LEAST_STEPS / self.steps), epochs // 2)
         return max(1, round(TRIAL * epochs), least)
 
+    def look_epochs(self, epochs: int) -> int:
+        """Of every student alone, before half of them are dropped and the rest has its trial; 0 for no such look."""
+        look = math.ceil(LEAST_STEPS / self.steps)
+        return look if len(self.singles) > 1 and 2 * look <= self.trial_epochs(epochs) else 0
+
+    @property
+    def tried_singles(self) -> int:
+        """How many students alone have a trial after a first look."""
+        return math.ceil(len(self.singles) / 2)
+
     @property
     def has_trials(self) -> bool:
         """Whether there is anything to choose from."""
         return self.first is not None or len(self.singles) > 1
 
-    @property
-    def first_run(self) -> str:
+    def first_run(self, epochs: int) -> str:
         """Name of the run folder that is written first."""
         if self.fine_tunes:
             return "teacher"
-        return f"trial-{self.singles[0].kind}" if self.has_trials else "single"
+        if not self.has_trials:
+            return "single"
+        return f"{'look' if self.look_epochs(epochs) else 'trial'}-{self.singles[0].kind}"
 
     def students(self) -> Iterator[Student]:
         """All that are trained in the trials."""
@@ -120,10 +131,16 @@ class Plan:
         """Estimated, if nobody drops out: trials, a pair, and a single that gets as much time as the pair."""
         final = sum(costs.training[each.name] for each in self.members().values())
         final = 2 * final if final else costs.training[self.singles[0].name]
-        tried = self.students() if self.has_trials else ()
-        short = self.trial_epochs(epochs) * sum(costs.training[each.name] for each in tried)
         commands = PER_COMMAND * (2 * len(list(self.students())) + 4)
+        short = self._trial_seconds(epochs, costs) if self.has_trials else 0.0
         return costs.fine_tuning + short + epochs * final + min(VIEWS, epochs) * costs.teacher + commands
+
+    def _trial_seconds(self, epochs: int, costs: Costs) -> float:
+        look, short = self.look_epochs(epochs), self.trial_epochs(epochs)
+        singles = [costs.training[each.name] for each in self.singles]
+        tried = sorted(singles)[-self.tried_singles :] if look else singles
+        members = sum(costs.training[each.name] for each in self.members().values())
+        return look * sum(singles) + short * (sum(tried) + members)
 
     def epochs_within(self, seconds: float, costs: Costs) -> int:
         """The most epochs of each member that a time budget allows.

@@ -94,7 +94,14 @@ class Prospect:
             return f"{flag} {least:g}" if name != "target_ms" else f"about {flag} {value * least / share:.3g}"
 
         steps = math.ceil(data.fit_size() / Schedule.of(TrainingOptions(), data.fit_size()).batch_size)
-        plan = Plan.of(students, share * students.macs, spelled, handover=not seen, fine_tunes=fine_tunes, steps=steps)
+        plan = Plan.of(
+            students,
+            share * students.macs,
+            handover=not seen,
+            fine_tunes=fine_tunes,
+            steps=steps,
+            spelled=spelled,
+        )
         row = {"networks": network.reference, "macs": students.macs}
         made = cls(options, place, reporter, source, teacher, students, plan, Costs({}, 0.0), options.epochs, row)
         if known:
