@@ -1,0 +1,171 @@
+"""Who gets the time of a ``compress``, and what its bar says is left; nothing is trained here."""
+
+from __future__ import annotations
+
+import math
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from kdcompress.api.compress.candidates import Student
+from kdcompress.api.compress.contest import Contest
+from kdcompress.api.compress.course import Course
+from kdcompress.api.compress.plan import Costs, Plan
+from kdcompress.engine.progress import Silent
+from kdcompress.errors import UserError
+
+KINDS = ("layers", "resized", "scratch")
+EPOCHS, STEPS = 24, 200  # a trial is 4 epochs, a look is 1
+
+
+class Steps(Silent):
+    """Keeps what a bar would show: step, steps, seconds left."""
+
+    def __init__(self) -> None:
+        self.shown: list[tuple[int, int, float]] = []
+
+    def plan(self, step: int, steps: int, left: float) -> None:
+        self.shown.append((step, steps, left))
+
+
+class Scripted:
+    """Stands for commands: a training takes no time, and its accuracy is known."""
+
+    def __init__(self, scores: dict[str, float], course: Course) -> None:
+        self.scores, self.course, self.reporter = scores, course, Silent()
+        self.trained: dict[str, int] = {}
+
+    def _made(self, name: str, epochs: int) -> Any:
+        self.course.begin(name)
+        self.trained[name] = epochs
+        return SimpleNamespace(run=name, epochs=epochs, top1=self.scores.get(name, 80.0))
+
+    def single(self, name: str, teacher: Any, student: Any, epochs: int) -> Any:
+        return self._made(name, epochs)
+
+    first = single
+
+    def res_student(self, name: str, run: str, student: Any, epochs: int) -> Any:
+        return self._made(name, epochs)
+
+    def cascade(self, name: str, members: Any, archs: Any) -> Any:
+        return SimpleNamespace(run=name, top1=90.0)
+
+    def gate(self, name: str, run: str, limit: Any) -> Any:
+        if name not in self.scores:
+            raise UserError("No gate is within it.")
+        return SimpleNamespace(run=name, gated_top1=self.scores[name])
+
+    def seconds_per_epoch(self, name: str) -> float | None:
+        return None
+
+
+class Fixed:
+    """Stands for students to choose from."""
+
+    macs = 1000
+
+    def of_kind(self, kind: str, most: float) -> Student:
+        return Student(kind, "first" if most < 500 else "second", int(most))
+
+
+def contest(
+    scores: dict[str, float], *, handover: bool = False, seconds: float = math.inf, kinds: tuple[str, ...] = KINDS
+) -> tuple[Contest, Scripted, Steps]:
+    singles = [Student(kind, kind, 400) for kind in kinds]
+    first, second = Student("layers", "first", 240), Student("layers", "second", 680)
+    plan = Plan(400.0, singles, first, second, handover=handover, fine_tunes=False, steps=STEPS)
+    costs = Costs({**dict.fromkeys(kinds, 10.0), "first": 6.0, "second": 14.0}, teacher=1.0)
+    shown = Steps()
+    commands: Any = Scripted(scores, Course.of(shown, plan, EPOCHS, costs, math.inf))
+    known: Any = Fixed()
+    made = Contest(
+        commands, known, plan, {"teacher": "teacher"}, EPOCHS, costs, seconds, 0.0, lambda _: {}, lambda _: {}
+    )
+    return made, commands, shown
+
+
+def test_half_of_the_students_alone_are_dropped_after_a_look() -> None:
+    """Those that learn nothing in an epoch took a quarter of an hour's budget."""
+    made, commands, _ = contest({"look-resized": 50.0, "look-scratch": 60.0, "trial-scratch": 85.0})
+    contenders = made.run()
+    assert [name for name in commands.trained if name.startswith("look-")] == [f"look-{kind}" for kind in KINDS]
+    assert {name for name in commands.trained if name.startswith("trial-")} == {
+        "trial-layers", "trial-scratch", "trial-first", "trial-pair"
+    }  # fmt: skip
+    assert commands.trained["look-resized"] == 1
+    assert commands.trained["trial-scratch"] == 4
+    assert {each.run for each in made.dropped} == {"look-resized", "trial-layers"}, "all that was tried is shown"
+    assert [(each.form, each.networks) for each in contenders] == [("single", "scratch")]
+
+
+def test_one_kind_is_not_looked_at() -> None:
+    """There is nothing to drop."""
+    _, commands, _ = made = contest({}, kinds=("layers",))
+    made[0].run()
+    assert not any(name.startswith("look-") for name in commands.trained)
+
+
+@pytest.mark.parametrize(
+    ("scores", "handover", "forms"),
+    [
+        ({"trial-layers": 86.0, "trial-pair-gated": 87.9}, False, ["pair", "single"]),
+        ({"trial-layers": 86.0, "trial-pair-gated": 88.1}, False, ["pair"]),
+        ({"trial-layers": 86.0, "trial-pair-gated": 83.0}, False, ["single"]),
+        ({"trial-layers": 70.0, "trial-handover-gated": 88.1}, True, ["handover", "single"]),
+        ({"trial-layers": 70.0, "trial-handover-gated": 88.0, "trial-pair-gated": 87.0}, True,
+         ["pair", "handover"]),
+    ],
+)  # fmt: skip
+def test_what_is_far_behind_gets_no_time(scores: dict[str, float], handover: bool, forms: list[str]) -> None:
+    """A handover has a trained member from the start; everything else is judged alike."""
+    final = {"pair-gated": 90.0, "handover-gated": 90.0}
+    made, commands, _ = contest({**dict.fromkeys(("trial-resized", "trial-scratch"), 60.0), **scores, **final},
+                                handover=handover)  # fmt: skip
+    assert [each.form for each in made.run()] == forms
+    assert ("first" in commands.trained) == (forms != ["single"])
+
+
+def test_a_pair_without_a_gate_within_the_budget_is_not_all_there_is() -> None:
+    """The trials' gates are for MACs, those of the result for milliseconds: hours would end without any network."""
+    made, _, _ = contest({"trial-layers": 80.0, "trial-pair-gated": 88.0})
+    assert [each.form for each in made.run()] == ["single"]
+
+
+def test_the_time_that_is_left_goes_to_what_may_win() -> None:
+    """A budget of 4,000 seconds, of which nothing is used up yet: trainings take none here."""
+    scores = {"trial-layers": 80.0, "trial-pair-gated": 88.0, "pair-gated": 89.0}
+    made, commands, _ = contest(scores, seconds=4000.0)
+    made.run()
+    assert commands.trained["first"] == pytest.approx(0.92 * 4000 / 20, abs=2)
+    made, commands, _ = contest({**scores, "trial-layers": 87.0}, seconds=4000.0)
+    made.run()
+    assert commands.trained["first"] == pytest.approx(0.92 * 4000 / 2 / 20, abs=2)
+
+
+def test_the_bar_counts_every_training_and_ends_with_the_last() -> None:
+    """A bar that jumps back, or ends at step 7 of 12, is worse than none."""
+    made, commands, shown = contest(
+        {"look-resized": 50.0, "look-scratch": 60.0, "trial-pair-gated": 88.0, "trial-layers": 87.0, "pair-gated": 90.0}
+    )
+    made.run()
+    steps = [step for step, _, _ in shown.shown]
+    assert steps == list(range(1, len(commands.trained) + 1))
+    assert shown.shown[-1][1] == len(commands.trained)
+    assert [whole for _, whole, _ in shown.shown] == [10] * 10
+    left = [seconds for _, _, seconds in shown.shown]
+    assert left == sorted(left, reverse=True)
+    # three looks, two trials, the pair's, then 24 epochs of it and as long a training of a student alone
+    expected = 3 * 10 + 2 * 4 * 10 + 4 * 20 + 24 * 20 + 48 * 10
+    assert left[0] == pytest.approx(expected, rel=0.1)
+
+
+def test_a_time_budget_bounds_what_the_bar_says() -> None:
+    """The estimate of a busy moment must not exceed what will be kept."""
+    costs = Costs({"net": 100.0}, teacher=0.0)
+    shown = Steps()
+    course = Course(shown, costs, until=math.inf, ahead={"single": ("net", 50)})
+    assert course.left() == pytest.approx(5000, rel=0.01)
+    course.until = 0.0  # long ago, on that clock
+    assert course.left() == 0.0
