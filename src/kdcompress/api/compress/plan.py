@@ -171,8 +171,10 @@ class Plan:
         ]
         if self.handover and self.first:
             table.append(f"  {'handover':<20} {'the first member, then the teacher':<{width}}")
-        trial = self.trial_epochs(epochs)
-        told = f"{trial} epoch{'s' * (trial != 1)} each; what may still win then gets {epochs} epochs per member"
+        look, trial = self.look_epochs(epochs), self.trial_epochs(epochs)
+        first = look or trial
+        each = f"{first} epoch{'s' * (first != 1)} each{f', {trial} for the better half' if look else ''}"
+        told = f"Trials of {each}; what may still win then gets {epochs} epochs per member"
         if not self.has_trials:
             told = f"It gets {epochs} epochs"
         minutes = self.seconds(epochs, costs) / 60
