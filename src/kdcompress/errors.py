@@ -1,5 +1,7 @@
 """The error that users see, and its helpers."""
 
+USAGE = 2  # exit status of a command that was given something it cannot use
+
 
 class UserError(Exception):
     """An error that the user can fix: bad input, an option out of range, a file that does not fit.
@@ -28,7 +30,7 @@ class Diverged(UserError):
 
 def usage_error(problem: str, remedy: str = "") -> UserError:
     """A :class:`UserError` for wrong usage: exit status 2."""
-    return UserError(problem, remedy, exit_code=2)
+    return UserError(problem, remedy, exit_code=USAGE)
 
 
 def kind_of(value: object) -> str:

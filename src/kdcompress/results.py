@@ -188,8 +188,8 @@ class GateResult(GateFacts, TeacherFacts, NetworkFacts, Result):
         promise: The guarantee that new images lose at most ``max_drop``, and its test (see
             :class:`~kdcompress.guarantee.GuaranteedGate`); None without ``--confidence-level``. Its ``p_value`` is None
             where no gate passed, so that every member runs.
-        cost_bound: With ``--target-macs`` and ``--confidence-level``: the upper confidence bound ``macs_ratio`` of the
-            expected MACs on new images, of the teacher's.
+        cost_bound: With ``--target-macs`` and ``--confidence-level``: ``confidence_level``, the upper bound
+            ``macs_ratio`` of the expected MACs on new images, of the teacher's, and how many ``images`` it is from.
         timing: With ``--target-ms``: milliseconds of a batch with the gate (``mean_ms``, ``p50_ms``, ``p95_ms``), those
             of each member by itself (``member_ms``), and where they were measured.
     """
@@ -318,7 +318,7 @@ class EpochRow:
     """Of ``watch``: an epoch that has ended.
 
     Attributes:
-        run: Name of the run folder; below the folder that is watched, its path there.
+        run: Name of the run folder.
         epoch, epochs: Number of the epoch, from 1, and how many there will be.
         loss: Mean training loss.
         top1: On the calibration split, in percent.
@@ -436,7 +436,7 @@ class CompressResult(GateFacts, TeacherFacts, NetworkFacts, Result):
         calibration_top1: On the split by which it was chosen; the other accuracies are on ``split``.
         contenders: A row for the teacher, then for each contender, on the calibration split: ``form``, ``networks``,
             ``run`` (a folder inside this one), ``epochs``, ``top1``, ``points_lost``, ``macs`` (expected, per image),
-            ``macs_ratio``, ``ms`` with ``--target-ms``, ``within`` the budget, ``chosen``; ``dropped`` after its trial.
+            ``macs_ratio``, ``chosen``; ``ms`` with ``--target-ms`` and ``within`` the budget, or ``dropped`` early.
         exported, report: Absolute paths of the exported file and of the report.
         curve, cost_bound, timing: Of a gated cascade, as those of :class:`GateResult`.
     """

@@ -112,9 +112,20 @@ class RunFolder:
         return (self.path / CHECKPOINT).is_file()
 
     @property
-    def is_being_written(self) -> bool:
-        """Whether another process is writing it at this moment."""
-        return _is_held(self.path)
+    def is_being_written(self) -> bool | None:
+        """Whether a process is writing it at this moment; None where that cannot be told: in a read-only folder."""
+        if self.path in _held:
+            return True
+        if not (self.path / LOCK).is_file():
+            return False
+        lock = Lock(self.path / LOCK)
+        try:
+            free = lock.acquire()
+        except OSError:
+            return None
+        if free:
+            lock.release()
+        return not free
 
     def record(self) -> dict[str, Any]:
         """The content of ``run.json`` without the digests; empty if there is none (a model folder of another tool).
@@ -242,6 +253,10 @@ class RunFolder:
         parsed = [{name: _number(text) for name, text in row.items() if name is not None} for row in rows]
         return [{name: value for name, value in row.items() if value is not None} for row in parsed]
 
+    def column(self, name: str) -> list[float]:
+        """A column of ``metrics.csv``."""
+        return [row[name] for row in self.metrics() if name in row]
+
     def write_checkpoint(self, state: Mapping[str, Any]) -> None:
         """Replace the checkpoint; whenever the process is killed, ``run.json`` has the digest of the present one."""
 
@@ -267,7 +282,9 @@ class RunFolder:
             raise UserError(f"{self.path / CHECKPOINT} cannot be read: {first_line(error)}", remedy) from error
 
     def discard(self) -> None:
-        """Remove a run that never started: its record, and the folder if nothing else is in it."""
+        """Remove the folder of a run that never started; if anything else is in it, it stays, to be resumed."""
+        if any(entry.name not in (RECORD, SPLIT, LOCK) for entry in self.path.iterdir()):
+            return
         for name in (RECORD, SPLIT, LOCK):
             (self.path / name).unlink(missing_ok=True)
         with contextlib.suppress(OSError):
@@ -392,21 +409,17 @@ def check_claim(out: str, *, resume: bool) -> None:
 
 def _is_held(path: Path) -> bool:
     """Whether another process is writing this run."""
-    if path in _held or not (path / LOCK).is_file():
-        return False
-    lock = Lock(path / LOCK)
-    try:
-        held = not lock.acquire()
-    except OSError:  # a read-only folder
-        return False
-    if not held:
-        lock.release()
-    return held
+    return path not in _held and bool(RunFolder(path).is_being_written)
 
 
 def _busy(path: Path) -> UserError:
     remedy = "Wait until it has ended, stop it, or choose another folder."
     return UserError(f"The run {path} is being written by {Lock(path / LOCK).holder()}.", remedy)
+
+
+def inner_runs(folder: Path) -> list[RunFolder]:
+    """The runs that lie in a folder, by name."""
+    return [RunFolder(path) for path in sorted(folder.iterdir()) if (path / RECORD).is_file()]
 
 
 def open_run(path: str | Path) -> RunFolder:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from torch import nn
 
 import kdcompress
 from chains import CPU, record_of, same_weights, stopped
@@ -17,7 +18,9 @@ from heard import Heard
 from kdcompress import options as sets
 from kdcompress.api.compress import probe, prospect
 from kdcompress.api.compress.candidates import Student, Students
+from kdcompress.api.compress.commands import Commands
 from kdcompress.api.compress.contest import Contender
+from kdcompress.api.compress.course import Course
 from kdcompress.api.compress.plan import RESERVE, Costs, Plan, pair
 from kdcompress.api.compress.prospect import Prospect
 from kdcompress.api.compress.verdict import judge
@@ -38,6 +41,12 @@ FAST: dict[str, Any] = {"device": "cpu", "precision": "fp32", "epochs": 2}
 def _short_probes(monkeypatch: pytest.MonkeyPatch) -> None:
     """How fast this machine is does not matter here."""
     monkeypatch.setattr(probe, "MOST", 0.0)
+    monkeypatch.setattr(Commands, "seconds_per_epoch", lambda *_: None)
+
+    def seconds(model: nn.Module, *_: Any) -> float:
+        return 1e-9 * sum(each.numel() for each in model.parameters())
+
+    monkeypatch.setattr(prospect, "training_seconds", seconds)
 
 
 @pytest.fixture(scope="module")
@@ -97,7 +106,7 @@ def plan_of(*macs: int, steps: int = 100) -> tuple[Plan, Costs]:
     return plan, Costs({each.name: each.macs / 10 for each in plan.students()}, teacher=5.0)
 
 
-@pytest.mark.parametrize("seconds", [400, 3600, 36_000])
+@pytest.mark.parametrize("seconds", [400, 3600, 18_000])
 def test_epochs_fill_the_time_budget(seconds: int) -> None:
     """A run that was to end by lunch would go on till the evening, or waste what it was given."""
     plan, costs = plan_of(100, 50, 170)
@@ -306,3 +315,26 @@ def test_a_plan_of_two_numbers_is_finite() -> None:
     plan, costs = plan_of(100, 50, 170)
     assert 0 < plan.seconds(10, costs) < math.inf
     assert any("About" in line for line in plan.lines(10, costs, 1000))
+
+
+@pytest.mark.parametrize(("reference", "pretrained"), [("resnet18", True), ("runs/teacher", False)])
+def test_a_network_of_timm_is_fine_tuned_from_its_weights(
+    reference: str, pretrained: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By its bare name it would be trained from scratch, and all students be taught by a network that knows nothing."""
+    asked: list[Any] = []
+    monkeypatch.setattr(Commands, "_trained", lambda self, name, command, run, kind, own: asked.append(kind(**own)))
+    options = CompressOptions(teacher=reference, target_macs=0.5, data="digits")
+    Commands(options, tmp_path, Silent(), 10, Course(Silent(), Costs({}, 0.0))).fine_tune("teacher", 3, "3x64x64")
+    (given,) = asked
+    assert (given.model, given.pretrained, given.input_size) == (reference, pretrained, "3x64x64")
+
+
+def test_a_report_of_a_result_shows_what_it_won_against(teacher: Path, tmp_path: Path) -> None:
+    """`report RUN` would replace the page of `compress` by one that says less."""
+    result, _ = made(teacher, tmp_path / "out", report=False, epochs=1)
+    assert result.report is None
+    found = kdcompress.write_report(runs=[result.run], time=False)
+    others = {row["run"] for row in result.contenders[1:] if not row["chosen"] and not row.get("dropped")}
+    assert others <= {row["network"] for row in found.networks}
+    assert len(found.networks) == 2 + len(others), "and the teacher"

@@ -13,7 +13,8 @@ from kdcompress.api.compress.contest import Contest
 from kdcompress.api.compress.course import Course
 from kdcompress.api.compress.plan import Costs, Plan
 from kdcompress.engine.progress import Silent
-from kdcompress.errors import UserError
+from kdcompress.errors import UserError, usage_error
+from kdcompress.options import CompressOptions
 
 KINDS = ("layers", "resized", "scratch")
 EPOCHS, STEPS = 24, 200  # a trial is 4 epochs, a look is 1
@@ -32,9 +33,11 @@ class Steps(Silent):
 class Scripted:
     """Stands for commands: a training takes no time, and its accuracy is known."""
 
-    def __init__(self, scores: dict[str, float], course: Course) -> None:
+    def __init__(self, scores: dict[str, float], course: Course, budget: dict[str, float]) -> None:
         self.scores, self.course, self.reporter = scores, course, Silent()
         self.trained: dict[str, int] = {}
+        self.seconds: dict[str, float] = {}
+        self.options = CompressOptions(teacher="teacher", **budget)
 
     def _made(self, name: str, epochs: int) -> Any:
         self.course.begin(name)
@@ -54,11 +57,14 @@ class Scripted:
 
     def gate(self, name: str, run: str, limit: Any) -> Any:
         if name not in self.scores:
-            raise UserError("No gate is within it.")
+            raise usage_error("No gate is within it.")
         return SimpleNamespace(run=name, gated_top1=self.scores[name])
 
     def seconds_per_epoch(self, name: str) -> float | None:
         return None
+
+    def spent(self, name: str) -> float:
+        return self.seconds.get(name, 0.0)
 
 
 class Fixed:
@@ -71,14 +77,19 @@ class Fixed:
 
 
 def contest(
-    scores: dict[str, float], *, handover: bool = False, seconds: float = math.inf, kinds: tuple[str, ...] = KINDS
+    scores: dict[str, float],
+    *,
+    handover: bool = False,
+    seconds: float = math.inf,
+    kinds: tuple[str, ...] = KINDS,
+    **budget: float,
 ) -> tuple[Contest, Scripted, Steps]:
     singles = [Student(kind, kind, 400) for kind in kinds]
     first, second = Student("layers", "first", 240), Student("layers", "second", 680)
     plan = Plan(400.0, singles, first, second, handover=handover, fine_tunes=False, steps=STEPS)
     costs = Costs({**dict.fromkeys(kinds, 10.0), "first": 6.0, "second": 14.0}, teacher=1.0)
     shown = Steps()
-    commands: Any = Scripted(scores, Course.of(shown, plan, EPOCHS, costs, math.inf))
+    commands: Any = Scripted(scores, Course.of(shown, plan, EPOCHS, costs, math.inf), budget or {"target_macs": 0.4})
     known: Any = Fixed()
     made = Contest(
         commands, known, plan, {"teacher": "teacher"}, EPOCHS, costs, seconds, 0.0, lambda _: {}, lambda _: {}
@@ -86,18 +97,22 @@ def contest(
     return made, commands, shown
 
 
-def test_half_of_the_students_alone_are_dropped_after_a_look() -> None:
+def test_hopeless_students_alone_are_dropped_after_a_look() -> None:
     """Those that learn nothing in an epoch took a quarter of an hour's budget."""
-    made, commands, _ = contest({"look-resized": 50.0, "look-scratch": 60.0, "trial-scratch": 85.0})
+    made, commands, _ = contest({"look-resized": 50.0, "look-scratch": 75.0, "trial-scratch": 85.0})
     contenders = made.run()
     assert [name for name in commands.trained if name.startswith("look-")] == [f"look-{kind}" for kind in KINDS]
     assert {name for name in commands.trained if name.startswith("trial-")} == {
         "trial-layers", "trial-scratch", "trial-first", "trial-pair"
     }  # fmt: skip
     assert commands.trained["look-resized"] == 1
-    assert commands.trained["trial-scratch"] == 4
+    assert commands.trained["trial-first"] == commands.trained["trial-pair"] == 4
+    assert commands.trained["trial-scratch"] == 8, "in the time of both members"
     assert {each.run for each in made.dropped} == {"look-resized", "trial-layers"}, "all that was tried is shown"
     assert [(each.form, each.networks) for each in contenders] == [("single", "scratch")]
+    made, commands, _ = contest({"look-resized": 50.0, "look-scratch": 69.0})
+    made.run()
+    assert "trial-scratch" not in commands.trained, "eleven points behind"
 
 
 def test_one_kind_is_not_looked_at() -> None:
@@ -107,57 +122,72 @@ def test_one_kind_is_not_looked_at() -> None:
     assert not any(name.startswith("look-") for name in commands.trained)
 
 
+BEHIND = {"look-resized": 60.0, "look-scratch": 60.0}
+
+
 @pytest.mark.parametrize(
-    ("scores", "handover", "forms"),
+    ("scores", "given", "forms"),
     [
-        ({"trial-layers": 86.0, "trial-pair-gated": 87.9}, False, ["pair", "single"]),
-        ({"trial-layers": 86.0, "trial-pair-gated": 88.1}, False, ["pair"]),
-        ({"trial-layers": 86.0, "trial-pair-gated": 83.0}, False, ["single"]),
-        ({"trial-layers": 70.0, "trial-handover-gated": 88.1}, True, ["handover", "single"]),
-        ({"trial-layers": 70.0, "trial-handover-gated": 88.0, "trial-pair-gated": 87.0}, True,
+        ({"trial-layers": 86.0, "trial-pair-gated": 86.9}, {}, ["pair", "single"]),
+        ({"trial-layers": 86.0, "trial-pair-gated": 87.1}, {}, ["pair"]),
+        ({"trial-layers": 86.0, "trial-pair-gated": 87.1}, {"max_drop": 1.0}, ["pair", "single"]),
+        ({"trial-layers": 86.0, "trial-pair-gated": 83.0}, {}, ["single"]),
+        ({"trial-layers": 70.0, "trial-handover-gated": 88.1}, {"handover": True}, ["handover", "single"]),
+        ({"trial-layers": 70.0, "trial-handover-gated": 88.0, "trial-pair-gated": 87.0}, {"handover": True},
          ["pair", "handover"]),
+        ({"trial-layers": 70.0, "trial-handover-gated": 88.0, "trial-pair-gated": 80.0}, {"handover": True},
+         ["handover", "single"]),
     ],
 )  # fmt: skip
-def test_what_is_far_behind_gets_no_time(scores: dict[str, float], handover: bool, forms: list[str]) -> None:
-    """A handover has a trained member from the start; everything else is judged alike."""
-    final = {"pair-gated": 90.0, "handover-gated": 90.0}
-    made, commands, _ = contest({**dict.fromkeys(("trial-resized", "trial-scratch"), 60.0), **scores, **final},
-                                handover=handover)  # fmt: skip
+def test_what_is_far_behind_gets_no_time(scores: dict[str, float], given: dict[str, Any], forms: list[str]) -> None:
+    """A handover has a trained member from the start; a pair is compared after the same time."""
+    made, commands, _ = contest({**BEHIND, **scores, "pair-gated": 90.0, "handover-gated": 90.0}, **given)
     assert [each.form for each in made.run()] == forms
     assert ("first" in commands.trained) == (forms != ["single"])
 
 
-def test_a_pair_without_a_gate_within_the_budget_is_not_all_there_is() -> None:
+def test_a_gate_that_cannot_be_found_is_not_all_there_is() -> None:
     """The trials' gates are for MACs, those of the result for milliseconds: hours would end without any network."""
-    made, _, _ = contest({"trial-layers": 80.0, "trial-pair-gated": 88.0})
+    made, _, _ = contest({**BEHIND, "trial-layers": 80.0, "trial-pair-gated": 88.0}, target_ms=3.0)
     assert [each.form for each in made.run()] == ["single"]
+
+
+def test_an_error_that_is_not_about_the_gate_ends_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A disk that is full would be taken for a budget that nothing meets."""
+
+    def full(*_: Any) -> None:
+        raise UserError("No space left on device.")
+
+    monkeypatch.setattr(Scripted, "gate", full)
+    made, _, _ = contest({})
+    with pytest.raises(UserError, match="No space left"):
+        made.run()
 
 
 def test_the_time_that_is_left_goes_to_what_may_win() -> None:
     """A budget of 4,000 seconds, of which nothing is used up yet: trainings take none here."""
-    scores = {"trial-layers": 80.0, "trial-pair-gated": 88.0, "pair-gated": 89.0}
+    scores = {**BEHIND, "trial-layers": 80.0, "trial-pair-gated": 88.0, "pair-gated": 89.0}
     made, commands, _ = contest(scores, seconds=4000.0)
+    commands.seconds["first"] = 1000.0  # less than was planned: the second gets the rest
     made.run()
-    assert commands.trained["first"] == pytest.approx(0.92 * 4000 / 20, abs=2)
-    made, commands, _ = contest({**scores, "trial-layers": 87.0}, seconds=4000.0)
+    assert commands.trained["first"] == pytest.approx((0.92 * 4000 + 1000) / 20, abs=2)
+    assert commands.trained["pair"] == pytest.approx(0.92 * 4000 / 14, abs=2)
+    made, commands, _ = contest({**scores, "trial-layers": 87.5}, seconds=4000.0)
     made.run()
     assert commands.trained["first"] == pytest.approx(0.92 * 4000 / 2 / 20, abs=2)
 
 
 def test_the_bar_counts_every_training_and_ends_with_the_last() -> None:
     """A bar that jumps back, or ends at step 7 of 12, is worse than none."""
-    made, commands, shown = contest(
-        {"look-resized": 50.0, "look-scratch": 60.0, "trial-pair-gated": 88.0, "trial-layers": 87.0, "pair-gated": 90.0}
-    )
+    made, commands, shown = contest({**BEHIND, "trial-pair-gated": 88.0, "trial-layers": 87.5, "pair-gated": 90.0})
     made.run()
     steps = [step for step, _, _ in shown.shown]
     assert steps == list(range(1, len(commands.trained) + 1))
-    assert shown.shown[-1][1] == len(commands.trained)
-    assert [whole for _, whole, _ in shown.shown] == [10] * 10
+    assert [whole for _, whole, _ in shown.shown] == [9] * 9
     left = [seconds for _, _, seconds in shown.shown]
     assert left == sorted(left, reverse=True)
-    # three looks, two trials, the pair's, then 24 epochs of it and as long a training of a student alone
-    expected = 3 * 10 + 2 * 4 * 10 + 4 * 20 + 24 * 20 + 48 * 10
+    # three looks, the trials of one student and of the pair, then 24 epochs of it and as long a training of the student
+    expected = 3 * 10 + 8 * 10 + 4 * 20 + 24 * 20 + 48 * 10
     assert left[0] == pytest.approx(expected, rel=0.1)
 
 

@@ -6,6 +6,7 @@ import csv
 import json
 import signal
 import subprocess
+import time
 from pathlib import Path
 
 import pytest
@@ -23,6 +24,7 @@ def test_epochs_come_while_the_run_is_being_trained(here: Path) -> None:
     with subprocess.Popen([*command, "--quiet"], stdout=subprocess.DEVNULL, cwd=here) as training:
         while not (here / "run" / "metrics.csv").exists():
             assert training.poll() is None
+            time.sleep(0.05)
         with subprocess.Popen(
             [str(BIN / "kdcompress"), "watch", "run"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=here
         ) as watching:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
+import time
 from pathlib import Path
 from typing import Any
 
@@ -39,9 +39,14 @@ def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
 def test_mlflow_has_every_epoch_in_one_run_also_after_an_interruption(run: RunFolder, store: str) -> None:
     """Half a curve in one run and half in another can be compared with nothing."""
     mlflow = pytest.importorskip("mlflow")
-    with contextlib.suppress(KeyboardInterrupt), logged(run, options(log="mlflow", epochs=2), lambda _: None) as add:
-        add(ROWS[0])
-        raise KeyboardInterrupt
+    interrupted = False
+    try:
+        with logged(run, options(log="mlflow", epochs=2), lambda _: None) as add:
+            add(ROWS[0])
+            raise KeyboardInterrupt
+    except KeyboardInterrupt:
+        interrupted = True
+    assert interrupted, "the interruption must not end here"
     client = mlflow.MlflowClient()
     experiment = client.get_experiment_by_name("kdcompress").experiment_id
     assert client.search_runs([experiment])[0].info.status == "KILLED"
@@ -62,9 +67,10 @@ def test_wandb_offline_keeps_the_rows_on_disk(run: RunFolder, monkeypatch: pytes
     for row in ROWS:
         with logged(run, options(log="wandb"), lambda _: None) as add:
             add(row)
+        time.sleep(1.1)  # its folders are named by the second
     files = sorted((run.path / "wandb").glob("offline-run-*/run-*.wandb"))
     assert len({file.name for file in files}) == 1
-    assert b"calibration_top1" in files[0].read_bytes()
+    assert [b"train_loss" in file.read_bytes() for file in files] == [True, True]
 
 
 def test_a_log_that_fails_later_does_not_end_the_training(run: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -81,9 +87,28 @@ def test_a_log_that_fails_later_does_not_end_the_training(run: RunFolder, monkey
     assert heard.notes == ["Warning: the TensorBoard log is incomplete: server gone"]
 
 
+def test_a_server_that_is_gone_at_a_resumption_does_not_end_it(run: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The rest of the training needs it no more than the first half did; nor does the second of three phases."""
+
+    def refused(*_: Any) -> None:
+        raise ConnectionError("server gone")
+
+    monkeypatch.setattr(logs.MLflow, "__init__", refused)
+    with pytest.raises(UserError, match="does not start: server gone"), logged(run, options(log="mlflow"), print):
+        pass
+    logs.keep_id(run, "mlflow", "abc")
+    heard = Heard()
+    with logged(run, options(log="mlflow"), heard.note) as add:
+        add(ROWS[0])
+    assert "The training goes on without it." in heard.notes[0]
+
+
 @pytest.mark.parametrize(
     ("error", "said"),
-    [(ImportError("wandb"), "pip install 'kdcompress[wandb]'"), (ValueError("No API key"), "WANDB_MODE=offline")],
+    [
+        (ModuleNotFoundError("wandb"), "pip install 'kdcompress[wandb]'"),
+        (ValueError("No API key"), "WANDB_MODE=offline"),
+    ],
 )
 def test_a_log_that_cannot_begin_leaves_no_folder(
     error: Exception, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

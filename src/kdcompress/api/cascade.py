@@ -76,6 +76,8 @@ def cascade(
     note_missed(profiles, made.architecture, reporter)
     measured = _measured(made, networks, teacher, source, options, place, reporter)
     with claimed(options, f"cascade-{networks[0].architecture}", place, reporter) as run:
+        if place.is_main:
+            run.write_record({"command": "cascade", "status": "unfinished", **job_key()}, digests={})
         result = CascadeResult(
             command="cascade",
             run=str(run.path),

@@ -144,8 +144,13 @@ def check_classes(network: Described, source: DataSource, role: str) -> None:
 
 def has_other_classes(network: Described, source: DataSource) -> bool:
     """Whether the data are about something else than what the network was trained on: it needs a new head."""
-    if network.num_classes != source.num_classes:
-        return True
+    if isinstance(network, Network) and config_of(network.model).get("num_classes") is None:
+        return False  # code of the user's own, which does not say
+    return network.num_classes != source.num_classes or has_other_names(network, source)
+
+
+def has_other_names(network: Described, source: DataSource) -> bool:
+    """Whether the names of both are known, and none is the same."""
     theirs, ours = network.class_names, source.class_names
     return bool(theirs and ours) and not {*map(str.lower, theirs or ())} & {*map(str.lower, ours or ())}
 

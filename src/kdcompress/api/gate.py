@@ -83,10 +83,11 @@ def gate_calibrate(
     calibration, measures = _measures(calibration, options)
     guaranteed = timing = bound = None
     if network.record.get(SEEN):
-        what = "the gate may" if options.confidence_level is None else "the guarantee does not hold, and the gate may"
+        what = "the gate may" if options.confidence_level is None else "nothing is guaranteed, and the gate may"
+        how = "cost more" if options.target_macs is not None else "lose more"
         reporter.note(
             "Notice: the cascade started from a teacher that may have been trained on the calibration images; "
-            f"{what} lose more on new ones."
+            f"{what} {how} on new ones."
         )
     if options.target_ms is not None:
         timed = Device(calibration, options.engine, options.batch_size or 1, place, reporter)
@@ -151,6 +152,8 @@ def _check_target(options: GateCalibrateOptions) -> None:
         remedy = "Give --max-drop POINTS, --target-macs RATIO, --target-ms X or --threshold X."
         raise usage_error("gate-calibrate needs exactly one target.", remedy)
     level, drop = options.confidence_level, options.max_drop
+    if level is not None and (options.target_ms is not None or options.threshold):
+        raise meaningless("confidence_level", "--target-ms" if options.target_ms is not None else "--threshold")
     if level is not None and options.target_macs is None and not LEAST_DROP <= (drop or 0) < 100:
         remedy = f"Add --max-drop POINTS, at least {LEAST_DROP} and below 100, or --target-macs RATIO."
         raise usage_error("--confidence-level needs a --max-drop or --target-macs to guarantee.", remedy)

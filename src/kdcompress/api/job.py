@@ -389,11 +389,13 @@ class Job(Generic[JobOptions]):
 @contextlib.contextmanager
 def _discarding(run: RunFolder, place: Place) -> Iterator[None]:
     """Leave no folder of a training that could not begin, so that the same command can be given again."""
+    begins = not (run.path / RECORD).exists()
     try:
         yield
     except UserError:
-        if place.is_main and not run.has_checkpoint:
-            run.discard()
+        if place.is_main and begins and not run.has_checkpoint:
+            with contextlib.suppress(OSError):  # of a disk that has turned read-only
+                run.discard()
         raise
 
 

@@ -85,7 +85,7 @@ def _with_contenders(references: list[str]) -> list[str]:
     rows = record.get("result", {}).get("contenders") or [] if record.get("command") == "compress" else []
     names = [row.get("run") for row in rows if not row.get("chosen") and not row.get("dropped")]
     known = [folder / Path(name).name for name in names if isinstance(name, str)]
-    return [*references, *(str(path) for path in known if (path / RECORD).is_file())]
+    return [*references, *(str(path) for path in known if RunFolder(path.absolute()).is_finished)]
 
 
 def _result(gathered: Gathered, options: ReportOptions, file: Path) -> ReportResult:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from kdcompress.api.fitting import has_other_names
 from kdcompress.api.inputs import is_fixed, settle_input
 from kdcompress.api.teacher import SEEN, may_have_seen_calibration
 from kdcompress.data import DataSource, choose_size
@@ -56,7 +57,8 @@ def started(
             f"Notice: {given.reference} has the classes {_few(theirs)}, the data have {_few(ours)}. Both are "
             f"{len(ours)}, so its classifier is kept."
         )
-    if same_number and may_have_seen_calibration(given, source.fingerprint, options.holdout or HOLDOUT):
+    alike = same_number and not has_other_names(given, source)
+    if alike and may_have_seen_calibration(given, source.fingerprint, options.holdout or HOLDOUT):
         network.record = {SEEN: True}
         note(
             f"Notice: {given.reference} may have been trained on the calibration images; the accuracy on them is then "

@@ -14,9 +14,10 @@ from kdcompress.engine.progress import Reporter, Silent
 from kdcompress.errors import UserError
 from kdcompress.options import WatchOptions
 from kdcompress.results import EpochRow, Rows
-from kdcompress.runs import METRICS, RECORD, RunFolder
+from kdcompress.runs import METRICS, RECORD, RunFolder, inner_runs
 
 POLL = 1.0  # seconds between two looks at the folder
+PATIENCE = 3600.0  # seconds without a change after which a run in a read-only folder counts as interrupted
 
 
 def watch(
@@ -60,11 +61,11 @@ class Epochs(Rows):
     def __iter__(self) -> Iterator[list[EpochRow]]:
         seen, ended = Counter[Path](), set[Path]()
         while True:
-            goes_on = self.folder.is_being_written  # asked first: what is written before its end is still read
+            goes_on = self._goes_on()  # asked first: what is written before its end is still read
             for run in self._trainings():
                 rows = run.metrics()
-                if fresh := rows[seen[run.path] :]:
-                    yield [self._row(run, row, rows) for row in fresh]
+                if len(rows) > seen[run.path]:
+                    yield _new(run, rows, seen[run.path])
                     seen[run.path] = len(rows)
                 if run.is_finished and run.path not in ended:
                     ended.add(run.path)
@@ -82,25 +83,40 @@ class Epochs(Rows):
         """1 if the run was interrupted, else 0."""
         return 0 if self.folder.is_finished else 1
 
+    def _goes_on(self) -> bool:
+        """Whether the run is being written; in a folder that is read-only here, by when anything in it changed."""
+        written = self.folder.is_being_written
+        if written is not None or self.folder.is_finished:
+            return bool(written)
+        changed = [(run.path / RECORD).stat().st_mtime for run in (self.folder, *inner_runs(self.folder.path))]
+        changed += [(run.path / METRICS).stat().st_mtime for run in self._trainings() if run.metrics()]
+        return time.time() - max(changed) < PATIENCE
+
     def _trainings(self) -> list[RunFolder]:
         """The run, or those inside it; the one that changed last comes last."""
-        inner = [path.parent for path in self.folder.path.glob(f"*/{METRICS}") if (path.parent / RECORD).is_file()]
-        inner.sort(key=lambda path: (path / METRICS).stat().st_mtime)
-        return [RunFolder(path) for path in inner] or [self.folder]
+        inner = [run for run in inner_runs(self.folder.path) if (run.path / METRICS).is_file()]
+        return sorted(inner, key=lambda run: (run.path / METRICS).stat().st_mtime) or [self.folder]
 
-    def _row(self, run: RunFolder, row: dict[str, float], rows: list[dict[str, float]]) -> EpochRow:
-        epochs = run.record().get("options", {}).get("epochs")
-        number = int(row.get("epoch", 0))
-        times = [each["seconds"] for each in rows if "seconds" in each]
+
+def _new(run: RunFolder, rows: list[dict[str, float]], seen: int) -> list[EpochRow]:
+    """The rows of a training after the first ``seen``."""
+    planned = run.record().get("options", {}).get("epochs")
+    epochs = max(planned, len(rows)) if isinstance(planned, int) else None
+    made = []
+    for count, row in enumerate(rows[seen:], seen + 1):
         left = None
-        if isinstance(epochs, int) and times:  # the first epoch may be longer: targets are cached in it
-            left = round(statistics.median(times) * max(epochs - number, 0), 1)
-        return EpochRow(
-            run=run.path.name,
-            epoch=number,
-            epochs=epochs if isinstance(epochs, int) else None,
-            loss=row.get("train_loss"),
-            top1=row.get("calibration_top1"),
-            images_per_second=row.get("images_per_second"),
-            seconds_left=left,
+        if epochs is not None and (times := [each["seconds"] for each in rows[:count] if "seconds" in each]):
+            # the median, for the first epoch may be longer: targets are cached in it
+            left = round(statistics.median(times) * (epochs - count), 1)
+        made.append(
+            EpochRow(
+                run=run.path.name,
+                epoch=count,
+                epochs=epochs,
+                loss=row.get("train_loss"),
+                top1=row.get("calibration_top1"),
+                images_per_second=row.get("images_per_second"),
+                seconds_left=left,
+            )
         )
+    return made

@@ -104,7 +104,8 @@ def _epochs() -> Callable[[EpochRow], str]:
         before = name
         number = f"{row.epoch}/{row.epochs or '?'}"
         left = "" if row.seconds_left is None else clock(row.seconds_left)
-        values = f"{_digits(row.loss, 4):>9}{_digits(row.top1, 2):>11} %{_digits(row.images_per_second, 0):>8}"
+        top1 = f"{row.top1:.2f} %" if row.top1 is not None else ""
+        values = f"{_digits(row.loss, 4):>9}{top1:>13}{_digits(row.images_per_second, 0):>8}"
         return f"{header}{number:>7}{values}{left:>9}"
 
     return shown

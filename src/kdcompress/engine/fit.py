@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -79,7 +79,8 @@ def fit(
     check_same({"the state": (trainer.epoch, trainer.step, trainer.update)})
     done = len(trainer.history)
     with contextlib.ExitStack() as stack:
-        log = stack.enter_context(logged(run, options, reporter.note)) if place.is_main else None
+        logs: list[Callable[[dict[str, Any]], None]] = []  # of the main process
+        from_main(lambda: logs.append(stack.enter_context(logged(run, options, reporter.note))))
         reporter.start(title, options.epochs, len(batches), done)
         stack.callback(reporter.stop)
         with StopSignal() as stop:
@@ -103,7 +104,7 @@ def fit(
                 row["calibration_loss"], row["calibration_top1"] = round(scores.loss, 6), round(scores.top1, 4)
                 trainer.finish_epoch(row)
                 reporter.epoch(row)
-                if log is not None:
+                for log in logs:
                     log(row)
     trainer.take_average()
     return trainer.history

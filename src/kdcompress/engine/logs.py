@@ -65,12 +65,12 @@ class WandB(Log):
     def __init__(self, run: RunFolder, options: TrainingOptions) -> None:
         import wandb
 
-        id = known_id(run, "wandb") or uuid.uuid4().hex[:8]
+        id = known_id(run, "wandb") or os.environ.get("WANDB_RUN_ID") or uuid.uuid4().hex[:8]
         quiet = wandb.Settings(silent=True, console="off")
         self.run = wandb.init(
             project=os.environ.get("WANDB_PROJECT", PROJECT),
-            name=run.path.name,
-            dir=str(run.path),
+            name=os.environ.get("WANDB_NAME", run.path.name),
+            dir=os.environ.get("WANDB_DIR", str(run.path)),
             id=id,
             resume="allow",
             config=options.to_dict(),
@@ -93,12 +93,14 @@ class MLflow(Log):
     def __init__(self, run: RunFolder, options: TrainingOptions) -> None:
         from mlflow import MlflowClient
         from mlflow.entities import Param
+        from mlflow.exceptions import MlflowException
 
         self.client = MlflowClient()
         if (id := known_id(run, "mlflow")) is not None:
-            self.id = id
-            self.client.update_run(id, status="RUNNING")
-            return
+            with contextlib.suppress(MlflowException):  # it was deleted, or is in another store
+                self.client.update_run(id, status="RUNNING")
+                self.id = id
+                return
         name = os.environ.get("MLFLOW_EXPERIMENT_NAME", PROJECT)
         known = self.client.get_experiment_by_name(name)
         experiment = known.experiment_id if known else self.client.create_experiment(name)
@@ -124,7 +126,7 @@ def logged(run: RunFolder, options: TrainingOptions, note: Callable[[str], None]
     One that fails later is left out with a warning: curves are not worth a training.
 
     Raises:
-        UserError: A client is not installed, or does not start.
+        UserError: A client is not installed, or does not start in the first phase of a new run.
     """
     wanted: list[tuple[str, Callable[[], Log]]] = []
     if options.tensorboard:
@@ -133,33 +135,45 @@ def logged(run: RunFolder, options: TrainingOptions, note: Callable[[str], None]
         wanted.append(("wandb", lambda: WandB(run, options)))
     if options.log == "mlflow":
         wanted.append(("mlflow", lambda: MLflow(run, options)))
-    logs = [_opened(extra, make) for extra, make in wanted]
+    logs: list[Log] = []
 
-    def tried(log: Log, act: Callable[[], None]) -> None:
+    def close(log: Log, done: bool) -> None:
         try:
-            act()
-        except Exception as error:  # whatever a client raises
+            log.close(done)
+        except (Exception, KeyboardInterrupt) as error:  # whatever a client raises, and the wish to end it
             note(f"Warning: the {log.name} log is incomplete: {first_line(error)}")
-            logs.remove(log)
 
     def add(row: Row) -> None:
         for log in tuple(logs):
-            tried(log, lambda log=log: log.add(row))  # type: ignore[misc]
+            try:
+                log.add(row)
+            except Exception as error:  # whatever a client raises
+                note(f"Warning: the {log.name} log is incomplete: {first_line(error)}")
+                logs.remove(log)
+                with contextlib.suppress(Exception):
+                    log.close(False)
 
     done = False
     try:
+        for extra, make in wanted:
+            try:
+                logs.append(_opened(extra, make))
+            except UserError as error:
+                if known_id(run, extra) is None:
+                    raise
+                note(f"Warning: {error.problem} The training goes on without it.")
         yield add
         done = True
     finally:
-        for log in tuple(logs):
-            tried(log, lambda log=log: log.close(done))  # type: ignore[misc]
+        for log in logs:
+            close(log, done)
 
 
 def _opened(extra: str, make: Callable[[], Log]) -> Log:
     flag = "--tensorboard" if extra == "tensorboard" else f"--log {extra}"
     try:
         return make()
-    except ImportError as error:
+    except ModuleNotFoundError as error:
         remedy = f"pip install 'kdcompress[{extra}]'"
         raise UserError(f"{flag} needs a package that is not installed.", remedy, exit_code=2) from error
     except Exception as error:  # whatever a client raises
@@ -172,14 +186,18 @@ def _opened(extra: str, make: Callable[[], Log]) -> Log:
 
 def known_id(run: RunFolder, client: str) -> str | None:
     """The id by which a client knows this run."""
-    known: Any = None
-    with contextlib.suppress(OSError, ValueError):
-        known = json.loads((run.path / IDS).read_text())
-    id = known.get(client) if isinstance(known, dict) else None
+    id = _ids(run).get(client)
     return id if isinstance(id, str) else None
 
 
 def keep_id(run: RunFolder, client: str, id: str) -> None:
     """Keep it for a training that is resumed."""
     with atomic_file(run.path / IDS) as file:
-        file.write(json.dumps({client: id}).encode())
+        file.write(json.dumps({**_ids(run), client: id}).encode())
+
+
+def _ids(run: RunFolder) -> dict[str, Any]:
+    known: Any = None
+    with contextlib.suppress(OSError, ValueError):
+        known = json.loads((run.path / IDS).read_text())
+    return known if isinstance(known, dict) else {}

@@ -184,8 +184,8 @@ class GateCalibrateOptions(DataOptions, DeviceOptions, OutputOptions):
     )
     confidence_level: float | None = option(
         None,
-        "keep --max-drop, or --target-macs, on new images with this probability over the draw of the calibration "
-        "images, e.g. 0.95",
+        "keep --max-drop on new images with this probability over the draw of the calibration images, e.g. 0.95; "
+        "--target-macs with about this probability",
         above=0,
         below=1,
     )

@@ -87,16 +87,16 @@ def guarantee_in_words(facts: Facts) -> list[str]:
     found, promise = facts.result, facts.promise
     if found.measure is None:
         return ["A guarantee is about a gate, and this run has none: every image gets all of the network."]
-    return [*_promised(promise), *_bounded(facts.cost_bound), *_seen(found, promise)]
+    bound = facts.cost_bound
+    return [*(_bounded(bound) if bound and promise is None else _promised(promise)), *_seen(found, promise)]
 
 
-def _bounded(bound: dict[str, Any] | None) -> list[str]:
-    if bound is None:
-        return []
+def _bounded(bound: dict[str, Any]) -> list[str]:
     return [
-        f"With {100 * float(bound['confidence_level']):g} % confidence, it costs at most "
+        f"With {100 * float(bound['confidence_level']):g} % confidence, this gate costs at most "
         f"{100 * float(bound['macs_ratio']):.1f} % of the teacher's MACs on new images, on average: an upper "
-        f"bound from {bound['images']:,} calibration images, as long as no weights were chosen on those."
+        f"bound from {bound['images']:,} calibration images, as long as no weights were chosen on those. Of accuracy "
+        "nothing was guaranteed."
     ]
 
 

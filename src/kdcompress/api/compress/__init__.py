@@ -24,6 +24,7 @@ from kdcompress.engine.precision import Process
 from kdcompress.engine.progress import Reporter, Silent
 from kdcompress.engine.restart import resuming
 from kdcompress.errors import UserError, usage_error
+from kdcompress.export.onnx_network import check_extra
 from kdcompress.option_set import shown
 from kdcompress.options import CompressOptions, ExportOptions, ReportOptions
 from kdcompress.quantities import scaled
@@ -60,15 +61,19 @@ def compress(
     """
     options = options or CompressOptions.resolve(given)
     options.check()
+    if options.export != "none":
+        check_extra("--export", "onnx", "onnxscript", "onnxruntime")
     place = start(options.device, options.precision, options.patience)
     if place.world > 1:
         raise usage_error("compress runs in one process.", "Start it without torchrun.")
     options, began = dataclasses.replace(options, teacher=absolute(resolve(options.teacher))), time.perf_counter()
     reporter = reporter or Silent()
     options = resuming(options, "compress", reporter.note)
+    if options.resume and options.out is None:
+        raise usage_error("--resume needs the run to go on with.", "Add its --out.")
     take_free_cores(place, reporter)
     if not options.dry_run and (done := finished(options, "compress", CompressResult, reporter)) is not None:
-        return _with_export(done, options, reporter)
+        return _with_files(done, options, reporter)
     prospect = Prospect.of(options, place, reporter, _planned(options))
     options = prospect.options
     for line in prospect.lines():
@@ -77,15 +82,14 @@ def compress(
         return PlanResult(
             command="compress", run=None, seconds=round(time.perf_counter() - began, 3), **prospect.facts()
         )
-    _ask(options)
+    began += _ask(options, reporter)
     stem = f"compress-{prospect.teacher.network.architecture}"
     with nested(options, "compress", stem, prospect.plan.first_run(prospect.epochs), place, reporter) as run:
         if not run.record().get(PLAN):
             run.write_record({**run.record(), "options": options.to_dict(), PLAN: prospect.known}, digests={})
         verdict, result = _carried_out(prospect, run, began, reporter)
         from_main(lambda: adopt(run, RunFolder(Path(verdict.chosen.run)), "compress", options, result))
-    if result.report is not None:
-        _report(result, reporter)
+    result = _with_files(result, options, reporter)
     if (params := prospect.teacher.entry["params"]) < result.params:
         reporter.note(
             f"Notice: it has more parameters than the teacher: {scaled(result.params)} instead of {scaled(params)}."
@@ -97,14 +101,39 @@ def compress(
     return result
 
 
-def _report(result: CompressResult, reporter: Reporter) -> None:
+def _with_files(result: CompressResult, options: CompressOptions, reporter: Reporter) -> CompressResult:
+    """A finished result with the exported file and the report, made where they are asked for and not there.
+
+    Raises:
+        UserError: The network cannot be exported; the run is finished, and ``--resume`` tries again.
+    """
+    assert result.run is not None
+    folder, began = Path(result.run), time.perf_counter()
+    exported = report = None
+    if options.report:
+        report = _report(folder / REPORT, ReportOptions(runs=(result.run,), device=options.device), reporter)
+    if options.export != "none":
+        format, _, precision = options.export.partition("-")
+        file = folder / f"model{'-' * bool(precision)}{precision}.{format}"
+        exported = str(file)
+        if not file.exists():
+            reporter.note(f"The network is in {folder}; exporting it.")
+            given = ExportOptions(run=result.run, format=format, precision=precision or "fp32", out=exported)
+            export_network(given, reporter=reporter)
+    seconds = round(result.seconds + time.perf_counter() - began, 3)
+    return dataclasses.replace(result, exported=exported, report=report, seconds=seconds)
+
+
+def _report(file: Path, options: ReportOptions, reporter: Reporter) -> str | None:
     """A web page about the result, with the other contenders beside it; without one the result is as good."""
     try:
-        write_report(ReportOptions(runs=(str(result.run),)), reporter=reporter)
+        if not file.exists():
+            write_report(options, reporter=reporter)
     except UserError as error:
         reporter.note(f"Notice: there is no report. {error.problem} {error.remedy}")
-    else:
-        reporter.note(f"Report: {result.report}")
+        return None
+    reporter.note(f"Report: {file}")
+    return str(file)
 
 
 def _use(result: CompressResult) -> list[str]:
@@ -139,14 +168,6 @@ def _planned(options: CompressOptions) -> dict[str, Any] | None:
     return known
 
 
-def _with_export(done: CompressResult, options: CompressOptions, reporter: Reporter) -> CompressResult:
-    """A finished result, exported if that is asked for only now."""
-    if options.export == "none" or done.run is None:
-        return done
-    run = RunFolder(Path(done.run))
-    return dataclasses.replace(done, exported=_exported(options, done.run, run, reporter))
-
-
 def _carried_out(
     prospect: Prospect, run: RunFolder, began: float, reporter: Reporter
 ) -> tuple[Verdict, CompressResult]:
@@ -170,29 +191,16 @@ def _carried_out(
         reporter.plan_over()
     split = "test" if prospect.source.test is not None else "calibration"
     found = commands.score(verdict.chosen.run, split)
-    exported = _exported(options, verdict.chosen.run, run, reporter)
-    report = str(run.path / REPORT) if options.report else None
     seconds = round(done + time.perf_counter() - began, 3)
-    return verdict, _result(found, verdict, run, seconds, exported=exported, report=report)
+    return verdict, _result(found, verdict, run, seconds)
 
 
-def _exported(options: CompressOptions, chosen: str, run: RunFolder, reporter: Reporter) -> str | None:
-    if options.export == "none":
-        return None
-    format, _, precision = options.export.partition("-")
-    out = run.path / f"model{'-' * bool(precision)}{precision}.{format}"
-    if out.exists():
-        return str(out)
-    given = ExportOptions(run=chosen, format=format, precision=precision or "fp32", out=str(out))
-    return export_network(given, reporter=reporter).file
-
-
-def _result(found: EvalResult, verdict: Verdict, run: RunFolder, seconds: float, **files: str | None) -> CompressResult:
+def _result(found: EvalResult, verdict: Verdict, run: RunFolder, seconds: float) -> CompressResult:
     known = {field.name for field in dataclasses.fields(CompressResult)}
     own = {key: value for key, value in vars(found).items() if key in known}
     gate = RunFolder(Path(verdict.chosen.run)).record().get("result", {})
     of_gate = {key: gate.get(key) for key in ("curve", "cost_bound", "timing")}
-    more = {"command": "compress", "run": str(run.path), "seconds": seconds, **files, **of_gate}
+    more = {"command": "compress", "run": str(run.path), "seconds": seconds, **of_gate}
     chosen = next(row for row in verdict.rows if row.get("chosen"))
     return CompressResult(
         **{**own, **more},
@@ -203,15 +211,18 @@ def _result(found: EvalResult, verdict: Verdict, run: RunFolder, seconds: float,
     )
 
 
-def _ask(options: CompressOptions) -> None:
-    """Ask a person at a terminal whether to go on.
+def _ask(options: CompressOptions, reporter: Reporter) -> float:
+    """Ask a person at a terminal, who has seen the plan, whether to go on; returns the seconds that took.
 
     Raises:
         UserError: The answer is no.
     """
-    if options.yes or not Process.is_ours or not (sys.stdin and sys.stdin.isatty() and sys.stderr.isatty()):
-        return
+    is_there = sys.stdin and sys.stdin.isatty() and sys.stderr.isatty() and not isinstance(reporter, Silent)
+    if options.yes or not Process.is_ours or not is_there:
+        return 0.0
+    began = time.perf_counter()
     sys.stderr.write("Go on? [Y/n] ")
     sys.stderr.flush()
     if sys.stdin.readline().strip().lower() not in ("", "y", "yes"):
         raise UserError("Nothing was trained.", "Another budget or --time-budget gives another plan.")
+    return time.perf_counter() - began

@@ -30,8 +30,9 @@ from kdcompress.options import (
     GateCalibrateOptions,
     TrainTeacherOptions,
 )
+from kdcompress.references import has_weights
 from kdcompress.results import CascadeResult, EvalResult, GateResult, TrainResult
-from kdcompress.runs import RECORD, RunFolder
+from kdcompress.runs import RunFolder, inner_runs
 
 O = TypeVar("O", bound=Options)  # noqa: E741
 # what every command takes as compress was given it; of an input size, each network has its own
@@ -58,10 +59,11 @@ class Commands:
     classes: int
     course: Course
 
-    def fine_tune(self, name: str, epochs: int) -> TrainResult:
-        """The teacher, for the classes of the data."""
+    def fine_tune(self, name: str, epochs: int, input_size: str) -> TrainResult:
+        """The teacher, for the classes of the data, and for images of this size (``CxHxW``)."""
         given = self.options
         own = {"model": given.teacher, "arch": given.teacher_arch, "weights_key": given.weights_key, "epochs": epochs}
+        own |= {"pretrained": not has_weights(given.teacher), "input_size": input_size}
         return self._trained(name, "train-teacher", train_teacher, TrainTeacherOptions, own)
 
     def single(self, name: str, teacher: dict[str, Any], student: dict[str, Any], epochs: int) -> TrainResult:
@@ -89,7 +91,7 @@ class Commands:
     def gate(self, name: str, run: str, limit: dict[str, Any]) -> GateResult:
         """A gate for the cascade ``run``."""
         own = {"run": run, "measure": "auto", **limit}
-        if "target_macs" in limit:
+        if self.options.target_macs is not None:
             own["confidence_level"] = KEPT
         return self._run(name, "gate-calibrate", gate_calibrate, GateCalibrateOptions, own, GateResult)
 
@@ -99,9 +101,13 @@ class Commands:
         self._print("eval", options)
         return evaluate(options, reporter=self.reporter)
 
+    def spent(self, name: str) -> float:
+        """Seconds that a run took so far, in all attempts; 0 if it has not begun."""
+        return seconds_of(RunFolder(self.folder / name))
+
     def best(self) -> str | None:
-        """The most accurate finished run that answers within the budget: a student alone, or a gated cascade."""
-        runs = [run for run in runs_in(self.folder) if run.is_finished]
+        """The most accurate finished run that answers: a student alone, or a gated cascade."""
+        runs = [run for run in inner_runs(self.folder) if run.is_finished]
         results = {run.path: run.record().get("result", {}) for run in runs}
         found = {path: result.get("gated_top1", result.get("top1")) for path, result in results.items()}
         known = {
@@ -116,7 +122,7 @@ class Commands:
 
     def seconds_per_epoch(self, name: str) -> float | None:
         """Of a training that is finished: the median, in which the first epoch's cached targets do not count."""
-        rows = seconds_of_epochs(RunFolder(self.folder / name))
+        rows = RunFolder(self.folder / name).column("seconds")
         return statistics.median(rows) if rows else None
 
     def _trained(
@@ -161,18 +167,11 @@ class Commands:
 
 
 def spent_seconds(folder: Path) -> float:
-    """What the runs in a folder took so far, those that were interrupted and gone on with included."""
-    return sum(
-        max(float(run.record().get("result", {}).get("seconds", 0.0)), sum(seconds_of_epochs(run)))
-        for run in runs_in(folder)
-    )
+    """What the runs in a folder took so far."""
+    return sum(map(seconds_of, inner_runs(folder)))
 
 
-def runs_in(folder: Path) -> list[RunFolder]:
-    """Its sub-folders that are runs."""
-    return [RunFolder(path) for path in sorted(folder.iterdir()) if (path / RECORD).is_file()]
-
-
-def seconds_of_epochs(run: RunFolder) -> list[float]:
-    """Of the whole epochs of a training."""
-    return [row["seconds"] for row in run.metrics() if "seconds" in row]
+def seconds_of(run: RunFolder) -> float:
+    """What a run took so far, also where it was interrupted and gone on with."""
+    result = run.record().get("result", {}) if run.path.exists() else {}
+    return max(float(result.get("seconds", 0.0)), sum(run.column("seconds")))

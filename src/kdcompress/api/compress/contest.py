@@ -13,14 +13,26 @@ from typing import Any
 
 from kdcompress.api.compress.candidates import Student, Students
 from kdcompress.api.compress.commands import Commands
-from kdcompress.api.compress.plan import RESERVE, Costs, Plan, pair
-from kdcompress.errors import UserError
+from kdcompress.api.compress.plan import (
+    FIRST,
+    HANDOVER,
+    LOOK,
+    MOST_EPOCHS,
+    PAIR,
+    RESERVE,
+    SINGLE,
+    TRIAL_OF,
+    Costs,
+    Plan,
+    pair,
+)
+from kdcompress.errors import USAGE, UserError
 
-SINGLE, PAIR, HANDOVER = "single", "pair", "handover"
+HOPELESS = 10.0  # points below the best student alone, after a look
 MAY_WIN = 2.0  # points below the best after the trials: ranks change in longer trainings
-MOST_EPOCHS = 400
+FAR = 1.0  # points by which a pair leads a student alone, after trials of the same time
 
-Limit = Callable[[float], dict[str, Any] | None]
+Limit = Callable[[float], dict[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -54,8 +66,7 @@ class Contest:
         before: Seconds that earlier, interrupted attempts took.
         within: Limit of a gate in the trials.
         dropped: What the trials left behind.
-        limit: That of the result: from the top-1 of a cascade with all members to options of ``gate-calibrate``; None
-            if that is not enough.
+        limit: That of the result: from the top-1 of a cascade with all members to options of ``gate-calibrate``.
     """
 
     commands: Commands
@@ -77,38 +88,44 @@ class Contest:
         forms = {SINGLE}
         if self.plan.has_trials:
             short = self.plan.trial_epochs(self.epochs)
-            singles = {each.kind: self._single(f"trial-{each.kind}", each, short) for each in self._looked_at(short)}
+            singles = {each.kind: self._single(f"{TRIAL_OF}{each.kind}", each, own) for each, own in self._looked_at()}
             kind = max(singles, key=lambda kind: singles[kind].top1)
             single = next(each for each in self.plan.singles if each.kind == kind)
             tried = [singles[kind]]
             if first is not None:
                 first, second = pair(self.students, kind, self.plan.most, self.plan.handover)
             if first is not None:
-                tried += self._cascades("trial-", first, second, short, self.within, {PAIR, HANDOVER})
+                tried += self._cascades(TRIAL_OF, first, second, short, self.within, {PAIR, HANDOVER})
             best = max(each.top1 for each in tried)
             forms = {each.form for each in tried if each.top1 >= best - MAY_WIN}
-            if not any(each.form == PAIR and each.top1 > tried[0].top1 + MAY_WIN for each in tried):
-                forms.add(SINGLE)  # a handover has a trained member from the start: no student loses to it in a trial
+            leads = [each.top1 - tried[0].top1 for each in tried if each.form == PAIR and PAIR in forms]
+            # a gate for MACs, once found, is found again: only then the student alone is not needed in any case; and a
+            # handover has a trained member from the start, so it never drives one out
+            sure = self.commands.options.target_macs is not None
+            forms = forms - {SINGLE} if sure and leads and max(leads) > FAR else forms | {SINGLE}
             others = [other for name, other in singles.items() if name != kind]
             self.dropped += [*others, *(each for each in tried if each.form not in forms)]
-            scores = ", ".join(f"{each.form} {each.top1:.2f} %" for each in tried)
-            self.commands.reporter.note(f"After {short} epoch(s): {scores}. Going on: {', '.join(sorted(forms))}")
+            scores = ", ".join(f"{each.form} {each.top1:.2f} % ({each.epochs} epochs)" for each in tried)
+            self.commands.reporter.note(f"After the trials: {scores}. Going on: {', '.join(sorted(forms))}")
         return self._finals(single, first, second, forms)
 
-    def _looked_at(self, short: int) -> list[Student]:
-        """The students alone that have a trial; where there is time for it, half of them are dropped after a look."""
-        look = self.plan.look_epochs(self.epochs)
-        if not look:
-            return self.plan.singles
-        seen = {each.kind: self._single(f"look-{each.kind}", each, look) for each in self.plan.singles}
-        order = sorted(self.plan.singles, key=lambda each: -seen[each.kind].top1)
-        kept = order[: self.plan.tried_singles]
-        self.dropped = [seen[each.kind] for each in order[len(kept) :]]
-        scores = ", ".join(f"{each.kind} {seen[each.kind].top1:.2f} %" for each in order)
-        going = ", ".join(each.kind for each in kept)
-        self.commands.reporter.note(f"After {look} epoch(s): {scores}. Going on: {going}")
-        self.commands.course.replace_trials(kept, short)
-        return kept
+    def _looked_at(self) -> list[tuple[Student, int]]:
+        """Students alone, with the epochs of their trials; where there is time, a look drops the hopeless ones."""
+        look, all_of_them = self.plan.look_epochs(self.epochs), self.plan.singles
+        kept = all_of_them
+        if look:
+            seen = {each.kind: self._single(f"{LOOK}{each.kind}", each, look) for each in all_of_them}
+            order = sorted(all_of_them, key=lambda each: -seen[each.kind].top1)
+            best = seen[order[0].kind].top1
+            kept = [each for each in order[: math.ceil(len(order) / 2)] if seen[each.kind].top1 >= best - HOPELESS]
+            self.dropped = [seen[each.kind] for each in order[len(kept) :]]
+            scores = ", ".join(f"{each.kind} {seen[each.kind].top1:.2f} %" for each in order)
+            going = ", ".join(each.kind for each in kept)
+            self.commands.reporter.note(f"After {look} epoch(s): {scores}. Going on: {going}")
+        trials = [(each, self.plan.single_trial_epochs(each, self.epochs, self.costs)) for each in kept]
+        known = {f"{TRIAL_OF}{each.kind}": (each.name, own) for each, own in trials}
+        self.commands.course.replace([f"{TRIAL_OF}{each.kind}" for each in all_of_them], known)
+        return trials
 
     def _finals(
         self, single: Student, first: Student | None, second: Student | None, forms: set[str]
@@ -116,22 +133,24 @@ class Contest:
         """What is left of the time, in equal parts for the cascades and for the student alone, if both may win."""
         cascades, made, members = forms & {PAIR, HANDOVER}, list[Contender](), dict[str, Student]()
         if cascades and first is not None:
-            members["first"] = first
+            members[FIRST] = first
         if PAIR in cascades and second is not None:
-            members["pair"] = second
+            members[PAIR] = second
         each = sum(self.costs.training[student.name] for student in members.values())
         own = self.costs.training[single.name]
         # without a time budget, a student alone is trained for as long as a pair takes
         pairs = sum(self.costs.training[student.name] for student in (first, second) if student is not None)
         rival = max(self.epochs, round(pairs * self.epochs / own))
-        share = 2 if SINGLE in forms else 1
-        epochs = self.epochs if math.isinf(self.seconds) or not members else self._fitting(each, self._left / share)
+        # of an attempt that goes on, the parts are those of the whole
+        whole = self._left + sum(self.commands.spent(name) for name in (FIRST, PAIR, SINGLE))
+        part = whole / 2 if SINGLE in forms else whole
+        epochs = self._fitting(each, part, self.epochs) if members else self.epochs
         ahead = {name: (student.name, epochs) for name, student in members.items()}
         if SINGLE in forms:
-            ahead[SINGLE] = single.name, self._fitting(own, self._left - epochs * each, rival)
-        self.commands.course.replace_finals(ahead)
+            ahead[SINGLE] = single.name, self._fitting(own, whole - epochs * each, rival)
+        self.commands.course.replace((FIRST, PAIR, SINGLE), ahead)
         if members and first is not None:
-            made += self._cascades("", first, second, epochs, self.limit, cascades)
+            made += self._cascades("", first, second, epochs, self.limit, cascades, part)
         if SINGLE in forms or not made:  # no gate may be within the budget
             made.append(self._single(SINGLE, single, self._fitting(own, self._left, rival)))
         return made
@@ -143,7 +162,7 @@ class Contest:
 
     def _fitting(self, cost: float, left: float, otherwise: int = MOST_EPOCHS) -> int:
         """Epochs of ``cost`` seconds each that fit into the time that is left; without a budget ``otherwise``."""
-        return max(1, min(otherwise if math.isinf(left) else int(left / cost), MOST_EPOCHS))
+        return otherwise if math.isinf(left) else max(1, min(int(left / cost), MOST_EPOCHS))
 
     def _single(self, name: str, student: Student, epochs: int) -> Contender:
         result = self.commands.single(name, self.teacher, student.options, epochs)
@@ -151,23 +170,31 @@ class Contest:
         return Contender(SINGLE, str(result.run), student.name, result.epochs, result.top1)
 
     def _cascades(
-        self, prefix: str, first: Student, second: Student | None, epochs: int, limit: Limit, forms: set[str]
+        self,
+        prefix: str,
+        first: Student,
+        second: Student | None,
+        epochs: int,
+        limit: Limit,
+        forms: set[str],
+        seconds: float = math.inf,
     ) -> list[Contender]:
-        """Train the members, and give each form of cascade a gate."""
-        began = time.perf_counter()
-        own = self.commands.first(f"{prefix}first", self.teacher, first.options, epochs)
+        """Train the members, and give each form of cascade a gate.
+
+        Args:
+            epochs: Of each member; of the second what is left of ``seconds``, where those are finite.
+        """
+        own = self.commands.first(f"{prefix}{FIRST}", self.teacher, first.options, epochs)
         wholes: list[Contender] = []
         if PAIR in forms and second is not None:
             more = epochs
-            if not prefix and not math.isinf(self.seconds):  # what the first member took more, or less, than planned
-                cost = self.costs.training[second.name]
-                late = time.perf_counter() - began - epochs * self.costs.training[first.name]
-                more = self._fitting(cost, epochs * cost - late)
+            if not math.isinf(seconds):
+                more = self._fitting(self.costs.training[second.name], seconds - self.commands.spent(FIRST))
             whole = self.commands.res_student(f"{prefix}{PAIR}", str(own.run), second.options, more)
             self._measure(second, f"{prefix}{PAIR}")
             names = f"{first.name} + {second.name}"
             wholes.append(Contender(PAIR, str(whole.run), names, own.epochs + whole.epochs, whole.top1))
-        self._measure(first, f"{prefix}first")
+        self._measure(first, f"{prefix}{FIRST}")
         if HANDOVER in forms and self.plan.handover:
             arch = self.teacher.get("teacher_arch")
             joined = self.commands.cascade(
@@ -181,12 +208,11 @@ class Contest:
 
     def _gated(self, name: str, whole: Contender, limit: Limit) -> Contender | None:
         """A cascade with a gate; None where no gate is within the budget."""
-        wanted = limit(whole.top1)
-        if wanted is None:
-            return None
         try:
-            gate = self.commands.gate(name, whole.run, wanted)
+            gate = self.commands.gate(name, whole.run, limit(whole.top1))
         except UserError as error:
+            if error.exit_code != USAGE:  # a full disk, say
+                raise
             self.commands.reporter.note(f"Notice: no gate for the {whole.form}. {error.problem}")
             return None
         assert gate.gated_top1 is not None

@@ -4,13 +4,20 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from kdcompress.api.compress.candidates import Student
-from kdcompress.api.compress.plan import PER_COMMAND, VIEWS, Costs, Plan
+from kdcompress.api.compress.plan import (
+    LOOK,
+    PER_COMMAND,
+    SINGLE,
+    TEACHER,
+    TRIAL_OF,
+    VIEWS,
+    Costs,
+    Plan,
+)
 from kdcompress.engine.progress import Reporter
-
-TEACHER = "teacher"  # the run that fine-tunes it
 
 
 @dataclass
@@ -21,7 +28,8 @@ class Course:
         costs: Shared with the contest, which replaces what was planned by what was measured.
         ahead: From names of runs to student and epochs, in the order of their training.
         until: Where there is a time budget, when it ends: on the clock of ``time.perf_counter``.
-        done: Number of trainings that have begun.
+        done: Number of trainings that have begun, in this attempt.
+        targets: Whether the teacher's outputs are still to be cached.
     """
 
     reporter: Reporter
@@ -29,6 +37,7 @@ class Course:
     until: float = math.inf
     ahead: dict[str, tuple[str, int]] = field(default_factory=dict)
     done: int = 0
+    targets: bool = True
 
     @classmethod
     def of(cls, reporter: Reporter, plan: Plan, epochs: int, costs: Costs, until: float) -> Course:
@@ -42,26 +51,21 @@ class Course:
             made.ahead[TEACHER] = TEACHER, 0
         if plan.has_trials:
             look, short = plan.look_epochs(epochs), plan.trial_epochs(epochs)
-            tried = plan.singles[: plan.tried_singles] if look else plan.singles
-            made.ahead |= {f"look-{each.kind}": (each.name, look) for each in plan.singles if look}
-            made.ahead |= {f"trial-{each.kind}": (each.name, short) for each in tried}
-            made.ahead |= {f"trial-{name}": (each.name, short) for name, each in plan.members().items()}
+            made.ahead |= {f"{LOOK}{each.kind}": (each.name, look) for each in plan.singles if look}
+            for each in plan.singles[:1] if look else plan.singles:
+                made.ahead[f"{TRIAL_OF}{each.kind}"] = each.name, plan.single_trial_epochs(each, epochs, costs)
+            made.ahead |= {f"{TRIAL_OF}{name}": (each.name, short) for name, each in plan.members().items()}
         made.ahead |= {name: (each.name, epochs) for name, each in plan.members().items()}
         single = plan.singles[0].name
         cascade = epochs * sum(costs.training[each.name] for each in plan.members().values())
-        made.ahead["single"] = single, round(cascade / costs.training[single]) if cascade else epochs
+        made.ahead[SINGLE] = single, max(epochs, round(cascade / costs.training[single]))
         return made
 
-    def replace_trials(self, kept: list[Student], short: int) -> None:
-        """After a first look, it is known which students alone have a trial."""
-        trials = {f"trial-{each.kind}": (each.name, short) for each in kept}
-        others = {"trial-first", "trial-pair"}
-        rest = {name: own for name, own in self.ahead.items() if not name.startswith("trial-") or name in others}
-        self.ahead = {**trials, **rest}
-
-    def replace_finals(self, finals: dict[str, tuple[str, int]]) -> None:
-        """After the trials, it is known which trainings follow."""
-        self.ahead = finals
+    def replace(self, gone: Iterable[str], known: dict[str, tuple[str, int]]) -> None:
+        """Trainings that were expected do not come, and others do."""
+        for name in gone:
+            self.ahead.pop(name, None)
+        self.ahead = {**known, **self.ahead}
 
     def begin(self, name: str) -> None:
         """A command begins; if it is one of the trainings ahead, the reporter hears of it."""
@@ -69,6 +73,7 @@ class Course:
             self.done += 1
             self.reporter.plan(self.done, self.done + len(self.ahead) - 1, self.left())
             self.pass_by(name)
+            self.targets = self.targets and name == TEACHER
 
     def pass_by(self, name: str) -> None:
         """A training has begun, or had been finished before."""
@@ -79,6 +84,6 @@ class Course:
         training = sum(epochs * self.costs.training.get(student, 0.0) for student, epochs in self.ahead.values())
         tuning = self.costs.fine_tuning if TEACHER in self.ahead else 0.0
         most = max((epochs for _, epochs in self.ahead.values()), default=0)
-        targets = 0.0 if self.done > 1 else self.costs.teacher * min(VIEWS, most)
+        targets = self.costs.teacher * min(VIEWS, most) if self.targets else 0.0
         expected = training + tuning + targets + 2 * PER_COMMAND * (len(self.ahead) + 1)
         return max(min(expected, self.until - time.perf_counter()), 0.0)

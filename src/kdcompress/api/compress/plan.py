@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from kdcompress.api.compress.candidates import Student, Students
 from kdcompress.errors import usage_error
 
-FIRST, SECOND = 0.6, 1.7  # MACs of the members of a pair, of what an image may cost
+FIRST_SHARE, SECOND_SHARE = 0.6, 1.7  # MACs of the members of a pair, of what an image may cost
 MOST_SECOND = 0.75  # of the teacher's: a dearer second member is hardly cheaper than the teacher
 UNTIL_ENOUGH = 0.5  # of the teacher's MACs: where accuracy is the budget, networks of this cost compete
 TRIAL = 1 / 6  # of the epochs, for every candidate; the rest is for those that may still win
@@ -17,6 +17,10 @@ LEAST_STEPS = 160  # of a trial or a look: after fewer, accuracies say little; b
 VIEWS = 8  # that are cached, see TargetOptions
 PER_COMMAND = 4.0  # seconds besides training: opening data, scoring, saving
 STUDENT, FIRST_MEMBER, RES_STUDENT = "student", "first member", "res-student"
+MOST_EPOCHS = 400  # of a training: more gain nothing
+# names of the run folders; those of short trainings have a prefix
+TEACHER, SINGLE, FIRST, PAIR, HANDOVER = "teacher", "single", "first", "pair", "handover"
+LOOK, TRIAL_OF = "look-", "trial-"
 RESERVE = 0.08  # of the time budget, for gates, scores and what the estimate got wrong
 
 
@@ -89,15 +93,15 @@ class Plan:
         least = min(math.ceil(LEAST_STEPS / self.steps), epochs // 2)
         return max(1, round(TRIAL * epochs), least)
 
+    def single_trial_epochs(self, student: Student, epochs: int, costs: Costs) -> int:
+        """Of a student alone: as long as the trials of both members of a pair take, so that they can be compared."""
+        short, pair = self.trial_epochs(epochs), sum(costs.training[each.name] for each in self.members().values())
+        return max(short, round(short * pair / costs.training[student.name])) if self.second is not None else short
+
     def look_epochs(self, epochs: int) -> int:
-        """Of every student alone, before half of them are dropped and the rest has its trial; 0 for no such look."""
+        """Of every student alone, before those that are hopeless are dropped; 0 for no such look."""
         look = math.ceil(LEAST_STEPS / self.steps)
         return look if len(self.singles) > 1 and 2 * look <= self.trial_epochs(epochs) else 0
-
-    @property
-    def tried_singles(self) -> int:
-        """How many students alone have a trial after a first look."""
-        return math.ceil(len(self.singles) / 2)
 
     @property
     def has_trials(self) -> bool:
@@ -107,10 +111,10 @@ class Plan:
     def first_run(self, epochs: int) -> str:
         """Name of the run folder that is written first."""
         if self.fine_tunes:
-            return "teacher"
+            return TEACHER
         if not self.has_trials:
-            return "single"
-        return f"{'look' if self.look_epochs(epochs) else 'trial'}-{self.singles[0].kind}"
+            return SINGLE
+        return f"{LOOK if self.look_epochs(epochs) else TRIAL_OF}{self.singles[0].kind}"
 
     def students(self) -> Iterator[Student]:
         """All that are trained in the trials."""
@@ -124,11 +128,11 @@ class Plan:
 
     def members(self) -> dict[str, Student]:
         """Those of the pair, by the names of their runs."""
-        named = {"first": self.first, "pair": self.second}
+        named = {FIRST: self.first, PAIR: self.second}
         return {name: each for name, each in named.items() if each is not None}
 
     def seconds(self, epochs: int, costs: Costs) -> float:
-        """Estimated, if nobody drops out: trials, a pair, and a single that gets as much time as the pair."""
+        """Estimated: trials, after a look of one student alone; then a pair, and a student alone for as long."""
         final = sum(costs.training[each.name] for each in self.members().values())
         final = 2 * final if final else costs.training[self.singles[0].name]
         commands = PER_COMMAND * (2 * len(list(self.students())) + 4)
@@ -137,10 +141,10 @@ class Plan:
 
     def _trial_seconds(self, epochs: int, costs: Costs) -> float:
         look, short = self.look_epochs(epochs), self.trial_epochs(epochs)
-        singles = [costs.training[each.name] for each in self.singles]
-        tried = sorted(singles)[-self.tried_singles :] if look else singles
-        members = sum(costs.training[each.name] for each in self.members().values())
-        return look * sum(singles) + short * (sum(tried) + members)
+        looks = look * sum(costs.training[each.name] for each in self.singles)
+        tried = [self.single_trial_epochs(each, epochs, costs) * costs.training[each.name] for each in self.singles]
+        members = short * sum(costs.training[each.name] for each in self.members().values())
+        return looks + (max(tried) if look else sum(tried)) + members
 
     def epochs_within(self, seconds: float, costs: Costs) -> int:
         """The most epochs of each member that a time budget allows.
@@ -154,12 +158,12 @@ class Plan:
             problem = f"--time-budget {seconds:.0f}s is too short for one epoch of every candidate."
             raise usage_error(problem, f"Give about {minutes}m.")
         low, high = 1, 2
-        while self.seconds(high, costs) <= within and high < 4096:
+        while self.seconds(high, costs) <= within and high < MOST_EPOCHS:
             low, high = high, 2 * high
         while high - low > 1:
             middle = (low + high) // 2
             low, high = (middle, high) if self.seconds(middle, costs) <= within else (low, middle)
-        return low
+        return min(low, MOST_EPOCHS)
 
     def lines(self, epochs: int, costs: Costs, teacher_macs: int) -> list[str]:
         """The plan as a table."""
@@ -173,12 +177,12 @@ class Plan:
             table.append(f"  {'handover':<20} {'the first member, then the teacher':<{width}}")
         look, trial = self.look_epochs(epochs), self.trial_epochs(epochs)
         first = look or trial
-        each = f"{first} epoch{'s' * (first != 1)} each{f', {trial} for the better half' if look else ''}"
+        each = f"{first} epoch{'s' * (first != 1)} each{f', {trial} for the best and the pair' if look else ''}"
         told = f"Trials of {each}; what may still win then gets {epochs} epochs per member"
         if not self.has_trials:
             told = f"It gets {epochs} epochs"
         minutes = self.seconds(epochs, costs) / 60
-        return [*table, f"  {told}. About {minutes:.0f} min."]
+        return [*table, f"  {told}. About {minutes:.0f} min in all."]
 
 
 def pair(students: Students, kind: str, most: float, handover: bool) -> tuple[Student | None, Student | None]:
@@ -187,8 +191,8 @@ def pair(students: Students, kind: str, most: float, handover: bool) -> tuple[St
     Args:
         handover: Whether the first member is of use without a res-student.
     """
-    first = students.of_kind(kind, FIRST * most)
-    second = students.of_kind(kind, min(SECOND * most, MOST_SECOND * students.macs))
+    first = students.of_kind(kind, FIRST_SHARE * most)
+    second = students.of_kind(kind, min(SECOND_SHARE * most, MOST_SECOND * students.macs))
     if first is None or second is None or second.macs <= first.macs or "resized" in (first.kind, second.kind):
         second = None  # members of a residual cascade share their input
     return (first if second is not None or handover else None), second

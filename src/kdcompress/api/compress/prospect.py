@@ -11,11 +11,12 @@ from typing import Any
 
 from kdcompress.api.benchmark import benchmark
 from kdcompress.api.compress.candidates import Student, Students
-from kdcompress.api.compress.commands import Commands
+from kdcompress.api.compress.commands import SHARED, Commands
 from kdcompress.api.compress.contest import Limit
-from kdcompress.api.compress.plan import UNTIL_ENOUGH, Costs, Plan
+from kdcompress.api.compress.plan import TEACHER, UNTIL_ENOUGH, Costs, Plan
 from kdcompress.api.compress.probe import forward_seconds, training_seconds
 from kdcompress.api.fitting import check_channels, check_classes, has_other_classes, open_data
+from kdcompress.api.inputs import is_fixed
 from kdcompress.api.reference import inherit
 from kdcompress.api.teacher import Teacher, as_teacher, load_teacher, may_have_seen_calibration
 from kdcompress.data import Data, DataSource, choose_channels, choose_size
@@ -23,7 +24,10 @@ from kdcompress.engine.distributed import Place
 from kdcompress.engine.plan import Plan as Schedule
 from kdcompress.engine.progress import Reporter
 from kdcompress.errors import usage_error
+from kdcompress.models.build import config_of
+from kdcompress.models.loading import Network
 from kdcompress.options import BenchmarkOptions, CompressOptions, TrainingOptions
+from kdcompress.references import has_weights
 
 TRAINING, FORWARD = 1.15, 1.1  # of what a probe measures: loading, optimiser, calibration
 FINE_TUNING_EPOCHS = 10
@@ -67,6 +71,9 @@ class Prospect:
         fine_tunes = has_other_classes(network, source)
         if not fine_tunes:
             check_classes(network, source, "teacher")
+        elif not has_weights(options.teacher):  # timm's weights take the size of small images, as train-teacher does
+            size = choose_size(source, options, network.prep.size, is_fixed(network))
+            config_of(network.model)["input_size"] = (network.prep.channels, *size)
         channels = choose_channels(source, options)
         check_channels(network, channels, "teacher", source.size)
         teacher = as_teacher(network, source, options, reporter)
@@ -86,7 +93,7 @@ class Prospect:
         students = Students(teacher, source.num_classes, channels, size, reporter.note)
         share = value if name == "target_macs" else UNTIL_ENOUGH
         if name == "target_ms":
-            share = known["share"] if known else _share_of_time(options, value)
+            share = known["share"] if known else _share_of_time(options, network, value)
         flag = f"--{name.replace('_', '-')}"
 
         def spelled(least: float) -> str:
@@ -106,6 +113,8 @@ class Prospect:
         made = cls(options, place, reporter, source, teacher, students, plan, Costs({}, 0.0), options.epochs, row)
         if known:
             made.costs, made.epochs = Costs(**known["costs"]), int(known["epochs"])
+            # weights that could not be had then may be there now
+            made._measure([each for each in plan.students() if each.name not in made.costs.training], data.fit_size())
             return made
         made.costs = made._probed(data.fit_size())
         if options.time_budget is not None:
@@ -147,7 +156,8 @@ class Prospect:
         """The same with a teacher of the data's classes, and its accuracy on the calibration split."""
         ready = self
         if self.plan.fine_tunes:
-            tuned = commands.fine_tune("teacher", FINE_TUNING_EPOCHS)
+            size = "x".join(map(str, self.teacher.network.input_size))
+            tuned = commands.fine_tune(TEACHER, FINE_TUNING_EPOCHS, size)
             options = dataclasses.replace(self.options, teacher=str(tuned.run), teacher_arch=None, weights_key=None)
             ready = Prospect.of(options, self.place, self.reporter, self.known)
         given = {"arch": ready.options.teacher_arch, "weights_key": ready.options.weights_key}
@@ -171,7 +181,7 @@ class Prospect:
             timed = {name: value, "engine": self.options.engine, "batch_size": self.options.batch_size}
             return lambda top1: timed
         needed = self.teacher_row["top1"] - value
-        return lambda top1: {name: round(top1 - needed, 4)} if top1 >= needed else None
+        return lambda top1: {name: round(max(top1 - needed, 0.0), 4)}  # below it, the cascade may be the nearest
 
     @property
     def within(self) -> Limit:
@@ -179,40 +189,45 @@ class Prospect:
         return lambda top1: {"target_macs": round(self.plan.most / self.students.macs, 6)}
 
     def _probed(self, images: int) -> Costs:
-        classes, channels = self.source.num_classes, self.students.channels
         place = self.place
         teacher = FORWARD * images * forward_seconds(self.teacher.network.model, self.teacher.network.input_size, place)
         self.teacher.network.model.cpu()
-
-        def seconds(student: Student) -> float:
-            side = (student.side, student.side) if student.side else self.students.size
-            resized = student.kind == "resized"
-            model = copy.deepcopy(self.teacher.network.model) if resized else self.students.new(student.spec).model
-            known = int(getattr(model, "num_classes", None) or classes)  # a teacher's may be others
-            return TRAINING * images * training_seconds(model, (channels, *side), known, place)
-
         tuning = 0.0
         if self.plan.fine_tunes:
             model, size = copy.deepcopy(self.teacher.network.model), self.teacher.network.input_size
             known = self.teacher.network.num_classes
             tuning = FINE_TUNING_EPOCHS * TRAINING * images * training_seconds(model, size, known, place)
-        return Costs({each.name: seconds(each) for each in self.plan.students()}, teacher, tuning)
+        self.costs = Costs({}, teacher, tuning)
+        self._measure(list(self.plan.students()), images)
+        return self.costs
+
+    def _measure(self, students: list[Student], images: int) -> None:
+        """Seconds of an epoch of students, into the costs."""
+        for student in students:
+            side = (student.side, student.side) if student.side else self.students.size
+            resized = student.kind == "resized"
+            model = copy.deepcopy(self.teacher.network.model) if resized else self.students.new(student.spec).model
+            known = int(getattr(model, "num_classes", None) or self.source.num_classes)  # a teacher's may be others
+            seconds = training_seconds(model, (self.students.channels, *side), known, self.place)
+            self.costs.training[student.name] = TRAINING * images * seconds
 
 
-def _share_of_time(options: CompressOptions, wanted: float) -> float:
+def _share_of_time(options: CompressOptions, teacher: Network, wanted: float) -> float:
     """The share of the teacher's MACs that ``--target-ms`` would allow if time went with MACs.
 
     Raises:
         UserError: The teacher itself is within the budget.
     """
+    shared = {name: getattr(options, name) for name in SHARED if name in BenchmarkOptions.__dataclass_fields__}
     given = BenchmarkOptions(
+        **shared,
         networks=(options.teacher,),
         arch=(options.teacher_arch,) if options.teacher_arch else (),
+        input_size="x".join(map(str, teacher.input_size)),
         batch_size=str(options.batch_size),
         engine=options.engine,
         images=max(32, 4 * options.batch_size),
-        device=options.device,
-        data=options.data,
+        split="calibration",
     )
     row = benchmark(given).networks[0]
     ms = 1000 * row["batch_size"] / row["images_per_second"]
