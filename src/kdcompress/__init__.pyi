@@ -204,6 +204,7 @@ def compress(
     loading: Literal["auto", "memory", "stream"] = "auto",
     workers: int | None = None,
     cache_dir: str | os.PathLike[str] | None = None,
+    unlabelled: str | os.PathLike[str] | None = None,
     teacher_arch: str | None = None,
     weights_key: str | None = None,
     target_macs: float | None = None,

@@ -108,3 +108,24 @@ def test_no_network_is_scored_on_its_own_answers(made: Path, tmp_path: Path) -> 
         kdcompress.train_teacher(data=data, model=TINY, out=str(tmp_path / "s"), **FAST)
     with pytest.raises(UserError, match="no teacher's answers"):
         kdcompress.describe_data(data=data)
+
+
+@pytest.mark.parametrize("more", [{"data": "unlabelled:new"}, {"data": "photos", "unlabelled": "new"}])
+def test_compress_with_images_that_nobody_has_labelled(
+    made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, more: dict[str, str]
+) -> None:
+    """The one command for everything would be the one that does not take them."""
+    monkeypatch.chdir(made)
+    fast = {"epochs": 1, "device": "cpu", "precision": "fp32", "workers": 0}
+    kdcompress.train_teacher(data="photos", model="resnet14_cifar", out=str(tmp_path / "t"), **fast)
+    heard = Heard()
+    result = kdcompress.compress(
+        teacher=str(tmp_path / "t"), target_macs=0.4, out=str(tmp_path / "out"), reporter=heard, report=False, **fast,
+        **more,
+    )  # fmt: skip
+    assert result.met
+    without_labels = "unlabelled" not in more
+    assert bool(result.agreement) == without_labels
+    trained = [note for note in heard.notes if note.startswith(("$ kdcompress distill", "$ kdcompress add-res"))]
+    assert all(("--unlabelled" in note) != without_labels for note in trained)
+    assert [row["top1"] == 100.0 for row in result.contenders[:1]] == [without_labels]

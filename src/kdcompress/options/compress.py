@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from kdcompress.errors import usage_error
 from kdcompress.option_set import option
 from kdcompress.options.commands import ENGINES, MOST_BATCH
-from kdcompress.options.groups import TeacherOptions, time_limit
+from kdcompress.options.groups import TeacherOptions, UnlabelledOptions, time_limit
 from kdcompress.options.methods import meaningless
 from kdcompress.options.training import (
     MOST_EPOCHS,
@@ -25,7 +25,7 @@ EXPORTS = ("none", "onnx", "onnx-int8")
 
 
 @dataclass(kw_only=True)
-class CompressOptions(TeacherOptions, CacheOptions, DataOptions, DeviceOptions, OutputOptions):
+class CompressOptions(TeacherOptions, UnlabelledOptions, CacheOptions, DataOptions, DeviceOptions, OutputOptions):
     """Options of ``compress``."""
 
     teacher: str = option(

@@ -19,7 +19,7 @@ from kdcompress.api.fitting import check_channels, check_classes, has_other_clas
 from kdcompress.api.inputs import is_fixed
 from kdcompress.api.reference import inherit
 from kdcompress.api.teacher import Teacher, as_teacher, load_teacher, may_have_seen_calibration
-from kdcompress.data import Data, DataSource, choose_channels, choose_size
+from kdcompress.data import Data, DataSource, choose_channels, choose_size, unlabelled_images
 from kdcompress.engine.distributed import Place
 from kdcompress.engine.plan import Plan as Schedule
 from kdcompress.engine.progress import Reporter
@@ -67,7 +67,7 @@ class Prospect:
         """
         network = load_teacher(options.teacher, options.teacher_arch, options.weights_key, reporter)
         options = inherit(options, network.record)
-        source = open_data(options, network)
+        source = open_data(options, network, is_teacher=True)
         fine_tunes = has_other_classes(network, source)
         if not fine_tunes:
             check_classes(network, source, "teacher")
@@ -77,8 +77,11 @@ class Prospect:
         channels = choose_channels(source, options)
         check_channels(network, channels, "teacher", source.size)
         teacher = as_teacher(network, source, options, reporter)
-        data = Data(source, network.prep, options, place.device, note=reporter.note)
-        seen = not fine_tunes and may_have_seen_calibration(network, source.fingerprint, data.holdout)
+        more = None if options.unlabelled is None else unlabelled_images(options.unlabelled, source)
+        data = Data(source, network.prep, options, place.device, note=reporter.note, unlabelled=more)
+        seen = not (fine_tunes or source.agreement) and may_have_seen_calibration(
+            network, source.fingerprint, data.holdout
+        )
         name, value = options.budget
         if seen and name == "max_drop":
             problem = f"--max-drop needs images that the teacher {network.reference} has not seen, and it may have"
@@ -160,6 +163,9 @@ class Prospect:
             tuned = commands.fine_tune(TEACHER, FINE_TUNING_EPOCHS, size)
             options = dataclasses.replace(self.options, teacher=str(tuned.run), teacher_arch=None, weights_key=None)
             ready = Prospect.of(options, self.place, self.reporter, self.known)
+        if ready.source.agreement:
+            ready.teacher_row["top1"] = 100.0  # with itself
+            return ready
         given = {"arch": ready.options.teacher_arch, "weights_key": ready.options.weights_key}
         found = commands.score(ready.options.teacher, "calibration", score_teacher=False, **given)
         ready.teacher_row["top1"] = found.top1
