@@ -7,6 +7,7 @@ import math
 import shlex
 import signal
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -24,6 +25,7 @@ from kdcompress.api.compress.course import Course
 from kdcompress.api.compress.plan import RESERVE, Costs, Plan, pair
 from kdcompress.api.compress.prospect import Prospect
 from kdcompress.api.compress.verdict import judge
+from kdcompress.api.fitting import has_other_classes
 from kdcompress.api.teacher import as_teacher, load_teacher
 from kdcompress.cli import COMMANDS
 from kdcompress.cli.params import with_options
@@ -338,3 +340,22 @@ def test_a_report_of_a_result_shows_what_it_won_against(teacher: Path, tmp_path:
     others = {row["run"] for row in result.contenders[1:] if not row["chosen"] and not row.get("dropped")}
     assert others <= {row["network"] for row in found.networks}
     assert len(found.networks) == 2 + len(others), "and the teacher"
+
+
+@pytest.mark.parametrize(
+    ("theirs", "ours", "number", "other"),
+    [
+        (("cat", "dog"), ("Cat", "Dog"), 2, False),
+        (("cat", "dog"), ("dog", "cow"), 2, False),  # which is refused, with the names
+        (("cat", "dog"), ("car", "bus"), 2, True),
+        (None, ("car", "bus"), 2, False),
+        (None, ("car", "bus"), 1000, True),
+    ],
+)
+def test_a_teacher_of_other_names_needs_a_new_head(
+    theirs: tuple[str, ...] | None, ours: tuple[str, ...], number: int, other: bool
+) -> None:
+    """Of cats and dogs it would be asked about cars, and its answers taken for the truth."""
+    network: Any = SimpleNamespace(num_classes=number, class_names=theirs)
+    source: Any = SimpleNamespace(num_classes=2, class_names=ours)
+    assert has_other_classes(network, source) == other
