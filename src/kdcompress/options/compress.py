@@ -17,6 +17,7 @@ from kdcompress.options.training import (
     CacheOptions,
     DataOptions,
     DeviceOptions,
+    LogOptions,
     OutputOptions,
 )
 
@@ -25,7 +26,9 @@ EXPORTS = ("none", "onnx", "onnx-int8")
 
 
 @dataclass(kw_only=True)
-class CompressOptions(TeacherOptions, UnlabelledOptions, CacheOptions, DataOptions, DeviceOptions, OutputOptions):
+class CompressOptions(
+    TeacherOptions, UnlabelledOptions, CacheOptions, DataOptions, DeviceOptions, LogOptions, OutputOptions
+):
     """Options of ``compress``."""
 
     teacher: str = option(

@@ -120,7 +120,23 @@ class OutputOptions(Options):
 
 
 @dataclass(kw_only=True)
-class TrainingOptions(DataOptions, DeviceOptions, OutputOptions):
+class LogOptions(Options):
+    """Where the rows of ``metrics.csv`` go, too."""
+
+    tensorboard: bool = option(
+        False, "also write TensorBoard events (extra: tensorboard)", panel=RUN, affects_result=False
+    )
+    log: str | None = option(
+        None,
+        "also log epochs to Weights & Biases or MLflow; their own variables say where (extras: wandb, mlflow)",
+        choices=("wandb", "mlflow"),
+        panel=RUN,
+        affects_result=False,
+    )
+
+
+@dataclass(kw_only=True)
+class TrainingOptions(DataOptions, DeviceOptions, OutputOptions, LogOptions):
     """How a network is trained; the same for every method."""
 
     epochs: int = option(30, "passes over the fit split", low=1, high=MOST_EPOCHS, panel=TRAINING)
@@ -207,16 +223,6 @@ class TrainingOptions(DataOptions, DeviceOptions, OutputOptions):
         affects_result=False,
     )
     seed: int = option(0, "seed of weights, order and augmentation", low=0, high=2**31 - 1, panel=TRAINING)
-    tensorboard: bool = option(
-        False, "also write TensorBoard events (extra: tensorboard)", panel=RUN, affects_result=False
-    )
-    log: str | None = option(
-        None,
-        "also log epochs to Weights & Biases or MLflow; their own variables say where (extras: wandb, mlflow)",
-        choices=("wandb", "mlflow"),
-        panel=RUN,
-        affects_result=False,
-    )
 
     @property
     def learner(self) -> Reference | None:

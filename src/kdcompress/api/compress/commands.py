@@ -37,7 +37,7 @@ from kdcompress.runs import RunFolder, inner_runs
 O = TypeVar("O", bound=Options)  # noqa: E741
 # what every command takes as compress was given it; of an input size, each network has its own
 SHARED = {each.name for base in (DataOptions, DeviceOptions, CacheOptions) for each in fields(base)} - {"input_size"}
-SHARED |= {"seed", "unlabelled"}
+SHARED |= {"seed", "unlabelled", "log", "tensorboard"}
 KEPT = 0.9  # probability that a gate keeps a budget of MACs on new images
 BEST_SINGLE, SUMMED = "standardized-kl", "mse"  # logit losses that were best in trials; a sum needs one with a scale
 
