@@ -28,9 +28,8 @@ from kdcompress.api.compress.plan import (
 )
 from kdcompress.errors import USAGE, UserError
 
-HOPELESS = 10.0  # points below the best student alone, after a look
-MAY_WIN = 2.0  # points below the best after the trials: ranks change in longer trainings
-FAR = 1.0  # points by which a pair leads a student alone, after trials of the same time
+HOPELESS = 5.0  # points below the best student alone, after a look
+MAY_WIN = 2.0  # points below the best after the trials: ranks change in longer trainings, in favour of cascades
 
 Limit = Callable[[float], dict[str, Any]]
 
@@ -98,11 +97,11 @@ class Contest:
                 tried += self._cascades(TRIAL_OF, first, second, short, self.within, {PAIR, HANDOVER})
             best = max(each.top1 for each in tried)
             forms = {each.form for each in tried if each.top1 >= best - MAY_WIN}
-            leads = [each.top1 - tried[0].top1 for each in tried if each.form == PAIR and PAIR in forms]
+            ahead = any(each.form == PAIR and each.top1 > tried[0].top1 for each in tried) and PAIR in forms
             # a gate for MACs, once found, is found again: only then the student alone is not needed in any case; and a
             # handover has a trained member from the start, so it never drives one out
             sure = self.commands.options.target_macs is not None
-            forms = forms - {SINGLE} if sure and leads and max(leads) > FAR else forms | {SINGLE}
+            forms = forms - {SINGLE} if sure and ahead else forms | {SINGLE}
             others = [other for name, other in singles.items() if name != kind]
             self.dropped += [*others, *(each for each in tried if each.form not in forms)]
             scores = ", ".join(f"{each.form} {each.top1:.2f} % ({each.epochs} epochs)" for each in tried)
