@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from types import SimpleNamespace
 from typing import Any
 
@@ -199,3 +200,5 @@ def test_a_time_budget_bounds_what_the_bar_says() -> None:
     assert course.left() == pytest.approx(5000, rel=0.01)
     course.until = 0.0  # long ago, on that clock
     assert course.left() == 0.0
+    course.until, course.fills = time.perf_counter() + 9000, True  # the last trainings get what is left
+    assert course.left() == pytest.approx(9000, abs=10)

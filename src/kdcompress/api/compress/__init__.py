@@ -11,6 +11,7 @@ from typing import Any
 from kdcompress.api.compress.commands import Commands, spent_seconds
 from kdcompress.api.compress.contest import Contest
 from kdcompress.api.compress.course import Course
+from kdcompress.api.compress.plan import RESERVE
 from kdcompress.api.compress.prospect import Prospect
 from kdcompress.api.compress.verdict import Verdict, judge
 from kdcompress.api.export import export_network
@@ -173,7 +174,8 @@ def _carried_out(
 ) -> tuple[Verdict, CompressResult]:
     options = prospect.options
     done = spent_seconds(run.path)
-    course = Course.of(reporter, prospect.plan, prospect.epochs, prospect.costs, began - done + options.time_limit)
+    until = began - done + (1 - RESERVE / 2) * options.time_limit
+    course = Course.of(reporter, prospect.plan, prospect.epochs, prospect.costs, until)
     commands = Commands(options, run.path, reporter, prospect.source.num_classes, course)
     try:
         ready = prospect.with_trained_teacher(commands)

@@ -148,6 +148,7 @@ class Contest:
         if SINGLE in forms:
             ahead[SINGLE] = single.name, self._fitting(own, whole - epochs * each, rival)
         self.commands.course.replace((FIRST, PAIR, SINGLE), ahead)
+        self.commands.course.fills = False
         if members and first is not None:
             made += self._cascades("", first, second, epochs, self.limit, cascades, part)
         if SINGLE in forms or not made:  # no gate may be within the budget

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 
 from kdcompress.api.compress.plan import (
     LOOK,
+    MOST_EPOCHS,
     PER_COMMAND,
     SINGLE,
     TEACHER,
@@ -27,7 +28,8 @@ class Course:
     Attributes:
         costs: Shared with the contest, which replaces what was planned by what was measured.
         ahead: From names of runs to student and epochs, in the order of their training.
-        until: Where there is a time budget, when it ends: on the clock of ``time.perf_counter``.
+        until: Where there is a time budget, when it is used up: on the clock of ``time.perf_counter``.
+        fills: Whether the last trainings get whatever is left until then.
         done: Number of trainings that have begun, in this attempt.
         targets: Whether the teacher's outputs are still to be cached.
     """
@@ -35,6 +37,7 @@ class Course:
     reporter: Reporter
     costs: Costs
     until: float = math.inf
+    fills: bool = False
     ahead: dict[str, tuple[str, int]] = field(default_factory=dict)
     done: int = 0
     targets: bool = True
@@ -46,7 +49,7 @@ class Course:
         Args:
             epochs: Of each member of a cascade.
         """
-        made = cls(reporter, costs, until)
+        made = cls(reporter, costs, until, fills=until < math.inf and epochs < MOST_EPOCHS)
         if plan.fine_tunes:
             made.ahead[TEACHER] = TEACHER, 0
         if plan.has_trials:
@@ -85,5 +88,8 @@ class Course:
         tuning = self.costs.fine_tuning if TEACHER in self.ahead else 0.0
         most = max((epochs for _, epochs in self.ahead.values()), default=0)
         targets = self.costs.teacher * min(VIEWS, most) if self.targets else 0.0
+        budget = max(self.until - time.perf_counter(), 0.0)
+        if self.fills:
+            return budget
         expected = training + tuning + targets + 2 * PER_COMMAND * (len(self.ahead) + 1)
-        return max(min(expected, self.until - time.perf_counter()), 0.0)
+        return min(expected, budget)
