@@ -194,6 +194,8 @@ class Study:
             "data_fingerprint": record.get("data_fingerprint"),
         }
         found.pop("curve", None)
+        for row in found.get("contenders") or []:  # of a teacher that is a file, the name alone
+            row["networks"] = Path(row["networks"]).name if Path(row["networks"]).is_absolute() else row["networks"]
         if record.get("teacher"):
             found["teacher"] = record["teacher"]
         metrics = run.path / "metrics.csv"

@@ -43,7 +43,7 @@ FAST: dict[str, Any] = {"device": "cpu", "precision": "fp32", "epochs": 2}
 def _short_probes(monkeypatch: pytest.MonkeyPatch) -> None:
     """How fast this machine is does not matter here."""
     monkeypatch.setattr(probe, "MOST", 0.0)
-    monkeypatch.setattr(Commands, "seconds_per_epoch", lambda *_: None)
+    monkeypatch.setattr(Commands, "seconds_of_epochs", lambda *_: [])
 
     def seconds(model: nn.Module, *_: Any) -> float:
         return 1e-9 * sum(each.numel() for each in model.parameters())

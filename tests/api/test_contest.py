@@ -38,6 +38,7 @@ class Scripted:
         self.scores, self.course, self.reporter = scores, course, Silent()
         self.trained: dict[str, int] = {}
         self.seconds: dict[str, float] = {}
+        self.measured: dict[str, list[float]] = {}
         self.options = CompressOptions(teacher="teacher", **budget)
 
     def _made(self, name: str, epochs: int) -> Any:
@@ -61,8 +62,8 @@ class Scripted:
             raise usage_error("No gate is within it.")
         return SimpleNamespace(run=name, gated_top1=self.scores[name])
 
-    def seconds_per_epoch(self, name: str) -> float | None:
-        return None
+    def seconds_of_epochs(self, name: str) -> list[float]:
+        return self.measured.get(name, [])
 
     def spent(self, name: str) -> float:
         return self.seconds.get(name, 0.0)
@@ -173,6 +174,10 @@ def test_the_time_that_is_left_goes_to_what_may_win() -> None:
     made.run()
     assert commands.trained["first"] == pytest.approx((0.92 * 4000 + 1000) / 20, abs=2)
     assert commands.trained["pair"] == pytest.approx(0.92 * 4000 / 14, abs=2)
+    made, commands, _ = contest(scores, seconds=4000.0)
+    commands.measured = {"trial-first": [4.0, 3.9], "trial-pair": [9.0, 9.2]}  # a second of it is the teacher's
+    made.run()
+    assert commands.trained["first"] == pytest.approx((0.92 * 4000 - 16) / 11.05, abs=2)
     made, commands, _ = contest({**scores, "trial-layers": 88.5}, seconds=4000.0)
     made.run()
     assert commands.trained["first"] == pytest.approx(0.92 * 4000 / 2 / 20, abs=2)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import shlex
-import statistics
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -120,10 +119,9 @@ class Commands:
         path = max(known, key=known.__getitem__)
         return f"{path}, {known[path]:.2f} % on the calibration split"
 
-    def seconds_per_epoch(self, name: str) -> float | None:
-        """Of a training that is finished: the median, in which the first epoch's cached targets do not count."""
-        rows = RunFolder(self.folder / name).column("seconds")
-        return statistics.median(rows) if rows else None
+    def seconds_of_epochs(self, name: str) -> list[float]:
+        """Of a training that is finished."""
+        return RunFolder(self.folder / name).column("seconds")
 
     def _trained(
         self, name: str, command: str, run: Callable[..., Any], kind: type[Options], own: dict[str, Any]

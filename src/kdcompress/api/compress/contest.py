@@ -6,6 +6,7 @@ The rules are our choice. Everything is decided on the calibration split.
 from __future__ import annotations
 
 import math
+import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -22,6 +23,7 @@ from kdcompress.api.compress.plan import (
     RESERVE,
     SINGLE,
     TRIAL_OF,
+    VIEWS,
     Costs,
     Plan,
     pair,
@@ -143,7 +145,7 @@ class Contest:
         # of an attempt that goes on, the parts are those of the whole
         whole = self._left + sum(self.commands.spent(name) for name in (FIRST, PAIR, SINGLE))
         part = whole / 2 if SINGLE in forms else whole
-        epochs = self._fitting(each, part, self.epochs) if members else self.epochs
+        epochs = self._fitting(each, part, self.epochs, trainings=len(members)) if members else self.epochs
         ahead = {name: (student.name, epochs) for name, student in members.items()}
         if SINGLE in forms:
             ahead[SINGLE] = single.name, self._fitting(own, whole - epochs * each, rival)
@@ -160,9 +162,16 @@ class Contest:
         """Seconds of the time budget for trainings to come."""
         return (1 - RESERVE) * self.seconds - self.before - (time.perf_counter() - self.began)
 
-    def _fitting(self, cost: float, left: float, otherwise: int = MOST_EPOCHS) -> int:
-        """Epochs of ``cost`` seconds each that fit into the time that is left; without a budget ``otherwise``."""
-        return otherwise if math.isinf(left) else max(1, min(int(left / cost), MOST_EPOCHS))
+    def _fitting(self, cost: float, left: float, otherwise: int = MOST_EPOCHS, trainings: int = 1) -> int:
+        """Epochs of ``cost`` seconds that fit into the time that is left; without a budget ``otherwise``.
+
+        Each training also caches views of the teacher's outputs.
+        """
+        if math.isinf(left):
+            return otherwise
+        views = trainings * self.costs.teacher
+        few = int(left / (cost + views))
+        return max(1, min(few if few <= VIEWS else int((left - VIEWS * views) / cost), MOST_EPOCHS))
 
     def _single(self, name: str, student: Student, epochs: int) -> Contender:
         result = self.commands.single(name, self.teacher, student.options, epochs)
@@ -219,5 +228,8 @@ class Contest:
         return Contender(whole.form, str(gate.run), whole.networks, whole.epochs, gate.gated_top1)
 
     def _measure(self, student: Student, name: str) -> None:
-        if (seconds := self.commands.seconds_per_epoch(name)) is not None:
-            self.costs.training[student.name] = seconds
+        if seconds := self.commands.seconds_of_epochs(name):
+            median = statistics.median(seconds)
+            # each of the first epochs caches a view of the teacher's outputs
+            cached = self.costs.teacher if len(seconds) <= VIEWS else 0.0
+            self.costs.training[student.name] = max(median - cached, median / 4)

@@ -137,7 +137,8 @@ class Plan:
         final = 2 * final if final else costs.training[self.singles[0].name]
         commands = PER_COMMAND * (2 * len(list(self.students())) + 4)
         short = self._trial_seconds(epochs, costs) if self.has_trials else 0.0
-        return costs.fine_tuning + short + epochs * final + min(VIEWS, epochs) * costs.teacher + commands
+        targets = max(1, len(self.members())) * min(VIEWS, epochs) * costs.teacher  # members see other views
+        return costs.fine_tuning + short + epochs * final + targets + commands
 
     def _trial_seconds(self, epochs: int, costs: Costs) -> float:
         look, short = self.look_epochs(epochs), self.trial_epochs(epochs)
