@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from itertools import accumulate
 
 import torch
-from scipy.stats import t as students_t
 
 from kdcompress.gate_search import search
 from kdcompress.gating import Measure, MemberScores, Outcome, stops_at, whole_macs
@@ -28,6 +27,8 @@ def bound_of_macs(
         scores, measure: Of the calibration images, as for :func:`~kdcompress.gate_search.search`.
         confidence_level: In (0, 1), over the draw of the calibration images.
     """
+    from scipy.stats import t as students_t  # takes half a second, which other commands need not wait
+
     up_to = torch.tensor(list(accumulate(whole_macs(scores.macs))), dtype=torch.float64)
     costs = up_to[stops_at(scores, measure, thresholds)]
     count = len(costs)

@@ -57,4 +57,4 @@ def test_a_student_whose_loss_has_no_scale_is_calibrated(chain: Chain, tmp_path:
         assert record_of(done.run)["result"]["logit_temperature"] == done.logit_temperature != 1
         scored = kdcompress.evaluate(run=done.run, split="calibration", device="cpu")
         assert scored.loss == pytest.approx(done.loss, rel=1e-3), "what is saved is what was scored"
-        assert scored.ece < 12
+        assert scored.ece < 20, "of 142 images"

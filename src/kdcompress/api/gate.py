@@ -83,7 +83,7 @@ def gate_calibrate(
     calibration, measures = _measures(calibration, options)
     guaranteed = timing = bound = None
     if network.record.get(SEEN):
-        what = "the gate may" if options.confidence_level is None else "nothing is guaranteed, and the gate may"
+        what = "the gate may" if options.confidence_level is None else "the guarantee does not hold, and the gate may"
         how = "cost more" if options.target_macs is not None else "lose more"
         reporter.note(
             "Notice: the cascade started from a teacher that may have been trained on the calibration images; "
