@@ -11,9 +11,10 @@ arch=resnet56_cifar,shortcut=A
 mkdir -p "$out"
 
 kdcompress distill "$teacher" --arch "$arch" --data "$data" --method reskd --student resnet8_cifar,shortcut=A \
-    --from-teacher --epochs "$epochs" --out "$out/s0" --resume \
+    --logit-loss mse --from-teacher --epochs "$epochs" --out "$out/s0" --resume \
   | tee "$out/s0.json" \
-  | kdcompress add-res-student - --arch resnet20_cifar,shortcut=A --from-teacher --epochs "$epochs" --out "$out/s0-r1" --resume \
+  | kdcompress add-res-student - --arch resnet20_cifar,shortcut=A --logit-loss mse --from-teacher --epochs "$epochs" \
+        --out "$out/s0-r1" --resume \
   > "$out/s0-r1.json"
 
 kdcompress eval "$teacher" --arch "$arch" --data "$data" > "$out/eval-teacher.json"

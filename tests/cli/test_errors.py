@@ -152,7 +152,7 @@ USAGE = [
     (["gate-calibrate", "RUNS/cascade", "--max-drop", "-0.1"], ["--max-drop -0.1", "at least 0"]),
     (["gate-calibrate", "RUNS/cascade", "--target-macs", "0"], ["--target-macs 0", "more than 0"]),
     (["gate-calibrate", "RUNS/cascade", "--target-macs", "0.5"], ["--target-macs 0.5", "lowest possible"]),
-    (["gate-calibrate", "RUNS/cascade", "--confidence-level", "0.9", "--threshold", "0.5"], ["--confidence-level has no effect", "--threshold"]),
+    (["gate-calibrate", "RUNS/cascade", "--confidence-level", "0.9", "--threshold", "0.5"], ["level has no effect"]),
     (["gate-calibrate", "RUNS/cascade", "--confidence-level", "0.9", "--max-drop", "0"], ["at least 0.001"]),
     (["gate-calibrate", "RUNS/cascade", "--confidence-level", "0.9", "--max-drop", "100"], ["below 100"]),
     (["gate-calibrate", "RUNS/cascade", "--confidence-level", "0.9", "--max-drop", "1e-300"], ["at least 0.001"]),
