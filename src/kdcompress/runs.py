@@ -39,6 +39,7 @@ WEIGHTS, CONFIG, RECORD, METRICS, CHECKPOINT, SPLIT = (
     "split.csv",
 )
 LOCK = ".lock"
+LEFT = re.compile(r"\.lock|\..*\.tmp")  # names of what a killed process leaves
 MOST_METRICS = 32 * 2**20  # bytes of metrics.csv
 OWN, OTHERS = "digest", "digests"  # keys in run.json: digest of the rest of it, and of the other files by name
 
@@ -283,7 +284,7 @@ class RunFolder:
 
     def discard(self) -> None:
         """Remove the folder of a run that never started; if anything else is in it, it stays, to be resumed."""
-        if any(entry.name not in (RECORD, SPLIT, LOCK) for entry in self.path.iterdir()):
+        if any(entry.name not in (RECORD, SPLIT) and not LEFT.fullmatch(entry.name) for entry in self.path.iterdir()):
             return
         for name in (RECORD, SPLIT, LOCK):
             (self.path / name).unlink(missing_ok=True)
@@ -447,9 +448,7 @@ def open_run(path: str | Path) -> RunFolder:
 
 def _is_free(path: Path) -> bool:
     """Whether it does not exist, or is empty except for what a run leaves that is killed before its first file."""
-    return not path.exists() or (
-        path.is_dir() and all(re.fullmatch(r"\.lock|\..*\.tmp", entry.name) for entry in path.iterdir())
-    )
+    return not path.exists() or (path.is_dir() and all(LEFT.fullmatch(entry.name) for entry in path.iterdir()))
 
 
 def _made(path: Path, *, exist_ok: bool = False) -> RunFolder:

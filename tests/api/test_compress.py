@@ -359,3 +359,13 @@ def test_a_teacher_of_other_names_needs_a_new_head(
     network: Any = SimpleNamespace(num_classes=number, class_names=theirs)
     source: Any = SimpleNamespace(num_classes=2, class_names=ours)
     assert has_other_classes(network, source) == other
+
+
+def test_what_every_training_takes_is_handed_on(tmp_path: Path) -> None:
+    """The help would show options that do nothing: no log of a night's trainings, no images without labels."""
+    given = {"tensorboard": True, "log": "mlflow", "seed": 3, "unlabelled": str(tmp_path), "workers": 1}
+    options = CompressOptions(teacher="t", target_macs=0.5, **given)
+    commands = Commands(options, tmp_path, Silent(), 10, Course(Silent(), Costs({}, 0.0)))
+    for kind, own in ((sets.DistillOptions, {"student": "lenet5"}), (sets.AddResStudentOptions, {"run": "r"})):
+        made = commands._options(kind, own)
+        assert {name: getattr(made, name) for name in given} == given

@@ -361,3 +361,15 @@ def test_a_student_that_cannot_start_from_the_teacher_is_reported(chain: Chain, 
     assert all(torch.equal(value, plain[name]) for name, value in told.items())
     again = kdcompress.distill(**given, out=str(tmp_path / "told"), from_teacher=True, resume=True)
     assert again == result
+
+
+def test_a_budget_of_macs_is_kept_with_confidence(chain: Chain, tmp_path: Path) -> None:
+    """The option would be taken, and the gate cost what it does without."""
+    given = {"run": chain.longer.run, "target_macs": 0.4, **WHERE}
+    plain = kdcompress.gate_calibrate(**given, out=str(tmp_path / "plain"))
+    sure = kdcompress.gate_calibrate(**given, confidence_level=0.95, out=str(tmp_path / "sure"))
+    assert plain.cost_bound is None
+    assert sure.cost_bound is not None
+    assert (sure.cost_bound["confidence_level"], sure.cost_bound["images"]) == (0.95, sure.n)
+    assert sure.expected_macs_ratio < sure.cost_bound["macs_ratio"] <= 0.4
+    assert sure.expected_macs_ratio < plain.expected_macs_ratio <= 0.4

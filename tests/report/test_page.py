@@ -134,6 +134,10 @@ def test_the_guarantee_in_words(facts: Facts) -> None:
     none = " ".join(sentences.guarantee_in_words(dataclasses.replace(facts, promise={**PROMISE, "p_value": None})))
     assert "no gate passed" in none
     assert "No guarantee was asked for" in sentences.guarantee_in_words(facts)[0]
+    bound = {"confidence_level": 0.9, "images": 240, "macs_ratio": 0.425}
+    cost = sentences.guarantee_in_words(dataclasses.replace(facts, cost_bound=bound))[0]
+    assert "With 90 % confidence, this gate costs at most 42.5 % of the teacher's MACs" in cost
+    assert "No guarantee was asked for" not in cost
     broken = with_result(dataclasses.replace(facts, promise=PROMISE), full_top1=89.0)
     assert "more than was promised" in " ".join(sentences.guarantee_in_words(broken))
 

@@ -9,8 +9,9 @@ from kdcompress.engine.cores import take_as_before
 from kdcompress.engine.distributed import Place, forget, from_main, remember
 from kdcompress.engine.progress import Reporter
 from kdcompress.engine.shared_folder import check_shared
+from kdcompress.errors import UserError
 from kdcompress.options import OutputOptions
-from kdcompress.runs import RunFolder, claim, release
+from kdcompress.runs import RECORD, RunFolder, claim, release
 
 
 @contextlib.contextmanager
@@ -31,3 +32,16 @@ def claimed(options: OutputOptions, stem: str, place: Place, reporter: Reporter)
         forget(run.path)
     finally:
         release(run)
+
+
+@contextlib.contextmanager
+def discarding(run: RunFolder, place: Place) -> Iterator[None]:
+    """After a user's error leave no folder that holds nothing yet, so that the same command can be given again."""
+    begins = not (run.path / RECORD).exists()
+    try:
+        yield
+    except UserError:
+        if place.is_main and begins:
+            with contextlib.suppress(OSError):  # of a disk that has turned read-only
+                run.discard()
+        raise

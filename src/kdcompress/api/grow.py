@@ -153,7 +153,7 @@ def grow(options: DistillOptions, reporter: Reporter | None) -> TrainResult:
             )
     if options.max_macs is not None:
         _check_budget(options.max_macs, *costs())
-    with nested(options, "distill", f"distill-reskd-{options.student}-grown", "member-0", place, reporter) as run:
+    with nested(options, "distill", f"distill-reskd-{options.student}-grown", place, reporter) as run:
         result, reason = _grown(options, reporter, limits, run.path)
     if options.grow:
         reporter.note(f"The cascade has {len(result.members or ())} member(s): {REASONS[reason]}.")

@@ -7,7 +7,7 @@ import dataclasses
 import functools
 import platform
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -19,7 +19,7 @@ import torch
 from timm.utils import unwrap_model
 from torch import nn
 
-from kdcompress.api.claimed import claimed
+from kdcompress.api.claimed import claimed, discarding
 from kdcompress.api.cost import facts, member_profiles, note_missed
 from kdcompress.api.numerics import KEY, numerics_of
 from kdcompress.api.recorded_split import keep_split
@@ -183,7 +183,7 @@ class Job(Generic[JobOptions]):
         """
         prepared = self._prepare(phases, network, data, view_shift, chosen)
         stem = f"{self.command}-{self.method}-{network.architecture}-{Path(data.source.spec).name}"
-        with claimed(self.options, stem, self.place, self.reporter) as run, _discarding(run, self.place):
+        with claimed(self.options, stem, self.place, self.reporter) as run, discarding(run, self.place):
             self._keep_precision(run)
             provenance = self._provenance(data, teacher, parent)
             provenance[SEEN] = any(each.record.get(SEEN, False) for each in (network, parent) if each is not None)
@@ -384,19 +384,6 @@ class Job(Generic[JobOptions]):
             "versions": versions(),
             **job_key(),
         }
-
-
-@contextlib.contextmanager
-def _discarding(run: RunFolder, place: Place) -> Iterator[None]:
-    """Leave no folder of a training that could not begin, so that the same command can be given again."""
-    begins = not (run.path / RECORD).exists()
-    try:
-        yield
-    except UserError:
-        if place.is_main and begins and not run.has_checkpoint:
-            with contextlib.suppress(OSError):  # of a disk that has turned read-only
-                run.discard()
-        raise
 
 
 def _student(task: StudentTask) -> nn.Module:

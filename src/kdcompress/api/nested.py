@@ -7,49 +7,38 @@ from collections.abc import Iterator
 
 import torch
 
-from kdcompress.api.claimed import claimed
+from kdcompress.api.claimed import claimed, discarding
 from kdcompress.api.job import INHERITED
 from kdcompress.engine.distributed import Place, from_main
 from kdcompress.engine.interrupt import Interrupted
 from kdcompress.engine.progress import Reporter
 from kdcompress.engine.restart import job_key
-from kdcompress.errors import UserError
 from kdcompress.options import OutputOptions
 from kdcompress.results import Result
 from kdcompress.runs import CONFIG, METRICS, RECORD, SPLIT, WEIGHTS, RunFolder, atomic_file
 
 
 @contextlib.contextmanager
-def nested(
-    options: OutputOptions, command: str, stem: str, first: str, place: Place, reporter: Reporter
-) -> Iterator[RunFolder]:
+def nested(options: OutputOptions, command: str, stem: str, place: Place, reporter: Reporter) -> Iterator[RunFolder]:
     """Claim the outer run folder while its trainings run.
 
     An interruption names the outer run as the one to resume; an error before the first training leaves no folder.
 
     Args:
         stem: As for :func:`~kdcompress.runs.claim`.
-        first: Folder of the first training.
     """
-    with claimed(options, stem, place, reporter) as run:
+    with claimed(options, stem, place, reporter) as run, discarding(run, place):
 
-        def begin() -> bool:
-            begins = not (run.path / RECORD).exists()
-            if begins:
+        def begin() -> None:
+            if not (run.path / RECORD).exists():
                 threads = torch.get_num_threads()
                 run.write_record({"command": command, "status": "unfinished", "threads": threads, **job_key()})
-            return begins
 
-        begins = from_main(begin)
+        from_main(begin)
         try:
             yield run
         except KeyboardInterrupt as interrupt:
             raise Interrupted(run.path) from interrupt
-        except UserError:
-            if place.is_main and begins and not (run.path / first).exists():
-                with contextlib.suppress(OSError):  # of a disk that has turned read-only
-                    run.discard()
-            raise
 
 
 def adopt(run: RunFolder, inner: RunFolder, command: str, options: OutputOptions, result: Result) -> None:

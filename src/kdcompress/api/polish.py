@@ -69,7 +69,7 @@ def polish(options: PolishOptions | None = None, /, *, reporter: Reporter | None
     # searching the thresholds again helps by itself; what counts is the gain of the weights
     former, curve = search(scores, gate.measured, max_macs=own.expected_macs)
 
-    with nested(options, "polish", f"polished-{Path(options.run).name}", TRAINED, place, job.reporter) as run:
+    with nested(options, "polish", f"polished-{Path(options.run).name}", place, job.reporter) as run:
         inner = dataclasses.replace(options, out=str(run.path / TRAINED), resume=True)
         training = dataclasses.replace(job, command="polish-training", options=inner)
         if training.finished() is None:

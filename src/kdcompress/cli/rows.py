@@ -37,8 +37,8 @@ def print_rows(rows: Rows, output: TextIO, as_json: bool | None, *, show_progres
     unreadable = done = 0
     failure: OSError | None = None
     with contextlib.ExitStack() as stack:
-        has_bar = show_progress and predictions is not None and not output.isatty()
-        advance = stack.enter_context(_bar(predictions) if has_bar and predictions else _no_bar())
+        bar = _bar(predictions) if predictions and show_progress and not output.isatty() else _no_bar()
+        advance = stack.enter_context(bar)
         for batch in rows:
             for row in batch:
                 if isinstance(row, Unreadable):

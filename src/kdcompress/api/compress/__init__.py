@@ -85,7 +85,7 @@ def compress(
         )
     began += _ask(options, reporter)
     stem = f"compress-{prospect.teacher.network.architecture}"
-    with nested(options, "compress", stem, prospect.plan.first_run(prospect.epochs), place, reporter) as run:
+    with nested(options, "compress", stem, place, reporter) as run:
         if not run.record().get(PLAN):
             run.write_record({**run.record(), "options": options.to_dict(), PLAN: prospect.known}, digests={})
         verdict, result = _carried_out(prospect, run, began, reporter)

@@ -112,11 +112,11 @@ class Contest:
 
     def _looked_at(self) -> list[tuple[Student, int]]:
         """Students alone, with the epochs of their trials; where there is time, a look drops the hopeless ones."""
-        look, all_of_them = self.plan.look_epochs(self.epochs), self.plan.singles
-        kept = all_of_them
+        look, singles = self.plan.look_epochs(self.epochs), self.plan.singles
+        kept = singles
         if look:
-            seen = {each.kind: self._single(f"{LOOK}{each.kind}", each, look) for each in all_of_them}
-            order = sorted(all_of_them, key=lambda each: -seen[each.kind].top1)
+            seen = {each.kind: self._single(f"{LOOK}{each.kind}", each, look) for each in singles}
+            order = sorted(singles, key=lambda each: -seen[each.kind].top1)
             best = seen[order[0].kind].top1
             kept = [each for each in order[: math.ceil(len(order) / 2)] if seen[each.kind].top1 >= best - HOPELESS]
             self.dropped = [seen[each.kind] for each in order[len(kept) :]]
@@ -125,7 +125,7 @@ class Contest:
             self.commands.reporter.note(f"After {look} epoch(s): {scores}. Going on: {going}")
         trials = [(each, self.plan.single_trial_epochs(each, self.epochs, self.costs)) for each in kept]
         known = {f"{TRIAL_OF}{each.kind}": (each.name, own) for each, own in trials}
-        self.commands.course.replace([f"{TRIAL_OF}{each.kind}" for each in all_of_them], known)
+        self.commands.course.replace([f"{TRIAL_OF}{each.kind}" for each in singles], known)
         return trials
 
     def _finals(

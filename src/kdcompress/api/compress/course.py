@@ -60,8 +60,7 @@ class Course:
             made.ahead |= {f"{TRIAL_OF}{name}": (each.name, short) for name, each in plan.members().items()}
         made.ahead |= {name: (each.name, epochs) for name, each in plan.members().items()}
         single = plan.singles[0].name
-        cascade = epochs * sum(costs.training[each.name] for each in plan.members().values())
-        made.ahead[SINGLE] = single, max(epochs, round(cascade / costs.training[single]))
+        made.ahead[SINGLE] = single, max(epochs, round(epochs * plan.pair_seconds(costs) / costs.training[single]))
         return made
 
     def replace(self, gone: Iterable[str], known: dict[str, tuple[str, int]]) -> None:

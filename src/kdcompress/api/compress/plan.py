@@ -95,8 +95,10 @@ class Plan:
 
     def single_trial_epochs(self, student: Student, epochs: int, costs: Costs) -> int:
         """Of a student alone: as long as the trials of both members of a pair take, so that they can be compared."""
-        short, pair = self.trial_epochs(epochs), sum(costs.training[each.name] for each in self.members().values())
-        return max(short, round(short * pair / costs.training[student.name])) if self.second is not None else short
+        short = self.trial_epochs(epochs)
+        if self.second is None:
+            return short
+        return max(short, round(short * self.pair_seconds(costs) / costs.training[student.name]))
 
     def look_epochs(self, epochs: int) -> int:
         """Of every student alone, before those that are hopeless are dropped; 0 for no such look."""
@@ -107,14 +109,6 @@ class Plan:
     def has_trials(self) -> bool:
         """Whether there is anything to choose from."""
         return self.first is not None or len(self.singles) > 1
-
-    def first_run(self, epochs: int) -> str:
-        """Name of the run folder that is written first."""
-        if self.fine_tunes:
-            return TEACHER
-        if not self.has_trials:
-            return SINGLE
-        return f"{LOOK if self.look_epochs(epochs) else TRIAL_OF}{self.singles[0].kind}"
 
     def students(self) -> Iterator[Student]:
         """All that are trained in the trials."""
@@ -131,10 +125,13 @@ class Plan:
         named = {FIRST: self.first, PAIR: self.second}
         return {name: each for name, each in named.items() if each is not None}
 
+    def pair_seconds(self, costs: Costs) -> float:
+        """Of an epoch of each of them."""
+        return sum(costs.training[each.name] for each in self.members().values())
+
     def seconds(self, epochs: int, costs: Costs) -> float:
         """Estimated: trials, after a look of one student alone; then a pair, and a student alone for as long."""
-        final = sum(costs.training[each.name] for each in self.members().values())
-        final = 2 * final if final else costs.training[self.singles[0].name]
+        final = 2 * self.pair_seconds(costs) or costs.training[self.singles[0].name]
         commands = PER_COMMAND * (2 * len(list(self.students())) + 4)
         short = self._trial_seconds(epochs, costs) if self.has_trials else 0.0
         targets = max(1, len(self.members())) * min(VIEWS, epochs) * costs.teacher  # members see other views
@@ -144,8 +141,7 @@ class Plan:
         look, short = self.look_epochs(epochs), self.trial_epochs(epochs)
         looks = look * sum(costs.training[each.name] for each in self.singles)
         tried = [self.single_trial_epochs(each, epochs, costs) * costs.training[each.name] for each in self.singles]
-        members = short * sum(costs.training[each.name] for each in self.members().values())
-        return looks + (max(tried) if look else sum(tried)) + members
+        return looks + (max(tried) if look else sum(tried)) + short * self.pair_seconds(costs)
 
     def epochs_within(self, seconds: float, costs: Costs) -> int:
         """The most epochs of each member that a time budget allows.
