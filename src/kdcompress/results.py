@@ -437,6 +437,7 @@ class CompressResult(GateFacts, TeacherFacts, NetworkFacts, Result):
         contenders: A row for the teacher, then for each contender, on the calibration split: ``form``, ``networks``,
             ``run`` (a folder inside this one), ``epochs``, ``top1``, ``points_lost``, ``macs`` (expected, per image),
             ``macs_ratio``, ``chosen``; ``ms`` with ``--target-ms`` and ``within`` the budget, or ``dropped`` early.
+            With ``--export onnx-int8`` that file has a row, of the form ``int8``.
         exported, report: Absolute paths of the exported file and of the report.
         curve, cost_bound, timing: Of a gated cascade, as those of :class:`GateResult`.
     """

@@ -17,7 +17,7 @@ import kdcompress
 from chains import CPU, record_of, same_weights, stopped
 from heard import Heard
 from kdcompress import options as sets
-from kdcompress.api.compress import probe, prospect
+from kdcompress.api.compress import probe, prospect, verdict
 from kdcompress.api.compress.candidates import Student, Students
 from kdcompress.api.compress.commands import Commands
 from kdcompress.api.compress.contest import Contender
@@ -128,7 +128,8 @@ def test_too_little_time_says_how_much_is_needed() -> None:
 def test_trials_are_long_enough_to_tell_candidates_apart() -> None:
     """On small data an epoch is a handful of steps, after which every network guesses."""
     plan, _ = plan_of(100, 50, 170, steps=40)
-    assert plan.trial_epochs(30) == 5
+    assert plan.trial_epochs(60) == 8
+    assert plan.trial_epochs(30) == 4
     assert plan.trial_epochs(12) == 4
     assert plan.trial_epochs(4) == 2
     assert plan.trial_epochs(1) == 1
@@ -330,6 +331,41 @@ def test_a_network_of_timm_is_fine_tuned_from_its_weights(
     Commands(options, tmp_path, Silent(), 10, Course(Silent(), Costs({}, 0.0))).fine_tune("teacher", 3, "3x64x64")
     (given,) = asked
     assert (given.model, given.pretrained, given.input_size) == (reference, pretrained, "3x64x64")
+
+
+def test_what_has_weights_leaves_scratch_out(teacher: Path) -> None:
+    """A part of the hour would go into a network that is 20 points behind after an epoch."""
+    known = students(teacher)
+    assert [each.kind for each in known.within(0.7 * known.macs)] == ["layers"]
+    assert [each.kind for each in known.within(0.1 * known.macs)] == ["scratch"], "no depth is that cheap"
+
+
+def test_int8_of_the_winner_has_a_row(teacher: Path, tmp_path: Path) -> None:
+    """Whoever ships int8 would see the accuracy of another network."""
+    pytest.importorskip("onnxruntime")
+    result, _ = made(teacher, tmp_path / "out", export="onnx-int8", epochs=1)
+    (row,) = (each for each in result.contenders if each["form"] == "int8")
+    (own,) = (each for each in result.contenders if each["chosen"])
+    assert row["run"] == Path(str(result.exported)).name
+    found = kdcompress.evaluate(run=result.exported, split="calibration")
+    assert row["top1"] == found.top1
+    assert row["macs"] == pytest.approx(found.macs if found.expected_macs is None else found.expected_macs, abs=0.1)
+    assert row["points_lost"] == pytest.approx(own["points_lost"] + own["top1"] - row["top1"], abs=1e-3)
+
+
+def test_int8_may_be_what_meets_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The budget would be called missed although the file that is shipped keeps it."""
+    chosen = Contender("single", "single", "net", 4, 0.0)
+    rows = [{"form": "teacher", **TEACHER}, {"form": "single", "top1": 88.0, "macs": 30.0, "ms": 4.0, "chosen": True}]
+    exported = SimpleNamespace(top1=87.5, macs=30, expected_macs=None)
+    monkeypatch.setattr(verdict, "export_network", lambda *_, **__: exported)
+    monkeypatch.setattr(verdict, "_milliseconds", lambda *_: [4.0, 2.5])
+    commands: Any = Scored()
+    for wanted, met in ((3.0, True), (2.0, False)):
+        options = CompressOptions(teacher="x", target_ms=wanted)
+        found = verdict.with_int8(verdict.Verdict(rows, chosen, False), tmp_path / "m.onnx", options, commands)
+        assert (found.met, found.rows[2]["within"], found.rows[2]["ms"]) == (met, met, 2.5)
+        assert [row["form"] for row in found.rows if row.get("chosen")] == ["single"]
 
 
 def test_a_report_of_a_result_shows_what_it_won_against(teacher: Path, tmp_path: Path) -> None:

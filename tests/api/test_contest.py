@@ -12,7 +12,7 @@ import pytest
 from kdcompress.api.compress.candidates import Student
 from kdcompress.api.compress.contest import Contest
 from kdcompress.api.compress.course import Course
-from kdcompress.api.compress.plan import Costs, Plan
+from kdcompress.api.compress.plan import RESERVE, Costs, Plan
 from kdcompress.engine.progress import Silent
 from kdcompress.errors import UserError, usage_error
 from kdcompress.options import CompressOptions
@@ -108,8 +108,8 @@ def test_hopeless_students_alone_are_dropped_after_a_look() -> None:
         "trial-layers", "trial-scratch", "trial-first", "trial-pair"
     }  # fmt: skip
     assert commands.trained["look-resized"] == 1
-    assert commands.trained["trial-first"] == commands.trained["trial-pair"] == 4
-    assert commands.trained["trial-scratch"] == 8, "in the time of both members"
+    assert commands.trained["trial-first"] == commands.trained["trial-pair"] == 3
+    assert commands.trained["trial-scratch"] == 6, "in the time of both members"
     assert {each.run for each in made.dropped} == {"look-resized", "trial-layers"}, "all that was tried is shown"
     assert [(each.form, each.networks) for each in contenders] == [("single", "scratch")]
     made, commands, _ = contest({"look-resized": 50.0, "look-scratch": 74.0})
@@ -172,7 +172,7 @@ def test_the_time_that_is_left_goes_to_what_may_win() -> None:
     made, commands, _ = contest(scores, seconds=4000.0)
     commands.seconds["first"] = 1000.0  # less than was planned: the second gets the rest
     made.run()
-    assert commands.trained["first"] == pytest.approx((0.92 * 4000 + 1000) / 20, abs=2)
+    assert commands.trained["first"] == pytest.approx(((1 - RESERVE) * 4000 + 1000) / 20, abs=2)
     assert commands.trained["pair"] == pytest.approx(0.92 * 4000 / 14, abs=2)
     made, commands, _ = contest(scores, seconds=4000.0)
     commands.measured = {"trial-first": [4.0, 3.9], "trial-pair": [9.0, 9.2]}  # a second of it is the teacher's

@@ -12,7 +12,7 @@ from kdcompress.errors import usage_error
 FIRST_SHARE, SECOND_SHARE = 0.6, 1.7  # MACs of the members of a pair, of what an image may cost
 MOST_SECOND = 0.75  # of the teacher's: a dearer second member is hardly cheaper than the teacher
 UNTIL_ENOUGH = 0.5  # of the teacher's MACs: where accuracy is the budget, networks of this cost compete
-TRIAL = 1 / 6  # of the epochs, for every candidate; the rest is for those that may still win
+TRIAL = 1 / 8  # of the epochs, for every candidate; the rest is for those that may still win
 LEAST_STEPS = 160  # of a trial or a look: after fewer, accuracies say little; but never more than half of the epochs
 VIEWS = 8  # that are cached, see TargetOptions
 PER_COMMAND = 4.0  # seconds besides training: opening data, scoring, saving
@@ -21,7 +21,7 @@ MOST_EPOCHS = 400  # of a training: more gain nothing
 # names of the run folders; those of short trainings have a prefix
 TEACHER, SINGLE, FIRST, PAIR, HANDOVER = "teacher", "single", "first", "pair", "handover"
 LOOK, TRIAL_OF = "look-", "trial-"
-RESERVE = 0.08  # of the time budget, for gates, scores and what the estimate got wrong
+RESERVE = 0.05  # of the time budget, for gates, scores and what the estimate got wrong
 
 
 @dataclass(frozen=True)

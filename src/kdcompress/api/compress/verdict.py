@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from kdcompress.api.benchmark import benchmark
 from kdcompress.api.compress.commands import Commands
 from kdcompress.api.compress.contest import Contender
-from kdcompress.options import BenchmarkOptions, CompressOptions
+from kdcompress.api.export import export_network
+from kdcompress.options import BenchmarkOptions, CompressOptions, ExportOptions
 
 TOLERANCE = 1.05  # of --target-ms: two measurements of one network differ by as much
 
@@ -68,6 +69,41 @@ def judge(
         name = f"{each.networks} (dropped after {each.epochs} epoch{'s' * (each.epochs != 1)})"
         early.append({**_row(each, commands, teacher), "networks": name, "chosen": False, "dropped": True})
     return Verdict([first, *rows, *early], contenders[number], bool(within))
+
+
+def with_int8(verdict: Verdict, file: Path, options: CompressOptions, commands: Commands) -> Verdict:
+    """The verdict with one more row: the network that was chosen in int8, exported to ``file``.
+
+    It competes in time alone, for it has the same MACs: where nothing else is within ``--target-ms``, the file may be.
+
+    Raises:
+        UserError: It cannot be exported.
+    """
+    own = next(row for row in verdict.rows if row.get("chosen"))
+    file.unlink(missing_ok=True)  # of an attempt that was interrupted
+    found = export_network(
+        ExportOptions(run=verdict.chosen.run, precision="int8", out=str(file)), reporter=commands.reporter
+    )
+    assert found.top1 is not None
+    macs = found.macs if found.expected_macs is None else found.expected_macs
+    teacher = verdict.rows[0]
+    row = {
+        **own,
+        "form": "int8",
+        "networks": f"the {own['form']} in int8",
+        "run": file.name,
+        "top1": found.top1,
+        "points_lost": round(teacher["top1"] - found.top1, 4),
+        "macs": round(macs, 1),
+        "macs_ratio": round(macs / teacher["macs"], 6),
+        "chosen": False,
+    }
+    if options.target_ms is not None:
+        _, row["ms"] = _milliseconds([verdict.chosen, replace(verdict.chosen, run=str(file))], options, commands)
+    row["within"] = _over(row, *options.budget) <= 0
+    at = 1 + verdict.rows.index(own)
+    met = verdict.met or (options.target_ms is not None and row["within"])
+    return replace(verdict, rows=[*verdict.rows[:at], row, *verdict.rows[at:]], met=met)
 
 
 def _row(each: Contender, commands: Commands, teacher: dict[str, Any]) -> dict[str, Any]:
