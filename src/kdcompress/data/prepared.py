@@ -85,6 +85,12 @@ class Data:
         """Number of images in the fit split."""
         return len(self._select("fit")[1])
 
+    @property
+    def streams(self) -> bool:
+        """Whether the images of the fit split are read again for every epoch."""
+        images, indices = self._select("fit")
+        return not isinstance(images, TensorItems) and not self._fits(len(indices))
+
     def usable(self, split: str) -> int:
         """How many images of a split are used: all, or with ``--skip-bad-images`` those that can be read."""
         images, indices = self._select(split)
@@ -169,11 +175,8 @@ class Data:
         if isinstance(images, TensorItems):
             return MemoryTensors.of(images, indices, self.device)
         wanted = indices
-        height, width = self.prep.size
-        size = len(indices) * height * width * self.prep.channels
-        small = max(height, width) <= SMALL_SIDE and size <= MAX_MEMORY_BYTES
         loaded: Images
-        if self.options.loading == "memory" or (self.options.loading == "auto" and small):
+        if self._fits(len(indices)):
             skip_bad, workers = self.options.skip_bad_images, self.workers
             try:
                 loaded = load_into_memory(images, indices, self.prep, self.device, workers=workers, skip_bad=skip_bad)
@@ -191,6 +194,12 @@ class Data:
             remedy = "Two images a class or more are needed, in a format that Pillow reads."
             raise UserError(f"The {split} split of {self.source.spec} has no image that can be read.", remedy)
         return loaded
+
+    def _fits(self, count: int) -> bool:
+        """Whether so many images are kept in memory."""
+        height, width = self.prep.size
+        small = max(height, width) <= SMALL_SIDE and count * height * width * self.prep.channels <= MAX_MEMORY_BYTES
+        return self.options.loading == "memory" or (self.options.loading == "auto" and small)
 
     def _bad_images(self, split: str) -> UserError | None:
         """The error that names the unreadable images of all splits, those of ``split`` first."""

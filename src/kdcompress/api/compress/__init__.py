@@ -181,7 +181,8 @@ def _carried_out(
     done = spent_seconds(run.path)
     until = began - done + (1 - RESERVE / 2) * options.time_limit
     course = Course.of(reporter, prospect.plan, prospect.epochs, prospect.costs, until)
-    commands = Commands(options, run.path, reporter, prospect.source.num_classes, course)
+    views = prospect.plan.views(prospect.epochs) if prospect.plan.caches else 0
+    commands = Commands(options, run.path, reporter, prospect.source.num_classes, course, views)
     try:
         ready = prospect.with_trained_teacher(commands)
         course.costs = ready.costs

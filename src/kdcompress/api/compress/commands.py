@@ -50,6 +50,7 @@ class Commands:
         folder: Where the runs go; one that is finished already is not run again.
         classes: K.
         course: Is told which command begins.
+        views: Of the images, for which all trainings share the teacher's outputs; 0: each has its own.
     """
 
     options: CompressOptions
@@ -57,6 +58,7 @@ class Commands:
     reporter: Reporter
     classes: int
     course: Course
+    views: int = 0
 
     def fine_tune(self, name: str, epochs: int, input_size: str) -> TrainResult:
         """The teacher, for the classes of the data, and for images of this size (``CxHxW``)."""
@@ -127,9 +129,10 @@ class Commands:
         self, name: str, command: str, run: Callable[..., Any], kind: type[Options], own: dict[str, Any]
     ) -> TrainResult:
         begun = RunFolder(self.folder / name).record().get("options", {})  # of a training that was interrupted
-        result: TrainResult = self._run(
-            name, command, run, kind, {**own, "epochs": begun.get("epochs", own["epochs"])}, TrainResult
-        )
+        own = {**own, "epochs": begun.get("epochs", own["epochs"])}
+        if self.views and command != "train-teacher":
+            own["target_views"] = str(self.views)
+        result: TrainResult = self._run(name, command, run, kind, own, TrainResult)
         return result
 
     def _run(

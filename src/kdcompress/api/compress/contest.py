@@ -5,10 +5,11 @@ The rules are our choice. Everything is decided on the calibration split.
 
 from __future__ import annotations
 
+import bisect
 import math
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -23,11 +24,11 @@ from kdcompress.api.compress.plan import (
     RESERVE,
     SINGLE,
     TRIAL_OF,
-    VIEWS,
     Costs,
     Plan,
     pair,
 )
+from kdcompress.api.targets import VIEWS
 from kdcompress.errors import USAGE, UserError
 
 HOPELESS = 5.0  # points below the best student alone, after a look
@@ -53,6 +54,30 @@ class Contender:
     networks: str
     epochs: int
     top1: float
+
+
+@dataclass
+class CachedViews:
+    """For which views of the images the teacher's outputs are cached: a res-student sees other views than S0.
+
+    Attributes:
+        views: That a training has at most.
+        shared: Whether others find what one has cached.
+        known: By the number of members before.
+    """
+
+    views: int
+    shared: bool
+    known: dict[int, int] = field(default_factory=dict)
+
+    def missing(self, epochs: int, before: int) -> range:
+        """Epochs, counted from 0, of a training of so many that need the teacher."""
+        return range(self.known.get(before, 0), min(epochs, self.views))
+
+    def add(self, epochs: int, before: int) -> None:
+        """A training of so many epochs is done."""
+        if self.shared:
+            self.known[before] = max(self.known.get(before, 0), min(epochs, self.views))
 
 
 @dataclass
@@ -82,6 +107,10 @@ class Contest:
     limit: Limit
     began: float = field(default_factory=time.perf_counter)
     dropped: list[Contender] = field(default_factory=list)
+    cached: CachedViews = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.cached = CachedViews(self.commands.views or VIEWS, shared=self.commands.views > 0)
 
     def run(self) -> list[Contender]:
         """Trials, then trainings of what may win; what may not is in ``dropped``."""
@@ -145,7 +174,7 @@ class Contest:
         # of an attempt that goes on, the parts are those of the whole
         whole = self._left + sum(self.commands.spent(name) for name in (FIRST, PAIR, SINGLE))
         part = whole / 2 if SINGLE in forms else whole
-        epochs = self._fitting(each, part, self.epochs, trainings=len(members)) if members else self.epochs
+        epochs = self._fitting(each, part, self.epochs, range(len(members))) if members else self.epochs
         ahead = {name: (student.name, epochs) for name, student in members.items()}
         if SINGLE in forms:
             ahead[SINGLE] = single.name, self._fitting(own, whole - epochs * each, rival)
@@ -162,20 +191,25 @@ class Contest:
         """Seconds of the time budget for trainings to come."""
         return (1 - RESERVE) * self.seconds - self.before - (time.perf_counter() - self.began)
 
-    def _fitting(self, cost: float, left: float, otherwise: int = MOST_EPOCHS, trainings: int = 1) -> int:
+    def _fitting(
+        self, cost: float, left: float, otherwise: int = MOST_EPOCHS, members: Sequence[int] = (0,)
+    ) -> int:
         """Epochs of ``cost`` seconds that fit into the time that is left; without a budget ``otherwise``.
 
-        Each training also caches views of the teacher's outputs.
+        Args:
+            members: How many there are before each network that is trained: some views are still to be cached for it.
         """
         if math.isinf(left):
             return otherwise
-        views = trainings * self.costs.teacher
-        few = int(left / (cost + views))
-        return max(1, min(few if few <= VIEWS else int((left - VIEWS * views) / cost), MOST_EPOCHS))
+
+        def seconds(epochs: int) -> float:
+            return epochs * cost + self.costs.teacher * sum(len(self.cached.missing(epochs, each)) for each in members)
+
+        return bisect.bisect_right(range(2, MOST_EPOCHS + 1), left, key=seconds) + 1
 
     def _single(self, name: str, student: Student, epochs: int) -> Contender:
         result = self.commands.single(name, self.teacher, student.options, epochs)
-        self._measure(student, name)
+        self._measure(student, name, 0)
         return Contender(SINGLE, str(result.run), student.name, result.epochs, result.top1)
 
     def _cascades(
@@ -198,12 +232,12 @@ class Contest:
         if PAIR in forms and second is not None:
             more = epochs
             if not math.isinf(seconds):
-                more = self._fitting(self.costs.training[second.name], seconds - self.commands.spent(FIRST))
+                more = self._fitting(self.costs.training[second.name], seconds - self.commands.spent(FIRST), members=[1])
             whole = self.commands.res_student(f"{prefix}{PAIR}", str(own.run), second.options, more)
-            self._measure(second, f"{prefix}{PAIR}")
+            self._measure(second, f"{prefix}{PAIR}", 1)
             names = f"{first.name} + {second.name}"
             wholes.append(Contender(PAIR, str(whole.run), names, own.epochs + whole.epochs, whole.top1))
-        self._measure(first, f"{prefix}{FIRST}")
+        self._measure(first, f"{prefix}{FIRST}", 0)
         if HANDOVER in forms and self.plan.handover:
             arch = self.teacher.get("teacher_arch")
             joined = self.commands.cascade(
@@ -227,9 +261,14 @@ class Contest:
         assert gate.gated_top1 is not None
         return Contender(whole.form, str(gate.run), whole.networks, whole.epochs, gate.gated_top1)
 
-    def _measure(self, student: Student, name: str) -> None:
+    def _measure(self, student: Student, name: str, before: int) -> None:
+        """Learn from a training what an epoch takes; the teacher's part is not of the student.
+
+        Args:
+            before: How many members there are before it.
+        """
         if seconds := self.commands.seconds_of_epochs(name):
-            median = statistics.median(seconds)
-            # each of the first epochs caches a view of the teacher's outputs
-            cached = self.costs.teacher if len(seconds) <= VIEWS else 0.0
-            self.costs.training[student.name] = max(median - cached, median / 4)
+            cached = self.cached.missing(len(seconds), before)
+            own = [each - self.costs.teacher * (epoch in cached) for epoch, each in enumerate(seconds)]
+            self.costs.training[student.name] = max(statistics.median(own), statistics.median(seconds) / 4)
+            self.cached.add(len(seconds), before)

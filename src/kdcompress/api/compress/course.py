@@ -14,7 +14,6 @@ from kdcompress.api.compress.plan import (
     SINGLE,
     TEACHER,
     TRIAL_OF,
-    VIEWS,
     Costs,
     Plan,
 )
@@ -31,7 +30,7 @@ class Course:
         until: Where there is a time budget, when it is used up: on the clock of ``time.perf_counter``.
         fills: Whether the last trainings get whatever is left until then.
         done: Number of trainings that have begun, in this attempt.
-        targets: Whether the teacher's outputs are still to be cached.
+        views: For which the teacher's outputs are still to be cached.
     """
 
     reporter: Reporter
@@ -40,7 +39,7 @@ class Course:
     fills: bool = False
     ahead: dict[str, tuple[str, int]] = field(default_factory=dict)
     done: int = 0
-    targets: bool = True
+    views: int = 0
 
     @classmethod
     def of(cls, reporter: Reporter, plan: Plan, epochs: int, costs: Costs, until: float) -> Course:
@@ -49,7 +48,7 @@ class Course:
         Args:
             epochs: Of each member of a cascade.
         """
-        made = cls(reporter, costs, until, fills=until < math.inf and epochs < MOST_EPOCHS)
+        made = cls(reporter, costs, until, fills=until < math.inf and epochs < MOST_EPOCHS, views=plan.views(epochs))
         if plan.fine_tunes:
             made.ahead[TEACHER] = TEACHER, 0
         if plan.has_trials:
@@ -75,7 +74,7 @@ class Course:
             self.done += 1
             self.reporter.plan(self.done, self.done + len(self.ahead) - 1, self.left())
             self.pass_by(name)
-            self.targets = self.targets and name == TEACHER
+            self.views = self.views if name == TEACHER else 0
 
     def pass_by(self, name: str) -> None:
         """A training has begun, or had been finished before."""
@@ -85,8 +84,7 @@ class Course:
         """Seconds of all that is ahead."""
         training = sum(epochs * self.costs.training.get(student, 0.0) for student, epochs in self.ahead.values())
         tuning = self.costs.fine_tuning if TEACHER in self.ahead else 0.0
-        most = max((epochs for _, epochs in self.ahead.values()), default=0)
-        targets = self.costs.teacher * min(VIEWS, most) if self.targets else 0.0
+        targets = self.costs.teacher * self.views
         budget = max(self.until - time.perf_counter(), 0.0)
         if self.fills:
             return budget

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from kdcompress.api.compress.candidates import Student, Students
+from kdcompress.api.targets import VIEWS
 from kdcompress.errors import usage_error
 
 FIRST_SHARE, SECOND_SHARE = 0.6, 1.7  # MACs of the members of a pair, of what an image may cost
@@ -14,7 +15,7 @@ MOST_SECOND = 0.75  # of the teacher's: a dearer second member is hardly cheaper
 UNTIL_ENOUGH = 0.5  # of the teacher's MACs: where accuracy is the budget, networks of this cost compete
 TRIAL = 1 / 8  # of the epochs, for every candidate; the rest is for those that may still win
 LEAST_STEPS = 160  # of a trial or a look: after fewer, accuracies say little; but never more than half of the epochs
-VIEWS = 8  # that are cached, see TargetOptions
+TIMES = 2  # that a cached view is seen at least: with fewer views, less time goes into the teacher
 PER_COMMAND = 4.0  # seconds besides training: opening data, scoring, saving
 STUDENT, FIRST_MEMBER, RES_STUDENT = "student", "first member", "res-student"
 MOST_EPOCHS = 400  # of a training: more gain nothing
@@ -51,6 +52,7 @@ class Plan:
         handover: Whether the first member may hand over to the teacher itself.
         fine_tunes: Whether the teacher gets new classes first.
         steps: Of an epoch.
+        caches: Whether all trainings share the teacher's outputs, which are cached.
     """
 
     most: float
@@ -60,6 +62,7 @@ class Plan:
     handover: bool
     fine_tunes: bool
     steps: int
+    caches: bool = True
 
     @classmethod
     def of(
@@ -70,6 +73,7 @@ class Plan:
         handover: bool,
         fine_tunes: bool,
         steps: int,
+        caches: bool = True,
         spelled: Callable[[float], str] = "--target-macs {:g}".format,
     ) -> Plan:
         """The plan before anything is known of the candidates.
@@ -86,7 +90,7 @@ class Plan:
             problem = f"No network is within {most / students.macs:.2%} of the teacher's {students.macs:,} MACs."
             raise usage_error(problem, f"The cheapest needs {spelled(least)}.")
         first, second = pair(students, singles[0].kind, most, handover)
-        return cls(most, singles, first, second, handover, fine_tunes, steps)
+        return cls(most, singles, first, second, handover, fine_tunes, steps, caches)
 
     def trial_epochs(self, epochs: int) -> int:
         """Of every candidate, before most of them are dropped, of a plan for so many ``epochs`` of each member."""
@@ -99,6 +103,10 @@ class Plan:
         if self.second is None:
             return short
         return max(short, round(short * self.pair_seconds(costs) / costs.training[student.name]))
+
+    def views(self, epochs: int) -> int:
+        """Of the images, for which the teacher's outputs are cached, of a plan for so many ``epochs``."""
+        return min(VIEWS, math.ceil(epochs / TIMES))
 
     def look_epochs(self, epochs: int) -> int:
         """Of every student alone, before those that are hopeless are dropped; 0 for no such look."""
@@ -134,7 +142,7 @@ class Plan:
         final = 2 * self.pair_seconds(costs) or costs.training[self.singles[0].name]
         commands = PER_COMMAND * (2 * len(list(self.students())) + 4)
         short = self._trial_seconds(epochs, costs) if self.has_trials else 0.0
-        targets = max(1, len(self.members())) * min(VIEWS, epochs) * costs.teacher  # members see other views
+        targets = max(1, len(self.members())) * self.views(epochs) * costs.teacher  # members see other views
         return costs.fine_tuning + short + epochs * final + targets + commands
 
     def _trial_seconds(self, epochs: int, costs: Costs) -> float:

@@ -18,6 +18,7 @@ from kdcompress.api.compress.probe import forward_seconds, training_seconds
 from kdcompress.api.fitting import check_channels, check_classes, has_other_classes, open_data
 from kdcompress.api.inputs import is_fixed
 from kdcompress.api.reference import inherit
+from kdcompress.api.targets import VIEWS, gib
 from kdcompress.api.teacher import Teacher, as_teacher, load_teacher, may_have_seen_calibration
 from kdcompress.data import Data, DataSource, choose_channels, choose_size, unlabelled_images
 from kdcompress.engine.distributed import Place
@@ -26,7 +27,7 @@ from kdcompress.engine.progress import Reporter
 from kdcompress.errors import usage_error
 from kdcompress.models.build import config_of
 from kdcompress.models.loading import Network
-from kdcompress.options import BenchmarkOptions, CompressOptions, TrainingOptions
+from kdcompress.options import BenchmarkOptions, CompressOptions, TargetOptions, TrainingOptions
 from kdcompress.references import has_weights
 
 TRAINING, FORWARD = 1.15, 1.1  # of what a probe measures: loading, optimiser, calibration
@@ -110,6 +111,7 @@ class Prospect:
             handover=not seen,
             fine_tunes=fine_tunes,
             steps=steps,
+            caches=_caches(data),
             spelled=spelled,
         )
         row = {"networks": network.reference, "macs": students.macs}
@@ -216,6 +218,12 @@ class Prospect:
             known = int(getattr(model, "num_classes", None) or self.source.num_classes)  # a teacher's may be others
             seconds = training_seconds(model, (self.students.channels, *side), known, self.place)
             self.costs.training[student.name] = TRAINING * images * seconds
+
+
+def _caches(data: Data) -> bool:
+    """Whether the teacher's outputs for many trainings are worth caching: images on disk would be read once more."""
+    size = gib(VIEWS + 1, data.fit_size(), 3 * data.source.num_classes)  # of the teacher, and of two members
+    return not data.source.is_raw and not data.streams and size <= TargetOptions().cache_size
 
 
 def _share_of_time(options: CompressOptions, teacher: Network, wanted: float) -> float:
