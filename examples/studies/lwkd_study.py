@@ -15,7 +15,7 @@ from __future__ import annotations
 import argparse
 import itertools
 
-from study import Study, arguments, mean_std, show, titled
+from study import Study, arguments, data_name, mean_std, show, titled
 
 from kdcompress.options import DistillOptions
 
@@ -82,8 +82,8 @@ def main() -> None:
     hardware = study.training(_folder("CE", 0))["hardware"]
     lines += [
         "",
-        f"`{given.student}` on the test split, {given.epochs} epochs, last epoch, {given.seeds} seed(s), mean ± "
-        f"standard deviation; seconds from the fastest epoch, on {hardware}.",
+        f"`{given.student}` on the test split of {data_name(given)}, {given.epochs} epochs, last epoch, {given.seeds} "
+        f"seed(s), mean ± standard deviation; seconds from the fastest epoch, on {hardware}.",
     ]
     show(lines, given, given.mark)
 

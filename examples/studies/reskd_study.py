@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from gate_promise import collected
-from study import Study, arguments, mean_std, show, teacher_of
+from study import Study, arguments, data_name, mean_std, show, teacher_of
 
 import kdcompress
 from kdcompress.options import LOGIT_LOSSES
@@ -212,8 +212,8 @@ def main() -> None:
         "| --- | ---: | ---: | ---: | ---: | ---: |",
         *(_row(row, whole) for row in rows if row.results),
         "",
-        f"CIFAR-10 test, {given.seeds} seed(s), mean ± standard deviation, last epoch; epochs of all members together. "
-        "A cascade of longer trainings is compared with a single student of longer training. "
+        f"{data_name(given)} test, {given.seeds} seed(s), mean ± standard deviation, last epoch; epochs of all "
+        "members together. A cascade of longer trainings is compared with a single student of longer training. "
         f"The logit loss of a single student is {best}, the best on the calibration split; that of the cascade is "
         f"{summed}, the best of those that leave no scale open. What learns by KD starts from the teacher's weights, "
         "where layers fit. By the calibration split losses and gates are chosen; a teacher that has learned from it "

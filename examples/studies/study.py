@@ -232,6 +232,12 @@ def arguments(doc: str | None, epochs: int) -> argparse.ArgumentParser:
     return parser
 
 
+def data_name(given: argparse.Namespace) -> str:
+    """Of the data, for a table: that of their folder."""
+    name = Path(given.data).name
+    return {"cifar10": "CIFAR-10", "tiny100": "tiny100 (100 classes)"}.get(name, name)
+
+
 def mean_std(values: Iterable[float]) -> str:
     """``88.12 ± 0.20``; a single value has no deviation."""
     found = list(values)
