@@ -14,7 +14,7 @@ import kdcompress
 from kdcompress.runs import WEIGHTS, RunFolder
 
 Called = list[tuple[str, ...]]
-CALLABLE = {"eval", "train-teacher", "distill", "add-res-student", "gate-calibrate", "polish"}
+CALLABLE = {"eval", "train-teacher", "distill", "add-res-student", "gate-calibrate", "polish", "cascade"}
 
 
 @pytest.fixture
@@ -174,6 +174,7 @@ FOUND = {
         ("reskd_study", "reskd-table", 35),
         ("search_study", "search-table", 3),
         ("lwkd_study", "lwkd-table", 7),
+        ("pair_study", "pair-cifar10", 22),
     ],
 )
 def test_tables_are_made_of_what_was_found(
@@ -194,6 +195,7 @@ def test_tables_are_made_of_what_was_found(
     monkeypatch.setattr(kdcompress, "profile_flops", lambda model, **_: SimpleNamespace(macs=sum(map(ord, model))))
     if script == "reskd_study":
         monkeypatch.setattr(module, "_oracle", lambda _: {"top1": 80.0, "macs": 12.0})
+    if script in ("reskd_study", "pair_study"):
         costs = {f"resnet{depth}_cifar,shortcut=A": depth // 4 for depth in (8, 14, 20)}  # of 20
         monkeypatch.setattr(kdcompress, "profile_flops", lambda model, **_: SimpleNamespace(macs=costs[model]))
     table = tmp_path / "README.md"
@@ -221,6 +223,10 @@ def test_tables_are_made_of_what_was_found(
         assert "0.00 ± 0.00" in table.read_text(), "above the single student"
         assert "gated, `--target-macs 0.1`** (3 seed(s)) |" in table.read_text()
         assert figure.stat().st_size > 0
+    if script == "pair_study":
+        assert "| **21.1%: gated pair** | 70.00 ± 0.00 | 0.00 ± 0.00 | 0.0 |" in table.read_text(), "beside ResNet-20"
+        assert "| **18.0%: gated pair** | 70.00 ± 0.00 | – |" in table.read_text(), "no single student costs about that"
+        assert "R1 by --focus took 1.00 of the time" in table.read_text()
     if script in ("rkd_study", "lwkd_study"):
         monkeypatch.setattr(study.Study, "call", lambda *_: pytest.fail("it trains"))
         monkeypatch.setattr(sys, "argv", [script, *arguments, "--so-far", "--seeds", "4"])
