@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from heard import Steps
 from kdcompress.api.compress.candidates import Student
 from kdcompress.api.compress.contest import CachedViews, Contest
 from kdcompress.api.compress.course import Course
@@ -19,16 +20,6 @@ from kdcompress.options import CompressOptions
 
 KINDS = ("layers", "resized", "scratch")
 EPOCHS, STEPS = 24, 200  # a trial is 3 epochs, a look is 1
-
-
-class Steps(Silent):
-    """Keeps what a bar would show: step, steps, seconds left."""
-
-    def __init__(self) -> None:
-        self.shown: list[tuple[int, int, float]] = []
-
-    def plan(self, step: int, steps: int, left: float) -> None:
-        self.shown.append((step, steps, left))
 
 
 class Scripted:
@@ -197,7 +188,9 @@ def test_what_a_trial_has_cached_is_not_computed_again() -> None:
     assert alone.missing(9, before=0) == range(4)
 
 
-@pytest.mark.parametrize(("left", "epochs"), [(0.0, 1), (19.9, 1), (20.0, 2), (30.9, 2), (31.0, 3), (42.0, 4), (51.9, 4), (52.0, 5)])
+@pytest.mark.parametrize(
+    ("left", "epochs"), [(0.0, 1), (19.9, 1), (20.0, 2), (30.9, 2), (31.0, 3), (42.0, 4), (51.9, 4), (52.0, 5)]
+)
 def test_epochs_that_fit(left: float, epochs: int) -> None:
     """An epoch takes 10 seconds, each of the first four 1 more for the teacher; two are cached, of another member 0."""
     made, _, _ = contest({})

@@ -21,7 +21,7 @@ from chains import (
     same_weights,
     stopped,
 )
-from heard import Heard
+from heard import Heard, Steps
 from kdcompress.api import grow as grow_module
 from kdcompress.api.grow import Limits
 from kdcompress.errors import UserError
@@ -50,7 +50,13 @@ def test_res_students_in_one_command_equal_the_chain_of_commands(
     chain: Chain, last: TrainResult, tmp_path: Path
 ) -> None:
     """--res-students is a shorthand: the same weights as one command after another."""
-    result = grow(chain, tmp_path / "grown")
+    steps = Steps()
+    result = grow(chain, tmp_path / "grown", reporter=steps)
+    first, *others = steps.shown
+    assert first == (1, 3, None), "nothing is known before S0 is trained"
+    assert [each[:2] for each in others] == [(2, 3), (3, 3)]
+    assert all(left is not None and left > 0 for _, _, left in others)
+    assert steps.over == 1
     assert result.command == "distill"
     assert result.run == str(tmp_path / "grown")
     assert same_weights(result.run, last.run)

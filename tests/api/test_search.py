@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 
 import kdcompress
 from chains import TINY, record_of
-from heard import Heard
+from heard import Heard, Steps
 from kdcompress.api import check as check_module
 from kdcompress.api import grow as grow_module
 from kdcompress.api import search as search_module
@@ -193,7 +193,11 @@ def test_series_are_networks_that_grow(size: tuple[int, int], single: Path) -> N
 def test_the_winner_is_trained_in_full(single: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The user would get a network that was trained for an epoch, or another one than the table's best."""
     seen = trained(monkeypatch)
-    result = found(single, tmp_path / "found", epochs=6)
+    steps = Steps()
+    result = found(single, tmp_path / "found", epochs=6, reporter=steps)
+    assert [each[:2] for each in steps.shown] == [(1, 3), (2, 3), (3, 3)]
+    assert [left is None for _, _, left in steps.shown] == [True, False, False]
+    assert steps.over == 1
     assert result.search is not None
     assert len(result.search) == 3
     best = result.search[0]

@@ -189,3 +189,17 @@ def test_a_log_has_a_line_for_each_step_of_a_plan() -> None:
     reporter.plan_over()
     assert isinstance(console.file, io.StringIO)
     assert console.file.getvalue() == "Step 3 of 9, 21:30 left\n"
+
+
+def test_a_plan_whose_time_is_not_known_yet_counts_steps() -> None:
+    """A number that nothing supports would be worse than none."""
+    bar = PlanBar()
+    bar.begin(2, 4, None)
+    line = drawn(bar, 80)
+    assert line.startswith("step 2/4 ")
+    assert line.rstrip("\n").endswith("-:-- left")
+    assert line.count("─") == pytest.approx(3 * line.count("━"), abs=3)
+    console = Console(width=80, file=io.StringIO())
+    Terminal(console=console).plan(2, 4, None)
+    assert isinstance(console.file, io.StringIO)
+    assert console.file.getvalue() == "Step 2 of 4\n"

@@ -154,7 +154,10 @@ def grow(options: DistillOptions, reporter: Reporter | None) -> TrainResult:
     if options.max_macs is not None:
         _check_budget(options.max_macs, *costs())
     with nested(options, "distill", f"distill-reskd-{options.student}-grown", place, reporter) as run:
-        result, reason = _grown(options, reporter, limits, run.path)
+        try:
+            result, reason = _grown(options, reporter, limits, run.path)
+        finally:
+            reporter.plan_over()
     if options.grow:
         reporter.note(f"The cascade has {len(result.members or ())} member(s): {REASONS[reason]}.")
     result = replace(
@@ -169,16 +172,22 @@ def grow(options: DistillOptions, reporter: Reporter | None) -> TrainResult:
     return result
 
 
-def _grown(options: DistillOptions, reporter: Reporter | None, limits: Limits, folder: Path) -> tuple[TrainResult, str]:
+def _grown(options: DistillOptions, reporter: Reporter, limits: Limits, folder: Path) -> tuple[TrainResult, str]:
     """The result of the cascade, in the folder of its last member, and why no further member was added."""
+    archs = paired(options.arch)
+    known = len(archs) > 0 and not options.grow  # how many members there will be, and which
+    if known:
+        reporter.plan(1, options.res_students + 1, None)
     result = _first(options, reporter, folder)
     number = 0
     while True:
-        archs = paired(options.arch)
-        arch = archs[min(number, len(archs) - 1)] if archs else None
+        arch = _arch(archs, number) if archs else None
         number += 1
         if (reason := limits.reached(result, arch)) is not None:
             return result, reason
+        if known:
+            ahead = [_arch(archs, each) for each in range(number - 1, options.res_students)]
+            reporter.plan(number + 1, options.res_students + 1, _seconds(ahead, result))
         step = _step(options, arch, limits.macs - result.macs, result)
         step = replace(step, run=str(result.run), out=str(folder / f"member-{number}"), resume=True)
         longer = add_res_student(step, reporter=reporter)
@@ -190,6 +199,18 @@ def _grown(options: DistillOptions, reporter: Reporter | None, limits: Limits, f
         if after > (1 - limits.energy_drop) * before:
             return result, "energy"
         result = longer
+
+
+def _arch(archs: list[Reference], number: int) -> Reference:
+    """Of res-student ``number`` (from 0): the last one is that of all that follow."""
+    return archs[min(number, len(archs) - 1)]
+
+
+def _seconds(ahead: list[Reference], result: TrainResult) -> float:
+    """Estimated for the trainings of further members, by their MACs and the time of the last one."""
+    network = load_network(str(result.run))
+    last = result.members[-1]["macs"] if result.members else result.macs
+    return result.seconds * sum(_cheapest_member(network, arch)[1] for arch in ahead) / last
 
 
 def _first(options: DistillOptions, reporter: Reporter | None, folder: Path) -> TrainResult:

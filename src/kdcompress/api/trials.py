@@ -143,17 +143,10 @@ class Trials:
             f"Search: {wanted} of {len(self.space)} architectures within --max-macs {self.options.max_macs:g} are "
             f"trained for up to {self.rungs[-1]} epoch(s)"
         )
-        began, spent = time.perf_counter(), self._spent()
-        while len(done := self._done()) < wanted and not self.crew.closed:
-            if done and spent + time.perf_counter() - began >= self.options.time_limit:
-                self.job.reporter.note(
-                    f"Notice: --time-budget {self.options.time_budget} is used up after {len(done)} trial(s)."
-                )
-                break
-            if (trial := self._next(len(done), wanted)) is None:
-                self.crew.wait()
-            else:
-                self._run(trial, wanted)
+        try:
+            self._try_all(wanted)
+        finally:
+            self.job.reporter.plan_over()
         self.crew.close()
         best = self.rows()[0]
         if best["top1"] is None:
@@ -168,6 +161,20 @@ class Trials:
         self.study.set_user_attr("winner", best["spec"])
         self.job.reporter.note(f"Search: {best['spec']} is the best{'; it is trained in full' if self.trains else ''}")
         return best["spec"]
+
+    def _try_all(self, wanted: int) -> None:
+        """Run so many trials, or as many as there is time for."""
+        began, spent = time.perf_counter(), self._spent()
+        while len(done := self._done()) < wanted and not self.crew.closed:
+            if done and spent + time.perf_counter() - began >= self.options.time_limit:
+                self.job.reporter.note(
+                    f"Notice: --time-budget {self.options.time_budget} is used up after {len(done)} trial(s)."
+                )
+                break
+            if (trial := self._next(len(done), wanted)) is None:
+                self.crew.wait()
+            else:
+                self._run(trial, wanted)
 
     def rows(self) -> list[dict[str, Any]]:
         """The finished trials, as in :class:`~kdcompress.results.TrainResult`."""
@@ -188,6 +195,15 @@ class Trials:
 
     def _done(self) -> list[optuna.trial.FrozenTrial]:
         return [trial for trial in self.study.trials if self.crew.is_done(trial)]
+
+    def _left(self, done: list[optuna.trial.FrozenTrial], wanted: int) -> float | None:
+        """Estimated seconds of the trials to come; None before the first is done."""
+        seconds = [each.user_attrs["seconds"] for each in done if "seconds" in each.user_attrs]
+        if not seconds:
+            return None
+        return min(
+            (wanted - len(done)) * sum(seconds) / len(seconds), max(self.options.time_limit - self._spent(), 0.0)
+        )
 
     def _spent(self) -> float:
         """Seconds that earlier processes of this run spent on finished trials."""
@@ -263,6 +279,8 @@ class Trials:
                 self.crew.propose(parameters(chosen, self.space))
             return
         trial.set_user_attr("spec", candidate.spec)
+        done = self._done()
+        self.job.reporter.plan(len(done) + 1, wanted, self._left(done, wanted))
         try:
             state, scores = None, self._scores(trial)
             for rung, epochs in enumerate(self.rungs):

@@ -19,11 +19,11 @@ LONG_EPOCH = 10  # seconds; on a terminal, only an epoch that takes longer leave
 class Reporter(Protocol):
     """Receives the course of a training."""
 
-    def plan(self, step: int, steps: int, left: float) -> None:
+    def plan(self, step: int, steps: int, left: float | None) -> None:
         """Of a plan of several trainings, step number ``step`` of ``steps`` (from 1) begins.
 
         Args:
-            left: Estimated seconds, of this step and all that follow.
+            left: Estimated seconds, of this step and all that follow; None while nothing is known.
         """
 
     def plan_over(self) -> None:
@@ -51,7 +51,7 @@ class Reporter(Protocol):
 class Silent:
     """Says nothing: other ranks, ``--quiet``, and Python callers unless they ask."""
 
-    def plan(self, step: int, steps: int, left: float) -> None: ...
+    def plan(self, step: int, steps: int, left: float | None) -> None: ...
 
     def plan_over(self) -> None: ...
 
@@ -88,8 +88,8 @@ class Terminal:
         self.began = time.perf_counter()
         self.first = 0
 
-    def plan(self, step: int, steps: int, left: float) -> None:
-        self.note(f"Step {step} of {steps}, {clock(left)} left")
+    def plan(self, step: int, steps: int, left: float | None) -> None:
+        self.note(f"Step {step} of {steps}" + (f", {clock(left)} left" if left is not None else ""))
         if self.animated:
             self.overall = self.overall or PlanBar()
             self.overall.begin(step, steps, left)

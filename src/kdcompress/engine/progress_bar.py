@@ -75,17 +75,20 @@ class PlanBar:
     def __init__(self) -> None:
         self.step = self.steps = 0
         self.began = self.estimated_at = time.perf_counter()
-        self.estimate = 0.0
+        self.estimate: float | None = None
 
-    def begin(self, step: int, steps: int, left: float) -> None:
-        """Step number ``step`` of ``steps`` begins; it and all that follow take about ``left`` seconds."""
+    def begin(self, step: int, steps: int, left: float | None) -> None:
+        """Step number ``step`` of ``steps`` begins; it and all that follow take about ``left`` seconds, if known."""
         self.step, self.steps, self.estimate, self.estimated_at = step, steps, left, time.perf_counter()
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        now = time.perf_counter()
+        name, now = f"step {self.step}/{self.steps}", time.perf_counter()
+        if self.estimate is None:
+            yield _line(name, (self.step - 1) / self.steps, "-:-- left", options)
+            return
         left, passed = max(self.estimate - (now - self.estimated_at), 0.0), now - self.began
         share = passed / (passed + left) if passed + left else 1.0
-        yield _line(f"step {self.step}/{self.steps}", share, f"{clock(left)} left", options)
+        yield _line(name, share, f"{clock(left)} left", options)
 
 
 def _line(name: str, share: float, right: str, options: ConsoleOptions) -> Text:

@@ -191,9 +191,7 @@ class Contest:
         """Seconds of the time budget for trainings to come."""
         return (1 - RESERVE) * self.seconds - self.before - (time.perf_counter() - self.began)
 
-    def _fitting(
-        self, cost: float, left: float, otherwise: int = MOST_EPOCHS, members: Sequence[int] = (0,)
-    ) -> int:
+    def _fitting(self, cost: float, left: float, otherwise: int = MOST_EPOCHS, members: Sequence[int] = (0,)) -> int:
         """Epochs of ``cost`` seconds that fit into the time that is left; without a budget ``otherwise``.
 
         Args:
@@ -232,7 +230,9 @@ class Contest:
         if PAIR in forms and second is not None:
             more = epochs
             if not math.isinf(seconds):
-                more = self._fitting(self.costs.training[second.name], seconds - self.commands.spent(FIRST), members=[1])
+                more = self._fitting(
+                    self.costs.training[second.name], seconds - self.commands.spent(FIRST), members=[1]
+                )
             whole = self.commands.res_student(f"{prefix}{PAIR}", str(own.run), second.options, more)
             self._measure(second, f"{prefix}{PAIR}", 1)
             names = f"{first.name} + {second.name}"
