@@ -18,7 +18,6 @@ from heard import Heard, Steps
 from kdcompress.api import check as check_module
 from kdcompress.api import grow as grow_module
 from kdcompress.api import search as search_module
-from kdcompress.api import trials as trials_module
 from kdcompress.api.job import Job
 from kdcompress.api.recipes.residual import Residual
 from kdcompress.api.short_training import ShortTrainings
@@ -55,7 +54,7 @@ def single(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(autouse=True)
 def _few(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(trials_module, "series_for", lambda size: FEW)
+    monkeypatch.setattr(search_module, "series_for", lambda size: FEW)
 
 
 def found(run: Path, out: Path, **given: Any) -> TrainResult:
@@ -249,7 +248,7 @@ def test_noise_excludes_no_trial(single: Path, tmp_path: Path, monkeypatch: pyte
     monkeypatch.setattr(ShortTrainings, "score", score)
     kdcompress.add_res_student(run=single, out=tmp_path / "found", **{**COMMON, **SEARCH, "epochs": 9}, reporter=heard)
     assert seen == 3 * [1, 4]
-    assert any("by a standard error; more --epochs" in note for note in heard.notes)
+    assert any("gains a standard error; more --epochs" in note for note in heard.notes)
 
 
 def test_many_processes_are_refused(single: Path) -> None:

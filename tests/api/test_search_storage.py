@@ -16,7 +16,7 @@ import kdcompress
 from chains import TINY
 from heard import Heard
 from kdcompress.api import crew, search_storage
-from kdcompress.api import trials as trials_module
+from kdcompress.api import search as search_module
 from kdcompress.api.search_storage import SearchStorage
 from kdcompress.api.short_training import ShortTrainings
 from kdcompress.api.trials import FOLDER, JOURNAL
@@ -47,7 +47,7 @@ def single(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(trials_module, "series_for", lambda size: FEW)
+    monkeypatch.setattr(search_module, "series_for", lambda size: FEW)
     monkeypatch.setattr(crew, "POLL", 0.02)
     monkeypatch.chdir(tmp_path)
 

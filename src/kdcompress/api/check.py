@@ -21,7 +21,7 @@ from kdcompress.options import (
     PredictOptions,
     SearchOptions,
 )
-from kdcompress.options.methods import NONE, REQUIRED, Method, meaningless, taking
+from kdcompress.options.methods import NONE, PAIR, REQUIRED, Method, meaningless, taking
 from kdcompress.references import STDIN, needs_arch
 
 
@@ -176,6 +176,8 @@ def check_search(options: AddResStudentOptions | DistillOptions) -> None:
         raise usage_error("--search and --arch both choose the architecture.", "Leave one of the two out.")
     if options.max_macs is None and getattr(options, "target_macs", None) is None:
         remedy = "Give the largest share of the teacher's MACs for the res-student: --max-macs 0.1."
+        if getattr(options, "student", None) == PAIR:
+            remedy = "Give the share of the teacher's MACs that an image may cost on average: --target-macs 0.25."
         raise usage_error("--search needs a budget.", remedy)
     _ = options.time_limit
     if find_spec("optuna") is None:

@@ -16,16 +16,16 @@ from kdcompress.api.add_res_student import add_res_student
 from kdcompress.api.cost import macs_of
 from kdcompress.api.evaluate import evaluate
 from kdcompress.api.fitting import open_data
-from kdcompress.api.job import Job, finished
+from kdcompress.api.job import finished
+from kdcompress.api.members import next_options, train_first
 from kdcompress.api.nested import adopt, nested
-from kdcompress.api.recipes import RECIPES
+from kdcompress.api.pair_search import choose_pair
 from kdcompress.api.recipes.prepare import fresh
 from kdcompress.api.recipes.residual import member_of
 from kdcompress.api.reference import inherit
-from kdcompress.api.search import check_alone
+from kdcompress.api.search import check_alone, nothing_affordable
 from kdcompress.api.starting import started
 from kdcompress.api.teacher import as_teacher, load_teacher
-from kdcompress.api.trials import nothing_affordable
 from kdcompress.data import choose_channels
 from kdcompress.engine.cores import take_free_cores
 from kdcompress.engine.distributed import from_main, start
@@ -38,16 +38,11 @@ from kdcompress.models.candidates import cheapest, series_for
 from kdcompress.models.loading import Network, load_network
 from kdcompress.models.starting import single
 from kdcompress.options import (
-    AddResStudentOptions,
     DistillOptions,
     EvalOptions,
-    GrowOptions,
-    LogitOptions,
-    ResidualOptions,
-    SearchOptions,
 )
-from kdcompress.options.methods import limited_by_energy
-from kdcompress.references import Reference, paired, unpaired
+from kdcompress.options.methods import PAIR, limited_by_energy
+from kdcompress.references import Reference, paired
 from kdcompress.results import TrainResult
 from kdcompress.runs import RunFolder
 
@@ -138,6 +133,7 @@ def grow(options: DistillOptions, reporter: Reporter | None) -> TrainResult:
     take_free_cores(place, reporter)
     if options.search:
         check_alone(place)
+    together = options.student == PAIR
     for reference in paired(options.arch):
         _check_member(reference)
     if (done := finished(options, "distill", TrainResult, reporter)) is not None:
@@ -151,11 +147,16 @@ def grow(options: DistillOptions, reporter: Reporter | None) -> TrainResult:
                 "Notice: the teacher may have been trained on the calibration images; --max-drop then counts from an "
                 "accuracy that is higher than on new ones."
             )
-    if options.max_macs is not None:
+    if options.max_macs is not None and not together:
         _check_budget(options.max_macs, *costs())
     with nested(options, "distill", f"distill-reskd-{options.student}-grown", place, reporter) as run:
         try:
-            result, reason = _grown(options, reporter, limits, run.path)
+            rows = None
+            full = options
+            if together:
+                full, rows = choose_pair(options, run, place, reporter)
+                limits = Limits.of(full, costs)
+            result, reason = _grown(full, reporter, limits, run.path)
         finally:
             reporter.plan_over()
     if options.grow:
@@ -166,6 +167,7 @@ def grow(options: DistillOptions, reporter: Reporter | None) -> TrainResult:
         run=str(run.path),
         seconds=round(time.perf_counter() - began, 3),
         stopped_by=reason if options.grow else None,
+        search=rows or result.search,
     )
     last = RunFolder(run.path / f"member-{len(result.members or ()) - 1}")
     from_main(lambda: adopt(run, last, "distill", options, result))
@@ -178,7 +180,7 @@ def _grown(options: DistillOptions, reporter: Reporter, limits: Limits, folder: 
     known = len(archs) > 0 and not options.grow  # how many members there will be, and which
     if known:
         reporter.plan(1, options.res_students + 1, None)
-    result = _first(options, reporter, folder)
+    result = train_first(options, reporter, folder / "member-0")
     number = 0
     while True:
         arch = _arch(archs, number) if archs else None
@@ -188,8 +190,7 @@ def _grown(options: DistillOptions, reporter: Reporter, limits: Limits, folder: 
         if known:
             ahead = [_arch(archs, each) for each in range(number - 1, options.res_students)]
             reporter.plan(number + 1, options.res_students + 1, _seconds(ahead, result))
-        step = _step(options, arch, limits.macs - result.macs, result)
-        step = replace(step, run=str(result.run), out=str(folder / f"member-{number}"), resume=True)
+        step = next_options(options, arch, result, folder / f"member-{number}", left=limits.macs - result.macs)
         longer = add_res_student(step, reporter=reporter)
         assert isinstance(longer, TrainResult)
         if limits.met_by(longer):  # whatever its energy
@@ -211,34 +212,6 @@ def _seconds(ahead: list[Reference], result: TrainResult) -> float:
     network = load_network(str(result.run))
     last = result.members[-1]["macs"] if result.members else result.macs
     return result.seconds * sum(_cheapest_member(network, arch)[1] for arch in ahead) / last
-
-
-def _first(options: DistillOptions, reporter: Reporter | None, folder: Path) -> TrainResult:
-    """Train S0."""
-    defaults = {**vars(GrowOptions()), **vars(SearchOptions()), **vars(ResidualOptions())}
-    own = {name: value for name, value in defaults.items() if name not in vars(LogitOptions())}
-    first = replace(options, out=str(folder / "member-0"), resume=True, **own)
-    job = Job.begin("distill", options.method, first, reporter)
-    return job.finished() or RECIPES[options.method](job)
-
-
-def _step(options: DistillOptions, arch: Reference | None, left: float, result: TrainResult) -> AddResStudentOptions:
-    """Options of ``add-res-student`` for the next member, from those of ``distill``.
-
-    Args:
-        arch: None: it is searched for.
-        left: MACs that the next member may have.
-        result: Result of the cascade so far.
-    """
-    own = {"run", "teacher", "teacher_arch", "weights_key", "search_storage", "pretrained"}  # the last: S0's own
-    names = {field.name for field in fields(AddResStudentOptions)} - own
-    given = {name: getattr(options, name) for name in names}
-    if arch is None:
-        assert result.teacher_macs is not None
-        given["max_macs"] = min(options.max_macs or 1.0, left / result.teacher_macs, 1.0)
-    if options.residual_loss == "mse":  # with it the logit options apply to S0 alone
-        given.update(alpha=None, temperature=None, logit_loss="kl")
-    return AddResStudentOptions(**{**given, "arch": () if arch is None else unpaired(arch)})
 
 
 def _check_member(reference: Reference) -> None:

@@ -7,18 +7,26 @@ Finding res-students by architecture search is ResKD's idea (arXiv 2006.04719). 
 from __future__ import annotations
 
 import dataclasses
+import functools
+import math
 import time
 from pathlib import Path
 
 from kdcompress.api.claimed import claimed
+from kdcompress.api.cost import macs_of
 from kdcompress.api.job import Job
 from kdcompress.api.recipes.residual import Residual
-from kdcompress.api.trials import Trials, space_of
+from kdcompress.api.short_training import ShortTrainings
+from kdcompress.api.trials import Trials, rungs
 from kdcompress.engine.distributed import Place
 from kdcompress.engine.interrupt import Interrupted
-from kdcompress.errors import usage_error
+from kdcompress.errors import UserError, usage_error
+from kdcompress.models.assemble import new_member
+from kdcompress.models.build import ModelSpec
+from kdcompress.models.candidates import Candidate, affordable, cheapest, series_for, with_weights
 from kdcompress.options import AddResStudentOptions
 from kdcompress.results import SearchResult, TrainResult
+from kdcompress.runs import RunFolder, file_hash
 
 
 def check_alone(place: Place) -> None:
@@ -49,10 +57,10 @@ def search(residual: Residual, job: Job[AddResStudentOptions]) -> TrainResult | 
         Interrupted: Ctrl-C or SIGTERM; the state is saved.
     """
     check_alone(job.place)
-    space = space_of(residual, job)
+    space = _space_of(residual, job)
     stem = f"{job.command}-{job.method}-search-{Path(residual.data.source.spec).name}"
     with claimed(job.options, stem, job.place, job.reporter) as run:
-        trials = Trials.of(residual, job, space, run)
+        trials = _trials(residual, job, space, run)
         try:
             with trials.storage.reached():
                 winner, rows = trials.winner(), trials.rows()
@@ -63,3 +71,63 @@ def search(residual: Residual, job: Job[AddResStudentOptions]) -> TrainResult | 
             raise Interrupted(run.path, again) from interrupt
     seconds = round(time.perf_counter() - job.began, 3)
     return SearchResult(command=job.command, run=str(run.path), seconds=seconds, arch=winner, search=rows)
+
+
+def _trials(
+    residual: Residual, job: Job[AddResStudentOptions], space: list[Candidate], run: RunFolder
+) -> Trials[AddResStudentOptions]:
+    share, teacher = job.options.max_macs, residual.teacher.entry
+    assert share is not None  # see check_search
+    longest = rungs(job.options.epochs)[-1]
+    origin = {
+        "data": residual.data.source.fingerprint,
+        "teacher": teacher["fingerprint"],
+        "run": file_hash(residual.base.path),
+    }
+    if (more := residual.data.unlabelled) is not None:
+        origin["unlabelled images"] = more.fingerprint
+    return Trials.of(
+        run,
+        job.options,
+        lambda options, folder: ShortTrainings(residual, job, options, share * teacher["macs"], longest, folder),
+        command=job.command,
+        space=space,
+        limit=f"--max-macs {share:g}",
+        origin=origin,
+        teacher_macs=teacher["macs"],
+        reporter=job.reporter,
+        search_storage=job.options.search_storage,
+    )
+
+
+def _space_of(residual: Residual, job: Job[AddResStudentOptions]) -> list[Candidate]:
+    """All candidates within ``--max-macs``.
+
+    Raises:
+        UserError: There are none, or with ``--pretrained`` none with weights.
+    """
+    share = job.options.max_macs
+    assert share is not None  # see check_search
+    teacher, size = residual.teacher.entry["macs"], residual.base.prep.size
+    counted = functools.cache(
+        lambda spec: macs_of(new_member(ModelSpec.parse(spec), residual.base, job.options.seed).model)
+    )
+    series = series_for(size)
+    if job.options.pretrained:
+        series = with_weights(series)
+        if not series:
+            side = "x".join(map(str, size))
+            problem = f"--pretrained: no architecture of the search for images of {side} pixels has pretrained weights."
+            raise usage_error(problem, "Leave out --pretrained, or give a larger --input-size to distill.")
+    candidates = affordable(series, counted, share * teacher)
+    if not candidates:
+        least = cheapest(series, counted)
+        raise nothing_affordable(least, counted(least), share, teacher)
+    return candidates
+
+
+def nothing_affordable(spec: str, macs: int, max_macs: float, teacher: int) -> UserError:
+    """The error if even the cheapest architecture exceeds the budget."""
+    ratio = math.ceil(1e4 * macs / teacher) / 1e4
+    problem = f"No architecture is within --max-macs {max_macs:g} of the teacher's {teacher:,} MACs."
+    return usage_error(problem, f"The cheapest, {spec}, needs --max-macs {ratio:g}.")

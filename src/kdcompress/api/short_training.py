@@ -7,6 +7,7 @@ import functools
 import re
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -21,11 +22,10 @@ from kdcompress.engine.progress import Reporter, Silent
 from kdcompress.models.candidates import Candidate
 from kdcompress.models.loading import load_network
 from kdcompress.models.residual_cascade import ResidualCascade
-from kdcompress.options import AddResStudentOptions, SearchOptions
+from kdcompress.options import AddResStudentOptions, SearchOptions, TrainingOptions
 from kdcompress.ranking import gated, level
 from kdcompress.runs import WEIGHTS, RunFolder
 
-SCORES = ("top1", "expected_macs_ratio")
 RUN_BY = 3  # expected MACs are limited to those of one image in three running the largest candidate
 
 
@@ -78,26 +78,13 @@ class ShortTrainings:
             run.accept()
 
     def _options(self, candidate: Candidate, epochs: int, folder: Path) -> AddResStudentOptions:
-        """Options of a training for ``epochs``; its schedule is that of the full one, shortened."""
-        options, share = self.options, epochs / self.options.epochs
-        lengths = {name: getattr(options, name) for name in ("warmup_epochs", "decay_epochs")}
-        views = shared_views(options, self.residual.data, self.longest, networks=2)
-        return dataclasses.replace(
-            options,
-            **{name: value and share * value for name, value in lengths.items()},
-            **vars(SearchOptions()),
-            search_storage=None,
-            arch=(candidate.spec,),
-            epochs=epochs,
-            target_views=str(views),
-            out=str(folder),
-            compile=False,
-            tensorboard=False,
-            log=None,
-        )
+        """Options of a training for ``epochs``."""
+        views = shared_views(self.options, self.residual.data, self.longest, networks=2)
+        own = {**vars(SearchOptions()), "search_storage": None, "arch": (candidate.spec,), "out": str(folder)}
+        return dataclasses.replace(self.options, **{**shortened(self.options, epochs, views), **own})
 
     def _folder(self, candidate: Candidate, epochs: int) -> Path:
-        return self.path / f"{re.sub(r'[^a-zA-Z0-9_.=-]+', '-', candidate.spec)}-{epochs}"
+        return self.path / folder_name(candidate.spec, epochs)
 
     @property
     def _max_macs(self) -> float:
@@ -126,6 +113,29 @@ class ShortTrainings:
     def _before(self) -> Calibration:
         """The members so far, on the calibration split."""
         return Calibration.of(self.residual.base, self._data, self._batches, self._place)
+
+
+def shortened(options: TrainingOptions, epochs: int, views: int) -> dict[str, Any]:
+    """Options of a short training in place of those of a full one: its schedule is that of the full one, shortened.
+
+    Args:
+        views: Of the images, whose targets all short trainings share.
+    """
+    share = epochs / options.epochs
+    lengths = {name: getattr(options, name) for name in ("warmup_epochs", "decay_epochs")}
+    return {
+        **{name: value and share * value for name, value in lengths.items()},
+        "epochs": epochs,
+        "target_views": str(views),
+        "compile": False,
+        "tensorboard": False,
+        "log": None,
+    }
+
+
+def folder_name(spec: str, epochs: int) -> str:
+    """Of a short training."""
+    return f"{re.sub(r'[^a-zA-Z0-9_.=-]+', '-', spec)}-{epochs}"
 
 
 class Once(Silent):

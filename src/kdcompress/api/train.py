@@ -14,6 +14,7 @@ from kdcompress.api.reference import piped
 from kdcompress.engine.distributed import start
 from kdcompress.engine.progress import Reporter
 from kdcompress.options import DistillOptions, TrainTeacherOptions
+from kdcompress.options.methods import PAIR
 from kdcompress.references import STDIN, is_checkpoint
 from kdcompress.results import TrainResult
 
@@ -61,7 +62,7 @@ def distill(options: DistillOptions | None = None, /, *, reporter: Reporter | No
         start(options.device, options.precision, options.patience)
     options = _teacher_arch_first(piped(options))
     check_distill(options)
-    if options.res_students or options.grow:
+    if options.res_students or options.grow or options.student == PAIR:
         return grow(options, reporter)
     job = Job.begin("distill", options.method, options, reporter)
     if (done := job.finished()) is not None:

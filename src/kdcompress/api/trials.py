@@ -1,77 +1,106 @@
-"""The trials of a search for a res-student: Optuna proposes candidates, short trainings score them."""
+"""The trials of an architecture search: Optuna proposes candidates, short trainings score them."""
 
 from __future__ import annotations
 
 import dataclasses
-import functools
 import math
 import random
 import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
 import torch
 
-from kdcompress.api.cost import macs_of
 from kdcompress.api.crew import WORKER, Alone, Crew, name_of
-from kdcompress.api.job import ORIGINS, Job
-from kdcompress.api.recipes.residual import Residual
+from kdcompress.api.job import ORIGINS
 from kdcompress.api.search_storage import FACTOR, SearchStorage
-from kdcompress.api.short_training import SCORES, ShortTrainings
+from kdcompress.engine.progress import Reporter
 from kdcompress.errors import Diverged, UserError, first_line, usage_error
-from kdcompress.models.assemble import new_member
-from kdcompress.models.build import ModelSpec
-from kdcompress.models.candidates import (
-    Candidate,
-    affordable,
-    cheapest,
-    draw,
-    parameters,
-    series_for,
-    with_weights,
-)
+from kdcompress.models.candidates import Candidate, draw, parameters
 from kdcompress.option_set import shown
-from kdcompress.options import AddResStudentOptions
+from kdcompress.options import AddResStudentOptions, DistillOptions
 from kdcompress.ranking import with_front
-from kdcompress.runs import RECORD, RunFolder, file_hash
+from kdcompress.runs import RECORD, RunFolder
 
 if TYPE_CHECKING:
     import optuna
 
+O = TypeVar("O", AddResStudentOptions, DistillOptions)  # noqa: E741
+
 RUNGS = (18, 6, 2)  # a trial trains for --epochs divided by these
 TRIALS = 20
 FOLDER, JOURNAL = "search", "journal.log"
+SCORES = ("top1", "expected_macs_ratio")
 OTHERS = {"candidates": "other candidate architectures", "unlabelled images": "other unlabelled images"}
 
 
+class Short(Protocol):
+    """Short trainings by which candidates are compared."""
+
+    def score(self, candidate: Candidate, epochs: int) -> dict[str, float]:
+        """Train a candidate for ``epochs``: ``top1`` and ``expected_macs_ratio`` under its best gate."""
+
+    def level(self, score: dict[str, float]) -> int:
+        """By how many whole standard errors a score is above what needs no candidate."""
+
+    def drop(self, candidate: Candidate, epochs: int) -> None:
+        """Remove the weights of a candidate that is scored."""
+
+
 @dataclasses.dataclass
-class Trials:
+class Trials(Generic[O]):
     """A search in a run folder.
 
     Attributes:
         run: Run folder of the whole command; the search writes to the folder ``search`` in it.
         options: Those of the winner's training.
-        rungs: Epochs of short trainings, ascending.
         short: The trainings by which candidates are compared.
         space: The candidates.
+        limit: Of their cost, as it was given: ``--max-macs 0.1``.
+        origin: What the scores depend on besides the options: names to fingerprints.
+        teacher_macs: Of the teacher.
+        trains: Whether this process trains the winner: of several, those with ``--out``.
+        shared: Name of the storage, if several processes share it.
         storage: Where the study is stored.
         crew: The processes that share it.
     """
 
-    residual: Residual
-    job: Job[AddResStudentOptions]
     run: RunFolder
-    options: AddResStudentOptions
-    rungs: list[int]
-    short: ShortTrainings
+    options: O
+    short: Short
     space: list[Candidate]
+    limit: str
+    origin: dict[str, str]
+    teacher_macs: int
+    reporter: Reporter
+    trains: bool
+    shared: str | None
     storage: SearchStorage
     study: optuna.Study
     crew: Alone
 
     @classmethod
-    def of(cls, residual: Residual, job: Job[AddResStudentOptions], space: list[Candidate], run: RunFolder) -> Trials:
+    def of(
+        cls,
+        run: RunFolder,
+        options: O,
+        short: Callable[[O, Path], Short],
+        *,
+        command: str,
+        space: list[Candidate],
+        limit: str,
+        origin: dict[str, str],
+        teacher_macs: int,
+        reporter: Reporter,
+        search_storage: str | None = None,
+    ) -> Trials[O]:
         """Open the search in a run folder, or begin one.
+
+        Args:
+            options: As they were given.
+            short: From the options of the winner's training, and a folder for its own.
+            search_storage: What ``--search-storage`` names.
 
         Raises:
             UserError: The folder belongs to another run, or its search began with other inputs; or as for
@@ -81,19 +110,20 @@ class Trials:
         if "options" in run.record() and not folder.exists():
             raise usage_error(f"The run {run.path} was not started by a search.", "Choose another folder.")
         if not (run.path / RECORD).exists():
-            begun = {"command": job.command, "status": "unfinished", "threads": torch.get_num_threads()}
+            begun = {"command": command, "status": "unfinished", "threads": torch.get_num_threads()}
             run.write_record(begun)
         folder.mkdir(exist_ok=True)
-        storage = _storage(folder, job.options.search_storage)
-        # the recorded options contain no password
-        shared = job.options.search_storage and storage.name
-        options = dataclasses.replace(job.options, out=str(run.path), resume=True, search_storage=shared)
-        rungs = sorted({max(1, options.epochs // parts) for parts in RUNGS})
-        budget = job.options.max_macs * residual.teacher.entry["macs"]
-        short = ShortTrainings(residual, job, options, budget, rungs[-1], folder)
+        storage = _storage(folder, search_storage)
+        shared = search_storage and storage.name  # the recorded options contain no password
+        masked: dict[str, Any] = {"search_storage": shared} if shared else {}
+        full = dataclasses.replace(options, out=str(run.path), resume=True, **masked)
         study = storage.study()
-        crew = Crew(study, name_of(folder, storage.name), job.reporter.note) if shared else Alone(study)
-        trials = cls(residual, job, run, options, rungs, short, space, storage, study, crew)
+        crew = Crew(study, name_of(folder, storage.name), reporter.note) if shared else Alone(study)
+        trains = not shared or options.out is not None
+        trials = cls(
+            run, full, short(full, folder), space, limit, origin, teacher_macs, reporter, trains, shared, storage,
+            study, crew,
+        )  # fmt: skip
         with storage.reached():
             trials.check_origin()
         return trials
@@ -106,15 +136,8 @@ class Trials:
         """
         given = self.options.affecting_result()
         given.pop("trials", None)
-        now = {
-            **given,
-            "data": self.residual.data.source.fingerprint,
-            "teacher": self.residual.teacher.entry["fingerprint"],
-            "run": file_hash(self.residual.base.path),
-        }
-        if (more := self.residual.data.unlabelled) is not None:
-            now["unlabelled images"] = more.fingerprint
-        if self.options.search_storage:  # other versions may have other candidates
+        now = {**given, **self.origin}
+        if self.shared:  # other versions may have other candidates
             now["candidates"] = " ".join(candidate.spec for candidate in self.space)
         then = self.study.user_attrs.get("origin")
         if then is None:
@@ -124,11 +147,11 @@ class Trials:
             raise self._damaged(f"an invalid origin: {then!r}")
         changed = self.options.differing(then, now)
         if changed:
-            shared, name = self.options.search_storage, changed[0]
-            remedy = f"Resume with the same, or choose another {'--search-storage' if shared else 'folder'}."
+            name = changed[0]
+            remedy = f"Resume with the same, or choose another {'--search-storage' if self.shared else 'folder'}."
             detail = f"another {name}" if name in ORIGINS else shown(name, then.get(name))
             detail = OTHERS.get(name, detail)
-            raise usage_error(f"The search in {shared or self.run.path} began with {detail}.", remedy)
+            raise usage_error(f"The search in {self.shared or self.run.path} began with {detail}.", remedy)
 
     def winner(self) -> str:
         """Run the remaining trials, and choose the best candidate.
@@ -139,14 +162,14 @@ class Trials:
         if "winner" in self.study.user_attrs:  # its training may have begun
             return self._known(self.study.user_attrs["winner"])
         wanted = min(self.options.trials or TRIALS, len(self.space))
-        self.job.reporter.note(
-            f"Search: {wanted} of {len(self.space)} architectures within --max-macs {self.options.max_macs:g} are "
-            f"trained for up to {self.rungs[-1]} epoch(s)"
+        self.reporter.note(
+            f"Search: {wanted} of {len(self.space)} architectures within {self.limit} are trained for up to "
+            f"{self.rungs[-1]} epoch(s)"
         )
         try:
             self._try_all(wanted)
         finally:
-            self.job.reporter.plan_over()
+            self.reporter.plan_over()
         self.crew.close()
         best = self.rows()[0]
         if best["top1"] is None:
@@ -154,12 +177,12 @@ class Trials:
                 "No candidate could be trained: " + str(self._done()[0].user_attrs.get("problem")), "Try a lower --lr."
             )
         if not self.short.level(best):
-            self.job.reporter.note(
-                f"Notice: after {best['epochs']} epoch(s) no candidate improves the cascade by a standard error; "
+            self.reporter.note(
+                f"Notice: after {best['epochs']} epoch(s) no candidate gains a standard error; "
                 "more --epochs would tell the candidates apart."
             )
         self.study.set_user_attr("winner", best["spec"])
-        self.job.reporter.note(f"Search: {best['spec']} is the best{'; it is trained in full' if self.trains else ''}")
+        self.reporter.note(f"Search: {best['spec']} is the best{'; it is trained in full' if self.trains else ''}")
         return best["spec"]
 
     def _try_all(self, wanted: int) -> None:
@@ -167,7 +190,7 @@ class Trials:
         began, spent = time.perf_counter(), self._spent()
         while len(done := self._done()) < wanted and not self.crew.closed:
             if done and spent + time.perf_counter() - began >= self.options.time_limit:
-                self.job.reporter.note(
+                self.reporter.note(
                     f"Notice: --time-budget {self.options.time_budget} is used up after {len(done)} trial(s)."
                 )
                 break
@@ -179,19 +202,18 @@ class Trials:
     def rows(self) -> list[dict[str, Any]]:
         """The finished trials, as in :class:`~kdcompress.results.TrainResult`."""
         macs = {candidate.spec: candidate.macs for candidate in self.space}
-        teacher = self.residual.teacher.entry["macs"]
         rows = []
         for trial in self._done():
             spec, scores = self._known(trial.user_attrs["spec"]), self._scores(trial)
             epochs = max(map(int, scores), default=0)
-            row = {"spec": spec, "macs_ratio": round(macs[spec] / teacher, 6), "epochs": epochs}
+            row = {"spec": spec, "macs_ratio": round(macs[spec] / self.teacher_macs, 6), "epochs": epochs}
             rows.append({**row, **scores.get(str(epochs), dict.fromkeys(SCORES))})
         return with_front(rows)
 
     @property
-    def trains(self) -> bool:
-        """Whether this process trains the winner: of several, those with ``--out``."""
-        return not self.options.search_storage or self.job.options.out is not None
+    def rungs(self) -> list[int]:
+        """Epochs of short trainings, ascending."""
+        return rungs(self.options.epochs)
 
     def _done(self) -> list[optuna.trial.FrozenTrial]:
         return [trial for trial in self.study.trials if self.crew.is_done(trial)]
@@ -243,7 +265,7 @@ class Trials:
         """
         import optuna
 
-        if self.options.search_storage:  # two processes that start at once may each believe to be the first
+        if self.shared:  # two processes that start at once may each believe to be the first
             self.check_origin()
         left = self.crew.left()
         if left is None and self.crew.enough(done, wanted):
@@ -261,7 +283,7 @@ class Trials:
             with self.crew.at_work(trial, candidate.spec) as others:
                 self._try(trial, candidate, others, wanted)
         except UpdateFinishedTrialError:
-            self.job.reporter.note(
+            self.reporter.note(
                 f"Notice: another process has taken over {candidate.spec}, because this one did not respond."
             )
 
@@ -280,7 +302,7 @@ class Trials:
             return
         trial.set_user_attr("spec", candidate.spec)
         done = self._done()
-        self.job.reporter.plan(len(done) + 1, wanted, self._left(done, wanted))
+        self.reporter.plan(len(done) + 1, wanted, self._left(done, wanted))
         try:
             state, scores = None, self._scores(trial)
             for rung, epochs in enumerate(self.rungs):
@@ -294,7 +316,7 @@ class Trials:
                     break
         except (Diverged, torch.OutOfMemoryError) as error:
             trial.set_user_attr("problem", first_line(error))
-            self.job.reporter.note(f"Notice: {candidate.spec} cannot be trained: {first_line(error)}")
+            self.reporter.note(f"Notice: {candidate.spec} cannot be trained: {first_line(error)}")
             state = optuna.trial.TrialState.FAIL
         trial.set_user_attr("seconds", time.perf_counter() - began)
         self.study.tell(trial, None if state else scores[str(epochs)]["top1"], state=state)
@@ -303,47 +325,19 @@ class Trials:
     def _report(self, candidate: Candidate, scores: dict[str, Any], wanted: int) -> None:
         """Print the score after the longest training of a trial."""
         for epochs, score in list(scores.items())[-1:]:
-            self.job.reporter.note(
+            self.reporter.note(
                 f"trial {len(self._done())}/{wanted}  {candidate.spec}  gated {score['top1']:.2f} % "
                 f"at {score['expected_macs_ratio']:.3f} of the teacher's MACs, after {epochs} epoch(s)"
             )
 
 
+def rungs(epochs: int) -> list[int]:
+    """Epochs of the short trainings of a search, ascending, where the winner is trained for ``epochs``."""
+    return sorted({max(1, epochs // parts) for parts in RUNGS})
+
+
 def _seed(seed: int, number: int) -> int:
     return (1_000_003 * seed + number) % 2**32
-
-
-def space_of(residual: Residual, job: Job[AddResStudentOptions]) -> list[Candidate]:
-    """All candidates within ``--max-macs``.
-
-    Raises:
-        UserError: There are none, or with ``--pretrained`` none with weights.
-    """
-    share = job.options.max_macs
-    assert share is not None  # see check_search
-    teacher, size = residual.teacher.entry["macs"], residual.base.prep.size
-    counted = functools.cache(
-        lambda spec: macs_of(new_member(ModelSpec.parse(spec), residual.base, job.options.seed).model)
-    )
-    series = series_for(size)
-    if job.options.pretrained:
-        series = with_weights(series)
-        if not series:
-            side = "x".join(map(str, size))
-            problem = f"--pretrained: no architecture of the search for images of {side} pixels has pretrained weights."
-            raise usage_error(problem, "Leave out --pretrained, or give a larger --input-size to distill.")
-    candidates = affordable(series, counted, share * teacher)
-    if not candidates:
-        least = cheapest(series, counted)
-        raise nothing_affordable(least, counted(least), share, teacher)
-    return candidates
-
-
-def nothing_affordable(spec: str, macs: int, max_macs: float, teacher: int) -> UserError:
-    """The error if even the cheapest architecture exceeds the budget."""
-    ratio = math.ceil(1e4 * macs / teacher) / 1e4
-    problem = f"No architecture is within --max-macs {max_macs:g} of the teacher's {teacher:,} MACs."
-    return usage_error(problem, f"The cheapest, {spec}, needs --max-macs {ratio:g}.")
 
 
 def _storage(folder: Path, shared: str | None) -> SearchStorage:

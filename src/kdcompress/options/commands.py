@@ -94,7 +94,7 @@ class DistillOptions(
     student: str = option(
         "resnet20_cifar",
         "model spec of the student, or trained weights to start from: a run folder, '-', local-dir:PATH, "
-        "hf-hub:ORG/NAME, or a checkpoint with --student-arch",
+        "hf-hub:ORG/NAME, or a checkpoint with --student-arch; auto: searched for, with a res-student (--search)",
     )
     student_arch: str | None = option(None, "model spec of a --student that is a checkpoint file")
     pretrained: bool = option(False, "start the student from timm's pretrained weights")

@@ -203,7 +203,11 @@ class GrowOptions(Options):
         False, "add res-students (with --arch or --search) until one of the limits below is reached", panel=GROWING
     )
     target_macs: float | None = option(
-        None, "--grow: MACs that all members together may have, as a share of the teacher's", above=0, panel=GROWING
+        None,
+        "--grow: MACs that all members together may have, as a share of the teacher's; --student auto: of an image on "
+        "average, behind the gate",
+        above=0,
+        panel=GROWING,
     )
     max_drop: float | None = option(
         None,
@@ -225,7 +229,12 @@ class GrowOptions(Options):
 class SearchOptions(Options):
     """Architecture search for a res-student: the best of many short trainings."""
 
-    search: bool = option(False, "find the architecture of each res-student, in place of --arch", panel=SEARCH)
+    search: bool = option(
+        False,
+        "find the architecture of each res-student, in place of --arch; with --student auto of student and res-student "
+        "together",
+        panel=SEARCH,
+    )
     max_macs: float | None = option(
         None,
         "MACs that a res-student may have, as a share of the teacher's (default for distill --grow: what --target-macs "

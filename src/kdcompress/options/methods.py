@@ -21,6 +21,7 @@ REQUIRED, OPTIONAL, NONE = "required", "optional", "none"
 ASSISTANT = "Residual KD with an assistant"
 GROWING = "ResKD: a whole cascade at once"
 LIGHT = "LW-KD: a lightweight teacher"
+PAIR = "auto"  # in place of a student: it and a res-student are searched for
 SEARCH = "Architecture search (extra: search)"
 LOGITS = ("alpha", "temperature", "logit_loss")
 RESIDUAL = ("residual_loss", "sum_weight", "residual_warmup", "focus")
@@ -98,6 +99,9 @@ def check_cascade(options: DistillOptions) -> None:
     Raises:
         UserError: For the first of them.
     """
+    if options.student == PAIR:
+        _check_pair(options)
+        return
     growing = "--grow" if options.grow else "--res-students" if options.res_students else None
     if growing and not (options.arch or options.search):
         raise usage_error(f"{growing} needs an architecture to add.", "Add --arch SPEC or --search.")
@@ -113,6 +117,18 @@ def check_cascade(options: DistillOptions) -> None:
         refuse_changed(options, ("min_energy_drop",), f"--logit-loss {options.logit_loss}")
     if not growing:
         refuse_changed(options, RESIDUAL, "no res-students")
+
+
+def _check_pair(options: DistillOptions) -> None:
+    """Refuse options of a pair that is searched for.
+
+    Raises:
+        UserError: For the first of them.
+    """
+    if not options.search or options.target_macs is None:
+        problem = f"--student {PAIR} searches for a student and its res-student at one budget."
+        raise usage_error(problem, "Add --search --target-macs RATIO, or name a student.")
+    refuse_changed(options, ("res_students", "grow", "max_drop", "min_energy_drop", "max_macs"), f"--student {PAIR}")
 
 
 def check_assistant(options: DistillOptions) -> None:
