@@ -133,7 +133,8 @@ def test_trials_are_long_enough_to_tell_candidates_apart() -> None:
     assert plan.trial_epochs(12) == 4
     assert plan.trial_epochs(4) == 2
     assert plan.trial_epochs(1) == 1
-    assert plan_of(100, 50, 170, steps=1000)[0].trial_epochs(12) == 2
+    long, _ = plan_of(100, 50, 170, steps=1000)
+    assert [long.trial_epochs(epochs) for epochs in (1, 2, 5, 6, 12, 24, 32)] == [1, 1, 2, 3, 3, 3, 4]
 
 
 class Scored:
@@ -331,6 +332,12 @@ def test_a_network_of_timm_is_fine_tuned_from_its_weights(
     Commands(options, tmp_path, Silent(), 10, Course(Silent(), Costs({}, 0.0))).fine_tune("teacher", 3, "3x64x64")
     (given,) = asked
     assert (given.model, given.pretrained, given.input_size) == (reference, pretrained, "3x64x64")
+
+
+def test_in_short_trainings_less_time_goes_into_the_teacher() -> None:
+    """Of an hour on a slow machine a third went into views of the images that were seen once or twice."""
+    plan, _ = plan_of(100, 50, 170)
+    assert [plan.views(epochs) for epochs in (1, 3, 6, 10, 14, 30)] == [1, 3, 4, 5, 7, 8]
 
 
 def test_what_has_weights_leaves_scratch_out(teacher: Path) -> None:

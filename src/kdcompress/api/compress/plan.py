@@ -14,8 +14,9 @@ FIRST_SHARE, SECOND_SHARE = 0.6, 1.7  # MACs of the members of a pair, of what a
 MOST_SECOND = 0.75  # of the teacher's: a dearer second member is hardly cheaper than the teacher
 UNTIL_ENOUGH = 0.5  # of the teacher's MACs: where accuracy is the budget, networks of this cost compete
 TRIAL = 1 / 8  # of the epochs, for every candidate; the rest is for those that may still win
+LEAST_EPOCHS = 3  # of a trial: after one, a pair was 2.7 points behind a student alone that it led by 2 after four
 LEAST_STEPS = 160  # of a trial or a look: after fewer, accuracies say little; but never more than half of the epochs
-TIMES = 2  # that a cached view is seen at least: with fewer views, less time goes into the teacher
+TIMES, LEAST_VIEWS = 2, 4  # that a cached view is seen, at least: with fewer views, less time goes into the teacher
 PER_COMMAND = 4.0  # seconds besides training: opening data, scoring, saving
 STUDENT, FIRST_MEMBER, RES_STUDENT = "student", "first member", "res-student"
 MOST_EPOCHS = 400  # of a training: more gain nothing
@@ -94,8 +95,8 @@ class Plan:
 
     def trial_epochs(self, epochs: int) -> int:
         """Of every candidate, before most of them are dropped, of a plan for so many ``epochs`` of each member."""
-        least = min(math.ceil(LEAST_STEPS / self.steps), epochs // 2)
-        return max(1, round(TRIAL * epochs), least)
+        least = max(LEAST_EPOCHS, math.ceil(LEAST_STEPS / self.steps))
+        return max(1, round(TRIAL * epochs), min(least, epochs // 2))
 
     def single_trial_epochs(self, student: Student, epochs: int, costs: Costs) -> int:
         """Of a student alone: as long as the trials of both members of a pair take, so that they can be compared."""
@@ -106,7 +107,7 @@ class Plan:
 
     def views(self, epochs: int) -> int:
         """Of the images, for which the teacher's outputs are cached, of a plan for so many ``epochs``."""
-        return min(VIEWS, math.ceil(epochs / TIMES))
+        return min(VIEWS, epochs, max(LEAST_VIEWS, math.ceil(epochs / TIMES)))
 
     def look_epochs(self, epochs: int) -> int:
         """Of every student alone, before those that are hopeless are dropped; 0 for no such look."""
