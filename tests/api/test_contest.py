@@ -11,7 +11,7 @@ import pytest
 
 from heard import Steps
 from kdcompress.api.compress.candidates import Student
-from kdcompress.api.compress.contest import CachedViews, Contest
+from kdcompress.api.compress.contest import Contest
 from kdcompress.api.compress.course import Course
 from kdcompress.api.compress.plan import RESERVE, Costs, Plan
 from kdcompress.engine.progress import Silent
@@ -167,35 +167,23 @@ def test_the_time_that_is_left_goes_to_what_may_win() -> None:
     assert commands.trained["first"] == pytest.approx(((1 - RESERVE) * 4000 + 1000) / 20, abs=2)
     assert commands.trained["pair"] == pytest.approx((1 - RESERVE) * 4000 / 14, abs=2)
     made, commands, _ = contest(scores, seconds=4000.0)
-    commands.measured = {"trial-first": [4.0, 3.9], "trial-pair": [9.0, 9.2]}  # a second of it is the teacher's
+    commands.measured = {"trial-first": [3.0, 2.9, 3.0], "trial-pair": [8.0, 8.2, 8.1]}
     made.run()
-    assert commands.trained["first"] == pytest.approx(((1 - RESERVE) * 4000 - 12) / 11.05, abs=2)
+    assert made.cached == 3
+    assert commands.trained["first"] == pytest.approx(((1 - RESERVE) * 4000 - 5) / 11.1, abs=2)
     made, commands, _ = contest({**scores, "trial-layers": 88.5}, seconds=4000.0)
     made.run()
     assert commands.trained["first"] == pytest.approx((1 - RESERVE) * 4000 / 2 / 20, abs=2)
-
-
-def test_what_a_trial_has_cached_is_not_computed_again() -> None:
-    """A third of an hour went into the teacher, for what was known."""
-    cached = CachedViews(4, shared=True)
-    assert cached.missing(9, before=0) == range(4)
-    cached.add(3, before=0)
-    cached.add(1, before=0)
-    assert (cached.missing(9, before=0), cached.missing(9, before=1)) == (range(3, 4), range(4)), "R1 sees other views"
-    assert not cached.missing(2, before=0)
-    alone = CachedViews(4, shared=False)
-    alone.add(4, before=0)
-    assert alone.missing(9, before=0) == range(4)
 
 
 @pytest.mark.parametrize(
     ("left", "epochs"), [(0.0, 1), (19.9, 1), (20.0, 2), (30.9, 2), (31.0, 3), (42.0, 4), (51.9, 4), (52.0, 5)]
 )
 def test_epochs_that_fit(left: float, epochs: int) -> None:
-    """An epoch takes 10 seconds, each of the first four 1 more for the teacher; two are cached, of another member 0."""
-    made, _, _ = contest({})
-    made.cached = CachedViews(4, shared=True, known={0: 4, 1: 2})
-    assert made._fitting(10.0, left, members=[0, 1]) == epochs
+    """An epoch takes 10 seconds; the teacher's outputs for two of four views are still to be cached, 1 second each."""
+    made, commands, _ = contest({})
+    made.cached, commands.views = 2, 4
+    assert made._fitting(10.0, left) == epochs
 
 
 def test_the_bar_counts_every_training_and_ends_with_the_last() -> None:

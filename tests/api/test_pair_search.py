@@ -17,6 +17,7 @@ from kdcompress.errors import UserError
 from kdcompress.methods.reskd import ResKdTask
 from kdcompress.models.candidates import Candidate, Series, draw, parameters
 from kdcompress.results import TrainResult
+from kdcompress.runs import WEIGHTS
 
 optuna = pytest.importorskip("optuna")
 
@@ -47,7 +48,8 @@ def found(teacher: Path, out: Path, **given: Any) -> TrainResult:
 def test_pairs_are_what_a_budget_allows() -> None:
     """A res-student that no image could reach would be trained for nothing."""
     sizes = {"a": 10, "b": 40, "c": 90, "d": 400}
-    space = pairs([Candidate("x", name, name, macs) for name, macs in sizes.items()], budget=50.0)
+    known = [Candidate("x", name, name, macs) for name, macs in sizes.items()]
+    space = pairs(known, known, budget=50.0)
     assert [each.spec for each in space] == ["a + a", "a + b", "a + c", "b + b"]
     for each in space:
         first, second = (sizes[name] for name in members_of(each.spec))
@@ -81,12 +83,21 @@ def test_the_best_pair_is_trained_in_full(teacher: Path, tmp_path: Path) -> None
     assert gate.expected_macs_ratio <= 0.15
 
 
-def test_a_killed_search_of_pairs_goes_on(teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Trials that took hours would be repeated, or another pair come out."""
-    whole = found(teacher, tmp_path / "whole")
-    with stopped(ResKdTask, 2, signal.SIGINT, monkeypatch):
-        found(teacher, tmp_path / "cut")
-    resumed = found(teacher, tmp_path / "cut", resume=True)
+@pytest.mark.parametrize("steps", [3, 12])
+def test_a_killed_search_of_pairs_goes_on(
+    teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, steps: int
+) -> None:
+    """Trials that took hours would be repeated, or another pair come out: killed after 1 epoch of 5 steps, or later."""
+    whole = found(teacher, tmp_path / "whole", epochs=6)
+    assert whole.search is not None
+    assert {row["epochs"] for row in whole.search} <= {1, 3}
+    assert max(row["epochs"] for row in whole.search) == 3
+    left = [path.parent.name for path in (tmp_path / "whole" / "search").rglob(WEIGHTS)]
+    assert left == [], "weights of no trial are kept"
+    with stopped(ResKdTask, steps, signal.SIGINT, monkeypatch):
+        found(teacher, tmp_path / "cut", epochs=6)
+    assert (tmp_path / "cut" / "search").is_dir()
+    resumed = found(teacher, tmp_path / "cut", epochs=6, resume=True)
     assert resumed.search == whole.search
     assert same_weights(whole.run, resumed.run)
 
@@ -95,6 +106,11 @@ def test_a_killed_search_of_pairs_goes_on(teacher: Path, tmp_path: Path, monkeyp
     ("given", "words"),
     [
         ({"search": False, "trials": None}, "searches for a student and its res-student"),
+        (
+            {"method": "kd", "search": False, "trials": None, "target_macs": None},
+            "searches for the members of a cascade",
+        ),
+        ({"pretrained": True}, "pretrained.* has no effect"),
         ({"target_macs": None}, "needs a budget"),
         ({"res_students": 2}, "res.students.* has no effect"),
         ({"max_macs": 0.1}, "max.macs.* has no effect"),
@@ -107,3 +123,31 @@ def test_pairs_that_cannot_be_searched_for(teacher: Path, tmp_path: Path, given:
     with pytest.raises(UserError, match=words):
         found(teacher, tmp_path / "out", **given)
     assert not (tmp_path / "out").exists()
+
+
+def test_an_s0_that_pairs_share_is_trained_once(teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Half of the time of a search would go into what is known."""
+    monkeypatch.setattr(pair_search, "series_for", lambda size: FEW[1:])
+    trained: list[str] = []
+    genuine = pair_search.train_first
+
+    def counted(options: Any, reporter: Any, out: Path) -> TrainResult:
+        if not (out / WEIGHTS).exists():
+            trained.append(out.name)
+        return genuine(options, reporter, out)
+
+    monkeypatch.setattr(pair_search, "train_first", counted)
+    result = found(teacher, tmp_path / "found", target_macs=0.5, trials=3)
+    assert result.search is not None
+    firsts = {members_of(row["spec"])[0] for row in result.search}
+    assert len(result.search) == 3 > len(firsts)
+    assert len(trained) == len(firsts)
+
+
+def test_pairs_are_counted_at_the_size_that_they_are_trained_at(teacher: Path, tmp_path: Path) -> None:
+    """Of images of another size than an architecture's usual one, all costs would be wrong by their area."""
+    result = found(teacher, tmp_path / "found", input_size="1x12x12", trials=1)
+    assert result.search is not None
+    (row,) = result.search
+    assert result.macs_ratio == pytest.approx(row["macs_ratio"], abs=1e-5)
+    assert result.input_size == (1, 12, 12)

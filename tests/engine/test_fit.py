@@ -118,9 +118,12 @@ def equal(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
     return one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one)
 
 
+CLOCK = ("seconds", "images_per_second", "target_seconds")
+
+
 def lasting(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Rows without what depends on the clock."""
-    return [{key: value for key, value in row.items() if key not in ("seconds", "images_per_second")} for row in rows]
+    return [{key: value for key, value in row.items() if key not in CLOCK} for row in rows]
 
 
 @pytest.fixture

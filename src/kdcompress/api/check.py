@@ -47,6 +47,9 @@ def check_distill(options: DistillOptions) -> None:
         other = "--pretrained" if options.pretrained else f"--student {options.student}"
         problem = "A student can start from the weights of one network only."
         raise usage_error(problem, f"Leave out {other} or --from-teacher.")
+    if options.student == PAIR and options.method != "reskd":
+        problem = f"--student {PAIR} searches for the members of a cascade."
+        raise usage_error(problem, "Name a student, or add --method reskd --search --target-macs RATIO.")
     check_search(options)
     method.check(options)
     if options.arch and not (options.grow or options.res_students) and options.teacher != "-":

@@ -86,7 +86,7 @@ class Limits:
             UserError: S0 alone exceeds them.
         """
         if not options.grow:
-            return cls(options.res_students)
+            return cls(1 if options.student == PAIR else options.res_students)
         limits = cls(energy_drop=options.min_energy_drop) if limited_by_energy(options) else cls()
         if options.target_macs is not None:
             teacher, student = costs()
@@ -133,7 +133,6 @@ def grow(options: DistillOptions, reporter: Reporter | None) -> TrainResult:
     take_free_cores(place, reporter)
     if options.search:
         check_alone(place)
-    together = options.student == PAIR
     for reference in paired(options.arch):
         _check_member(reference)
     if (done := finished(options, "distill", TrainResult, reporter)) is not None:
@@ -147,15 +146,11 @@ def grow(options: DistillOptions, reporter: Reporter | None) -> TrainResult:
                 "Notice: the teacher may have been trained on the calibration images; --max-drop then counts from an "
                 "accuracy that is higher than on new ones."
             )
-    if options.max_macs is not None and not together:
+    if options.max_macs is not None:
         _check_budget(options.max_macs, *costs())
     with nested(options, "distill", f"distill-reskd-{options.student}-grown", place, reporter) as run:
+        full, rows = choose_pair(options, run, place, reporter) if options.student == PAIR else (options, None)
         try:
-            rows = None
-            full = options
-            if together:
-                full, rows = choose_pair(options, run, place, reporter)
-                limits = Limits.of(full, costs)
             result, reason = _grown(full, reporter, limits, run.path)
         finally:
             reporter.plan_over()
@@ -211,7 +206,8 @@ def _seconds(ahead: list[Reference], result: TrainResult) -> float:
     """Estimated for the trainings of further members, by their MACs and the time of the last one."""
     network = load_network(str(result.run))
     last = result.members[-1]["macs"] if result.members else result.macs
-    return result.seconds * sum(_cheapest_member(network, arch)[1] for arch in ahead) / last
+    spent = sum(RunFolder(Path(str(result.run))).column("seconds"))
+    return spent * sum(_cheapest_member(network, arch)[1] for arch in ahead) / last
 
 
 def _check_member(reference: Reference) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,25 +19,25 @@ from kdcompress.api.fitting import check_classes, open_data
 from kdcompress.api.gate import gate_calibrate
 from kdcompress.api.members import next_options, train_first
 from kdcompress.api.reference import inherit
-from kdcompress.api.short_training import Once, folder_name, shortened
+from kdcompress.api.short_training import Once, folder_name, shortened, without_weights
 from kdcompress.api.targets import shared_views
 from kdcompress.api.teacher import as_teacher, load_teacher
-from kdcompress.api.trials import Trials, rungs
-from kdcompress.data import Data, choose_channels, choose_size
+from kdcompress.api.trials import FOLDER, Trials, rungs
+from kdcompress.data import Data, choose_channels, choose_size, unlabelled_images
 from kdcompress.engine.distributed import Place
 from kdcompress.engine.progress import Reporter, Silent
 from kdcompress.errors import usage_error
 from kdcompress.models.assemble import new_network
 from kdcompress.models.build import ModelSpec
 from kdcompress.models.candidates import Candidate, affordable, series_for
-from kdcompress.options import DistillOptions, GateCalibrateOptions, SearchOptions
-from kdcompress.ranking import level
+from kdcompress.options import DataOptions, DeviceOptions, DistillOptions, GateCalibrateOptions, SearchOptions
 from kdcompress.references import Reference
 from kdcompress.results import TrainResult
-from kdcompress.runs import WEIGHTS, RunFolder
+from kdcompress.runs import RunFolder, inner_runs
 
 MOST_FIRST = 0.8  # of the budget: a dearer S0 leaves too little for a res-student
 LEAST_RUN = 0.15  # share of the images that a res-student must be able to run on within the budget
+MOST_SECOND = 0.75  # of the teacher's MACs: a dearer res-student is hardly cheaper than the teacher itself
 
 
 def choose_pair(
@@ -60,48 +60,56 @@ def choose_pair(
     check_classes(network, source, "teacher")
     teacher = as_teacher(network, source, given, Silent())
     channels = choose_channels(source, given)
-    data = Data(source, network.prep, given, place.device)
-
+    more = None if given.unlabelled is None else unlabelled_images(given.unlabelled, source)
+    data = Data(source, network.prep, given, place.device, unlabelled=more)
     size = choose_size(source, given, network.prep.size, fixed=False)
+    if not source.is_raw:  # what is counted is what is trained, whatever size an architecture is usual at
+        given = dataclasses.replace(given, input_size=f"{channels}x{size[0]}x{size[1]}")
     shape: dict[str, Any] = {"num_classes": source.num_classes, "channels": channels, "size": size, "seed": 0}
     counted = functools.cache(lambda spec: macs_of(new_network(ModelSpec.parse(spec), **shape).model))
     assert options.target_macs is not None  # see check_cascade
-    budget = options.target_macs * teacher.entry["macs"]
-    space = pairs(affordable(series_for(size), counted, budget / LEAST_RUN), budget)
+    macs = teacher.entry["macs"]
+    budget = options.target_macs * macs
+    firsts = affordable(series_for(size), counted, MOST_FIRST * budget)
+    space = pairs(firsts, affordable(series_for(size), counted, min(budget / LEAST_RUN, MOST_SECOND * macs)), budget)
     if not space:
-        least = 2 * min(counted(one.specs[0]) for one in series_for(size))
-        ratio = math.ceil(1e4 * least / teacher.entry["macs"]) / 1e4
+        least = min(counted(one.specs[0]) for one in series_for(size)) / MOST_FIRST
+        ratio = math.ceil(1e4 * least / macs) / 1e4
         problem = f"No pair is within --target-macs {options.target_macs:g} of the teacher's MACs."
         raise usage_error(problem, f"The cheapest needs about {ratio:g}.")
     views = shared_views(given, data, rungs(given.epochs)[-1], networks=3)
-    chance = 100 / source.num_classes
+    images, chance = data.usable("calibration"), 1 / source.num_classes
+    origin = {"data": source.fingerprint, "teacher": teacher.entry["fingerprint"]}
+    if more is not None:
+        origin["unlabelled images"] = more.fingerprint
     trials = Trials.of(
         run,
         given,
-        lambda full, folder: PairTrainings(full, views, chance, folder, Once(reporter)),
+        lambda full, folder: PairTrainings(full, views, images, chance, folder, Once(reporter)),
         command="distill",
         space=space,
         limit=f"--target-macs {options.target_macs:g}",
-        origin={"data": source.fingerprint, "teacher": teacher.entry["fingerprint"]},
-        teacher_macs=teacher.entry["macs"],
+        origin=origin,
+        teacher_macs=macs,
         reporter=reporter,
     )
     first, second = members_of(trials.winner())
-    alone = {**vars(SearchOptions()), "target_macs": None, "res_students": 1}
+    for each in inner_runs(run.path / FOLDER):
+        without_weights(each)
+    alone = {**vars(SearchOptions()), "target_macs": None, "res_students": 1, "input_size": given.input_size}
     return dataclasses.replace(options, student=first, arch=(second,), **alone), trials.rows()
 
 
-def pairs(candidates: list[Candidate], budget: float) -> list[Candidate]:
+def pairs(firsts: list[Candidate], seconds: list[Candidate], budget: float) -> list[Candidate]:
     """All pairs of a cheaper and a dearer network that a budget of MACs, on average, allows.
 
     The family of a pair is that of S0, its depth S0 itself, and its width the MACs of the res-student: so a sampler can
     go from one res-student to the next larger one.
     """
-    by_cost = sorted(candidates, key=lambda each: each.macs)
     return [
         Candidate(first.family, first.spec, f"{first.spec} + {second.spec}", first.macs + second.macs)
-        for first in by_cost
-        for second in by_cost
+        for first in firsts
+        for second in sorted(seconds, key=lambda each: each.macs)
         if first.macs <= MOST_FIRST * budget and first.macs <= second.macs <= (budget - first.macs) / LEAST_RUN
     ]
 
@@ -119,17 +127,17 @@ class PairTrainings:
     Attributes:
         options: Of the full training.
         views: Whose targets all of them share.
-        chance: Top-1 of guessing, in percent.
+        images: Of the calibration split.
+        chance: Share that guessing has right.
         path: Folder of their runs.
-        images: Of the calibration split, once known.
     """
 
     options: DistillOptions
     views: int
+    images: int
     chance: float
     path: Path
     reporter: Reporter
-    images: int = field(default=0)
 
     def score(self, candidate: Candidate, epochs: int) -> dict[str, float]:
         """Train S0, unless another pair has trained it as long, and R1; then choose a gate for the budget."""
@@ -144,29 +152,23 @@ class PairTrainings:
         )
         both = add_res_student(step, reporter=self.reporter)
         assert isinstance(both, TrainResult)
-        gate = gate_calibrate(
-            GateCalibrateOptions(
-                run=str(both.run),
-                target_macs=self.options.target_macs,
-                device=self.options.device,
-                out=f"{both.run}-gated",
-                resume=True,
-            ),
-            reporter=Silent(),
-        )
+        shared = {each.name for base in (DataOptions, DeviceOptions) for each in dataclasses.fields(base)}
+        given: dict[str, Any] = {name: getattr(self.options, name) for name in shared - {"precision"}}
+        given |= {"run": str(both.run), "target_macs": self.options.target_macs, "out": f"{both.run}-gated"}
+        gate = gate_calibrate(GateCalibrateOptions(**given, resume=True), reporter=Silent())
         assert gate.gated_top1 is not None
         assert gate.expected_macs_ratio is not None
-        self.images = gate.n
         return {"top1": gate.gated_top1, "expected_macs_ratio": gate.expected_macs_ratio}
 
     def level(self, score: dict[str, float]) -> int:
-        """By how many standard errors a score is above guessing."""
-        return level(score["top1"], self.chance, self.images)
+        """By how many standard errors a score is above guessing, each of the size that it has there: arcsines of the
+        roots of two shares differ by multiples of it.
+        """
+        above = math.asin(math.sqrt(score["top1"] / 100)) - math.asin(math.sqrt(self.chance))
+        return int(2 * math.sqrt(self.images) * above)
 
     def drop(self, candidate: Candidate, epochs: int) -> None:
         """Remove the weights of a pair that is scored; S0 is kept for other pairs."""
         name = folder_name(candidate.spec, epochs)
-        for run in (RunFolder(self.path / name), RunFolder(self.path / f"{name}-gated")):
-            if (run.path / WEIGHTS).is_file():
-                (run.path / WEIGHTS).unlink()
-                run.accept()
+        for folder in (self.path / name, self.path / f"{name}-gated"):
+            without_weights(RunFolder(folder))

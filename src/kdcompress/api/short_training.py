@@ -72,10 +72,7 @@ class ShortTrainings:
 
     def drop(self, candidate: Candidate, epochs: int) -> None:
         """Remove the weights of a candidate that is scored."""
-        run = RunFolder(self._folder(candidate, epochs))
-        if (run.path / WEIGHTS).is_file():
-            (run.path / WEIGHTS).unlink()
-            run.accept()
+        without_weights(RunFolder(self._folder(candidate, epochs)))
 
     def _options(self, candidate: Candidate, epochs: int, folder: Path) -> AddResStudentOptions:
         """Options of a training for ``epochs``."""
@@ -131,6 +128,13 @@ def shortened(options: TrainingOptions, epochs: int, views: int) -> dict[str, An
         "tensorboard": False,
         "log": None,
     }
+
+
+def without_weights(run: RunFolder) -> None:
+    """Remove the weights of a run."""
+    if (run.path / WEIGHTS).is_file():
+        (run.path / WEIGHTS).unlink()
+        run.accept()
 
 
 def folder_name(spec: str, epochs: int) -> str:

@@ -207,9 +207,10 @@ class Trainer:
             Interrupted: The process was asked to stop.
         """
         self.task.train()
-        began = time.perf_counter() - self.seconds
+        began, now = time.perf_counter() - self.seconds, time.perf_counter()
         if not self.batches.prepare(len(self.history), lambda: stop.requested):
             self.interrupt()
+        self.preparing = time.perf_counter() - now
         barrier()
         with in_contact():
             return self._run_epoch(stop, reporter, began)
@@ -358,6 +359,8 @@ class Trainer:
             "images_per_second": round(n / self.seconds, 1),
             "seconds": round(self.seconds, 3),
         }
+        if isinstance(self.batches, CachedBatches):
+            row["target_seconds"] = round(self.preparing, 3)
         return {**row, **{f"train_{key.removeprefix('train_')}": round(value / n, 6) for key, value in totals.items()}}
 
     def interrupt(self) -> None:

@@ -229,12 +229,7 @@ class GrowOptions(Options):
 class SearchOptions(Options):
     """Architecture search for a res-student: the best of many short trainings."""
 
-    search: bool = option(
-        False,
-        "find the architecture of each res-student, in place of --arch; with --student auto of student and res-student "
-        "together",
-        panel=SEARCH,
-    )
+    search: bool = option(False, "find the architecture of each res-student, in place of --arch", panel=SEARCH)
     max_macs: float | None = option(
         None,
         "MACs that a res-student may have, as a share of the teacher's (default for distill --grow: what --target-macs "

@@ -128,7 +128,8 @@ def _check_pair(options: DistillOptions) -> None:
     if not options.search or options.target_macs is None:
         problem = f"--student {PAIR} searches for a student and its res-student at one budget."
         raise usage_error(problem, "Add --search --target-macs RATIO, or name a student.")
-    refuse_changed(options, ("res_students", "grow", "max_drop", "min_energy_drop", "max_macs"), f"--student {PAIR}")
+    unused = ("res_students", "grow", "max_drop", "min_energy_drop", "max_macs", "pretrained", "student_arch")
+    refuse_changed(options, unused, f"--student {PAIR}")
 
 
 def check_assistant(options: DistillOptions) -> None:

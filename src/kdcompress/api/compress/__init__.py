@@ -13,7 +13,7 @@ from kdcompress.api.compress.contest import Contest
 from kdcompress.api.compress.course import Course
 from kdcompress.api.compress.plan import RESERVE
 from kdcompress.api.compress.prospect import Prospect
-from kdcompress.api.compress.verdict import Verdict, judge, with_int8
+from kdcompress.api.compress.verdict import INT8, Verdict, judge, with_int8
 from kdcompress.api.export import export_network
 from kdcompress.api.job import changed_since, finished
 from kdcompress.api.nested import adopt, nested
@@ -113,21 +113,20 @@ def _with_files(result: CompressResult, options: CompressOptions, reporter: Repo
     exported = report = None
     if options.report:
         report = _report(folder / REPORT, ReportOptions(runs=(result.run,), device=options.device), reporter)
-    if (file := _exported_file(options, folder)) is not None:
+    if options.export != "none":
+        format, _, precision = options.export.partition("-")
+        file = folder / f"model{'-' * bool(precision)}{precision}.{format}"
         exported = str(file)
         if not file.exists():
             reporter.note(f"The network is in {folder}; exporting it.")
-            format, _, precision = options.export.partition("-")
             given = ExportOptions(run=result.run, format=format, precision=precision or "fp32", out=exported)
             export_network(given, reporter=reporter)
+        if precision == INT8 and all(row["form"] != INT8 for row in result.contenders):
+            result = dataclasses.replace(result, contenders=with_int8(result, file, options, reporter))
+            run = RunFolder(folder)
+            run.write_record({**run.record(), "result": result.to_dict()})
     seconds = round(result.seconds + time.perf_counter() - began, 3)
     return dataclasses.replace(result, exported=exported, report=report, seconds=seconds)
-
-
-def _exported_file(options: CompressOptions, folder: Path) -> Path | None:
-    """That ``--export`` asks for, in the run folder."""
-    format, _, precision = options.export.partition("-")
-    return None if format == "none" else folder / f"model{'-' * bool(precision)}{precision}.{format}"
 
 
 def _report(file: Path, options: ReportOptions, reporter: Reporter) -> str | None:
@@ -181,7 +180,7 @@ def _carried_out(
     done = spent_seconds(run.path)
     until = began - done + (1 - RESERVE / 2) * options.time_limit
     course = Course.of(reporter, prospect.plan, prospect.epochs, prospect.costs, until)
-    views = prospect.plan.views(prospect.epochs) if prospect.plan.caches else 0
+    views = prospect.plan.views(prospect.epochs)
     commands = Commands(options, run.path, reporter, prospect.source.num_classes, course, views)
     try:
         ready = prospect.with_trained_teacher(commands)
@@ -197,11 +196,6 @@ def _carried_out(
         raise
     finally:
         reporter.plan_over()
-    if (file := _exported_file(options, run.path)) is not None and options.export.endswith("int8"):
-        try:
-            verdict = with_int8(verdict, file, options, commands)
-        except UserError as error:  # what was trained is as good without
-            reporter.note(f"Notice: int8 does not compete. {error.problem}")
     split = "test" if prospect.source.test is not None else "calibration"
     found = commands.score(verdict.chosen.run, split)
     seconds = round(done + time.perf_counter() - began, 3)

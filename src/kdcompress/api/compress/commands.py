@@ -122,8 +122,10 @@ class Commands:
         return f"{path}, {known[path]:.2f} % on the calibration split"
 
     def seconds_of_epochs(self, name: str) -> list[float]:
-        """Of a training that is finished."""
-        return RunFolder(self.folder / name).column("seconds")
+        """Of a training that is finished, without those in which targets were cached."""
+        run = RunFolder(self.folder / name)
+        seconds, cached = run.column("seconds"), run.column("target_seconds")
+        return [each - other for each, other in zip(seconds, cached or [0.0] * len(seconds), strict=True)]
 
     def _trained(
         self, name: str, command: str, run: Callable[..., Any], kind: type[Options], own: dict[str, Any]

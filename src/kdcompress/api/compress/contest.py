@@ -9,7 +9,7 @@ import bisect
 import math
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -28,7 +28,6 @@ from kdcompress.api.compress.plan import (
     Plan,
     pair,
 )
-from kdcompress.api.targets import VIEWS
 from kdcompress.errors import USAGE, UserError
 
 HOPELESS = 5.0  # points below the best student alone, after a look
@@ -57,30 +56,6 @@ class Contender:
 
 
 @dataclass
-class CachedViews:
-    """For which views of the images the teacher's outputs are cached: a res-student sees other views than S0.
-
-    Attributes:
-        views: That a training has at most.
-        shared: Whether others find what one has cached.
-        known: By the number of members before.
-    """
-
-    views: int
-    shared: bool
-    known: dict[int, int] = field(default_factory=dict)
-
-    def missing(self, epochs: int, before: int) -> range:
-        """Epochs, counted from 0, of a training of so many that need the teacher."""
-        return range(self.known.get(before, 0), min(epochs, self.views))
-
-    def add(self, epochs: int, before: int) -> None:
-        """A training of so many epochs is done."""
-        if self.shared:
-            self.known[before] = max(self.known.get(before, 0), min(epochs, self.views))
-
-
-@dataclass
 class Contest:
     """The trainings of one ``compress``.
 
@@ -92,6 +67,7 @@ class Contest:
         before: Seconds that earlier, interrupted attempts took.
         within: Limit of a gate in the trials.
         dropped: What the trials left behind.
+        cached: Views of the images for which a training has cached the teacher's outputs; all see the same views.
         limit: That of the result: from the top-1 of a cascade with all members to options of ``gate-calibrate``.
     """
 
@@ -107,10 +83,7 @@ class Contest:
     limit: Limit
     began: float = field(default_factory=time.perf_counter)
     dropped: list[Contender] = field(default_factory=list)
-    cached: CachedViews = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.cached = CachedViews(self.commands.views or VIEWS, shared=self.commands.views > 0)
+    cached: int = 0
 
     def run(self) -> list[Contender]:
         """Trials, then trainings of what may win; what may not is in ``dropped``."""
@@ -174,7 +147,7 @@ class Contest:
         # of an attempt that goes on, the parts are those of the whole
         whole = self._left + sum(self.commands.spent(name) for name in (FIRST, PAIR, SINGLE))
         part = whole / 2 if SINGLE in forms else whole
-        epochs = self._fitting(each, part, self.epochs, range(len(members))) if members else self.epochs
+        epochs = self._fitting(each, part, self.epochs) if members else self.epochs
         ahead = {name: (student.name, epochs) for name, student in members.items()}
         if SINGLE in forms:
             ahead[SINGLE] = single.name, self._fitting(own, whole - epochs * each, rival)
@@ -191,23 +164,22 @@ class Contest:
         """Seconds of the time budget for trainings to come."""
         return (1 - RESERVE) * self.seconds - self.before - (time.perf_counter() - self.began)
 
-    def _fitting(self, cost: float, left: float, otherwise: int = MOST_EPOCHS, members: Sequence[int] = (0,)) -> int:
+    def _fitting(self, cost: float, left: float, otherwise: int = MOST_EPOCHS) -> int:
         """Epochs of ``cost`` seconds that fit into the time that is left; without a budget ``otherwise``.
 
-        Args:
-            members: How many there are before each network that is trained: some views are still to be cached for it.
+        The first training that is longer than those before caches more views of the teacher's outputs.
         """
         if math.isinf(left):
             return otherwise
 
         def seconds(epochs: int) -> float:
-            return epochs * cost + self.costs.teacher * sum(len(self.cached.missing(epochs, each)) for each in members)
+            return epochs * cost + self.costs.teacher * max(min(epochs, self.commands.views) - self.cached, 0)
 
         return bisect.bisect_right(range(2, MOST_EPOCHS + 1), left, key=seconds) + 1
 
     def _single(self, name: str, student: Student, epochs: int) -> Contender:
         result = self.commands.single(name, self.teacher, student.options, epochs)
-        self._measure(student, name, 0)
+        self._measure(student, name)
         return Contender(SINGLE, str(result.run), student.name, result.epochs, result.top1)
 
     def _cascades(
@@ -226,18 +198,16 @@ class Contest:
             epochs: Of each member; of the second what is left of ``seconds``, where those are finite.
         """
         own = self.commands.first(f"{prefix}{FIRST}", self.teacher, first.options, epochs)
+        self._measure(first, f"{prefix}{FIRST}")
         wholes: list[Contender] = []
         if PAIR in forms and second is not None:
             more = epochs
             if not math.isinf(seconds):
-                more = self._fitting(
-                    self.costs.training[second.name], seconds - self.commands.spent(FIRST), members=[1]
-                )
+                more = self._fitting(self.costs.training[second.name], seconds - self.commands.spent(FIRST))
             whole = self.commands.res_student(f"{prefix}{PAIR}", str(own.run), second.options, more)
-            self._measure(second, f"{prefix}{PAIR}", 1)
+            self._measure(second, f"{prefix}{PAIR}")
             names = f"{first.name} + {second.name}"
             wholes.append(Contender(PAIR, str(whole.run), names, own.epochs + whole.epochs, whole.top1))
-        self._measure(first, f"{prefix}{FIRST}", 0)
         if HANDOVER in forms and self.plan.handover:
             arch = self.teacher.get("teacher_arch")
             joined = self.commands.cascade(
@@ -261,14 +231,8 @@ class Contest:
         assert gate.gated_top1 is not None
         return Contender(whole.form, str(gate.run), whole.networks, whole.epochs, gate.gated_top1)
 
-    def _measure(self, student: Student, name: str, before: int) -> None:
-        """Learn from a training what an epoch takes; the teacher's part is not of the student.
-
-        Args:
-            before: How many members there are before it.
-        """
+    def _measure(self, student: Student, name: str) -> None:
+        """Learn from a training what an epoch takes, without the targets that it cached."""
         if seconds := self.commands.seconds_of_epochs(name):
-            cached = self.cached.missing(len(seconds), before)
-            own = [each - self.costs.teacher * (epoch in cached) for epoch, each in enumerate(seconds)]
-            self.costs.training[student.name] = max(statistics.median(own), statistics.median(seconds) / 4)
-            self.cached.add(len(seconds), before)
+            self.costs.training[student.name] = statistics.median(seconds)
+            self.cached = max(self.cached, min(len(seconds), self.commands.views))

@@ -31,7 +31,7 @@ class Costs:
     """Seconds of an epoch of each student, and of all images through the teacher.
 
     Attributes:
-        training: By the name of the student.
+        training: By the name of the student; with the teacher's part, where its outputs are not cached.
         teacher: Per view.
         fine_tuning: Of the teacher in all, before anything else.
     """
@@ -106,7 +106,11 @@ class Plan:
         return max(short, round(short * self.pair_seconds(costs) / costs.training[student.name]))
 
     def views(self, epochs: int) -> int:
-        """Of the images, for which the teacher's outputs are cached, of a plan for so many ``epochs``."""
+        """Of the images, for which the teacher's outputs are cached, of a plan for so many ``epochs``; 0: each training
+        has its own.
+        """
+        if not self.caches:
+            return 0
         return min(VIEWS, epochs, max(LEAST_VIEWS, math.ceil(epochs / TIMES)))
 
     def look_epochs(self, epochs: int) -> int:
@@ -143,8 +147,7 @@ class Plan:
         final = 2 * self.pair_seconds(costs) or costs.training[self.singles[0].name]
         commands = PER_COMMAND * (2 * len(list(self.students())) + 4)
         short = self._trial_seconds(epochs, costs) if self.has_trials else 0.0
-        targets = max(1, len(self.members())) * self.views(epochs) * costs.teacher  # members see other views
-        return costs.fine_tuning + short + epochs * final + targets + commands
+        return costs.fine_tuning + short + epochs * final + self.views(epochs) * costs.teacher + commands
 
     def _trial_seconds(self, epochs: int, costs: Costs) -> float:
         look, short = self.look_epochs(epochs), self.trial_epochs(epochs)

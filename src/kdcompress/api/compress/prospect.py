@@ -217,7 +217,8 @@ class Prospect:
             model = copy.deepcopy(self.teacher.network.model) if resized else self.students.new(student.spec).model
             known = int(getattr(model, "num_classes", None) or self.source.num_classes)  # a teacher's may be others
             seconds = training_seconds(model, (self.students.channels, *side), known, self.place)
-            self.costs.training[student.name] = TRAINING * images * seconds
+            live = 0.0 if self.plan.caches else self.costs.teacher
+            self.costs.training[student.name] = TRAINING * images * seconds + live
 
 
 def _caches(data: Data) -> bool:

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from kdcompress.api.benchmark import benchmark
 from kdcompress.api.compress.commands import Commands
 from kdcompress.api.compress.contest import Contender
-from kdcompress.api.export import export_network
-from kdcompress.options import BenchmarkOptions, CompressOptions, ExportOptions
+from kdcompress.api.evaluate import evaluate
+from kdcompress.engine.progress import Reporter
+from kdcompress.options import BenchmarkOptions, CompressOptions, EvalOptions
+from kdcompress.results import CompressResult
 
+INT8 = "int8"  # form of the row of an exported file
 TOLERANCE = 1.05  # of --target-ms: two measurements of one network differ by as much
 
 
@@ -48,7 +51,8 @@ def judge(
     """
     rows = [_row(each, commands, teacher) for each in contenders]
     if options.target_ms is not None:
-        for row, ms in zip(rows, _milliseconds(contenders, options, commands), strict=True):
+        timed = _milliseconds([each.run for each in contenders], options, commands.reporter)
+        for row, ms in zip(rows, timed, strict=True):
             row["ms"] = ms
     name, value = options.budget
     over = [_over(row, name, value) for row in rows]
@@ -71,25 +75,14 @@ def judge(
     return Verdict([first, *rows, *early], contenders[number], bool(within))
 
 
-def with_int8(verdict: Verdict, file: Path, options: CompressOptions, commands: Commands) -> Verdict:
-    """The verdict with one more row: the network that was chosen in int8, exported to ``file``.
-
-    It competes in time alone, for it has the same MACs: where nothing else is within ``--target-ms``, the file may be.
-
-    Raises:
-        UserError: It cannot be exported.
-    """
-    own = next(row for row in verdict.rows if row.get("chosen"))
-    file.unlink(missing_ok=True)  # of an attempt that was interrupted
-    found = export_network(
-        ExportOptions(run=verdict.chosen.run, precision="int8", out=str(file)), reporter=commands.reporter
-    )
-    assert found.top1 is not None
+def with_int8(result: CompressResult, file: Path, options: CompressOptions, reporter: Reporter) -> list[dict[str, Any]]:
+    """The contenders of a result with one more row after the chosen one: the same network in int8, as exported."""
+    own, teacher = next(row for row in result.contenders if row.get("chosen")), result.contenders[0]
+    found = evaluate(EvalOptions(run=str(file), split="calibration"), reporter=reporter)
     macs = found.macs if found.expected_macs is None else found.expected_macs
-    teacher = verdict.rows[0]
     row = {
         **own,
-        "form": "int8",
+        "form": INT8,
         "networks": f"the {own['form']} in int8",
         "run": file.name,
         "top1": found.top1,
@@ -99,11 +92,12 @@ def with_int8(verdict: Verdict, file: Path, options: CompressOptions, commands: 
         "chosen": False,
     }
     if options.target_ms is not None:
-        _, row["ms"] = _milliseconds([verdict.chosen, replace(verdict.chosen, run=str(file))], options, commands)
+        _, row["ms"] = _milliseconds([str(result.run), str(file)], options, reporter)
     row["within"] = _over(row, *options.budget) <= 0
-    at = 1 + verdict.rows.index(own)
-    met = verdict.met or (options.target_ms is not None and row["within"])
-    return replace(verdict, rows=[*verdict.rows[:at], row, *verdict.rows[at:]], met=met)
+    if row["within"] != own["within"]:
+        reporter.note(f"Notice: {file.name} is {'within' if row['within'] else 'over'} the budget, the run is not.")
+    at = 1 + result.contenders.index(own)
+    return [*result.contenders[:at], row, *result.contenders[at:]]
 
 
 def _row(each: Contender, commands: Commands, teacher: dict[str, Any]) -> dict[str, Any]:
@@ -121,16 +115,16 @@ def _row(each: Contender, commands: Commands, teacher: dict[str, Any]) -> dict[s
     }
 
 
-def _milliseconds(contenders: list[Contender], options: CompressOptions, commands: Commands) -> list[float]:
+def _milliseconds(networks: list[str], options: CompressOptions, reporter: Reporter) -> list[float]:
     """Of a batch, on average; all measured in one process."""
     given = BenchmarkOptions(
-        networks=tuple(each.run for each in contenders),
+        networks=tuple(networks),
         batch_size=str(options.batch_size),
         engine=options.engine,
         split="calibration",
         device=options.device,
     )
-    timed = benchmark(given, reporter=commands.reporter).networks
+    timed = benchmark(given, reporter=reporter).networks
     own = [row for row in timed if row["gated"] is not False]  # without those of gated runs with every member
     return [round(1000 * row["batch_size"] / row["images_per_second"], 4) for row in own]
 
