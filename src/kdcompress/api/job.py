@@ -173,8 +173,8 @@ class Job(Generic[JobOptions]):
             residual_of: The teacher whose residual's energy is measured when the training is over.
             energies: Those of the residual after each earlier member, to which that one is appended.
             parent: The run that this one builds on.
-            view_shift: Added to the seed of the order, and of views that are not cached, so that a member sees the images
-                otherwise than the members before it.
+            view_shift: Added to the seed of the order, and of views that are not cached, so that a member does not see
+                what the members before it saw.
             chosen: Positions in the fit split of the images to train on; None for all.
             search, matched_stages: As those of :class:`~kdcompress.results.TrainResult`.
 

@@ -123,9 +123,8 @@ class Commands:
 
     def seconds_of_epochs(self, name: str) -> list[float]:
         """Of a training that is finished, without those in which targets were cached."""
-        run = RunFolder(self.folder / name)
-        seconds, cached = run.column("seconds"), run.column("target_seconds")
-        return [each - other for each, other in zip(seconds, cached or [0.0] * len(seconds), strict=True)]
+        rows = RunFolder(self.folder / name).metrics()
+        return [row["seconds"] - row.get("target_seconds", 0.0) for row in rows if "seconds" in row]
 
     def _trained(
         self, name: str, command: str, run: Callable[..., Any], kind: type[Options], own: dict[str, Any]
