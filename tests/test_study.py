@@ -223,6 +223,13 @@ def test_tables_are_made_of_what_was_found(
         assert "0.00 ± 0.00" in table.read_text(), "above the single student"
         assert "gated, `--target-macs 0.1`** (3 seed(s)) |" in table.read_text()
         assert figure.stat().st_size > 0
+    if script == "rkd_study":
+        weights = ["--weights", "1", "10", "--results", str(tmp_path / "weights.json")]
+        monkeypatch.setattr(sys, "argv", [script, *arguments, *weights])
+        module.main()
+        assert "| 10 | 70.00 | 70.00 | +0.00 |" in table.read_text()
+        monkeypatch.setattr(sys, "argv", [script, *arguments])
+        module.main()
     if script == "pair_study":
         assert "| **21.1%: gated pair** | 70.00 ± 0.00 | 0.00 ± 0.00 | 0.0 |" in table.read_text(), "beside ResNet-20"
         assert "| **18.0%: gated pair** | 70.00 ± 0.00 | – |" in table.read_text(), "no single student costs about that"

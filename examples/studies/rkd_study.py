@@ -10,10 +10,14 @@ examples/results/rkd.json`` and::
 
     … --students resnet8_cifar
     … --students resnet20_cifar --shares --mark rkd-resnet20
+
+``--weights 1 10 30 --mark rkd-weights --results examples/results/rkd-weights.json`` compares weights of the transfer
+instead, with one seed and on the calibration split.
 """
 
 from __future__ import annotations
 
+import argparse
 import itertools
 from typing import Any
 
@@ -42,11 +46,15 @@ def main() -> None:
     parser.add_argument("--teacher", required=True)
     parser.add_argument("--students", nargs="+", default=["resnet8_cifar", "resnet20_cifar"])
     parser.add_argument("--shares", nargs="*", default=list(SHARES), help=f"of the first student, besides {SHARE}")
+    parser.add_argument("--weights", nargs="+", default=[], help="of AT: compare these instead")
     parser.add_argument("--so-far", action="store_true", help="train nothing: the table of what is done")
     parser.add_argument("--mark", default="rkd-table", help="of the table in that file")
     given = parser.parse_args()
     study = Study.of(given)
     teacher = teacher_of(given)
+    if given.weights:
+        _weights(study, given, teacher)
+        return
 
     def command(student: str, name: str) -> list[str]:
         first = [] if name == "student alone" else [*teacher, "--target-views", str(given.epochs)]
@@ -86,6 +94,32 @@ def main() -> None:
         + ("; shares with the first seed alone" if given.shares else "")
         + ". The control of RKD is the undivided student, trained by the same transfer with the same seed. "
         f"{given.precision}, on {next(iter(done.values()))['training']['hardware']}.",
+    ]
+    show(lines, given, given.mark)
+
+
+def _weights(study: Study, given: argparse.Namespace, teacher: list[str]) -> None:
+    """AT at several weights, undivided and divided."""
+    (student,) = given.students[:1]
+    runs: dict[str, list[str]] = {}
+    for weight in given.weights:
+        learn = ["distill", *teacher, "--target-views", str(given.epochs), "--student", student, *ASSISTED]
+        learn += ["--transfer", "at", "--transfer-weight", weight]
+        runs[f"weight{weight}-undivided"] = [*learn, "--undivided"]
+        runs[f"weight{weight}"] = learn
+    if not given.so_far:
+        study.run(runs, score=False)
+    done = study.results()
+    lines = ["| `--transfer-weight` | AT | RKD + AT, end to end | difference |", "| ---: | ---: | ---: | ---: |"]
+    for weight in given.weights:
+        if all(name in done for name in (f"weight{weight}-undivided", f"weight{weight}")):
+            control, divided = (study.training(f"weight{weight}{part}")["top1"] for part in ("-undivided", ""))
+            lines.append(f"| {weight} | {control:.2f} | {divided:.2f} | {divided - control:+.2f} |")
+    hardware = next(iter(done.values()))["training"]["hardware"]
+    lines += [
+        "",
+        f"`{student}` on the calibration split of {data_name(given)}, {given.epochs} epochs, last epoch, one seed; "
+        f"{given.precision}, on {hardware}.",
     ]
     show(lines, given, given.mark)
 
