@@ -21,7 +21,7 @@ from kdcompress.options import (
     PredictOptions,
     SearchOptions,
 )
-from kdcompress.options.methods import NONE, PAIR, REQUIRED, Method, meaningless, taking
+from kdcompress.options.methods import NONE, PAIR, REQUIRED, SEARCH, Method, meaningless, taking
 from kdcompress.references import STDIN, needs_arch
 
 
@@ -47,7 +47,7 @@ def check_distill(options: DistillOptions) -> None:
         other = "--pretrained" if options.pretrained else f"--student {options.student}"
         problem = "A student can start from the weights of one network only."
         raise usage_error(problem, f"Leave out {other} or --from-teacher.")
-    if options.student == PAIR and options.method != "reskd":
+    if options.student == PAIR and SEARCH not in method.reads:
         problem = f"--student {PAIR} searches for the members of a cascade."
         raise usage_error(problem, "Name a student, or add --method reskd --search --target-macs RATIO.")
     check_search(options)

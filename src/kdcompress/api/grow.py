@@ -173,8 +173,6 @@ def _grown(options: DistillOptions, reporter: Reporter, limits: Limits, folder: 
     """The result of the cascade, in the folder of its last member, and why no further member was added."""
     archs = paired(options.arch)
     known = len(archs) > 0 and not options.grow  # how many members there will be, and which
-    if known:
-        reporter.plan(1, options.res_students + 1, None)
     result = train_first(options, reporter, folder / "member-0")
     number = 0
     while True:

@@ -22,6 +22,7 @@ BRIEF = {  # columns of tables that would not fit otherwise; --verbose shows all
     "contenders": ("form", "networks", "top1", "macs_ratio", "ms", "chosen"),
     "networks": ("network", "gated", "batch_size", "p50_ms", "p95_ms", "images_per_second", "time_ratio", "macs_ratio"),
 }
+OPTIONAL = ("ms",)  # columns that some rows may lack
 
 
 class Unprinted(Exception):
@@ -91,13 +92,15 @@ def _rows(title: str, rows: list[dict[str, Any]], keys: Collection[str] | None =
     """A table.
 
     Args:
-        keys: Of the columns, if any row has them; None for all.
+        keys: Of the columns; None for all, as where a row lacks one.
     """
     from rich.table import Table
 
     table = Table(title=title, title_justify="left")
     known = list(dict.fromkeys(key for row in rows for key in row))
-    keys = known if keys is None else [key for key in keys if key in known]
+    if keys is None or not all(key in row for row in rows for key in keys if key not in OPTIONAL):
+        keys = known
+    keys = [key for key in keys if key in known]
     for key in keys:
         side: Any = "left" if any(isinstance(row.get(key), str) for row in rows) else "right"
         header = key.replace("_", " ") if title in BRIEF else key  # of several words, it takes several lines
