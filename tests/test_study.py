@@ -233,7 +233,7 @@ def test_tables_are_made_of_what_was_found(
     if script == "pair_study":
         assert "| **21.1%: gated pair** | 70.00 ± 0.00 | 0.00 ± 0.00 | 0.0 |" in table.read_text(), "beside ResNet-20"
         assert "| **18.0%: gated pair** | 70.00 ± 0.00 | – |" in table.read_text(), "no single student costs about that"
-        assert "R1 by --focus took 1.00 of the time" in table.read_text()
+        assert "R1 by --focus took 1.00 of one" in table.read_text()
     if script in ("rkd_study", "lwkd_study"):
         monkeypatch.setattr(study.Study, "call", lambda *_: pytest.fail("it trains"))
         monkeypatch.setattr(sys, "argv", [script, *arguments, "--so-far", "--seeds", "4"])
