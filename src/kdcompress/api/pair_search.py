@@ -29,7 +29,7 @@ from kdcompress.engine.progress import Reporter, Silent
 from kdcompress.errors import usage_error
 from kdcompress.models.assemble import new_network
 from kdcompress.models.build import ModelSpec
-from kdcompress.models.candidates import Candidate, affordable, series_for
+from kdcompress.models.candidates import MOST_SECOND, Candidate, affordable, series_for
 from kdcompress.options import DataOptions, DeviceOptions, DistillOptions, GateCalibrateOptions, SearchOptions
 from kdcompress.references import Reference
 from kdcompress.results import TrainResult
@@ -37,7 +37,6 @@ from kdcompress.runs import RunFolder, inner_runs
 
 MOST_FIRST = 0.8  # of the budget: a dearer S0 leaves too little for a res-student
 LEAST_RUN = 0.15  # share of the images that a res-student must be able to run on within the budget
-MOST_SECOND = 0.75  # of the teacher's MACs: a dearer res-student is hardly cheaper than the teacher itself
 
 
 def choose_pair(
@@ -79,9 +78,6 @@ def choose_pair(
         raise usage_error(problem, f"The cheapest needs about {ratio:g}.")
     views = shared_views(given, data, rungs(given.epochs)[-1], networks=3)
     images, chance = data.usable("calibration"), 1 / source.num_classes
-    origin = {"data": source.fingerprint, "teacher": teacher.entry["fingerprint"]}
-    if more is not None:
-        origin["unlabelled images"] = more.fingerprint
     trials = Trials.of(
         run,
         given,
@@ -89,8 +85,8 @@ def choose_pair(
         command="distill",
         space=space,
         limit=f"--target-macs {options.target_macs:g}",
-        origin=origin,
-        teacher_macs=macs,
+        data=data,
+        teacher=teacher,
         reporter=reporter,
     )
     first, second = members_of(trials.winner())
@@ -142,14 +138,10 @@ class PairTrainings:
     def score(self, candidate: Candidate, epochs: int) -> dict[str, float]:
         """Train S0, unless another pair has trained it as long, and R1; then choose a gate for the budget."""
         first, second = members_of(candidate.spec)
-        short = dataclasses.replace(self.options, student=first, **shortened(self.options, epochs, self.views))
+        lengths = {**shortened(self.options, epochs, self.views), **vars(SearchOptions())}
+        short = dataclasses.replace(self.options, student=first, **lengths)
         own = train_first(short, self.reporter, self.path / folder_name(first, epochs))
-        step = next_options(
-            dataclasses.replace(short, **vars(SearchOptions())),
-            Reference(second),
-            own,
-            self.path / folder_name(candidate.spec, epochs),
-        )
+        step = next_options(short, Reference(second), own, self.path / folder_name(candidate.spec, epochs))
         both = add_res_student(step, reporter=self.reporter)
         assert isinstance(both, TrainResult)
         shared = {each.name for base in (DataOptions, DeviceOptions) for each in dataclasses.fields(base)}

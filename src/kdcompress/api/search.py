@@ -76,26 +76,20 @@ def search(residual: Residual, job: Job[AddResStudentOptions]) -> TrainResult | 
 def _trials(
     residual: Residual, job: Job[AddResStudentOptions], space: list[Candidate], run: RunFolder
 ) -> Trials[AddResStudentOptions]:
-    share, teacher = job.options.max_macs, residual.teacher.entry
+    share = job.options.max_macs
     assert share is not None  # see check_search
-    longest = rungs(job.options.epochs)[-1]
-    origin = {
-        "data": residual.data.source.fingerprint,
-        "teacher": teacher["fingerprint"],
-        "run": file_hash(residual.base.path),
-    }
-    if (more := residual.data.unlabelled) is not None:
-        origin["unlabelled images"] = more.fingerprint
+    budget, longest = share * residual.teacher.entry["macs"], rungs(job.options.epochs)[-1]
     return Trials.of(
         run,
         job.options,
-        lambda options, folder: ShortTrainings(residual, job, options, share * teacher["macs"], longest, folder),
+        lambda options, folder: ShortTrainings(residual, job, options, budget, longest, folder),
         command=job.command,
         space=space,
         limit=f"--max-macs {share:g}",
-        origin=origin,
-        teacher_macs=teacher["macs"],
+        data=residual.data,
+        teacher=residual.teacher,
         reporter=job.reporter,
+        origin={"run": file_hash(residual.base.path)},
         search_storage=job.options.search_storage,
     )
 

@@ -6,7 +6,7 @@ import dataclasses
 import math
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
@@ -15,6 +15,8 @@ import torch
 from kdcompress.api.crew import WORKER, Alone, Crew, name_of
 from kdcompress.api.job import ORIGINS
 from kdcompress.api.search_storage import FACTOR, SearchStorage
+from kdcompress.api.teacher import Teacher
+from kdcompress.data import Data
 from kdcompress.engine.progress import Reporter
 from kdcompress.errors import Diverged, UserError, first_line, usage_error
 from kdcompress.models.candidates import Candidate, draw, parameters
@@ -71,7 +73,7 @@ class Trials(Generic[O]):
     short: Short
     space: list[Candidate]
     limit: str
-    origin: dict[str, str]
+    origin: dict[str, Any]
     teacher_macs: int
     reporter: Reporter
     trains: bool
@@ -90,9 +92,10 @@ class Trials(Generic[O]):
         command: str,
         space: list[Candidate],
         limit: str,
-        origin: dict[str, str],
-        teacher_macs: int,
+        data: Data,
+        teacher: Teacher,
         reporter: Reporter,
+        origin: Mapping[str, str | None] | None = None,
         search_storage: str | None = None,
     ) -> Trials[O]:
         """Open the search in a run folder, or begin one.
@@ -100,6 +103,7 @@ class Trials(Generic[O]):
         Args:
             options: As they were given.
             short: From the options of the winner's training, and a folder for its own.
+            origin: What the scores depend on besides options, data and teacher.
             search_storage: What ``--search-storage`` names.
 
         Raises:
@@ -119,11 +123,24 @@ class Trials(Generic[O]):
         full = dataclasses.replace(options, out=str(run.path), resume=True, **masked)
         study = storage.study()
         crew = Crew(study, name_of(folder, storage.name), reporter.note) if shared else Alone(study)
-        trains = not shared or options.out is not None
+        known = {"data": data.source.fingerprint, "teacher": teacher.entry["fingerprint"], **(origin or {})}
+        if data.unlabelled is not None:
+            known["unlabelled images"] = data.unlabelled.fingerprint
         trials = cls(
-            run, full, short(full, folder), space, limit, origin, teacher_macs, reporter, trains, shared, storage,
-            study, crew,
-        )  # fmt: skip
+            run=run,
+            options=full,
+            short=short(full, folder),
+            space=space,
+            limit=limit,
+            origin=known,
+            teacher_macs=teacher.entry["macs"],
+            reporter=reporter,
+            trains=not shared or options.out is not None,
+            shared=shared,
+            storage=storage,
+            study=study,
+            crew=crew,
+        )
         with storage.reached():
             trials.check_origin()
         return trials

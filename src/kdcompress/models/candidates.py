@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     import optuna
 
 SMALL_SIDE = 64  # pixels; larger images need networks that shrink them first
+MOST_SECOND = 0.75  # of the teacher's MACs: a dearer second member of a pair is hardly cheaper than the teacher
 LEAST = 1 / 20  # of the budget: a smaller network hardly changes the sum
 WIDTHS = (0.25, 0.375, 0.5, 0.75, 1, 1.25, 1.5, 2, 3, 4)  # whole multiples of two channels where there are 16
 LARGE_WIDTHS = (0.25, 0.375, 0.5, 0.75, 1)

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from kdcompress.api.compress.candidates import Student, Students
 from kdcompress.api.targets import VIEWS
 from kdcompress.errors import usage_error
+from kdcompress.models.candidates import MOST_SECOND
 
 FIRST_SHARE, SECOND_SHARE = 0.6, 1.7  # MACs of the members of a pair, of what an image may cost
-MOST_SECOND = 0.75  # of the teacher's: a dearer second member is hardly cheaper than the teacher
 UNTIL_ENOUGH = 0.5  # of the teacher's MACs: where accuracy is the budget, networks of this cost compete
 TRIAL = 1 / 8  # of the epochs, for every candidate; the rest is for those that may still win
 LEAST_EPOCHS = 3  # of a trial: after one, a pair was 2.7 points behind a student alone that it led by 2 after four
