@@ -1,7 +1,7 @@
 """A ResKD pair, gated, beside what costs as much: a single student, and the first member with the teacher behind it::
 
     python examples/studies/pair_study.py OUT --data cifar10/ --teacher resnet56-cifar10.safetensors \\
-        --arch resnet56_cifar,shortcut=A --epochs 17 --table examples/studies/README.md --mark pair-cifar10
+        --arch resnet56_cifar,shortcut=A --epochs 8 --table examples/studies/README.md --mark pair-cifar10
 
 For each seed: S0 and its res-student R1 with ``--epochs`` each; R1 once more on the half of the images that S0 is least
 sure of (``--focus``); single students for as many epochs as S0 and R1 together; and, without training, S0 that hands
@@ -34,13 +34,13 @@ Results = dict[int, dict[str, Any]]  # what eval said, by seed
 
 
 def main() -> None:
-    parser = arguments(__doc__, epochs=17)
+    parser = arguments(__doc__, epochs=8)
     parser.add_argument("--teacher", required=True)
     parser.add_argument("--first", default="resnet8_cifar,shortcut=A", help="S0")
     parser.add_argument("--second", default="resnet20_cifar,shortcut=A", help="R1")
-    singles = ["resnet14_cifar,shortcut=A", "resnet20_cifar,shortcut=A"]
+    singles = ["resnet8_cifar,width=1.25,shortcut=A", "resnet14_cifar,shortcut=A"]
     parser.add_argument("--singles", nargs="+", default=singles)
-    budgets = [0.1804, 0.2107, 0.25, 0.3234]  # of ResNet-56, ResNet-14 has the second, ResNet-20 the last
+    budgets = [0.15, 0.1804, 0.2107]  # of ResNet-56, the singles have the first and the last
     parser.add_argument("--budgets", type=float, nargs="+", default=budgets, help="shares of the teacher's MACs")
     parser.add_argument("--size", default="3x32x32", help="of the images")
     parser.add_argument("--so-far", action="store_true", help="train nothing: the table of what is done")
@@ -72,13 +72,13 @@ def _runs(study: Study, given: argparse.Namespace, seed: int) -> dict[str, list[
         "focused": [*second, "--focus", FOCUS],
         "handover": ["cascade", path("first"), given.teacher, *arch, "--data", given.data],
     }
+    for spec in given.singles:
+        longer = ["--epochs", str(2 * given.epochs)]
+        runs[_single(spec)] = ["distill", *teacher, "--student", spec, *START, ALONE, *own, *longer]
     for budget in given.budgets:
         for _, cascade, measure in GATES:
             target = ["--target-macs", str(budget), "--measure", measure]
             runs[_gate(cascade, measure, budget)] = ["gate-calibrate", path(cascade), *target]
-    for spec in given.singles:
-        longer = ["--epochs", str(2 * given.epochs)]
-        runs[_single(spec)] = ["distill", *teacher, "--student", spec, *START, ALONE, *own, *longer]
     return {f"{name}-seed{seed}": command for name, command in runs.items()}
 
 

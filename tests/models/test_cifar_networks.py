@@ -4,6 +4,7 @@ import io
 import re
 import zipfile
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -363,3 +364,27 @@ def test_public_resnet56_is_as_accurate_as_promised() -> None:
     with torch.inference_mode():
         correct = teacher((batch - mean) / std).argmax(1) == torch.tensor(labels)
     assert correct.float().mean() > 0.85
+
+
+@pytest.mark.parametrize(
+    ("name", "options"), [("resnet8_cifar", {}), ("resnet8_cifar", {"shortcut": "A"}), ("wrn_16_1_cifar", {})]
+)
+def test_gradients_stay_channels_last(name: str, options: dict) -> None:
+    """Where one map's gradient has another memory format than the map, the layers before are several times slower."""
+    network = timm.create_model(name, num_classes=10, **options).to(memory_format=torch.channels_last)
+    formats: dict[tuple[int, ...], list[bool]] = {}
+
+    def note(shape: tuple[int, ...], gradient: Tensor) -> None:
+        formats.setdefault(shape, []).append(gradient.is_contiguous(memory_format=torch.channels_last))
+
+    def watch(_layer: nn.Module, _inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        output.register_hook(partial(note, tuple(output.shape)))
+
+    for layer in network.modules():
+        if isinstance(layer, nn.ReLU):
+            layer.register_forward_hook(watch)
+    images = torch.randn(4, 3, 32, 32).contiguous(memory_format=torch.channels_last)
+    network(images).sum().backward()
+    first_two = {shape: kept for shape, kept in formats.items() if shape[-1] > 8}  # after them, pooling begins
+    assert first_two
+    assert all(all(kept) for kept in first_two.values()), formats

@@ -36,7 +36,7 @@ class PadShortcut(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """``[B, C, H, W]`` to ``[B, C + new_channels, ceil(H / stride), ceil(W / stride)]``."""
-        return F.pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, self.before, self.after))
+        return F.pad(subsampled(x, self.stride), (0, 0, 0, 0, self.before, self.after))
 
 
 class BasicBlock(nn.Module):

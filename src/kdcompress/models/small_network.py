@@ -110,9 +110,10 @@ def subsampled(x: Tensor, stride: int) -> Tensor:
     """Every ``stride``-th row and column of [B, C, H, W]: with this before it, a 1x1 convolution needs no stride.
 
     oneDNN's gradient of a strided one writes past its buffer where channels are few (its issue 6035): with several
-    threads the process crashes, or the heap is damaged.
+    threads the process crashes, or the heap is damaged. The gradient of a pooling keeps the memory format of ``x``;
+    that of a slice is never channels-last, and makes the backward pass of all layers before it slow.
     """
-    return x if stride == 1 else x[:, :, ::stride, ::stride]
+    return x if stride == 1 else F.avg_pool2d(x, 1, stride)
 
 
 class SmallNetwork(nn.Module):
