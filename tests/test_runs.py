@@ -26,8 +26,10 @@ from kdcompress.errors import UserError
 from kdcompress.runs import (
     CHECKPOINT,
     CONFIG,
+    LOCK,
     METRICS,
     RECORD,
+    SPLIT,
     WEIGHTS,
     RunFolder,
     atomic_file,
@@ -319,6 +321,20 @@ def test_an_out_that_exists(tmp_path: Path, kind: str, resume: bool) -> None:
     assert ("can be resumed" if resume else "exists already") in caught.value.problem
     if kind == "file":
         assert out.read_text() == "precious"
+
+
+@pytest.mark.parametrize("resume", [False, True])
+def test_a_run_that_was_killed_before_its_record_can_begin_again(tmp_path: Path, resume: bool) -> None:
+    """Of ``compress``, the folder is an inner one: neither another --out nor --resume would have gone on."""
+    out = tmp_path / "run"
+    out.mkdir()
+    (out / SPLIT).write_bytes(b"path,split\n")
+    with pytest.raises(UserError):  # somebody's file
+        claim(str(out), "stem", resume=resume)
+    (out / LOCK).touch()
+    run = claim(str(out), "stem", resume=resume)
+    assert run.path == out
+    release(run)
 
 
 def test_an_out_that_cannot_be_made(tmp_path: Path) -> None:

@@ -44,6 +44,7 @@ def main() -> None:
     parser = arguments(__doc__, epochs=6)
     parser.add_argument("--teacher", help="of KD; trained first where it is not given")
     parser.add_argument("--student", default="resnet8_cifar")
+    parser.add_argument("--without", nargs="*", default=[], choices=VARIANTS, metavar="ROW", help="rows to leave out")
     parser.add_argument("--sweep", action="store_true", help="compare options of LW-KD on the calibration split")
     parser.add_argument("--so-far", action="store_true", help="train nothing: the table of what is done")
     parser.add_argument("--mark", default="lwkd-table")
@@ -55,7 +56,8 @@ def main() -> None:
     heavy = given.teacher or study.path("teacher")
     teacher = [heavy, *(["--teacher-arch", given.arch] if given.arch else [])]
     runs = {} if given.teacher else {"teacher": ["train-teacher", "--model", "resnet32_cifar"]}
-    for seed, name in itertools.product(range(given.seeds), VARIANTS):  # a seed of everything before the next
+    variants = [name for name in VARIANTS if name not in given.without]
+    for seed, name in itertools.product(range(given.seeds), variants):  # a seed of everything before the next
         first = teacher if name == "KD" else []
         learn = ["distill", *first, "--student", given.student, *VARIANTS[name]]
         runs[_folder(name, seed)] = [*learn, "--seed", str(seed)]

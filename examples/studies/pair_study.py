@@ -72,13 +72,13 @@ def _runs(study: Study, given: argparse.Namespace, seed: int) -> dict[str, list[
         "focused": [*second, "--focus", FOCUS],
         "handover": ["cascade", path("first"), given.teacher, *arch, "--data", given.data],
     }
-    for spec in given.singles:
-        longer = ["--epochs", str(2 * given.epochs)]
-        runs[_single(spec)] = ["distill", *teacher, "--student", spec, *START, ALONE, *own, *longer]
     for budget in given.budgets:
         for _, cascade, measure in GATES:
             target = ["--target-macs", str(budget), "--measure", measure]
             runs[_gate(cascade, measure, budget)] = ["gate-calibrate", path(cascade), *target]
+    for spec in given.singles:
+        longer = ["--epochs", str(2 * given.epochs)]
+        runs[_single(spec)] = ["distill", *teacher, "--student", spec, *START, ALONE, *own, *longer]
     return {f"{name}-seed{seed}": command for name, command in runs.items()}
 
 

@@ -46,6 +46,11 @@ def has_weights(text: str) -> bool:
     return is_checkpoint(text) or is_path(text) or (os.path.isdir(text) and not _is_architecture(text))
 
 
+def is_of_timm(text: str) -> bool:
+    """Whether a reference is an architecture by name, whose trained weights are timm's where there are any."""
+    return not has_weights(text) and not text.startswith(PREFIX)
+
+
 def is_checkpoint(text: str) -> bool:
     """Whether a reference is, or looks like, a checkpoint file."""
     return os.path.isfile(text) or Path(text).suffix in CHECKPOINT_SUFFIXES

@@ -411,9 +411,10 @@ class BenchmarkResult(Result):
     """Of ``benchmark``.
 
     Attributes:
-        networks: A row for each batch size and network: ``p50_ms`` and ``p95_ms`` of a batch, ``images_per_second``,
-            ``time_ratio`` and ``macs_ratio`` to the first network; ``macs`` and ``exit_rates`` are those of these
-            images. ``gated`` is None for a network without a gate, and false where every member ran on every image.
+        networks: A row for each batch size and network: ``mean_ms``, ``p50_ms`` and ``p95_ms`` of a batch,
+            ``images_per_second``, ``time_ratio`` and ``macs_ratio`` to the first network; ``macs`` and ``exit_rates``
+            are those of these images. ``gated`` is None for a network without a gate, and false where every member ran
+            on every image.
         threads: Of PyTorch and ONNX Runtime.
         data, split: None where images were random.
     """

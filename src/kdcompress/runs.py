@@ -447,8 +447,12 @@ def open_run(path: str | Path) -> RunFolder:
 
 
 def _is_free(path: Path) -> bool:
-    """Whether it does not exist, or is empty except for what a run leaves that is killed before its first file."""
-    return not path.exists() or (path.is_dir() and all(LEFT.fullmatch(entry.name) for entry in path.iterdir()))
+    """Whether it does not exist, or is empty except for what a run leaves that is killed before its record."""
+    if not path.exists():
+        return True
+    names = {entry.name for entry in path.iterdir()} if path.is_dir() else {""}
+    ours = {SPLIT} if LOCK in names else set()  # without a lock it is somebody's file
+    return all(LEFT.fullmatch(name) for name in names - ours)
 
 
 def _made(path: Path, *, exist_ok: bool = False) -> RunFolder:

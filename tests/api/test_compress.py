@@ -17,7 +17,7 @@ import kdcompress
 from chains import CPU, record_of, same_weights, stopped
 from heard import Heard
 from kdcompress import options as sets
-from kdcompress.api.compress import probe, prospect, verdict
+from kdcompress.api.compress import candidates, probe, prospect, verdict
 from kdcompress.api.compress.candidates import Student, Students
 from kdcompress.api.compress.commands import Commands
 from kdcompress.api.compress.contest import Contender
@@ -33,6 +33,7 @@ from kdcompress.data import load_source
 from kdcompress.engine.progress import Silent
 from kdcompress.errors import UserError
 from kdcompress.methods.reskd import ResKdTask
+from kdcompress.models.candidates import Series
 from kdcompress.options import CompressOptions, DataOptions
 from kdcompress.results import CompressResult, EvalResult, PlanResult
 
@@ -253,18 +254,24 @@ class Resized:
 
     macs = 1000
 
-    def of_kind(self, kind: str, most: float) -> Student:
-        return Student(kind, "the teacher's", int(most), side=8)
+    def of_kind(self, kind: str, most: float, *, resized: bool = True) -> Student | None:
+        return Student(kind, "the teacher's", int(most), side=8) if resized else None
 
 
 def test_a_first_member_that_nobody_needs_is_not_trained(teacher: Path) -> None:
     """Half of the time would go into a network that cannot answer."""
     resized: Any = Resized()  # it takes another input than a res-student would
-    assert pair(resized, "resized", 500.0, handover=False) == (None, None)
-    first, second = pair(resized, "resized", 500.0, handover=True)
+    assert pair(resized, "resized", 500.0, handover=False, steps=400) == (None, None)
+    first, second = pair(resized, "resized", 500.0, handover=True, steps=400)
     assert first is not None
     assert second is None
     known = students(teacher)
+    (_, all_of_them), (_, half) = (pair(known, "layers", 0.35 * known.macs, True, steps) for steps in (100, 400))
+    assert all_of_them is not None
+    assert half is not None
+    assert (all_of_them.share, half.share) == (1.0, 0.55), "of the images, where there are many"
+    assert half.options == {**all_of_them.options, "focus": 0.5}
+    assert half.name == all_of_them.name
     alone = Plan.of(known, 0.022 * known.macs, handover=False, fine_tunes=False, steps=41)
     assert (alone.first is None) == (alone.second is None)
     assert len(alone.lines(30, Costs({each.name: 1.0 for each in alone.students()}, 1.0), 1000)) >= 2
@@ -321,6 +328,41 @@ def test_a_plan_of_two_numbers_is_finite() -> None:
     assert any("About" in line for line in plan.lines(10, costs, 1000))
 
 
+@pytest.mark.parametrize(("reference", "arch"), [("resnet18", None), ("py:mine:network", None), ("a.pth", "resnet18")])
+def test_the_teacher_at_a_smaller_size_keeps_its_weights(
+    teacher: Path, reference: str, arch: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By name alone a student is drawn at random: of timm's teachers, the best candidate was trained from scratch."""
+    known = students(teacher)
+    fake: Any = SimpleNamespace(reference=reference, arch=arch, prep=SimpleNamespace(size=(224, 224)), model=None)
+    known.network, known.channels, known.macs = fake, 3, 224**2
+    monkeypatch.setattr(candidates, "is_fixed", lambda _: False)
+    monkeypatch.setattr(candidates, "profile", lambda _, size: SimpleNamespace(macs=size[1] * size[2]))
+    found = known._resized(known.macs / 2)
+    assert found is not None
+    expected = {"student": reference, "input_size": "3x128x128"}
+    if reference == "resnet18":
+        expected["pretrained"] = True
+    assert found.options == (expected if arch is None else {**expected, "student_arch": arch})
+
+
+def test_a_large_budget_has_a_network_with_weights(teacher: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """For a ViT there was one from scratch, though timm has weights of several networks of that cost."""
+    known = students(teacher)
+    known.channels, known.size = 3, (224, 224)
+    costs = {"convnext_small": 8_700, "convnext_tiny": 4_500, "mobilenetv3_large_100": 220}
+    monkeypatch.setattr(
+        known, "counted", lambda spec: costs.get(spec, 50_000 if "_large" in spec or "_base" in spec else 100)
+    )
+    monkeypatch.setattr(known, "_has_weights", lambda _: True)
+    assert known._pretrained(8_800).spec == "convnext_small"
+    monkeypatch.setattr(known, "_layers", lambda _: None)
+    monkeypatch.setattr(known, "_resized", lambda _: None)
+    monkeypatch.setattr(known, "_scratch", lambda most: Student("scratch", "resnet", most))
+    monkeypatch.setattr(candidates, "with_weights", lambda _: [Series("few", "1", ("mobilenetv3_large_100",))])
+    assert [each.kind for each in known.within(8_800)] == ["pretrained", "scratch"], "far below, but with weights"
+
+
 @pytest.mark.parametrize(("reference", "pretrained"), [("resnet18", True), ("runs/teacher", False)])
 def test_a_network_of_timm_is_fine_tuned_from_its_weights(
     reference: str, pretrained: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -367,7 +409,8 @@ def test_int8_may_be_what_keeps_a_time(tmp_path: Path, monkeypatch: pytest.Monke
     own = {"form": "single", "top1": 88.0, "macs": 30.0, "ms": 4.0, "chosen": True, "within": False}
     result: Any = SimpleNamespace(run="net", contenders=[{"form": "teacher", **TEACHER}, own])
     scored = SimpleNamespace(top1=87.5, macs=30, expected_macs=None)
-    monkeypatch.setattr(verdict, "evaluate", lambda *_, **__: scored)
+    monkeypatch.setattr(verdict, "evaluate_file", lambda *_: scored)
+    monkeypatch.setattr(verdict, "load_network", lambda _: None)
     monkeypatch.setattr(verdict, "_milliseconds", lambda *_: [4.0, 2.5])
     for wanted, within in ((3.0, True), (2.0, False)):
         heard = Heard()

@@ -431,7 +431,7 @@ def test_growing_by_search_is_refused_where_it_cannot_be(
 
 def test_a_pretrained_search_takes_architectures_with_weights(single: Path, tmp_path: Path) -> None:
     """After hours of trials the winner could not be had; or the flag would be ignored."""
-    specs = [spec for one in with_weights(series_for((224, 224))) for spec in one.specs]
+    specs = [spec for one in with_weights((224, 224)) for spec in one.specs]
     assert "mobilenetv3_small_100" in specs
     assert all(timm.is_model_pretrained(spec) for spec in specs)
     with pytest.raises(UserError, match="8x8 pixels has pretrained weights"):

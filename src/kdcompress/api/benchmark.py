@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -22,7 +23,7 @@ from kdcompress.export.onnx_network import OnnxNetwork, is_onnx, open_onnx
 from kdcompress.gating import expected_macs
 from kdcompress.models.loading import INPUT_SIZE, Network, load_network
 from kdcompress.options import BenchmarkOptions
-from kdcompress.references import has_weights, needs_arch
+from kdcompress.references import UNLABELLED, has_weights, needs_arch
 from kdcompress.results import BenchmarkResult
 
 
@@ -103,13 +104,20 @@ def _opened(
     for network in loaded:
         if options.data is None:
             options = inherit(options, network.record)
-    source = open_data(options) if options.data is not None else None
+    source = open_data(options, _divided_by(loaded, options), is_teacher=True) if options.data is not None else None
     timed = [each for network in loaded for each in _timed(network, source, options, place, reporter)]
     if source is None and any(network.gated is not None for network in timed):
         raise usage_error("A gated network is timed on real images, and no data are named.", "Add --data.")
     if source is None:
         reporter.note("Notice: no data are named, so the images are random.")
     return timed, options, source
+
+
+def _divided_by(loaded: Sequence[Network | OnnxNetwork], options: BenchmarkOptions) -> Network | None:
+    """The network whose run knows how the images were divided; of images without labels, any that answers them."""
+    networks = [each for each in loaded if isinstance(each, Network)]
+    runs = [each for each in networks if each.record.get("options")]
+    return next(iter(runs or (networks if str(options.data).startswith(UNLABELLED) else [])), None)
 
 
 def _timed(
@@ -127,7 +135,13 @@ def _timed(
             settle_input(network, source, options, reporter.note, "--arch")
         elif options.input_size is None:
             note_assumed(network, reporter.note, "--arch")
-    if source is not None and network.prep.channels != (channels := choose_channels(source, options)):
+    known = source is not None and network.record.get("data_fingerprint") == source.fingerprint
+    trained_on_it = known and options.input_size is None
+    if (
+        source is not None
+        and not trained_on_it
+        and network.prep.channels != (channels := choose_channels(source, options))
+    ):
         own, name = network.prep.channels, network.reference
         remedy = f"Name {name},in_chans={channels}" if not has_weights(name) else "Benchmark it by itself"
         problem = f"All networks get the same images: these have {channels} channel(s), and {name} takes {own}."
@@ -161,6 +175,7 @@ def _rows(
                     "engine": network.engine,
                     "precision": network.precision,
                     "batch_size": size,
+                    "mean_ms": round(own.mean_ms, 4),
                     "p50_ms": round(own.percentile_ms(50), 4),
                     "p95_ms": round(own.percentile_ms(95), 4),
                     "images_per_second": round(own.images_per_second, 1),

@@ -22,6 +22,7 @@ from kdcompress.errors import usage_error
 from kdcompress.export.metadata import FileFacts
 from kdcompress.export.onnx_network import open_onnx, runner
 from kdcompress.gating import expected_macs
+from kdcompress.models.loading import Network
 from kdcompress.option_set import flag
 from kdcompress.options import EvalOptions, ProfileFlopsOptions
 from kdcompress.results import EvalResult, ProfileResult
@@ -29,11 +30,12 @@ from kdcompress.results import EvalResult, ProfileResult
 PASSES = 2
 
 
-def evaluate_file(options: EvalOptions, reporter: Reporter) -> EvalResult:
+def evaluate_file(options: EvalOptions, reporter: Reporter, run: Network | None = None) -> EvalResult:
     """Score an exported file by ONNX Runtime, on the CPU.
 
     Args:
         options: Those of ``eval``; ``run`` is the file.
+        run: The network that it was exported from, if it is there: its run knows how the images were divided.
 
     Raises:
         UserError: As :func:`~kdcompress.export.onnx_network.open_onnx`; no data are named, or they do not fit.
@@ -46,7 +48,7 @@ def evaluate_file(options: EvalOptions, reporter: Reporter) -> EvalResult:
     options = inherit(options, network.record)
     if options.data is None:
         raise usage_error(f"{options.run} names no data.", "Say which to score it on: --data.")
-    source = open_data(options, classes=network.class_names)
+    source = open_data(options, run, classes=network.class_names)
     check_classes(network, source, "file")
     check_images(network, source, options, options.split, "file")
     data = Data(source, network.prep, options, place.device, note=reporter.note)
@@ -56,11 +58,11 @@ def evaluate_file(options: EvalOptions, reporter: Reporter) -> EvalResult:
         images = source.test if options.split == "test" and source.test is not None else source.train
         batches = RawBatches(images, split.images.ids, network.prep.channels, options.batch_size)
     reporter.note(f"Scoring {network.path.name} on the {options.split} split of {source.spec}.")
-    run, macs = runner(network.session), network.stage_macs
+    answer, macs = runner(network.session), network.stage_macs
     gated = facts["gate"] is not None
 
     def forward(images: Tensor) -> Any:
-        return run(images) if gated else run(images)[0]
+        return answer(images) if gated else answer(images)[0]
 
     scores = compare([forward], batches, place, passes=PASSES, exits=[len(macs) if gated else 0])[0]
     measured = gated_facts({**facts["gate"]}, scores, macs, _teacher(facts)) if facts["gate"] is not None else {}

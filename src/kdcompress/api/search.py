@@ -106,13 +106,11 @@ def _space_of(residual: Residual, job: Job[AddResStudentOptions]) -> list[Candid
     counted = functools.cache(
         lambda spec: macs_of(new_member(ModelSpec.parse(spec), residual.base, job.options.seed).model)
     )
-    series = series_for(size)
-    if job.options.pretrained:
-        series = with_weights(series)
-        if not series:
-            side = "x".join(map(str, size))
-            problem = f"--pretrained: no architecture of the search for images of {side} pixels has pretrained weights."
-            raise usage_error(problem, "Leave out --pretrained, or give a larger --input-size to distill.")
+    series = with_weights(size) if job.options.pretrained else series_for(size)
+    if not series:
+        side = "x".join(map(str, size))
+        problem = f"--pretrained: no architecture of the search for images of {side} pixels has pretrained weights."
+        raise usage_error(problem, "Leave out --pretrained, or give a larger --input-size to distill.")
     candidates = affordable(series, counted, share * teacher)
     if not candidates:
         least = cheapest(series, counted)

@@ -182,7 +182,7 @@ class Trainer:
         self.epoch, self.step, self.update = 0, 0, 0
         self.phase, self.history = phase, list(history)
         self.sums: dict[str, Tensor] = {}
-        self.seconds = 0.0
+        self.seconds = self.preparing = 0.0
         self.bad_step = torch.full((), -1, device=place.device)
         if place.world > 1:
             barrier()
@@ -210,7 +210,7 @@ class Trainer:
         began, now = time.perf_counter() - self.seconds, time.perf_counter()
         if not self.batches.prepare(len(self.history), lambda: stop.requested):
             self.interrupt()
-        self.preparing = time.perf_counter() - now
+        self.preparing += time.perf_counter() - now
         barrier()
         with in_contact():
             return self._run_epoch(stop, reporter, began)
@@ -265,7 +265,7 @@ class Trainer:
 
     def next_epoch(self) -> None:
         """Reset what is counted per epoch."""
-        self.epoch, self.step, self.sums, self.seconds = self.epoch + 1, 0, {}, 0.0
+        self.epoch, self.step, self.sums, self.seconds, self.preparing = self.epoch + 1, 0, {}, 0.0, 0.0
 
     def _step(self, input: Tensor, target: Tensor, cached: Mapping[str, Tensor], images: int) -> bool:
         """One batch: forward, backward, and an optimiser update after every ``grad_accum`` batches.
@@ -405,6 +405,7 @@ class Trainer:
                 "step": self.step,
                 "update": self.update,
                 "seconds": self.seconds,
+                "preparing": self.preparing,
                 "history": self.history,
                 "sums": self.sums,
                 "state_dict": unwrap_model(task.get_trainable_module()).state_dict(),
@@ -441,6 +442,7 @@ class Trainer:
             self.scaler.load_state_dict(state["scaler"])
         self.epoch, self.step, self.update = state["epoch"], state["step"], state["update"]
         self.seconds, self.history = state["seconds"], state["history"]
+        self.preparing = state.get("preparing", 0.0)
         self.sums = {key: value.to(self.place.device) for key, value in state["sums"].items()}
 
     def _fixed_options(self) -> dict[str, Any]:

@@ -25,6 +25,11 @@ NAMED = {
     ("mobilenetv2", "deeper"): ("mobilenetv2_110d", "mobilenetv2_120d"),
     ("efficientnet", "tinynet"): ("tinynet_e", "tinynet_d", "tinynet_c", "tinynet_b", "tinynet_a"),
 }
+# only with timm's weights, where the other families are too cheap for the budget
+NAMED_LARGE = {
+    ("convnext", "small"): ("convnext_atto", "convnext_femto", "convnext_pico", "convnext_nano"),
+    ("convnext", "large"): ("convnext_tiny", "convnext_small", "convnext_base", "convnext_large"),
+}
 
 
 @dataclass(frozen=True)
@@ -51,12 +56,16 @@ def series_for(size: tuple[int, int]) -> list[Series]:
     return list(_small() if max(size) <= SMALL_SIDE else _large())
 
 
-def with_weights(series: Iterable[Series]) -> list[Series]:
-    """Those of the specs that timm has pretrained weights of: no other depths or widths than those with a name."""
+def with_weights(size: tuple[int, int]) -> list[Series]:
+    """Series for images (H, W) of architectures that timm has pretrained weights of; none for small images."""
     from timm.models import is_model_pretrained
 
+    if max(size) <= SMALL_SIDE:
+        return []
+    more = (Series(family, depth, names) for (family, depth), names in NAMED_LARGE.items())
     trained = (
-        Series(one.family, one.depth, tuple(spec for spec in one.specs if is_model_pretrained(spec))) for one in series
+        Series(one.family, one.depth, tuple(spec for spec in one.specs if is_model_pretrained(spec)))
+        for one in (*_large(), *more)
     )
     return [one for one in trained if one.specs]
 

@@ -180,7 +180,7 @@ def _carried_out(
     done = spent_seconds(run.path)
     until = began - done + (1 - RESERVE / 2) * options.time_limit
     course = Course.of(reporter, prospect.plan, prospect.epochs, prospect.costs, until)
-    views = prospect.plan.views(prospect.epochs)
+    views = None if prospect.source.is_raw else prospect.plan.views(prospect.epochs)
     commands = Commands(options, run.path, reporter, prospect.source.num_classes, course, views)
     try:
         ready = prospect.with_trained_teacher(commands)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import itertools
 import re
@@ -11,6 +12,7 @@ from dataclasses import dataclass, field
 from kdcompress.api.cost import macs_of
 from kdcompress.api.inputs import is_fixed
 from kdcompress.api.teacher import Teacher
+from kdcompress.data.focus import OTHERS
 from kdcompress.errors import UserError
 from kdcompress.flops import profile
 from kdcompress.models.assemble import new_network
@@ -18,6 +20,7 @@ from kdcompress.models.build import ModelSpec
 from kdcompress.models.candidates import LEAST, affordable, series_for, with_weights
 from kdcompress.models.loading import Network
 from kdcompress.models.staged import Staged
+from kdcompress.references import is_of_timm
 
 FAMILY = re.compile(r"resnet(\d+)_cifar")
 DEPTHS = (8, 14, 20, 32, 44, 56)
@@ -28,6 +31,7 @@ STEPS = {False: 4, True: 32}  # pixels between the sides of a smaller input, of 
 SMALLEST_SIDE = 8
 NEAR = 0.6  # of what is affordable: a cheaper network is another choice, not this one
 STILL_NEAR = 0.4  # where cost comes in steps, as of the teacher at a smaller size
+RESIZED = "resized"  # a kind of student
 FIRST = "resnet"  # the family of what is trained from scratch
 HALF_WIDTH = 2  # position of half the width in a series: narrower ones are deeper than they are worth
 
@@ -43,6 +47,7 @@ class Student:
         macs: Per image.
         side: Of its input, where that is not the teacher's.
         options: Of ``distill``, besides the student.
+        share: Of the images, that it is trained on.
     """
 
     kind: str
@@ -50,11 +55,23 @@ class Student:
     macs: int
     side: int | None = None
     options: dict[str, object] = field(default_factory=dict)
+    share: float = 1.0
+
+    @property
+    def key(self) -> str:
+        """By which it is known what its epochs take."""
+        return self.name if self.share == 1 else f"{self.name} on {self.share:g} of the images"
 
     @property
     def name(self) -> str:
         """For tables."""
         return f"the teacher at {self.side} px" if self.side else self.spec
+
+
+def focused(student: Student, share: float) -> Student:
+    """A student that is to be a res-student, trained on so many of the images (``--focus``)."""
+    options = {**student.options, "focus": share}
+    return dataclasses.replace(student, options=options, share=share + OTHERS * (1 - share))
 
 
 class Students:
@@ -78,16 +95,20 @@ class Students:
         """One of each kind that there is: the dearest of at most ``most`` MACs; the most promising kinds first.
 
         One from scratch only where nothing of about that cost has weights to start from: after an epoch of CIFAR-10
-        it was 22 points behind the teacher's layers.
+        it was 22 points behind the teacher's layers. There, a cheaper one with timm's weights is tried, too.
         """
         found = [each for each in (self._layers(most), self._resized(most), self._pretrained(most)) if each is not None]
-        if not any(each.macs >= NEAR * most for each in found) and (scratch := self._scratch(most)) is not None:
-            found.append(scratch)
+        if not any(each.macs >= NEAR * most for each in found):
+            found += [each for each in (self._pretrained(most, near=0.0), self._scratch(most)) if each is not None]
         return found
 
-    def of_kind(self, kind: str, most: float) -> Student | None:
-        """The dearest of this kind within ``most``, or else of any."""
-        found = self.within(most)
+    def of_kind(self, kind: str, most: float, *, resized: bool = True) -> Student | None:
+        """The dearest of this kind within ``most``, or else of any.
+
+        Args:
+            resized: Whether it may take smaller images than the data's.
+        """
+        found = [each for each in self.within(most) if resized or each.kind != RESIZED]
         return next((each for each in found if each.kind == kind), found[0] if found else None)
 
     def cheapest(self) -> int:
@@ -131,16 +152,18 @@ class Students:
                 }
                 if self.network.arch is not None:
                     given["student_arch"] = self.network.arch
-                return Student("resized", self.network.reference, macs, smaller, given)
+                elif is_of_timm(self.network.reference):
+                    given["pretrained"] = True
+                return Student(RESIZED, self.network.reference, macs, smaller, given)
         return None
 
-    def _pretrained(self, most: float) -> Student | None:
+    def _pretrained(self, most: float, near: float = NEAR) -> Student | None:
         """One of timm's networks with weights, if they can be had."""
         if min(self.size) < WORTH_PRETRAINED or self.channels != 3:
             return None
-        ranked = affordable(with_weights(series_for(LARGE)), self.counted, most)
+        ranked = affordable(with_weights(LARGE), self.counted, most)
         found = max(ranked, key=lambda each: each.macs, default=None)
-        if found is None or found.macs < NEAR * most or not self._has_weights(found.spec):
+        if found is None or found.macs < near * most or not self._has_weights(found.spec):
             return None
         given: dict[str, object] = {"student": found.spec, "pretrained": True, "input_size": self._sides}
         return Student("pretrained", found.spec, found.macs, options=given)

@@ -29,7 +29,7 @@ from kdcompress.options import (
     GateCalibrateOptions,
     TrainTeacherOptions,
 )
-from kdcompress.references import has_weights
+from kdcompress.references import is_of_timm
 from kdcompress.results import CascadeResult, EvalResult, GateResult, TrainResult
 from kdcompress.runs import RunFolder, inner_runs
 
@@ -50,7 +50,8 @@ class Commands:
         folder: Where the runs go; one that is finished already is not run again.
         classes: K.
         course: Is told which command begins.
-        views: Of the images, for which all trainings share the teacher's outputs; 0: each has its own.
+        views: Of the images, for which all trainings share the teacher's outputs; 0: it runs in every step;
+            None: it answers once for each input, as inputs are not augmented.
     """
 
     options: CompressOptions
@@ -58,13 +59,13 @@ class Commands:
     reporter: Reporter
     classes: int
     course: Course
-    views: int = 0
+    views: int | None = 0
 
     def fine_tune(self, name: str, epochs: int, input_size: str) -> TrainResult:
         """The teacher, for the classes of the data, and for images of this size (``CxHxW``)."""
         given = self.options
         own = {"model": given.teacher, "arch": given.teacher_arch, "weights_key": given.weights_key, "epochs": epochs}
-        own |= {"pretrained": not has_weights(given.teacher), "input_size": input_size}
+        own |= {"pretrained": is_of_timm(given.teacher), "input_size": input_size}
         return self._trained(name, "train-teacher", train_teacher, TrainTeacherOptions, own)
 
     def single(self, name: str, teacher: dict[str, Any], student: dict[str, Any], epochs: int) -> TrainResult:
@@ -131,7 +132,7 @@ class Commands:
     ) -> TrainResult:
         begun = RunFolder(self.folder / name).record().get("options", {})  # of a training that was interrupted
         own = {**own, "epochs": begun.get("epochs", own["epochs"])}
-        if self.views and command != "train-teacher":
+        if self.views is not None and command != "train-teacher":
             own["target_views"] = str(self.views)
         result: TrainResult = self._run(name, command, run, kind, own, TrainResult)
         return result

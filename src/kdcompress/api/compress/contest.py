@@ -6,6 +6,7 @@ The rules are our choice. Everything is decided on the calibration split.
 from __future__ import annotations
 
 import bisect
+import dataclasses
 import math
 import statistics
 import time
@@ -16,6 +17,7 @@ from typing import Any
 from kdcompress.api.compress.candidates import Student, Students
 from kdcompress.api.compress.commands import Commands
 from kdcompress.api.compress.plan import (
+    CALIBRATION,
     FIRST,
     HANDOVER,
     LOOK,
@@ -67,6 +69,9 @@ class Contest:
         before: Seconds that earlier, interrupted attempts took.
         within: Limit of a gate in the trials.
         dropped: What the trials left behind.
+        tried: Epochs of the trials, by the names of their runs.
+        planned: Seconds of an epoch of each student, as planned.
+        measured: Names of the students whose seconds were measured since.
         cached: Views of the images for which a training has cached the teacher's outputs; all see the same views.
         limit: That of the result: from the top-1 of a cascade with all members to options of ``gate-calibrate``.
     """
@@ -84,19 +89,27 @@ class Contest:
     began: float = field(default_factory=time.perf_counter)
     dropped: list[Contender] = field(default_factory=list)
     cached: int = 0
+    tried: dict[str, int] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.planned = dict(self.costs.training)
+        self.measured: set[str] = set()
 
     def run(self) -> list[Contender]:
         """Trials, then trainings of what may win; what may not is in ``dropped``."""
         single, first, second = self.plan.singles[0], self.plan.first, self.plan.second
         forms = {SINGLE}
-        if self.plan.has_trials:
+        looked = self._looked_at() if self.plan.has_trials else []
+        if len(looked) == 1 and first is None:  # there is nothing left to choose
+            single = looked[0][0]
+        elif looked:
             short = self.plan.trial_epochs(self.epochs)
-            singles = {each.kind: self._single(f"{TRIAL_OF}{each.kind}", each, own) for each, own in self._looked_at()}
+            singles = {each.kind: self._single(f"{TRIAL_OF}{each.kind}", each, own) for each, own in looked}
             kind = max(singles, key=lambda kind: singles[kind].top1)
             single = next(each for each in self.plan.singles if each.kind == kind)
             tried = [singles[kind]]
             if first is not None:
-                first, second = pair(self.students, kind, self.plan.most, self.plan.handover)
+                first, second = pair(self.students, kind, self.plan.most, self.plan.handover, self.plan.steps)
             if first is not None:
                 tried += self._cascades(TRIAL_OF, first, second, short, self.within, {PAIR, HANDOVER})
             best = max(each.top1 for each in tried)
@@ -125,8 +138,12 @@ class Contest:
             scores = ", ".join(f"{each.kind} {seen[each.kind].top1:.2f} %" for each in order)
             going = ", ".join(each.kind for each in kept)
             self.commands.reporter.note(f"After {look} epoch(s): {scores}. Going on: {going}")
-        trials = [(each, self.plan.single_trial_epochs(each, self.epochs, self.costs)) for each in kept]
-        known = {f"{TRIAL_OF}{each.kind}": (each.name, own) for each, own in trials}
+        # both members of a pair are still to be measured: of what was planned alone, the ratio is right
+        planned = dataclasses.replace(self.costs, training=self.planned)
+        trials = [(each, self.plan.single_trial_epochs(each, self.epochs, planned)) for each in kept]
+        if self.plan.is_settled(self.epochs):
+            return trials
+        known = {f"{TRIAL_OF}{each.kind}": (each.key, own) for each, own in trials}
         self.commands.course.replace([f"{TRIAL_OF}{each.kind}" for each in singles], known)
         return trials
 
@@ -139,24 +156,32 @@ class Contest:
             members[FIRST] = first
         if PAIR in cascades and second is not None:
             members[PAIR] = second
-        each = sum(self.costs.training[student.name] for student in members.values())
-        own = self.costs.training[single.name]
+        each = sum(self.costs.training[student.key] for student in members.values())
+        own = self.costs.training[single.key]
         # without a time budget, a student alone is trained for as long as a pair takes
-        pairs = sum(self.costs.training[student.name] for student in (first, second) if student is not None)
+        pairs = sum(self.costs.training[student.key] for student in (first, second) if student is not None)
         rival = max(self.epochs, round(pairs * self.epochs / own))
         # of an attempt that goes on, the parts are those of the whole
         whole = self._left + sum(self.commands.spent(name) for name in (FIRST, PAIR, SINGLE))
         part = whole / 2 if SINGLE in forms else whole
         epochs = self._fitting(each, part, self.epochs) if members else self.epochs
-        ahead = {name: (student.name, epochs) for name, student in members.items()}
+        ahead = {name: (student.key, epochs) for name, student in members.items()}
         if SINGLE in forms:
-            ahead[SINGLE] = single.name, self._fitting(own, whole - epochs * each, rival)
+            ahead[SINGLE] = single.key, self._fitting(own, whole - epochs * each, rival)
         self.commands.course.replace((FIRST, PAIR, SINGLE), ahead)
         self.commands.course.fills = False
         if members and first is not None:
-            made += self._cascades("", first, second, epochs, self.limit, cascades, part)
+            short = self.tried.get(f"{TRIAL_OF}{FIRST}", 0)
+            if short >= epochs:  # there was less time than planned: the trials are better than what is still possible
+                made += self._cascades(TRIAL_OF, first, second, short, self.limit, cascades, gated="gated-last")
+            else:
+                made += self._cascades("", first, second, epochs, self.limit, cascades, part)
         if SINGLE in forms or not made:  # no gate may be within the budget
-            made.append(self._single(SINGLE, single, self._fitting(own, self._left, rival)))
+            alone, short = self._fitting(own, self._left, rival), self.tried.get(f"{TRIAL_OF}{single.kind}", 0)
+            name, alone = (f"{TRIAL_OF}{single.kind}", short) if short >= alone else (SINGLE, alone)
+            made.append(self._single(name, single, alone))
+        answers = {each.run for each in made}
+        self.dropped = [each for each in self.dropped if each.run not in answers]
         return made
 
     @property
@@ -173,12 +198,13 @@ class Contest:
             return otherwise
 
         def seconds(epochs: int) -> float:
-            return epochs * cost + self.costs.teacher * max(min(epochs, self.commands.views) - self.cached, 0)
+            return epochs * cost + self.costs.teacher * max(min(epochs, self.commands.views or 0) - self.cached, 0)
 
         return bisect.bisect_right(range(2, MOST_EPOCHS + 1), left, key=seconds) + 1
 
     def _single(self, name: str, student: Student, epochs: int) -> Contender:
         result = self.commands.single(name, self.teacher, student.options, epochs)
+        self.tried[name] = result.epochs
         self._measure(student, name)
         return Contender(SINGLE, str(result.run), student.name, result.epochs, result.top1)
 
@@ -191,19 +217,22 @@ class Contest:
         limit: Limit,
         forms: set[str],
         seconds: float = math.inf,
+        gated: str = "gated",
     ) -> list[Contender]:
         """Train the members, and give each form of cascade a gate.
 
         Args:
+            gated: How the names of runs with a gate end.
             epochs: Of each member; of the second what is left of ``seconds``, where those are finite.
         """
         own = self.commands.first(f"{prefix}{FIRST}", self.teacher, first.options, epochs)
+        self.tried[f"{prefix}{FIRST}"] = own.epochs
         self._measure(first, f"{prefix}{FIRST}")
         wholes: list[Contender] = []
         if PAIR in forms and second is not None:
             more = epochs
             if not math.isinf(seconds):
-                more = self._fitting(self.costs.training[second.name], seconds - self.commands.spent(FIRST))
+                more = self._fitting(self.costs.training[second.key], seconds - self.commands.spent(FIRST))
             whole = self.commands.res_student(f"{prefix}{PAIR}", str(own.run), second.options, more)
             self._measure(second, f"{prefix}{PAIR}")
             names = f"{first.name} + {second.name}"
@@ -216,13 +245,16 @@ class Contest:
             assert joined.top1 is not None
             names = f"{first.name}, then the teacher"
             wholes.append(Contender(HANDOVER, str(joined.run), names, own.epochs, joined.top1))
-        gated = [self._gated(f"{prefix}{each.form}-gated", each, limit) for each in wholes]
-        return [each for each in gated if each is not None]
+        found = [self._gated(f"{prefix}{each.form}-{gated}", each, limit) for each in wholes]
+        return [each for each in found if each is not None]
 
     def _gated(self, name: str, whole: Contender, limit: Limit) -> Contender | None:
         """A cascade with a gate; None where no gate is within the budget."""
+        full = whole.top1
+        if self.commands.options.max_drop is not None and limit is self.limit:  # trainings may be in lower precision
+            full = self.commands.score(whole.run, "calibration", score_teacher=False).top1
         try:
-            gate = self.commands.gate(name, whole.run, limit(whole.top1))
+            gate = self.commands.gate(name, whole.run, limit(full))
         except UserError as error:
             if error.exit_code != USAGE:  # a full disk, say
                 raise
@@ -234,5 +266,10 @@ class Contest:
     def _measure(self, student: Student, name: str) -> None:
         """Learn from a training what an epoch takes, without the targets that it cached."""
         if seconds := self.commands.seconds_of_epochs(name):
-            self.costs.training[student.name] = statistics.median(seconds)
-            self.cached = max(self.cached, min(len(seconds), self.commands.views))
+            own = (1 + CALIBRATION[self.plan.caches]) * statistics.median(seconds)
+            self.measured.add(student.key)
+            if len(self.measured) == 1 and student.key in self.planned:  # the others were planned as well, or as badly
+                known = own / self.planned[student.key]
+                self.costs.training.update({each: known * cost for each, cost in self.planned.items()})
+            self.costs.training[student.key] = own
+            self.cached = max(self.cached, min(len(seconds), self.commands.views or 0))

@@ -53,12 +53,13 @@ class Course:
             made.ahead[TEACHER] = TEACHER, 0
         if plan.has_trials:
             look, short = plan.look_epochs(epochs), plan.trial_epochs(epochs)
-            made.ahead |= {f"{LOOK}{each.kind}": (each.name, look) for each in plan.singles if look}
-            for each in plan.singles[:1] if look else plan.singles:
-                made.ahead[f"{TRIAL_OF}{each.kind}"] = each.name, plan.single_trial_epochs(each, epochs, costs)
-            made.ahead |= {f"{TRIAL_OF}{name}": (each.name, short) for name, each in plan.members().items()}
-        made.ahead |= {name: (each.name, epochs) for name, each in plan.members().items()}
-        single = plan.singles[0].name
+            made.ahead |= {f"{LOOK}{each.kind}": (each.key, look) for each in plan.singles if look}
+            tried = plan.singles[:1] if look else plan.singles
+            for each in () if plan.is_settled(epochs) else tried:
+                made.ahead[f"{TRIAL_OF}{each.kind}"] = each.key, plan.single_trial_epochs(each, epochs, costs)
+            made.ahead |= {f"{TRIAL_OF}{name}": (each.key, short) for name, each in plan.members().items()}
+        made.ahead |= {name: (each.key, epochs) for name, each in plan.members().items()}
+        single = plan.singles[0].key
         made.ahead[SINGLE] = single, max(epochs, round(epochs * plan.pair_seconds(costs) / costs.training[single]))
         return made
 

@@ -6,12 +6,14 @@ import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from kdcompress.api.compress.candidates import Student, Students
+from kdcompress.api.compress.candidates import Student, Students, focused
 from kdcompress.api.targets import VIEWS
 from kdcompress.errors import usage_error
 from kdcompress.models.candidates import MOST_SECOND
 
 FIRST_SHARE, SECOND_SHARE = 0.6, 1.7  # MACs of the members of a pair, of what an image may cost
+FOCUS = 0.5  # of the images, for a res-student: as accurate behind a gate, in little more than half of the time
+FOCUS_STEPS = 200  # of an epoch; of fewer images it gets all
 UNTIL_ENOUGH = 0.5  # of the teacher's MACs: where accuracy is the budget, networks of this cost compete
 TRIAL = 1 / 8  # of the epochs, for every candidate; the rest is for those that may still win
 LEAST_EPOCHS = 3  # of a trial: after one, a pair was 2.7 points behind a student alone that it led by 2 after four
@@ -23,6 +25,7 @@ MOST_EPOCHS = 400  # of a training: more gain nothing
 # names of the run folders; those of short trainings have a prefix
 TEACHER, SINGLE, FIRST, PAIR, HANDOVER = "teacher", "single", "first", "pair", "handover"
 LOOK, TRIAL_OF = "look-", "trial-"
+CALIBRATION = {True: 0.05, False: 0.12}  # of an epoch: scoring the calibration split, cached or read from the disk
 RESERVE = 0.05  # of the time budget, for gates, scores and what the estimate got wrong
 
 
@@ -31,7 +34,7 @@ class Costs:
     """Seconds of an epoch of each student, and of all images through the teacher.
 
     Attributes:
-        training: By the name of the student; with the teacher's part, where its outputs are not cached.
+        training: By the key of the student; with the teacher's part, where its outputs are not cached.
         teacher: Per view.
         fine_tuning: Of the teacher in all, before anything else.
     """
@@ -90,7 +93,7 @@ class Plan:
             least = math.ceil(1e4 * students.cheapest() / students.macs) / 1e4
             problem = f"No network is within {most / students.macs:.2%} of the teacher's {students.macs:,} MACs."
             raise usage_error(problem, f"The cheapest needs {spelled(least)}.")
-        first, second = pair(students, singles[0].kind, most, handover)
+        first, second = pair(students, singles[0].kind, most, handover, steps)
         return cls(most, singles, first, second, handover, fine_tunes, steps, caches)
 
     def trial_epochs(self, epochs: int) -> int:
@@ -103,7 +106,7 @@ class Plan:
         short = self.trial_epochs(epochs)
         if self.second is None:
             return short
-        return max(short, round(short * self.pair_seconds(costs) / costs.training[student.name]))
+        return max(short, round(short * self.pair_seconds(costs) / costs.training[student.key]))
 
     def views(self, epochs: int) -> int:
         """Of the images, for which the teacher's outputs are cached, of a plan for so many ``epochs``; 0: each training
@@ -112,6 +115,10 @@ class Plan:
         if not self.caches:
             return 0
         return min(VIEWS, epochs, max(LEAST_VIEWS, math.ceil(epochs / TIMES)))
+
+    def is_settled(self, epochs: int) -> bool:
+        """Whether a look leaves one student alone, and nothing that it would have to be compared with."""
+        return self.look_epochs(epochs) > 0 and self.first is None and len(self.singles) == 2
 
     def look_epochs(self, epochs: int) -> int:
         """Of every student alone, before those that are hopeless are dropped; 0 for no such look."""
@@ -140,19 +147,21 @@ class Plan:
 
     def pair_seconds(self, costs: Costs) -> float:
         """Of an epoch of each of them."""
-        return sum(costs.training[each.name] for each in self.members().values())
+        return sum(costs.training[each.key] for each in self.members().values())
 
     def seconds(self, epochs: int, costs: Costs) -> float:
         """Estimated: trials, after a look of one student alone; then a pair, and a student alone for as long."""
-        final = 2 * self.pair_seconds(costs) or costs.training[self.singles[0].name]
+        final = 2 * self.pair_seconds(costs) or costs.training[self.singles[0].key]
         commands = PER_COMMAND * (2 * len(list(self.students())) + 4)
         short = self._trial_seconds(epochs, costs) if self.has_trials else 0.0
         return costs.fine_tuning + short + epochs * final + self.views(epochs) * costs.teacher + commands
 
     def _trial_seconds(self, epochs: int, costs: Costs) -> float:
         look, short = self.look_epochs(epochs), self.trial_epochs(epochs)
-        looks = look * sum(costs.training[each.name] for each in self.singles)
-        tried = [self.single_trial_epochs(each, epochs, costs) * costs.training[each.name] for each in self.singles]
+        looks = look * sum(costs.training[each.key] for each in self.singles)
+        if self.is_settled(epochs):
+            return looks
+        tried = [self.single_trial_epochs(each, epochs, costs) * costs.training[each.key] for each in self.singles]
         return looks + (max(tried) if look else sum(tried)) + short * self.pair_seconds(costs)
 
     def epochs_within(self, seconds: float, costs: Costs) -> int:
@@ -194,14 +203,18 @@ class Plan:
         return [*table, f"  {told}. About {minutes:.0f} min in all."]
 
 
-def pair(students: Students, kind: str, most: float, handover: bool) -> tuple[Student | None, Student | None]:
+def pair(
+    students: Students, kind: str, most: float, handover: bool, steps: int
+) -> tuple[Student | None, Student | None]:
     """First member and res-student for an average of ``most`` MACs per image, of this kind where there is one.
 
     Args:
         handover: Whether the first member is of use without a res-student.
+        steps: Of an epoch.
     """
-    first = students.of_kind(kind, FIRST_SHARE * most)
-    second = students.of_kind(kind, min(SECOND_SHARE * most, MOST_SECOND * students.macs))
-    if first is None or second is None or second.macs <= first.macs or "resized" in (first.kind, second.kind):
-        second = None  # members of a residual cascade share their input
-    return (first if second is not None or handover else None), second
+    # members of a residual cascade share their input; the teacher has its own
+    first = students.of_kind(kind, FIRST_SHARE * most, resized=False)
+    second = students.of_kind(kind, min(SECOND_SHARE * most, MOST_SECOND * students.macs), resized=False)
+    if first is not None and second is not None and second.macs > first.macs:
+        return first, second if steps < FOCUS_STEPS else focused(second, FOCUS)
+    return (students.of_kind(kind, FIRST_SHARE * most) if handover else None), None

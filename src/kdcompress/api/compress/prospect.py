@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from kdcompress.api.benchmark import benchmark
-from kdcompress.api.compress.candidates import Student, Students
+from kdcompress.api.compress.candidates import RESIZED, Student, Students
 from kdcompress.api.compress.commands import SHARED, Commands
 from kdcompress.api.compress.contest import Limit
 from kdcompress.api.compress.plan import TEACHER, UNTIL_ENOUGH, Costs, Plan
-from kdcompress.api.compress.probe import forward_seconds, training_seconds
+from kdcompress.api.compress.probe import forward_seconds, reading_seconds, training_seconds
 from kdcompress.api.fitting import check_channels, check_classes, has_other_classes, open_data
 from kdcompress.api.inputs import is_fixed
 from kdcompress.api.reference import inherit
@@ -41,6 +41,7 @@ class Prospect:
     Attributes:
         teacher_row: Of the verdict: ``networks``, ``top1`` on the calibration split, ``macs``.
         epochs: Of each member of a cascade.
+        reading: Seconds per image of reading photos from the disk.
     """
 
     options: CompressOptions
@@ -53,6 +54,7 @@ class Prospect:
     costs: Costs
     epochs: int
     teacher_row: dict[str, Any]
+    reading: float = 0.0
 
     @classmethod
     def of(
@@ -116,10 +118,11 @@ class Prospect:
         )
         row = {"networks": network.reference, "macs": students.macs}
         made = cls(options, place, reporter, source, teacher, students, plan, Costs({}, 0.0), options.epochs, row)
+        made.reading = reading_seconds(data)
         if known:
             made.costs, made.epochs = Costs(**known["costs"]), int(known["epochs"])
             # weights that could not be had then may be there now
-            made._measure([each for each in plan.students() if each.name not in made.costs.training], data.fit_size())
+            made._measure([each for each in plan.students() if each.key not in made.costs.training], data.fit_size())
             return made
         made.costs = made._probed(data.fit_size())
         if options.time_budget is not None:
@@ -176,8 +179,8 @@ class Prospect:
     @property
     def teacher_options(self) -> dict[str, Any]:
         """The teacher's reference, as options of ``distill``."""
-        own = ("teacher", "teacher_arch", "weights_key")
-        return {name: value for name in own if (value := getattr(self.options, name)) is not None}
+        arch = self.teacher.network.arch  # with the key of its weights, if a file has several sets
+        return {"teacher": self.options.teacher, **({"teacher_arch": arch} if arch else {})}
 
     @property
     def limit(self) -> Limit:
@@ -198,13 +201,15 @@ class Prospect:
 
     def _probed(self, images: int) -> Costs:
         place = self.place
-        teacher = FORWARD * images * forward_seconds(self.teacher.network.model, self.teacher.network.input_size, place)
+        forward = forward_seconds(self.teacher.network.model, self.teacher.network.input_size, place)
+        teacher = FORWARD * images * forward
         self.teacher.network.model.cpu()
         tuning = 0.0
         if self.plan.fine_tunes:
             model, size = copy.deepcopy(self.teacher.network.model), self.teacher.network.input_size
             known = self.teacher.network.num_classes
-            tuning = FINE_TUNING_EPOCHS * TRAINING * images * training_seconds(model, size, known, place)
+            step = training_seconds(model, size, known, place)
+            tuning = FINE_TUNING_EPOCHS * TRAINING * images * self._with_reading(step)
         self.costs = Costs({}, teacher, tuning)
         self._measure(list(self.plan.students()), images)
         return self.costs
@@ -213,12 +218,16 @@ class Prospect:
         """Seconds of an epoch of students, into the costs."""
         for student in students:
             side = (student.side, student.side) if student.side else self.students.size
-            resized = student.kind == "resized"
+            resized = student.kind == RESIZED
             model = copy.deepcopy(self.teacher.network.model) if resized else self.students.new(student.spec).model
             known = int(getattr(model, "num_classes", None) or self.source.num_classes)  # a teacher's may be others
             seconds = training_seconds(model, (self.students.channels, *side), known, self.place)
-            live = 0.0 if self.plan.caches else self.costs.teacher
-            self.costs.training[student.name] = TRAINING * images * seconds + live
+            live = 0.0 if self.plan.caches else self.costs.teacher / images
+            self.costs.training[student.key] = student.share * images * self._with_reading(TRAINING * seconds + live)
+
+    def _with_reading(self, step: float) -> float:
+        """Seconds per image of a step, and of reading it: one waits for the other, unless both need the same cores."""
+        return step + self.reading if self.place.device.type == "cpu" else max(step, self.reading)
 
 
 def _caches(data: Data) -> bool:
@@ -237,15 +246,14 @@ def _share_of_time(options: CompressOptions, teacher: Network, wanted: float) ->
     given = BenchmarkOptions(
         **shared,
         networks=(options.teacher,),
-        arch=(options.teacher_arch,) if options.teacher_arch else (),
+        arch=(teacher.arch,) if teacher.arch else (),
         input_size="x".join(map(str, teacher.input_size)),
         batch_size=str(options.batch_size),
         engine=options.engine,
         images=max(32, 4 * options.batch_size),
         split="calibration",
     )
-    row = benchmark(given).networks[0]
-    ms = 1000 * row["batch_size"] / row["images_per_second"]
+    ms = benchmark(given).networks[0]["mean_ms"]
     if ms <= wanted:
         raise usage_error(f"--target-ms {wanted:g} is no less than the teacher's {ms:.3g} ms.", "Give fewer.")
     return min(wanted / ms, 0.95)

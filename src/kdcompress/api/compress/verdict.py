@@ -9,10 +9,13 @@ from typing import Any
 from kdcompress.api.benchmark import benchmark
 from kdcompress.api.compress.commands import Commands
 from kdcompress.api.compress.contest import Contender
-from kdcompress.api.evaluate import evaluate
+from kdcompress.api.exported_file import evaluate_file
+from kdcompress.api.teacher import SEEN
 from kdcompress.engine.progress import Reporter
+from kdcompress.models.loading import load_network
 from kdcompress.options import BenchmarkOptions, CompressOptions, EvalOptions
 from kdcompress.results import CompressResult
+from kdcompress.runs import RunFolder
 
 INT8 = "int8"  # form of the row of an exported file
 TOLERANCE = 1.05  # of --target-ms: two measurements of one network differ by as much
@@ -24,9 +27,10 @@ class Verdict:
 
     Attributes:
         rows: For each contender ``form``, ``networks``, ``run`` (name of its folder), ``epochs``, ``top1``,
-            ``macs`` (expected, per image), ``macs_ratio``, ``ms`` with ``--target-ms``, ``points_lost``, and whether it
-            is ``within`` the budget and ``chosen``; all on the calibration split. The first is the teacher, the last
-            are those that were dropped after their trials (``dropped``).
+            ``macs`` (expected, per image), ``macs_ratio``, ``ms`` with ``--target-ms``, ``points_lost``, whether its
+            weights may know the images (``calibration_seen``), and whether it is ``within`` the budget and ``chosen``;
+            all on the calibration split. The first is the teacher, the last are those that were dropped after their
+            trials (``dropped``).
         chosen: The contender that is shipped.
         met: Whether it is within the budget; if not, it is the nearest.
     """
@@ -67,6 +71,11 @@ def judge(
         number = max(within, key=lambda number: (rows[number]["top1"], -rows[number]["macs"]))
     for other, row in enumerate(rows):
         row["chosen"] = other == number
+    if len({row["calibration_seen"] for row in rows}) > 1:
+        commands.reporter.note(
+            "Notice: some started from weights that may know the calibration images, on which they then look better "
+            "than the others. Compare them on the test split."
+        )
     first = {"form": "teacher", **teacher, "macs_ratio": 1.0, "chosen": False}
     early = []
     for each in dropped:
@@ -78,7 +87,7 @@ def judge(
 def with_int8(result: CompressResult, file: Path, options: CompressOptions, reporter: Reporter) -> list[dict[str, Any]]:
     """The contenders of a result with one more row after the chosen one: the same network in int8, as exported."""
     own, teacher = next(row for row in result.contenders if row.get("chosen")), result.contenders[0]
-    found = evaluate(EvalOptions(run=str(file), split="calibration"), reporter=reporter)
+    found = evaluate_file(EvalOptions(run=str(file), split="calibration"), reporter, load_network(str(result.run)))
     macs = found.macs if found.expected_macs is None else found.expected_macs
     row = {
         **own,
@@ -112,6 +121,7 @@ def _row(each: Contender, commands: Commands, teacher: dict[str, Any]) -> dict[s
         "points_lost": round(teacher["top1"] - found.top1, 4),
         "macs": round(macs, 1),
         "macs_ratio": round(macs / teacher["macs"], 6),
+        "calibration_seen": bool(RunFolder(Path(each.run)).record().get(SEEN)),
     }
 
 
@@ -123,10 +133,11 @@ def _milliseconds(networks: list[str], options: CompressOptions, reporter: Repor
         engine=options.engine,
         split="calibration",
         device=options.device,
+        precision=options.precision,
     )
     timed = benchmark(given, reporter=reporter).networks
     own = [row for row in timed if row["gated"] is not False]  # without those of gated runs with every member
-    return [round(1000 * row["batch_size"] / row["images_per_second"], 4) for row in own]
+    return [row["mean_ms"] for row in own]
 
 
 def _over(row: dict[str, Any], name: str, value: float) -> float:
