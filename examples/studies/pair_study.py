@@ -38,7 +38,7 @@ def main() -> None:
     parser.add_argument("--teacher", required=True)
     parser.add_argument("--first", default="resnet8_cifar,shortcut=A", help="S0")
     parser.add_argument("--second", default="resnet20_cifar,shortcut=A", help="R1")
-    singles = ["resnet8_cifar,width=1.25,shortcut=A", "resnet14_cifar,shortcut=A"]
+    singles = ["resnet14_cifar,shortcut=A", "resnet8_cifar,width=1.25,shortcut=A"]
     parser.add_argument("--singles", nargs="+", default=singles)
     budgets = [0.15, 0.1804, 0.2107]  # of ResNet-56, the singles have the first and the last
     parser.add_argument("--budgets", type=float, nargs="+", default=budgets, help="shares of the teacher's MACs")
