@@ -11,6 +11,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 from torch import nn
 
 import kdcompress
@@ -30,6 +31,7 @@ from kdcompress.api.teacher import as_teacher, load_teacher
 from kdcompress.cli import COMMANDS
 from kdcompress.cli.params import with_options
 from kdcompress.data import load_source
+from kdcompress.engine.distributed import Place
 from kdcompress.engine.progress import Silent
 from kdcompress.errors import UserError
 from kdcompress.methods.reskd import ResKdTask
@@ -46,7 +48,7 @@ def _short_probes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(probe, "MOST", 0.0)
     monkeypatch.setattr(Commands, "seconds_of_epochs", lambda *_: [])
 
-    def seconds(model: nn.Module, *_: Any) -> float:
+    def seconds(model: nn.Module, *_: Any, **more: Any) -> float:
         return 1e-9 * sum(each.numel() for each in model.parameters())
 
     monkeypatch.setattr(prospect, "training_seconds", seconds)
@@ -247,6 +249,25 @@ def test_a_resumed_plan_is_the_one_that_was_begun(
         made(teacher, tmp_path / "cut", resume=True, target_macs=0.3)
     with pytest.raises(UserError, match="began with"):
         made(teacher, tmp_path / "cut", resume=True, epochs=3)
+
+
+def test_steps_are_probed_as_they_will_be(teacher: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of few photos a step has sixteen, and the optimiser takes the larger share: plans were four times too long."""
+    batches: list[int] = []
+
+    def seconds(model: nn.Module, size: Any, classes: int, place: Any, batch: int, **_: Any) -> float:
+        batches.append(batch)
+        return 1e-6
+
+    monkeypatch.setattr(prospect, "training_seconds", seconds)
+    given = CompressOptions.resolve({"teacher": teacher, "target_macs": 0.35, "dry_run": True, "time_budget": "10m"})
+    kdcompress.compress(given)
+    assert set(batches) == {32}, "of 1,294 images"
+    place = Place(torch.device("cpu"), "bf16")
+    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
+    before = model[1].weight.detach().clone()
+    assert probe.training_seconds(model, (1, 8, 8), 10, place, 16, may_choose=True) > 0
+    assert not torch.equal(before, model[1].weight), "with the optimiser"
 
 
 class Resized:

@@ -9,6 +9,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from torch import nn
+
 from kdcompress.api.benchmark import benchmark
 from kdcompress.api.compress.candidates import RESIZED, Student, Students
 from kdcompress.api.compress.commands import SHARED, Commands
@@ -27,7 +29,7 @@ from kdcompress.engine.progress import Reporter
 from kdcompress.errors import usage_error
 from kdcompress.models.build import config_of
 from kdcompress.models.loading import Network
-from kdcompress.options import BenchmarkOptions, CompressOptions, TargetOptions, TrainingOptions
+from kdcompress.options import BenchmarkOptions, CompressOptions, DistillOptions, TargetOptions, TrainingOptions
 from kdcompress.references import has_weights
 
 TRAINING, FORWARD = 1.15, 1.1  # of what a probe measures: loading, optimiser, calibration
@@ -208,7 +210,7 @@ class Prospect:
         if self.plan.fine_tunes:
             model, size = copy.deepcopy(self.teacher.network.model), self.teacher.network.input_size
             known = self.teacher.network.num_classes
-            step = training_seconds(model, size, known, place)
+            step = self._step(model, size, known, {"student": self.options.teacher, "pretrained": True}, images)
             tuning = FINE_TUNING_EPOCHS * TRAINING * images * self._with_reading(step)
         self.costs = Costs({}, teacher, tuning)
         self._measure(list(self.plan.students()), images)
@@ -221,9 +223,18 @@ class Prospect:
             resized = student.kind == RESIZED
             model = copy.deepcopy(self.teacher.network.model) if resized else self.students.new(student.spec).model
             known = int(getattr(model, "num_classes", None) or self.source.num_classes)  # a teacher's may be others
-            seconds = training_seconds(model, (self.students.channels, *side), known, self.place)
+            seconds = self._step(model, (self.students.channels, *side), known, student.options, images)
             live = 0.0 if self.plan.caches else self.costs.teacher / images
             self.costs.training[student.key] = student.share * images * self._with_reading(TRAINING * seconds + live)
+
+    def _step(
+        self, model: nn.Module, size: tuple[int, int, int], classes: int, given: Mapping[str, Any], images: int
+    ) -> float:
+        """Seconds per image of a training step, in batches as ``distill`` with the given options takes them."""
+        own = {name: value for name, value in given.items() if name in ("student", "student_arch", "pretrained")}
+        batch = Schedule.of(DistillOptions(**own, epochs=FINE_TUNING_EPOCHS), images).batch_size
+        may_choose = self.options.precision == "auto"
+        return training_seconds(model, size, classes, self.place, batch, may_choose=may_choose)
 
     def _with_reading(self, step: float) -> float:
         """Seconds per image of a step, and of reading it: one waits for the other, unless both need the same cores."""
