@@ -33,7 +33,7 @@ from kdcompress.errors import first_line
 
 FORWARD_BATCH, CPU_BATCH = 512, 128  # larger batches do not fit the caches of a CPU, which is then half as fast or less
 SEED = 0  # of the views, whatever the seed of the run, so that other runs can use them
-HALF_MAX, CHECKED = 65504.0, 1024
+HALF_MAX, CHECKED = 65504.0, 256
 REPORT_SECONDS = 30.0  # between two progress notes
 
 # attributes of every module, and of where a network comes from; its name is in the key
@@ -325,7 +325,7 @@ def forward_batch(place: Place) -> int:
 
 
 def precision_error(network: nn.Module, batches: TrainBatches, place: Place) -> float:
-    """How far a network's logits in the place's precision are from those in float32, on about a thousand images.
+    """How far a network's logits in the place's precision are from those in float32, on 256 images.
 
     Returns:
         Root mean square of the difference over that of the logits, both without their mean over the classes, which
