@@ -222,8 +222,8 @@ class Contest:
         """Train the members, and give each form of cascade a gate.
 
         Args:
-            gated: How the names of runs with a gate end.
             epochs: Of each member; of the second what is left of ``seconds``, where those are finite.
+            gated: How the names of runs with a gate end.
         """
         own = self.commands.first(f"{prefix}{FIRST}", self.teacher, first.options, epochs)
         self.tried[f"{prefix}{FIRST}"] = own.epochs
