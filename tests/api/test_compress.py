@@ -282,12 +282,12 @@ class Resized:
 def test_a_first_member_that_nobody_needs_is_not_trained(teacher: Path) -> None:
     """Half of the time would go into a network that cannot answer."""
     resized: Any = Resized()  # it takes another input than a res-student would
-    assert pair(resized, "resized", 500.0, handover=False, steps=400) == (None, None)
-    first, second = pair(resized, "resized", 500.0, handover=True, steps=400)
+    assert pair(resized, "resized", 500.0, handover=False, focuses=True) == (None, None)
+    first, second = pair(resized, "resized", 500.0, handover=True, focuses=True)
     assert first is not None
     assert second is None
     known = students(teacher)
-    (_, all_of_them), (_, half) = (pair(known, "layers", 0.35 * known.macs, True, steps) for steps in (100, 400))
+    (_, all_of_them), (_, half) = (pair(known, "layers", 0.35 * known.macs, True, focuses) for focuses in (False, True))
     assert all_of_them is not None
     assert half is not None
     assert (all_of_them.share, half.share) == (1.0, 0.55), "of the images, where there are many"

@@ -20,7 +20,7 @@ from kdcompress.errors import UserError, usage_error
 from kdcompress.options import CompressOptions
 
 KINDS = ("layers", "resized", "scratch")
-EPOCHS, STEPS = 24, 190  # a trial is 3 epochs, a look is 1
+EPOCHS, STEPS = 24, 200  # a trial is 3 epochs, a look is 1
 
 
 class Scripted:
@@ -34,6 +34,7 @@ class Scripted:
         self.options = CompressOptions(teacher="teacher", **budget)
         self.views = 8
         self.exact = 91.0  # in full precision
+        self.begun: set[str] = set()
 
     def _made(self, name: str, epochs: int) -> Any:
         self.course.begin(name)
@@ -58,6 +59,9 @@ class Scripted:
 
     def score(self, run: str, split: str, **_: Any) -> Any:
         return SimpleNamespace(top1=self.exact)
+
+    def has_begun(self, name: str) -> bool:
+        return name in self.begun
 
     def seconds_of_epochs(self, name: str) -> list[float]:
         return self.measured.get(name, [])
@@ -193,6 +197,17 @@ def test_where_no_time_is_left_the_trials_are_the_answer() -> None:
     assert "first" not in commands.trained
     assert not any(each.run == "trial-layers" for each in made.dropped), "it competes"
     assert made.costs.training["second"] == pytest.approx(14 * made.costs.training["layers"] / 10), "as badly planned"
+
+
+def test_what_has_begun_is_gone_on_with() -> None:
+    """A kill late in the last training would ship the trial in its place: no time seems to be left."""
+    scores = {**BEHIND, "trial-layers": 87.5, "trial-pair-gated": 87.0, "pair-gated": 88.0}
+    made, commands, shown = contest(scores, seconds=4000.0)
+    commands.measured = {"look-layers": [3000.0]}
+    commands.begun = {"first", "single"}
+    assert {each.run for each in made.run()} == {"pair-gated", "single"}
+    assert not commands.course.ahead
+    assert shown.shown[-1][0] == shown.shown[-1][1]
 
 
 def test_a_look_that_leaves_one_is_enough() -> None:

@@ -11,6 +11,7 @@ import torch
 from kdcompress.api.check import check_engine, check_named
 from kdcompress.api.fitting import open_data, resize_input
 from kdcompress.api.inputs import note_assumed, settle_input
+from kdcompress.api.recorded_split import recorded_split
 from kdcompress.api.reference import inherit, resolve
 from kdcompress.api.timed_network import TimedImages, TimedNetwork, in_onnxruntime, in_torch, of_file
 from kdcompress.data import DataSource, choose_channels
@@ -114,10 +115,10 @@ def _opened(
 
 
 def _divided_by(loaded: Sequence[Network | OnnxNetwork], options: BenchmarkOptions) -> Network | None:
-    """The network whose run knows how the images were divided; of images without labels, any that answers them."""
-    networks = [each for each in loaded if isinstance(each, Network)]
-    runs = [each for each in networks if each.record.get("options")]
-    return next(iter(runs or (networks if str(options.data).startswith(UNLABELLED) else [])), None)
+    """The network whose run divided the images; of images without labels, any that answers them."""
+    networks, spec = [each for each in loaded if isinstance(each, Network)], str(options.data)
+    runs = [each for each in networks if recorded_split(each, spec) is not None]
+    return next(iter(runs or (networks if spec.startswith(UNLABELLED) else [])), None)
 
 
 def _timed(

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
+import statistics
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -23,7 +26,7 @@ from kdcompress.data.batches import (
     load_into_memory,
 )
 from kdcompress.data.images import FileImages, ImageList, TensorItems
-from kdcompress.data.preprocess import NAMED, Preprocess, bad_image, parse_size
+from kdcompress.data.preprocess import NAMED, Preprocess, bad_image, parse_size, read_image
 from kdcompress.data.source import DataSource
 from kdcompress.data.splits import fit_calibration, rank_in_class
 from kdcompress.data.unlabelled import NONE, MixedImages, Unlabelled
@@ -90,6 +93,23 @@ class Data:
         """Whether the images of the fit split are read again for every epoch."""
         images, indices = self._select("fit")
         return not isinstance(images, TensorItems) and not self._fits(len(indices))
+
+    def seconds_to_read(self, photos: int = 24) -> float:
+        """Seconds per image of reading and augmenting images from the disk, by all workers; 0 where they are in memory.
+
+        Args:
+            photos: From all over the fit split, that are read.
+        """
+        if not self.streams:
+            return 0.0
+        images, indices = self._select("fit")
+        transform, times = _stream_transform(self.prep, "rrc-flip", len(indices)), list[float]()
+        for index in indices[np.linspace(0, len(indices) - 1, min(photos, len(indices))).astype(int)]:
+            began = time.perf_counter()
+            with contextlib.suppress(UserError):  # a bad image is told when it is met
+                transform(read_image(images, int(index), self.prep.channels))
+                times.append(time.perf_counter() - began)
+        return statistics.median(times) / max(self.workers, 1) if times else 0.0
 
     def usable(self, split: str) -> int:
         """How many images of a split are used: all, or with ``--skip-bad-images`` those that can be read."""

@@ -103,6 +103,10 @@ class Commands:
         self._print("eval", options)
         return evaluate(options, reporter=self.reporter)
 
+    def has_begun(self, name: str) -> bool:
+        """Whether a run has a folder."""
+        return (self.folder / name).exists()
+
     def spent(self, name: str) -> float:
         """Seconds that a run took so far, in all attempts; 0 if it has not begun."""
         return seconds_of(RunFolder(self.folder / name))

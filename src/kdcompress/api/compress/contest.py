@@ -109,7 +109,7 @@ class Contest:
             single = next(each for each in self.plan.singles if each.kind == kind)
             tried = [singles[kind]]
             if first is not None:
-                first, second = pair(self.students, kind, self.plan.most, self.plan.handover, self.plan.steps)
+                first, second = pair(self.students, kind, self.plan.most, self.plan.handover, self.plan.focuses)
             if first is not None:
                 tried += self._cascades(TRIAL_OF, first, second, short, self.within, {PAIR, HANDOVER})
             best = max(each.top1 for each in tried)
@@ -141,9 +141,8 @@ class Contest:
         # both members of a pair are still to be measured: of what was planned alone, the ratio is right
         planned = dataclasses.replace(self.costs, training=self.planned)
         trials = [(each, self.plan.single_trial_epochs(each, self.epochs, planned)) for each in kept]
-        if self.plan.is_settled(self.epochs):
-            return trials
-        known = {f"{TRIAL_OF}{each.kind}": (each.key, own) for each, own in trials}
+        settled = len(kept) == 1 and self.plan.first is None
+        known = {} if settled else {f"{TRIAL_OF}{each.kind}": (each.key, own) for each, own in trials}
         self.commands.course.replace([f"{TRIAL_OF}{each.kind}" for each in singles], known)
         return trials
 
@@ -165,21 +164,26 @@ class Contest:
         whole = self._left + sum(self.commands.spent(name) for name in (FIRST, PAIR, SINGLE))
         part = whole / 2 if SINGLE in forms else whole
         epochs = self._fitting(each, part, self.epochs) if members else self.epochs
-        ahead = {name: (student.key, epochs) for name, student in members.items()}
+        # with less time than planned, trials are better than what is still possible; but what has begun is gone on with
+        tried, short = self.tried.get(f"{TRIAL_OF}{FIRST}", 0), self.tried.get(f"{TRIAL_OF}{single.kind}", 0)
+        are_tried = tried >= epochs and not self.commands.has_begun(FIRST)
+        ahead = {} if are_tried else {name: (student.key, epochs) for name, student in members.items()}
         if SINGLE in forms:
             ahead[SINGLE] = single.key, self._fitting(own, whole - epochs * each, rival)
         self.commands.course.replace((FIRST, PAIR, SINGLE), ahead)
         self.commands.course.fills = False
         if members and first is not None:
-            short = self.tried.get(f"{TRIAL_OF}{FIRST}", 0)
-            if short >= epochs:  # there was less time than planned: the trials are better than what is still possible
-                made += self._cascades(TRIAL_OF, first, second, short, self.limit, cascades, gated="gated-last")
+            if are_tried:
+                made += self._cascades(TRIAL_OF, first, second, tried, self.limit, cascades, gated="gated-last")
             else:
                 made += self._cascades("", first, second, epochs, self.limit, cascades, part)
         if SINGLE in forms or not made:  # no gate may be within the budget
-            alone, short = self._fitting(own, self._left, rival), self.tried.get(f"{TRIAL_OF}{single.kind}", 0)
-            name, alone = (f"{TRIAL_OF}{single.kind}", short) if short >= alone else (SINGLE, alone)
-            made.append(self._single(name, single, alone))
+            alone = self._fitting(own, self._left + self.commands.spent(SINGLE), rival)
+            is_tried = short >= alone and not self.commands.has_begun(SINGLE)
+            name = f"{TRIAL_OF}{single.kind}" if is_tried else SINGLE
+            if is_tried:
+                self.commands.course.pass_by(SINGLE)
+            made.append(self._single(name, single, short if is_tried else alone))
         answers = {each.run for each in made}
         self.dropped = [each for each in self.dropped if each.run not in answers]
         return made
@@ -232,7 +236,8 @@ class Contest:
         if PAIR in forms and second is not None:
             more = epochs
             if not math.isinf(seconds):
-                more = self._fitting(self.costs.training[second.key], seconds - self.commands.spent(FIRST))
+                left = seconds - self.commands.spent(FIRST) - self.plan.focus_seconds(self.costs)
+                more = self._fitting(self.costs.training[second.key], left)
             whole = self.commands.res_student(f"{prefix}{PAIR}", str(own.run), second.options, more)
             self._measure(second, f"{prefix}{PAIR}")
             names = f"{first.name} + {second.name}"

@@ -13,6 +13,7 @@ from kdcompress.models.candidates import MOST_SECOND
 
 FIRST_SHARE, SECOND_SHARE = 0.6, 1.7  # MACs of the members of a pair, of what an image may cost
 FOCUS = 0.5  # of the images, for a res-student: as accurate behind a gate, in little more than half of the time
+FORWARD_SHARE = 1 / 3  # of a training step, that the forward pass takes
 FOCUS_STEPS = 200  # of an epoch; of fewer images it gets all
 UNTIL_ENOUGH = 0.5  # of the teacher's MACs: where accuracy is the budget, networks of this cost compete
 TRIAL = 1 / 8  # of the epochs, for every candidate; the rest is for those that may still win
@@ -57,6 +58,7 @@ class Plan:
         fine_tunes: Whether the teacher gets new classes first.
         steps: Of an epoch.
         caches: Whether all trainings share the teacher's outputs, which are cached.
+        focuses: Whether there are images enough to train a res-student on half of them.
     """
 
     most: float
@@ -67,6 +69,7 @@ class Plan:
     fine_tunes: bool
     steps: int
     caches: bool = True
+    focuses: bool = False
 
     @classmethod
     def of(
@@ -78,6 +81,7 @@ class Plan:
         fine_tunes: bool,
         steps: int,
         caches: bool = True,
+        focuses: bool = False,
         spelled: Callable[[float], str] = "--target-macs {:g}".format,
     ) -> Plan:
         """The plan before anything is known of the candidates.
@@ -93,8 +97,8 @@ class Plan:
             least = math.ceil(1e4 * students.cheapest() / students.macs) / 1e4
             problem = f"No network is within {most / students.macs:.2%} of the teacher's {students.macs:,} MACs."
             raise usage_error(problem, f"The cheapest needs {spelled(least)}.")
-        first, second = pair(students, singles[0].kind, most, handover, steps)
-        return cls(most, singles, first, second, handover, fine_tunes, steps, caches)
+        first, second = pair(students, singles[0].kind, most, handover, focuses)
+        return cls(most, singles, first, second, handover, fine_tunes, steps, caches, focuses)
 
     def trial_epochs(self, epochs: int) -> int:
         """Of every candidate, before most of them are dropped, of a plan for so many ``epochs`` of each member."""
@@ -154,7 +158,14 @@ class Plan:
         final = 2 * self.pair_seconds(costs) or costs.training[self.singles[0].key]
         commands = PER_COMMAND * (2 * len(list(self.students())) + 4)
         short = self._trial_seconds(epochs, costs) if self.has_trials else 0.0
-        return costs.fine_tuning + short + epochs * final + self.views(epochs) * costs.teacher + commands
+        looked = 2 * self.focus_seconds(costs)  # before a trial, and before the last training
+        return costs.fine_tuning + short + epochs * final + self.views(epochs) * costs.teacher + commands + looked
+
+    def focus_seconds(self, costs: Costs) -> float:
+        """Estimated: what it takes to see which images the first member is least sure of."""
+        if not self.focuses or self.first is None or self.second is None:
+            return 0.0
+        return costs.training[self.first.key] * (FORWARD_SHARE if self.caches else 1.0)
 
     def _trial_seconds(self, epochs: int, costs: Costs) -> float:
         look, short = self.look_epochs(epochs), self.trial_epochs(epochs)
@@ -204,17 +215,17 @@ class Plan:
 
 
 def pair(
-    students: Students, kind: str, most: float, handover: bool, steps: int
+    students: Students, kind: str, most: float, handover: bool, focuses: bool
 ) -> tuple[Student | None, Student | None]:
     """First member and res-student for an average of ``most`` MACs per image, of this kind where there is one.
 
     Args:
         handover: Whether the first member is of use without a res-student.
-        steps: Of an epoch.
+        focuses: Whether the res-student is trained on half of the images.
     """
     # members of a residual cascade share their input; the teacher has its own
     first = students.of_kind(kind, FIRST_SHARE * most, resized=False)
     second = students.of_kind(kind, min(SECOND_SHARE * most, MOST_SECOND * students.macs), resized=False)
     if first is not None and second is not None and second.macs > first.macs:
-        return first, second if steps < FOCUS_STEPS else focused(second, FOCUS)
+        return first, focused(second, FOCUS) if focuses else second
     return (students.of_kind(kind, FIRST_SHARE * most) if handover else None), None

@@ -1,24 +1,22 @@
-"""How long trainings will take on this machine: a few steps of each network, and a few photos read, measured."""
+"""How long trainings will take on this machine: a few steps of each network, measured."""
 
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import functools
+import math
 import time
 from collections.abc import Callable
 
-import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional as F
 
-from kdcompress.data import Data, StreamImages
 from kdcompress.engine.distributed import Place
+from kdcompress.engine.precision import WORTH_IT
 
 BATCH = 64  # images
 LEAST, MOST = 3, 0.5  # steps, and seconds after which no more are begun
-PHOTOS = 24  # that are read
 
 
 def training_seconds(
@@ -31,7 +29,7 @@ def training_seconds(
         size: (C, H, W) of its input.
         classes: K.
         batch: Images of a step; of few images the optimiser takes the larger share.
-        may_choose: Whether the training may run in float32 where that is faster.
+        may_choose: Whether the training runs in float32 where lower precision is not worth it.
     """
     model = model.to(place.device).to(memory_format=torch.channels_last).train()
     x = torch.randn(batch, *size, device=place.device).contiguous(memory_format=torch.channels_last)
@@ -45,10 +43,9 @@ def training_seconds(
         optimizer.step()
         optimizer.zero_grad()
 
-    times = [_fastest(functools.partial(step, True), place)]
-    if may_choose and place.precision != "fp32":
-        times.append(_fastest(functools.partial(step, False), place))
-    return min(times) / batch
+    lower = _fastest(functools.partial(step, True), place)
+    exact = _fastest(functools.partial(step, False), place) if may_choose and place.precision != "fp32" else math.inf
+    return (lower if exact >= WORTH_IT * lower else exact) / batch
 
 
 @torch.inference_mode()
@@ -62,20 +59,6 @@ def forward_seconds(model: nn.Module, size: tuple[int, int, int], place: Place) 
             model(x)
 
     return _fastest(step, place) / BATCH
-
-
-def reading_seconds(data: Data) -> float:
-    """Seconds per image of reading photos from the disk, for all workers together; 0 where images are in memory."""
-    batches = data.training(BATCH, 0, "auto") if data.streams else None
-    if batches is None or not isinstance(images := batches.images, StreamImages):
-        return 0.0
-    alone = dataclasses.replace(batches, images=dataclasses.replace(images, workers=0))
-    parts = np.array_split(np.linspace(0, len(images.ids) - 1, min(PHOTOS, len(images.ids))).astype(int), LEAST)
-    times, began = list[float](), time.perf_counter()
-    for _ in alone.load(parts, 0, 0):
-        times.append(time.perf_counter() - began)
-        began = time.perf_counter()
-    return min(times) / len(parts[-1]) / max(images.workers, 1)
 
 
 def _fastest(step: Callable[[], None], place: Place) -> float:

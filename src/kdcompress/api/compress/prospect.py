@@ -15,8 +15,8 @@ from kdcompress.api.benchmark import benchmark
 from kdcompress.api.compress.candidates import RESIZED, Student, Students
 from kdcompress.api.compress.commands import SHARED, Commands
 from kdcompress.api.compress.contest import Limit
-from kdcompress.api.compress.plan import TEACHER, UNTIL_ENOUGH, Costs, Plan
-from kdcompress.api.compress.probe import forward_seconds, reading_seconds, training_seconds
+from kdcompress.api.compress.plan import FOCUS_STEPS, TEACHER, UNTIL_ENOUGH, Costs, Plan
+from kdcompress.api.compress.probe import forward_seconds, training_seconds
 from kdcompress.api.fitting import check_channels, check_classes, has_other_classes, open_data
 from kdcompress.api.inputs import is_fixed
 from kdcompress.api.reference import inherit
@@ -116,11 +116,12 @@ class Prospect:
             fine_tunes=fine_tunes,
             steps=steps,
             caches=_caches(data),
+            focuses=steps >= FOCUS_STEPS and options.unlabelled is None,  # or none with labels may be left
             spelled=spelled,
         )
         row = {"networks": network.reference, "macs": students.macs}
         made = cls(options, place, reporter, source, teacher, students, plan, Costs({}, 0.0), options.epochs, row)
-        made.reading = reading_seconds(data)
+        made.reading = data.seconds_to_read()
         if known:
             made.costs, made.epochs = Costs(**known["costs"]), int(known["epochs"])
             # weights that could not be had then may be there now
@@ -233,7 +234,7 @@ class Prospect:
         """Seconds per image of a training step, in batches as ``distill`` with the given options takes them."""
         own = {name: value for name, value in given.items() if name in ("student", "student_arch", "pretrained")}
         batch = Schedule.of(DistillOptions(**own, epochs=FINE_TUNING_EPOCHS), images).batch_size
-        may_choose = self.options.precision == "auto"
+        may_choose = self.options.precision == "auto" and self.place.device.type == "cpu"
         return training_seconds(model, size, classes, self.place, batch, may_choose=may_choose)
 
     def _with_reading(self, step: float) -> float:

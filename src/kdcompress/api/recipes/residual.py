@@ -31,6 +31,7 @@ from kdcompress.engine.distributed import from_main
 from kdcompress.engine.evaluate import collect
 from kdcompress.engine.targets import forward_batch
 from kdcompress.errors import UserError
+from kdcompress.gating import margin
 from kdcompress.methods.base import Frozen
 from kdcompress.methods.reskd import ResKdTask
 from kdcompress.models.assemble import as_cascade, joined, new_member, take_input
@@ -143,12 +144,12 @@ def _focused(base: Network, data: Data, job: Job[AddResStudentOptions]) -> np.nd
         return None
     place = job.place
     members = Frozen(base.model, adapter(data.prep, base.prep)).to(place.device)
-    logits, _ = collect(members, data.alone().evaluation("fit", forward_batch(place)), place)
-    first, second = logits.softmax(-1).topk(2, dim=-1).values.unbind(-1)
-    chosen: np.ndarray = from_main(lambda: least_sure((first - second).numpy(), share, job.options.seed))
+    batches = data.alone().evaluation("fit", forward_batch(place))
+    margins = collect(lambda x: margin(members(x))[:, None], batches, place)[0][:, 0]  # logits of ImageNet take GiB
+    chosen: np.ndarray = from_main(lambda: least_sure(margins.numpy(), share, job.options.seed))
     members.cpu()
     job.reporter.note(
-        f"Training on {len(chosen):,} of {len(logits):,} images: the {share:.0%} that the members so far are least "
+        f"Training on {len(chosen):,} of {len(margins):,} images: the {share:.0%} that the members so far are least "
         "sure of, and a tenth of the others"
     )
     return chosen
