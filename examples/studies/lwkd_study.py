@@ -55,7 +55,7 @@ def main() -> None:
         return
     heavy = given.teacher or study.path("teacher")
     teacher = [heavy, *(["--teacher-arch", given.arch] if given.arch else [])]
-    runs = {} if given.teacher else {"teacher": ["train-teacher", "--model", "resnet32_cifar"]}
+    runs = {} if given.teacher or "KD" in given.without else {"teacher": ["train-teacher", "--model", "resnet32_cifar"]}
     variants = [name for name in VARIANTS if name not in given.without]
     for seed, name in itertools.product(range(given.seeds), variants):  # a seed of everything before the next
         first = teacher if name == "KD" else []
