@@ -43,7 +43,17 @@ def test_runs_beside_each_other(chain: Chain) -> None:
     assert full["exit_rates"] is None
     for row in found.networks:
         assert 0 < row["p50_ms"] <= row["p95_ms"]
+        assert row["mean_ms"] == pytest.approx(1000 * row["batch_size"] / row["images_per_second"], rel=0.5)
         assert row["images_per_second"] > 0
+
+
+def test_a_network_that_converts_its_images_is_timed(tmp_path: Path) -> None:
+    """Of grey images and a colour network, --target-ms failed when everything was trained."""
+    made = kdcompress.train_teacher(
+        model="lenet5", input_size="3x8x8", epochs=1, device="cpu", precision="fp32", out=tmp_path / "colour"
+    )
+    found = kdcompress.benchmark(networks=[str(made.run)], images=8, batch_size="4", device="cpu")
+    assert (found.data, len(found.networks)) == ("digits", 1)
 
 
 def test_exit_rates_are_those_of_test_images(chain: Chain) -> None:

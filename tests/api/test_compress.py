@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import nn
 
 import kdcompress
@@ -27,7 +28,7 @@ from kdcompress.api.compress.plan import RESERVE, Costs, Plan, pair
 from kdcompress.api.compress.prospect import Prospect
 from kdcompress.api.compress.verdict import judge
 from kdcompress.api.fitting import has_other_classes
-from kdcompress.api.teacher import as_teacher, load_teacher
+from kdcompress.api.teacher import SEEN, as_teacher, load_teacher
 from kdcompress.cli import COMMANDS
 from kdcompress.cli.params import with_options
 from kdcompress.data import load_source
@@ -38,6 +39,7 @@ from kdcompress.methods.reskd import ResKdTask
 from kdcompress.models.candidates import Series
 from kdcompress.options import CompressOptions, DataOptions
 from kdcompress.results import CompressResult, EvalResult, PlanResult
+from kdcompress.runs import RunFolder
 
 FAST: dict[str, Any] = {"device": "cpu", "precision": "fp32", "epochs": 2}
 
@@ -180,6 +182,44 @@ def test_the_verdict(budget: dict[str, float], scores: dict[str, tuple[float, fl
     assert (verdict.chosen.form, verdict.met) == (chosen, met)
     assert [row["form"] for row in verdict.rows if row.get("chosen")] == [chosen]
     assert verdict.rows[0]["form"] == "teacher"
+
+
+def test_a_verdict_says_who_knows_the_images(tmp_path: Path) -> None:
+    """A student from the weights of a teacher that has seen them would win by memory."""
+    runs = {name: tmp_path / name for name in ("single", "pair")}
+    for name, run in runs.items():
+        run.mkdir()
+        RunFolder(run).write_record({"status": "unfinished", SEEN: name == "single"}, digests={})
+    contenders = [Contender(name, str(run), name, 4, 0.0) for name, run in runs.items()]
+    commands: Any = Scored(**{str(runs["single"]): (88.0, 30.0), str(runs["pair"]): (87.0, 29.0)})
+    commands.reporter = Heard()
+    options = CompressOptions(teacher="x", target_macs=0.3)
+    rows = judge(contenders, [], commands, options, dict(TEACHER)).rows
+    assert [row["calibration_seen"] for row in rows[1:]] == [True, False]
+    assert "may know the calibration images" in commands.reporter.notes[0]
+
+
+def test_milliseconds_are_measured_in_the_precision_of_the_gates(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Gates for 3 ms in bf16 were judged in fp32: nothing was within the budget."""
+    asked: list[Any] = []
+
+    def timed(given: Any, **_: Any) -> Any:
+        asked.append(given.precision)
+        return SimpleNamespace(networks=[{"gated": True, "mean_ms": 2.5}, {"gated": False, "mean_ms": 4.0}])
+
+    monkeypatch.setattr(verdict, "benchmark", timed)
+    options = CompressOptions(teacher="x", target_ms=3.0, precision="bf16")
+    assert verdict._milliseconds(["a"], options, Silent()) == [2.5]
+    assert asked == ["bf16"]
+
+
+def test_one_of_several_sets_of_weights_is_timed(teacher: Path, tmp_path: Path) -> None:
+    """The key was asked for once more, after it had been given."""
+    state = load_file(teacher / "model.safetensors")
+    torch.save({"ema": state, "last": {key: 0 * value for key, value in state.items()}}, tmp_path / "two.pt")
+    given = {"teacher": tmp_path / "two.pt", "teacher_arch": "resnet20_cifar", "weights_key": "ema", "data": "digits"}
+    with pytest.raises(UserError, match="no less than the teacher's"):  # so it was timed
+        kdcompress.compress(**given, target_ms=10_000, out=tmp_path / "out", **FAST)
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import math
 from collections.abc import Callable
 
@@ -15,6 +16,7 @@ from kdcompress.data.batches import MemoryImages
 from kdcompress.engine.distributed import Place
 from kdcompress.engine.evaluate import collect, compare, evaluate
 
+engine = importlib.import_module("kdcompress.engine.evaluate")
 CPU = Place(torch.device("cpu"), "fp32")
 
 
@@ -110,6 +112,20 @@ def test_more_passes_change_only_the_speed() -> None:
     once, thrice = evaluate(model, batches, CPU), evaluate(forward, batches, CPU, passes=3)
     assert (thrice.top1, thrice.loss, thrice.n) == (once.top1, once.loss, once.n)
     assert calls == [16, *[16] * 3, *[16] * 3, *[16] * 3, *[5] * 3]  # a warm-up first
+
+
+def test_passes_are_repeated_until_enough_was_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a slow network and many images, half of the time went into a speed that was known."""
+    batches, _, _ = split()
+    calls: list[int] = []
+
+    def timed(forward: Callable[[Tensor], Tensor], x: Tensor, _: Place) -> tuple[Tensor, float]:
+        calls.append(len(x))
+        return forward(x), 0.4 * engine.ENOUGH
+
+    monkeypatch.setattr(engine, "timed", timed)
+    assert evaluate(linear(10), batches, CPU, passes=2).n == 53
+    assert calls == [16, 16, 16, 16, 16, 16, 5], "three batches twice, then once"
 
 
 def test_speed_is_that_of_the_network(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -136,22 +136,26 @@ def _timed(
             settle_input(network, source, options, reporter.note, "--arch")
         elif options.input_size is None:
             note_assumed(network, reporter.note, "--arch")
-    known = source is not None and network.record.get("data_fingerprint") == source.fingerprint
-    trained_on_it = known and options.input_size is None
-    if (
-        source is not None
-        and not trained_on_it
-        and network.prep.channels != (channels := choose_channels(source, options))
-    ):
-        own, name = network.prep.channels, network.reference
-        remedy = f"Name {name},in_chans={channels}" if not has_weights(name) else "Benchmark it by itself"
-        problem = f"All networks get the same images: these have {channels} channel(s), and {name} takes {own}."
-        raise usage_error(problem, f"{remedy}, or give other --data.")
+    if source is not None and (network.record.get("data_fingerprint") != source.fingerprint or options.input_size):
+        _check_same_channels(network, choose_channels(source, options))
     if isinstance(network, OnnxNetwork):
         return [of_file(network)]
     if options.engine == "torch":
         return in_torch(network, place)
     return in_onnxruntime(network, torch.get_num_threads(), reporter.note)
+
+
+def _check_same_channels(network: Network | OnnxNetwork, channels: int) -> None:
+    """Refuse a network that takes other images than these; one that was trained on them converts them itself.
+
+    Raises:
+        UserError: It takes another number of channels.
+    """
+    own, name = network.prep.channels, network.reference
+    if own != channels:
+        remedy = f"Name {name},in_chans={channels}" if not has_weights(name) else "Benchmark it by itself"
+        problem = f"All networks get the same images: these have {channels} channel(s), and {name} takes {own}."
+        raise usage_error(problem, f"{remedy}, or give other --data.")
 
 
 def _rows(
