@@ -12,7 +12,7 @@ examples/results/rkd.json`` and::
     … --students resnet20_cifar --shares --mark rkd-resnet20
 
 ``--weights 1 10 30 --mark rkd-weights --results examples/results/rkd-weights.json`` compares weights of the transfer
-instead, with one seed and on the calibration split.
+instead, on the calibration split.
 """
 
 from __future__ import annotations
@@ -102,26 +102,38 @@ def _weights(study: Study, given: argparse.Namespace, teacher: list[str]) -> Non
     """AT at several weights, undivided and divided."""
     (student,) = given.students[:1]
     runs: dict[str, list[str]] = {}
-    for weight in given.weights:
+    for seed, weight in itertools.product(range(given.seeds), given.weights):
         learn = ["distill", *teacher, "--target-views", str(given.epochs), "--student", student, *ASSISTED]
-        learn += ["--transfer", "at", "--transfer-weight", weight]
-        runs[f"weight{weight}-undivided"] = [*learn, "--undivided"]
-        runs[f"weight{weight}"] = learn
+        learn += ["--transfer", "at", "--transfer-weight", weight, *(["--seed", str(seed)] if seed else [])]
+        control, divided = _weighted(weight, seed)
+        runs |= {control: [*learn, "--undivided"], divided: learn}
     if not given.so_far:
         study.run(runs, score=False)
     done = study.results()
-    lines = ["| `--transfer-weight` | AT | RKD + AT, end to end | difference |", "| ---: | ---: | ---: | ---: |"]
+    lines = [
+        "| `--transfer-weight` | AT | RKD + AT, end to end | difference | seeds |",
+        "| ---: | ---: | ---: | ---: | ---: |",
+    ]
     for weight in given.weights:
-        if all(name in done for name in (f"weight{weight}-undivided", f"weight{weight}")):
-            control, divided = (study.training(f"weight{weight}{part}")["top1"] for part in ("-undivided", ""))
-            lines.append(f"| {weight} | {control:.2f} | {divided:.2f} | {divided - control:+.2f} |")
+        pairs = [_weighted(weight, seed) for seed in range(given.seeds)]
+        top1 = [[study.training(name)["top1"] for name in pair] for pair in pairs if set(pair) <= done.keys()]
+        if top1:
+            control, divided = map(mean_std, zip(*top1, strict=True))
+            above = mean_std(divided - control for control, divided in top1)
+            lines.append(f"| {weight} | {control} | {divided} | {above} | {len(top1)} |")
     hardware = next(iter(done.values()))["training"]["hardware"]
     lines += [
         "",
-        f"`{student}` on the calibration split of {data_name(given)}, {given.epochs} epochs, last epoch, one seed; "
-        f"{given.precision}, on {hardware}.",
+        f"`{student}` on the calibration split of {data_name(given)}, {given.epochs} epochs, last epoch, mean ± "
+        f"standard deviation; {given.precision}, on {hardware}.",
     ]
     show(lines, given, given.mark)
+
+
+def _weighted(weight: str, seed: int) -> tuple[str, str]:
+    """Names of two runs: the undivided student, and the divided one."""
+    name = f"weight{weight}" + (f"-seed{seed}" if seed else "")
+    return f"{name}-undivided", name
 
 
 def _folder(*parts: str) -> str:
