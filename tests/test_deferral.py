@@ -68,6 +68,16 @@ def test_saved_and_read_again() -> None:
     assert values.min() < 0.5 < values.max()
 
 
+@pytest.mark.parametrize("name", [*MEASURES, "learned"])
+def test_lower_precision_leaves_the_gate_as_it_is(name: str) -> None:
+    """Thresholds are chosen in float32; rounded by autocast, other images would stop."""
+    logits, labels = cascade(1000, seed=3)
+    measure = learned(fit_heads(logits, labels)) if name == "learned" else MEASURES[name]
+    expected = measure.value(logits[0])
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(measure.value(logits[0]), expected)
+
+
 def test_what_is_not_a_number_goes_on() -> None:
     logits, labels = cascade(1000, seed=3)
     gate = Gate.by(learned(fit_heads(logits, labels)), [0.0])

@@ -228,7 +228,7 @@ def test_tables_are_made_of_what_was_found(
         weights = ["--weights", "1", "10", "--results", str(tmp_path / "weights.json")]
         monkeypatch.setattr(sys, "argv", [script, *arguments, *weights])
         module.main()
-        assert "| 10 | 70.00 | 70.00 | +0.00 |" in table.read_text()
+        assert "| 10 | 70.00 ± 0.00 | 70.00 ± 0.00 | 0.00 ± 0.00 | 3 |" in table.read_text()
         monkeypatch.setattr(sys, "argv", [script, *arguments])
         module.main()
     if script == "pair_study":

@@ -81,7 +81,7 @@ def main() -> None:
         shown = ["not known", "–"] if cost is None else [f"{cost:.0f}", f"{cost + given.epochs * fastest:.0f}"]
         top1, ece = (mean_std(result[key] for result in results) for key in ("top1", "ece"))
         lines.append(f"| {titled(name, folders, given)} | {top1} | {ece} | {shown[0]} | {shown[1]} |")
-    hardware = study.training(_folder("CE", 0))["hardware"]
+    hardware = next(iter(done.values()))["training"]["hardware"]
     lines += [
         "",
         f"`{given.student}` on the test split of {data_name(given)}, {given.epochs} epochs, last epoch, {given.seeds} "
@@ -101,9 +101,13 @@ def _sweep(study: Study, given: argparse.Namespace) -> None:
             same = float(value) == (ALPHA if usual is None else usual)
             name = names[option, value] = "LW-KD" if same else f"LW-KD-{option}-{value}"
             runs[name] = ["distill", "--student", given.student, *LIGHT, *([] if same else [f"--{option}", value])]
-    study.run(runs, score=False)
+    if not given.so_far:
+        study.run(runs, score=False)
+    done = study.results()
     lines = ["| option | value | calibration top-1 | entropy of the bank |", "| --- | ---: | ---: | ---: |"]
     for (option, value), name in names.items():
+        if name not in done:
+            continue
         found = study.training(name)
         top1, entropy = found["top1"], found["teacher"]["softened_entropy"]
         lines.append(f"| `--{option}` | {value} | {top1:.2f} | {entropy:.2f} |")

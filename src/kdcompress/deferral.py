@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from kdcompress.errors import UserError
-from kdcompress.gating import Heads, features
+from kdcompress.gating import Heads, Measure, features
 
 TOP = 10  # log-probabilities of each member
 LEAST = 20  # images that going on mends; where fewer are spoiled, none is taken to be
@@ -23,6 +23,13 @@ def halves(samples: int, seed: int = 0) -> tuple[Tensor, Tensor]:
     """Images ``[N / 2]`` to fit heads on, and the others."""
     order = torch.randperm(samples, generator=torch.Generator().manual_seed(seed))
     return order[: samples // 2].sort().values, order[samples // 2 :].sort().values
+
+
+def for_thresholds(measure: Measure, samples: int) -> Tensor:
+    """Positions among ``samples`` calibration images of those on which thresholds of ``measure`` may be chosen: all, or
+    for a learned measure the half that its heads were not fitted on.
+    """
+    return torch.arange(samples) if measure.heads is None else halves(samples)[1]
 
 
 def fit_heads(logits: Tensor, labels: Tensor) -> Heads:

@@ -99,7 +99,7 @@ class TeacherFacts:
     Attributes:
         teacher_top1: Percent.
         points_lost: ``teacher_top1`` minus the top-1 of the result, in percentage points; of a gated cascade the gated
-            one.
+            one. None for a learned gate, which is scored on half of the split.
         agreement: True where the images have no labels, so that all accuracies are agreement with the teacher.
     """
 

@@ -2,7 +2,8 @@
 
 ``config.json`` and ``model.safetensors`` are timm's ``local-dir`` layout, ``run.json`` records what was done and
 measured, ``metrics.csv`` has a row per epoch, ``split.csv`` the split of a folder that has none of its own,
-``checkpoint.pt`` the state of an unfinished run. ``run.json`` holds digests of the other files and of itself, so that
+``checkpoint.pt`` the state of an unfinished run, ``images.npy`` the images that it is trained on where not on all.
+``run.json`` holds digests of the other files and of itself, so that
 altered files are refused. The process that writes the run holds ``.lock`` as long as it lives.
 """
 
@@ -22,6 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
+import numpy as np
 import torch
 from safetensors.torch import save as safetensors_bytes
 
@@ -30,13 +32,14 @@ from kdcompress.errors import UserError, first_line, usage_error
 from kdcompress.locks import Lock
 from kdcompress.schema import MAX_BYTES, Malformed, read_config, read_record
 
-WEIGHTS, CONFIG, RECORD, METRICS, CHECKPOINT, SPLIT = (
+WEIGHTS, CONFIG, RECORD, METRICS, CHECKPOINT, SPLIT, IMAGES = (
     "model.safetensors",
     "config.json",
     "run.json",
     "metrics.csv",
     "checkpoint.pt",
     "split.csv",
+    "images.npy",
 )
 LOCK = ".lock"
 LEFT = re.compile(r"\.lock|\..*\.tmp")  # names of what a killed process leaves
@@ -282,11 +285,30 @@ class RunFolder:
             remedy = f"Remove {self.path} and start again without --resume."
             raise UserError(f"{self.path / CHECKPOINT} cannot be read: {first_line(error)}", remedy) from error
 
+    def write_images(self, positions: np.ndarray) -> None:
+        """Write the positions [N] of the images that an unfinished run is trained on."""
+        with atomic_file(self.path / IMAGES) as file:
+            np.save(file, positions)
+
+    def read_images(self) -> np.ndarray:
+        """The positions that :meth:`write_images` wrote.
+
+        Raises:
+            UserError: They cannot be read.
+        """
+        try:
+            positions: np.ndarray = np.load(self.path / IMAGES, allow_pickle=False)
+        except (OSError, ValueError, EOFError) as error:
+            remedy = f"Remove {self.path} and start again without --resume."
+            raise UserError(f"{self.path / IMAGES} cannot be read: {first_line(error)}", remedy) from error
+        return positions
+
     def discard(self) -> None:
         """Remove the folder of a run that never started; if anything else is in it, it stays, to be resumed."""
-        if any(entry.name not in (RECORD, SPLIT) and not LEFT.fullmatch(entry.name) for entry in self.path.iterdir()):
+        ours = (RECORD, SPLIT, IMAGES)
+        if any(entry.name not in ours and not LEFT.fullmatch(entry.name) for entry in self.path.iterdir()):
             return
-        for name in (RECORD, SPLIT, LOCK):
+        for name in (*ours, LOCK):
             (self.path / name).unlink(missing_ok=True)
         with contextlib.suppress(OSError):
             self.path.rmdir()
@@ -295,7 +317,7 @@ class RunFolder:
         """Mark the run as finished; this is written last, so that a finished run is complete."""
         self.write_record({**record, "status": "finished"}, self._present(CONFIG, WEIGHTS, METRICS, SPLIT))
         # killed processes leave temporary files; a process that waits for the lock will see that the run is finished
-        for leftover in (self.path / CHECKPOINT, self.path / LOCK, *self.path.glob(".*.tmp")):
+        for leftover in (*(self.path / name for name in (CHECKPOINT, IMAGES, LOCK)), *self.path.glob(".*.tmp")):
             leftover.unlink(missing_ok=True)
 
 
@@ -451,7 +473,7 @@ def _is_free(path: Path) -> bool:
     if not path.exists():
         return True
     names = {entry.name for entry in path.iterdir()} if path.is_dir() else {""}
-    ours = {SPLIT} if LOCK in names else set()  # without a lock it is somebody's file
+    ours = {SPLIT, IMAGES} if LOCK in names else set()  # without a lock they are somebody's files
     return all(LEFT.fullmatch(name) for name in names - ours)
 
 

@@ -147,6 +147,19 @@ def test_made_once_with_resume(chain: Chain, tmp_path: Path) -> None:
     made = kdcompress.cascade(members=members, out=str(tmp_path / "pair"), **WHERE)
     again = kdcompress.cascade(members=members, out=str(tmp_path / "pair"), resume=True, **WHERE)
     assert again == made
+    for others in ([chain.cascade.run, chain.teacher.run], [chain.student.run, chain.cascade.run, chain.teacher.run]):
+        with pytest.raises(UserError, match="its members are others, or have changed"):
+            kdcompress.cascade(members=others, out=str(tmp_path / "pair"), resume=True, **WHERE)
+
+
+def test_the_wrong_way_round_is_said(chain: Chain, tmp_path: Path) -> None:
+    """Every image would run the teacher, and no gate could save anything."""
+    heard = Heard()
+    runs = [chain.student.run, chain.teacher.run]
+    kdcompress.cascade(members=runs, out=str(tmp_path / "right"), reporter=heard, **WHERE)
+    assert not any("costs less than" in note for note in heard.notes)
+    kdcompress.cascade(members=runs[::-1], out=str(tmp_path / "wrong"), reporter=heard, **WHERE)
+    assert any("costs less than" in note and "cheapest to the dearest" in note for note in heard.notes)
 
 
 @pytest.mark.parametrize(

@@ -319,6 +319,15 @@ class Resized:
         return Student(kind, "the teacher's", int(most), side=8) if resized else None
 
 
+class Drawn:
+    """Stands for students that start from random weights."""
+
+    macs = 1000
+
+    def of_kind(self, kind: str, most: float, *, resized: bool = True) -> Student:
+        return Student(kind, f"of {most:g}", int(most))
+
+
 def test_a_first_member_that_nobody_needs_is_not_trained(teacher: Path) -> None:
     """Half of the time would go into a network that cannot answer."""
     resized: Any = Resized()  # it takes another input than a res-student would
@@ -333,6 +342,8 @@ def test_a_first_member_that_nobody_needs_is_not_trained(teacher: Path) -> None:
     assert (all_of_them.share, half.share) == (1.0, 0.55), "of the images, where there are many"
     assert half.options == {**all_of_them.options, "focus": 0.5}
     assert half.name == all_of_them.name
+    drawn: Any = Drawn()  # it still learns its features
+    assert [each.share for each in pair(drawn, "scratch", 500.0, handover=False, focuses=True) if each] == [1.0, 1.0]
     alone = Plan.of(known, 0.022 * known.macs, handover=False, fine_tunes=False, steps=41)
     assert (alone.first is None) == (alone.second is None)
     assert len(alone.lines(30, Costs({each.name: 1.0 for each in alone.students()}, 1.0), 1000)) >= 2

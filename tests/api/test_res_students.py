@@ -24,13 +24,14 @@ from chains import (
 from heard import Heard, Steps
 from kdcompress.api import grow as grow_module
 from kdcompress.api.grow import Limits
+from kdcompress.api.recipes import residual
 from kdcompress.engine.progress import Silent
 from kdcompress.errors import UserError
 from kdcompress.methods.kd import KdTask
 from kdcompress.methods.reskd import ResKdTask
 from kdcompress.options import DistillOptions
 from kdcompress.results import TrainResult
-from kdcompress.runs import WEIGHTS
+from kdcompress.runs import IMAGES, WEIGHTS
 
 
 def grow(chain: Chain, out: Path, **given: Any) -> TrainResult:
@@ -184,8 +185,11 @@ def test_a_member_is_trained_on_what_it_will_get(chain: Chain, tmp_path: Path, m
     assert record_of(whole.run)["options"]["focus"] == 0.25
     with stopped(ResKdTask, count // 16 + 3, signal.SIGTERM, monkeypatch):
         kdcompress.add_res_student(**given, out=str(tmp_path / "killed"))
-    resumed = kdcompress.add_res_student(**given, out=str(tmp_path / "killed"), resume=True)
+    with monkeypatch.context() as patch:  # by other arithmetic, other images would be chosen
+        patch.setattr(residual, "least_sure", lambda *_: pytest.fail("the images are chosen again"))
+        resumed = kdcompress.add_res_student(**given, out=str(tmp_path / "killed"), resume=True)
     assert same_weights(resumed.run, whole.run)
+    assert not (tmp_path / "killed" / IMAGES).exists()
     everything = kdcompress.add_res_student(**{**given, "focus": None}, out=str(tmp_path / "all"))
     assert not same_weights(everything.run, whole.run)
 

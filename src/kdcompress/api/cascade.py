@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import time
+from pathlib import Path
 from typing import Any
 
 from kdcompress.api.check import check_named
@@ -32,6 +34,7 @@ from kdcompress.models.staged import Staged
 from kdcompress.options import CascadeOptions
 from kdcompress.references import has_weights, needs_arch
 from kdcompress.results import CascadeResult
+from kdcompress.runs import RunFolder
 
 AT_ONCE = 128  # images
 
@@ -60,9 +63,11 @@ def cascade(
     references, began = [resolve(name) for name in options.members], time.perf_counter()
     reporter = (reporter if place.is_main else None) or Silent()
     take_free_cores(place, reporter)
-    if (done := finished(options, "cascade", CascadeResult, reporter)) is not None:
-        return done
+    done = finished(options, "cascade", CascadeResult, reporter)
     networks = _loaded(options, references, reporter)
+    if done is not None:
+        _check_same(done, networks)
+        return done
     for network in networks:
         if options.data is None:
             options = inherit(options, network.record)
@@ -74,6 +79,7 @@ def cascade(
     teacher = _teacher(networks, source, options, reporter)
     profiles = member_profiles(made)
     note_missed(profiles, made.architecture, reporter)
+    _note_order(networks, reporter)
     measured = _measured(made, networks, teacher, source, options, place, reporter)
     with claimed(options, f"cascade-{networks[0].architecture}", place, reporter) as run:
         if place.is_main:
@@ -90,6 +96,7 @@ def cascade(
             "options": options.to_dict(),
             "teacher": teacher,
             "parents": [network.reference for network in networks],
+            "parent_fingerprints": [network.fingerprint() for network in networks],
             "versions": versions(),
             "result": result.to_dict(),
             **job_key(),
@@ -167,6 +174,27 @@ def _check_alike(
             raise UserError(
                 f"{first.reference} and {network.reference} take {counts} channels.",
                 "Give networks for the same kind of images.",
+            )
+
+
+def _check_same(done: CascadeResult, networks: list[Network]) -> None:
+    """Raises:
+    UserError: A finished run has other members than it is to have.
+    """
+    known = RunFolder(Path(str(done.run))).record().get("parent_fingerprints")
+    if known is not None and known != [network.fingerprint() for network in networks]:
+        problem = f"The run {done.run} is finished, but its members are others, or have changed since."
+        raise usage_error(problem, "Choose another folder, or remove this one to make it anew.")
+
+
+def _note_order(networks: list[Network], reporter: Reporter) -> None:
+    """Say which were most likely named the wrong way round."""
+    costs = [sum(profile.macs for profile in member_profiles(network)) for network in networks]
+    for (before, first), (after, second) in itertools.pairwise(zip(networks, costs, strict=True)):
+        if second < first:
+            reporter.note(
+                f"Notice: {after.reference} costs less than {before.reference} before it. Every image runs the first "
+                "member, so name them from the cheapest to the dearest."
             )
 
 

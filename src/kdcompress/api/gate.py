@@ -137,9 +137,9 @@ def _measures(calibration: Calibration, options: GateCalibrateOptions) -> tuple[
         UserError: There are too few images to learn from.
     """
     if options.measure == LEARNED:
-        fitted, rest = halves(len(calibration.labels))
-        own = calibration.part(fitted)
-        return calibration.part(rest), [learned(fit_heads(own.logits, own.labels))]
+        fitted, _ = halves(len(calibration.labels))
+        measure = learned(fit_heads(calibration.logits[:, fitted], calibration.labels[fitted]))
+        return calibration.for_thresholds(measure), [measure]
     return calibration, list(MEASURES.values()) if options.measure == "auto" else [MEASURES[options.measure]]
 
 

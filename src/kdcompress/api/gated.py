@@ -17,6 +17,7 @@ from kdcompress.api.recorded_split import keep_split
 from kdcompress.api.teacher import SEEN
 from kdcompress.api.teacher_score import lost
 from kdcompress.data import Data, EvalBatches
+from kdcompress.deferral import for_thresholds
 from kdcompress.engine.distributed import Place, from_main
 from kdcompress.engine.evaluate import collect
 from kdcompress.flops import Profile
@@ -36,6 +37,7 @@ class Calibration:
         logits: At each exit, [M, N, K].
         labels: [N].
         profiles: Of each member by itself.
+        is_whole: Whether these are all of the images.
     """
 
     network: Network
@@ -43,6 +45,7 @@ class Calibration:
     logits: Tensor
     labels: Tensor
     profiles: list[Profile]
+    is_whole: bool = True
 
     @classmethod
     def of(cls, network: Network, data: Data, batches: EvalBatches, place: Place) -> Calibration:
@@ -58,9 +61,12 @@ class Calibration:
         """MACs per image of each member."""
         return [profile.macs for profile in self.profiles]
 
-    def part(self, chosen: Tensor) -> Calibration:
-        """The same for some of the images only."""
-        return dataclasses.replace(self, logits=self.logits[:, chosen], labels=self.labels[chosen])
+    def for_thresholds(self, measure: Measure) -> Calibration:
+        """The same for those images alone on which thresholds of a measure may be chosen."""
+        if measure.heads is None:
+            return self
+        chosen = for_thresholds(measure, len(self.labels))
+        return dataclasses.replace(self, logits=self.logits[:, chosen], labels=self.labels[chosen], is_whole=False)
 
     def member_scores(self, measure: Measure) -> MemberScores:
         """Correctness and certainty of each exit on each image, by a certainty measure."""
@@ -97,7 +103,7 @@ class Calibration:
         network.staged("so it takes no gate").gate = gate
         network.model_args = {**network.model_args, "gate": gate.to_dict()}
         past = network.record.get("training") or network.record.get("result") or {}
-        same_images = network.record.get("data_fingerprint") == source.fingerprint
+        same_images = network.record.get("data_fingerprint") == source.fingerprint and self.is_whole
         full = outcome(self.member_scores(measure), measure, [None] * (len(self.profiles) - 1))
         result = GateResult(
             command=command,

@@ -161,7 +161,7 @@ class Job(Generic[JobOptions]):
         energies: Sequence[float] = (),
         parent: Network | None = None,
         view_shift: int = 0,
-        chosen: np.ndarray | None = None,
+        chosen: Callable[[], np.ndarray] | None = None,
         search: list[dict[str, Any]] | None = None,
         matched_stages: list[list[int]] | None = None,
     ) -> TrainResult:
@@ -175,19 +175,22 @@ class Job(Generic[JobOptions]):
             parent: The run that this one builds on.
             view_shift: Added to the seed of the order, and of views that are not cached, so that a member does not see
                 what the members before it saw.
-            chosen: Positions in the fit split of the images to train on; None for all.
+            chosen: Chooses positions in the fit split of the images to train on; None for all. A resumed run takes
+                those that it began with.
             search, matched_stages: As those of :class:`~kdcompress.results.TrainResult`.
 
         Raises:
             UserError: A batch that is too small, a compiler that does not work, a run that began with other inputs.
         """
-        prepared = self._prepare(phases, network, data, view_shift, chosen)
         stem = f"{self.command}-{self.method}-{network.architecture}-{Path(data.source.spec).name}"
         with claimed(self.options, stem, self.place, self.reporter) as run, discarding(run, self.place):
             self._keep_precision(run)
+            prepared = self._prepare(phases, network, data, view_shift, self._chosen(run, chosen))
             provenance = self._provenance(data, teacher, parent)
             provenance[SEEN] = any(each.record.get(SEEN, False) for each in (network, parent) if each is not None)
             provenance["sync_bn"] = prepared.synced
+            if chosen is not None:
+                provenance["images"] = prepared.batches.digest()
             if network.start is not None:
                 provenance["start"] = network.start
             trained = self._run(phases, prepared, data, run, provenance, network.architecture)
@@ -199,7 +202,7 @@ class Job(Generic[JobOptions]):
             profiles = member_profiles(made)
             note_missed(profiles, made.architecture, self.reporter)
             teacher_top1 = self._teacher_top1(data, teacher)
-            chosen = self.options.chosen_views if isinstance(self.options, TargetOptions) else None
+            views = self.options.chosen_views if isinstance(self.options, TargetOptions) else None
             result = TrainResult(
                 command=self.command,
                 run=str(run.path),
@@ -214,7 +217,7 @@ class Job(Generic[JobOptions]):
                 **scores.rounded(),
                 images_per_second=trained.rows[-1]["images_per_second"],
                 energies=list(energies) if residual_of is not None else None,
-                target_views=trained.batches.views or chosen or None,  # the last phase may have no frozen network
+                target_views=trained.batches.views or views or None,  # the last phase may have no frozen network
                 calibration_seen=provenance[SEEN],
                 search=search,
                 matched_stages=matched_stages,
@@ -244,6 +247,18 @@ class Job(Generic[JobOptions]):
         if self.options.precision == "auto" and before is not None and before != self.place.precision:
             place = start(self.options.device, before, self.options.patience)
             self.place = dataclasses.replace(self.place, precision=place.precision)
+
+    def _chosen(self, run: RunFolder, chosen: Callable[[], np.ndarray] | None) -> np.ndarray | None:
+        """Positions of the images to train on; of a run that has begun those it began with, whatever they would be now:
+        what is closest to the limit depends on precision and threads.
+        """
+        if chosen is None:
+            return None
+        if from_main(lambda: run.has_checkpoint):
+            return from_main(run.read_images)
+        positions = chosen()
+        from_main(lambda: run.write_images(positions))
+        return positions
 
     def _prepare(
         self, phases: Sequence[Phase], network: Network, data: Data, view_shift: int, chosen: np.ndarray | None
@@ -416,6 +431,7 @@ def _check_origin(run: RunFolder, now: dict[str, Any]) -> None:
             "base": record.get("parent_fingerprint"),
             "starting weights": start.get("fingerprint"),
             "unlabelled images": record.get("unlabelled_fingerprint"),
+            "chosen images": record.get("images"),
         }
 
     then = origin(run.record())

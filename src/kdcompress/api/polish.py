@@ -63,7 +63,7 @@ def polish(options: PolishOptions | None = None, /, *, reporter: Reporter | None
     place = job.place if options.precision != "auto" else dataclasses.replace(job.place, precision="fp32")
     images = Data(data.source, network.prep, options, place.device)
     batches = images.evaluation("calibration", forward_batch(place))
-    before = Calibration.of(network, images, batches, place)
+    before = Calibration.of(network, images, batches, place).for_thresholds(gate.measured)
     scores = before.member_scores(gate.measured)
     own = outcome(scores, gate.measured, gate.thresholds)
     # searching the thresholds again helps by itself; what counts is the gain of the weights
@@ -74,7 +74,8 @@ def polish(options: PolishOptions | None = None, /, *, reporter: Reporter | None
         training = dataclasses.replace(job, command="polish-training", options=inner)
         if training.finished() is None:
             _train(network, teacher, data, training)
-        after = Calibration.of(load_network(str(run.path / TRAINED)), images, batches, place)
+        trained = load_network(str(run.path / TRAINED))
+        after = Calibration.of(trained, images, batches, place).for_thresholds(gate.measured)
         chosen, later = search(after.member_scores(gate.measured), gate.measured, max_macs=own.expected_macs)
         better = chosen.top1 > former.top1
         if not better:

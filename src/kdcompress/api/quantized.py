@@ -8,6 +8,7 @@ import torch
 
 from kdcompress.api.calibration_images import CalibrationImages
 from kdcompress.api.cost import member_profiles
+from kdcompress.deferral import for_thresholds
 from kdcompress.engine.progress import Reporter
 from kdcompress.export.compose import Cascade
 from kdcompress.export.onnx_network import member_by_member
@@ -47,6 +48,8 @@ def _new_gate(cascade: Cascade, gate: Gate, network: Network, images: Calibratio
     after_each = member_by_member(cascade)
     found = [(after_each(batch), labels) for batch, labels in images.some(len(images))]
     logits, labels = torch.cat([each for each, _ in found], 1), torch.cat([each for _, each in found])
+    chosen = for_thresholds(gate.measured, len(labels))
+    logits, labels = logits[:, chosen], labels[chosen]
     macs = [profile.macs for profile in member_profiles(network)]
     if (drop := options.get("max_drop")) is not None and (level := options.get("confidence_level")) is not None:
         guaranteed = guaranteed_gate(logits, labels, macs, [gate.measured], max_drop=drop, confidence_level=level)

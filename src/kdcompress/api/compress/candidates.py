@@ -31,7 +31,7 @@ STEPS = {False: 4, True: 32}  # pixels between the sides of a smaller input, of 
 SMALLEST_SIDE = 8
 NEAR = 0.6  # of what is affordable: a cheaper network is another choice, not this one
 STILL_NEAR = 0.4  # where cost comes in steps, as of the teacher at a smaller size
-RESIZED = "resized"  # a kind of student
+LAYERS, RESIZED = "layers", "resized"  # kinds of students
 FIRST = "resnet"  # the family of what is trained from scratch
 HALF_WIDTH = 2  # position of half the width in a series: narrower ones are deeper than they are worth
 
@@ -126,7 +126,7 @@ class Students:
         if not fitting or (macs := self.counted(spec := fitting[-1])) < LEAST * most:
             return None
         given: dict[str, object] = {"student": spec, "from_teacher": True, "input_size": self._sides}
-        return Student("layers", spec, macs, options=given)
+        return Student(LAYERS, spec, macs, options=given)
 
     def _resized(self, most: float) -> Student | None:
         """The teacher itself, for smaller images."""

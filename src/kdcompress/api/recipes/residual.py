@@ -128,21 +128,19 @@ class Residual:
             energies=[*earlier[:-1], job.energy(task.members, frozen, data)] if energies else (),
             parent=base,
             view_shift=len(base.model.members),
-            chosen=_focused(base, data, job),
+            chosen=None if options.focus is None else lambda: _focused(base, data, job),
             search=search,
         )
 
 
-def _focused(base: Network, data: Data, job: Job[AddResStudentOptions]) -> np.ndarray | None:
-    """Positions in the fit split of the images that a new member is trained on; None for all.
+def _focused(base: Network, data: Data, job: Job[AddResStudentOptions]) -> np.ndarray:
+    """Positions in the fit split of the images that a new member is trained on.
 
     The share that ``--focus`` asks for is of images that the members so far are least sure of, by the margin of their
     softmax on the images as they are.
     """
-    share = job.options.focus
-    if share is None:
-        return None
-    place = job.place
+    share, place = job.options.focus, job.place
+    assert share is not None
     members = Frozen(base.model, adapter(data.prep, base.prep)).to(place.device)
     batches = data.alone().evaluation("fit", forward_batch(place))
     margins = collect(lambda x: margin(members(x))[:, None], batches, place)[0][:, 0]  # logits of ImageNet take GiB
