@@ -222,7 +222,7 @@ def test_tables_are_made_of_what_was_found(
         monkeypatch.setattr(sys, "argv", [script, *arguments, "--so-far", "--seeds", "4", "--plot", str(figure)])
         module.main()
         assert "0.00 ± 0.00" in table.read_text(), "above the single student"
-        assert "gated, `--target-macs 0.1`** (3 seed(s)) |" in table.read_text()
+        assert "gated, `--target-macs 0.1`** (3 seeds) |" in table.read_text()
         assert figure.stat().st_size > 0
     if script == "rkd_study":
         weights = ["--weights", "1", "10", "--results", str(tmp_path / "weights.json")]
@@ -239,4 +239,4 @@ def test_tables_are_made_of_what_was_found(
         monkeypatch.setattr(study.Study, "call", lambda *_: pytest.fail("it trains"))
         monkeypatch.setattr(sys, "argv", [script, *arguments, "--so-far", "--seeds", "4"])
         module.main()
-        assert "KD (3 seed(s)) |" in table.read_text()
+        assert "KD (3 seeds) |" in table.read_text()

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from study import Study, arguments, mean_std, show, teacher_of, titled
+from study import Study, arguments, mean_std, show, spread_over, teacher_of, titled
 
 HAND = ["first", "pair", "gated"]
 FIRST, SECOND = "resnet8_cifar,shortcut=A", "resnet20_cifar,shortcut=A"
@@ -59,7 +59,7 @@ def main() -> None:
     won = "; ".join(map(_chosen, compressed))
     lines += [
         "",
-        f"Test split, `--target-macs {given.target_macs}`, {given.seeds} seed(s), mean ± standard deviation; on "
+        f"Test split, `--target-macs {given.target_macs}`, {spread_over(given)}; on "
         f"{compressed[0]['hardware']}. What `compress` chose: {won}.",
     ]
     show(lines, given, "compress")

@@ -15,7 +15,7 @@ from __future__ import annotations
 import argparse
 import itertools
 
-from study import Study, arguments, data_name, mean_std, show, titled
+from study import Study, arguments, data_name, mean_std, show, spread_over, titled
 
 from kdcompress.options import DistillOptions
 
@@ -84,8 +84,8 @@ def main() -> None:
     hardware = next(iter(done.values()))["training"]["hardware"]
     lines += [
         "",
-        f"`{given.student}` on the test split of {data_name(given)}, {given.epochs} epochs, last epoch, {given.seeds} "
-        f"seed(s), mean ± standard deviation; seconds from the fastest epoch, on {hardware}.",
+        f"`{given.student}` on the test split of {data_name(given)}, {given.epochs} epochs, last epoch, "
+        f"{spread_over(given)}; seconds from the fastest epoch, on {hardware}.",
     ]
     show(lines, given, given.mark)
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
-from study import Study, arguments, mean_std, show, teacher_of, titled
+from study import Study, arguments, mean_std, show, spread_over, teacher_of, titled
 
 FORMER = "SGD, flips at random (version before)"
 ROWS = {FORMER: ["--opt", "sgd"], "SGD": ["--opt", "sgd"], "default": []}
@@ -50,8 +50,8 @@ def main() -> None:
     hardware = study.training(next(iter(done)))["hardware"]
     lines += [
         "",
-        f"`{given.student}` by KD on the test split, {given.epochs} epochs, last epoch, {given.seeds} seed(s), mean ± "
-        f"standard deviation; {given.precision}, on {hardware}.",
+        f"`{given.student}` by KD on the test split, {given.epochs} epochs, last epoch, {spread_over(given)}; "
+        f"{given.precision}, on {hardware}.",
     ]
     show(lines, given, "recipe")
 

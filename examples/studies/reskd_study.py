@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from gate_promise import collected
-from study import Study, arguments, data_name, mean_std, show, teacher_of
+from study import Study, arguments, count_of, data_name, mean_std, show, spread_over, teacher_of
 
 import kdcompress
 from kdcompress.options import LOGIT_LOSSES
@@ -212,7 +212,7 @@ def main() -> None:
         "| --- | ---: | ---: | ---: | ---: | ---: |",
         *(_row(row, whole) for row in rows if row.results),
         "",
-        f"{data_name(given)} test, {given.seeds} seed(s), mean ± standard deviation, last epoch; epochs of all "
+        f"{data_name(given)} test, {spread_over(given)}, last epoch; epochs of all "
         "members together. A cascade of longer trainings is compared with a single student of longer training. "
         f"The logit loss of a single student is {best}, the best on the calibration split; that of the cascade is "
         f"{summed}, the best of those that leave no scale open. What learns by KD starts from the teacher's weights, "
@@ -267,7 +267,7 @@ def _macs(results: Results) -> float:
 
 
 def _row(row: Row, whole: int) -> str:
-    title = row.title if len(row.results) == row.seeds else f"{row.title} ({len(row.results)} seed(s))"
+    title = row.title if len(row.results) == row.seeds else f"{row.title} ({count_of(len(row.results))})"
     both = row.results.keys() & row.single.keys()
     above = mean_std(row.results[seed]["top1"] - row.single[seed]["top1"] for seed in both) if both else "–"
     top1, macs = mean_std(result["top1"] for result in row.results.values()), _macs(row.results)

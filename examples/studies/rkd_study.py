@@ -21,7 +21,7 @@ import argparse
 import itertools
 from typing import Any
 
-from study import Study, arguments, data_name, mean_std, show, teacher_of, titled
+from study import Study, arguments, data_name, mean_std, show, spread_over, teacher_of, titled
 
 ASSISTED = ["--method", "rkd-assistant"]
 # row -> arguments after TEACHER; the student alone has no teacher
@@ -90,7 +90,7 @@ def main() -> None:
             lines.append(_row(wide, f"{WIDELY}, share {share}", {0: done[folder]["eval"]}, first))
     lines += [
         "",
-        f"{data_name(given)} test, {given.seeds} seed(s), mean ± standard deviation, {given.epochs} epochs, last epoch"
+        f"{data_name(given)} test, {spread_over(given)}, {given.epochs} epochs, last epoch"
         + ("; shares with the first seed alone" if given.shares else "")
         + ". The control of RKD is the undivided student, trained by the same transfer with the same seed. "
         f"{given.precision}, on {next(iter(done.values()))['training']['hardware']}.",

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from study import Study, arguments, mean_std, nearest, show, teacher_of
+from study import Study, arguments, mean_std, nearest, show, spread_over, teacher_of
 
 
 def main() -> None:
@@ -70,8 +70,8 @@ def main() -> None:
     lines += [
         "",
         f"On `{given.student}`; top-1, on the calibration split where not said otherwise, {given.epochs} epochs a "
-        f"member, last epoch, {given.seeds} seed(s), "
-        f"mean ± standard deviation; `--max-macs {given.max_macs} --trials {given.trials}`, "
+        f"member, last epoch, {spread_over(given)}; "
+        f"`--max-macs {given.max_macs} --trials {given.trials}`, "
         f"{found['seconds'] / 60:.0f} minutes on {found['hardware']}.",
     ]
     show(lines, given, "search-table")

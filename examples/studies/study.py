@@ -245,9 +245,19 @@ def mean_std(values: Iterable[float]) -> str:
     return f"{statistics.mean(found):.2f}{spread}"
 
 
+def count_of(seeds: int) -> str:
+    """``3 seeds``, for a table."""
+    return "one seed" if seeds == 1 else f"{seeds} seeds"
+
+
+def spread_over(given: argparse.Namespace) -> str:
+    """What the values of a table are, for its caption."""
+    return count_of(given.seeds) + (", mean ± standard deviation" if given.seeds > 1 else "")
+
+
 def titled(name: str, found: Sized, given: argparse.Namespace) -> str:
     """The name of a row, and how many seeds it has where some are still to come."""
-    return name if len(found) == given.seeds else f"{name} ({len(found)} seed(s))"
+    return name if len(found) == given.seeds else f"{name} ({count_of(len(found))})"
 
 
 def teacher_of(given: argparse.Namespace) -> list[str]:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 from pathlib import Path
 
-from study import Study, arguments, mean_std, show, teacher_of, titled
+from study import Study, arguments, mean_std, show, spread_over, teacher_of, titled
 
 LABELLED, UNLABELLED = 100, 1000  # images a class
 BATCH = 64
@@ -60,7 +60,7 @@ def main() -> None:
     hardware = study.training(next(iter(done)))["hardware"]
     lines += [
         "",
-        f"`{given.student}` by KD, test split, last epoch, {given.seeds} seed(s), mean ± standard deviation; "
+        f"`{given.student}` by KD, test split, last epoch, {spread_over(given)}; "
         f"{LABELLED} labelled and {UNLABELLED:,} unlabelled images a class; {given.precision}, on {hardware}.",
     ]
     show(lines, given, "unlabelled")

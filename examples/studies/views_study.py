@@ -13,7 +13,7 @@ from __future__ import annotations
 import statistics
 from pathlib import Path
 
-from study import Study, arguments, mean_std, show, teacher_of, write_between
+from study import Study, arguments, mean_std, show, spread_over, teacher_of, write_between
 
 
 def main() -> None:
@@ -53,8 +53,8 @@ def main() -> None:
     hardware = study.training(named(given.views[0])[0])["hardware"]
     lines += [
         "",
-        f"`{given.student}` by KD on the test split, {given.epochs} epochs, last epoch, {given.seeds} seed(s), mean ± "
-        f"standard deviation; on {hardware}, {given.jobs} trainings at a time.",
+        f"`{given.student}` by KD on the test split, {given.epochs} epochs, last epoch, {spread_over(given)}; "
+        f"on {hardware}, {given.jobs} trainings at a time.",
     ]
     show(lines, given, "views")
     live, cached = given.views[0], given.views[-1]

@@ -191,8 +191,8 @@ class GateCalibrateOptions(DataOptions, DeviceOptions, OutputOptions):
     )
     measure: str = option(
         "confidence",
-        "certainty measure of the gate; auto: the best for the target on the calibration split but learned, which is "
-        "fitted on half of that split: a prediction whether going on would mend the answer",
+        "certainty measure of the gate; auto: the best of these on the calibration split, except learned; "
+        "learned: a model fitted on half of that split predicts whether the members to come would correct the answer",
         choices=("auto", *MEASURES, "learned"),
     )
     engine: str = option(

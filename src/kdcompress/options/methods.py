@@ -193,7 +193,7 @@ METHODS: dict[str, Method] = {
         check=check_assistant,
     ),
     "lwkd": Method(
-        "a lightweight teacher's logits, and a discriminator",
+        "a lightweight teacher's logits (with --adversarial-weight also a discriminator)",
         teacher=OPTIONAL,
         teacher_knows_images=False,
         reads=(*LOGITS, LIGHT),
