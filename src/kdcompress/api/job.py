@@ -182,10 +182,12 @@ class Job(Generic[JobOptions]):
         Raises:
             UserError: A batch that is too small, a compiler that does not work, a run that began with other inputs.
         """
+        prepared = self._prepare(phases, network, data, view_shift)  # what is wrong is found before there is a folder
         stem = f"{self.command}-{self.method}-{network.architecture}-{Path(data.source.spec).name}"
         with claimed(self.options, stem, self.place, self.reporter) as run, discarding(run, self.place):
             self._keep_precision(run)
-            prepared = self._prepare(phases, network, data, view_shift, self._chosen(run, chosen))
+            if chosen is not None:
+                prepared = self._prepare(phases, network, data, view_shift, self._chosen(run, chosen))
             provenance = self._provenance(data, teacher, parent)
             provenance[SEEN] = any(each.record.get(SEEN, False) for each in (network, parent) if each is not None)
             provenance["sync_bn"] = prepared.synced
@@ -248,12 +250,10 @@ class Job(Generic[JobOptions]):
             place = start(self.options.device, before, self.options.patience)
             self.place = dataclasses.replace(self.place, precision=place.precision)
 
-    def _chosen(self, run: RunFolder, chosen: Callable[[], np.ndarray] | None) -> np.ndarray | None:
+    def _chosen(self, run: RunFolder, chosen: Callable[[], np.ndarray]) -> np.ndarray:
         """Positions of the images to train on; of a run that has begun those it began with, whatever they would be now:
         what is closest to the limit depends on precision and threads.
         """
-        if chosen is None:
-            return None
         if from_main(lambda: run.has_checkpoint):
             return from_main(run.read_images)
         positions = chosen()
@@ -261,9 +261,13 @@ class Job(Generic[JobOptions]):
         return positions
 
     def _prepare(
-        self, phases: Sequence[Phase], network: Network, data: Data, view_shift: int, chosen: np.ndarray | None
+        self, phases: Sequence[Phase], network: Network, data: Data, view_shift: int, chosen: np.ndarray | None = None
     ) -> Prepared:
-        """Plans and batches, the same in all processes."""
+        """Plans and batches, the same in all processes.
+
+        Args:
+            chosen: Positions in the fit split of the images to train on; None for all.
+        """
         options, place = self.options, self.place
         images = data.fit_size() if chosen is None else len(chosen)
         plans = [Plan.of(options, images, phase.epochs, network.model) for phase in phases]
