@@ -3,8 +3,8 @@
     python examples/studies/compress_study.py OUT --data cifar10/ --teacher resnet56-cifar10.safetensors \\
         --arch resnet56_cifar,shortcut=A --epochs 40 --table examples/studies/README.md
 
-By hand: a pair that earlier studies found to be good for this budget, ``--epochs`` for each member, and its gate. That
-must be known beforehand; ``compress`` finds out. ``--jobs 2`` does both at the same time, with half of the cores each.
+By hand: a pair that earlier studies found to be good for this budget, ``--epochs`` for each member, and a gate that
+keeps the budget on new images as surely as that of ``compress``. The pair must be known beforehand; ``compress`` finds out. ``--jobs 2`` does both at the same time, with half of the cores each.
 Leave the machine alone meanwhile: the time is part of the result.
 """
 
@@ -15,6 +15,7 @@ from typing import Any
 from study import Study, arguments, mean_std, show, spread_over, teacher_of, titled
 
 HAND = ["first", "pair", "gated"]
+KEPT = ["--confidence-level", "0.9"]
 FIRST, SECOND = "resnet8_cifar,shortcut=A", "resnet20_cifar,shortcut=A"
 
 
@@ -40,7 +41,7 @@ def main() -> None:
                 ],
                 first: ["distill", *teacher_of(given), "--method", "reskd", "--student", FIRST, *start],
                 pair: ["add-res-student", study.path(first), "--arch", SECOND, *start],
-                f"gated-seed{seed}": ["gate-calibrate", study.path(pair), *budget, "--measure", "auto"],
+                f"gated-seed{seed}": ["gate-calibrate", study.path(pair), *budget, "--measure", "auto", *KEPT],
             }
         )
     done = study.results()
