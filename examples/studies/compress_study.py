@@ -5,8 +5,8 @@
 
 By hand: a pair that earlier studies found to be good for this budget, ``--epochs`` for each member, and a gate that
 keeps the budget on new images as surely as that of ``compress``. The pair must be known beforehand; ``compress`` finds
-out. ``--jobs 2`` does both at the same time, with half of the cores each. Leave the machine alone meanwhile: the time is
-part of the result.
+out. ``--jobs 2`` does both at the same time, with half of the cores each. Leave the machine alone meanwhile: the time
+is part of the result.
 """
 
 from __future__ import annotations
