@@ -17,11 +17,10 @@ import itertools
 
 from study import Study, arguments, data_name, mean_std, show, spread_over, titled
 
-from kdcompress.options import DistillOptions
+from kdcompress.options import METHODS, DistillOptions
 
 LIGHT = ["--method", "lwkd"]
 ADVERSARIAL = ["--adversarial-weight", "0.1"]
-ALPHA = 0.5  # that of LW-KD, where none is given
 VARIANTS: dict[str, list[str]] = {
     "CE": ["--method", "ce"],
     "label smoothing": ["--method", "label-smoothing"],
@@ -34,9 +33,10 @@ VARIANTS: dict[str, list[str]] = {
 
 
 SWEEP = {
-    "alpha": ("0.2", "0.5", "0.8"),
-    "teacher-top1": ("80", "90", "97", "99.5"),
-    "adversarial-weight": ("0", "0.03", "0.1", "0.3"),
+    "temperature": ("1", "2", "4"),
+    "alpha": ("0.1", "0.2", "0.5", "0.8"),
+    "teacher-top1": ("90", "97", "99.5"),
+    "adversarial-weight": ("0", "0.1"),
 }
 
 
@@ -92,13 +92,14 @@ def main() -> None:
 
 def _sweep(study: Study, given: argparse.Namespace) -> None:
     """One option at a time, the others at their defaults; the default itself comes in every group, from one run."""
-    defaults = DistillOptions()
+    defaults, own = DistillOptions(), METHODS["lwkd"]
+    usual = {"alpha": own.alpha, "temperature": own.temperature}
     runs: dict[str, list[str]] = {}
     names: dict[tuple[str, str], str] = {}
     for option, values in SWEEP.items():
-        usual = getattr(defaults, option.replace("-", "_"))
+        default = usual.get(option, getattr(defaults, option.replace("-", "_")))
         for value in values:
-            same = float(value) == (ALPHA if usual is None else usual)
+            same = float(value) == default
             name = names[option, value] = "LW-KD" if same else f"LW-KD-{option}-{value}"
             runs[name] = ["distill", "--student", given.student, *LIGHT, *([] if same else [f"--{option}", value])]
     if not given.so_far:

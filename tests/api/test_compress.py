@@ -147,13 +147,16 @@ class Scored:
 
     reporter = Silent()
 
-    def __init__(self, **scores: tuple[float, float]) -> None:
-        self.scores = {**scores, "early": (99.9, 1.0)}
+    def __init__(self, images: int = 5000, **scores: tuple[float, float]) -> None:
+        self.images, self.reporter = images, Heard()
+        self.scores = {"early": (50.0, 1000.0), **scores}
 
     def score(self, run: str, split: str, **more: Any) -> Any:
         assert split == "calibration", "nothing is chosen on test"
         top1, macs = self.scores[run]
-        return dataclasses.make_dataclass("Score", ["top1", "macs", "expected_macs"])(top1, 1000.0, macs)
+        return dataclasses.make_dataclass("Score", ["top1", "macs", "expected_macs", "n"])(
+            top1, 1000.0, macs, self.images
+        )
 
 
 TEACHER = {"networks": "teacher", "top1": 90.0, "macs": 100.0}
@@ -178,10 +181,25 @@ def test_the_verdict(budget: dict[str, float], scores: dict[str, tuple[float, fl
     commands: Any = Scored(**scores)
     early = [Contender("single", "early", "x", 1, 0.0)]
     verdict = judge(contenders, early, commands, CompressOptions(teacher="x", **budget), dict(TEACHER))
-    assert verdict.rows[-1]["dropped"], "what was tried for a few epochs is shown, and never chosen"
+    assert verdict.rows[-1]["dropped"], "what was tried for a few epochs is shown"
     assert (verdict.chosen.form, verdict.met) == (chosen, met)
     assert [row["form"] for row in verdict.rows if row.get("chosen")] == [chosen]
     assert verdict.rows[0]["form"] == "teacher"
+
+
+@pytest.mark.parametrize("budget", [{"target_macs": 0.3}, {"max_drop": 2.0}])
+def test_what_was_dropped_is_shipped_where_it_is_best(budget: dict[str, float]) -> None:
+    """With few images a trial may look better than what was trained longer, and the table would show a better row."""
+    commands: Any = Scored(single=(87.0, 32.0), early=(88.5, 20.0))
+    contenders, dropped = [Contender("single", "single", "s", 4, 0.0)], [Contender("pair", "early", "p", 1, 0.0)]
+    verdict = judge(contenders, dropped, commands, CompressOptions(teacher="x", **budget), dict(TEACHER))
+    assert (verdict.chosen.run, verdict.met) == ("early", True)
+    assert [row["networks"] for row in verdict.rows if row["chosen"]] == ["p"]
+    assert not any(row.get("dropped") for row in verdict.rows)
+    assert not commands.reporter.notes
+    few: Any = Scored(images=30, single=(87.0, 20.0))
+    judge(contenders, [], few, CompressOptions(teacher="x", **budget), dict(TEACHER))
+    assert "on 30 calibration images: differences of up to 12 points may be chance" in few.reporter.notes[-1]
 
 
 def test_a_verdict_says_who_knows_the_images(tmp_path: Path) -> None:
@@ -192,7 +210,6 @@ def test_a_verdict_says_who_knows_the_images(tmp_path: Path) -> None:
         RunFolder(run).write_record({"status": "unfinished", SEEN: name == "single"}, digests={})
     contenders = [Contender(name, str(run), name, 4, 0.0) for name, run in runs.items()]
     commands: Any = Scored(**{str(runs["single"]): (88.0, 30.0), str(runs["pair"]): (87.0, 29.0)})
-    commands.reporter = Heard()
     options = CompressOptions(teacher="x", target_macs=0.3)
     rows = judge(contenders, [], commands, options, dict(TEACHER)).rows
     assert [row["calibration_seen"] for row in rows[1:]] == [True, False]

@@ -502,9 +502,9 @@ def _finished(options: OutputOptions, command: str, kind: type[R]) -> dict[str, 
 
 def changed_since(options: OutputOptions, then: dict[str, Any]) -> list[str]:
     """Options that affect the result, and differ from those that a run recorded."""
-    now = options.to_dict()
-    differing = sorted(options.differing(then, now))
-    return [key for key in differing if key not in options.changeable() and (key in now or key not in INHERITED)]
+    now, usual = options.to_dict(), type(options)().to_dict()
+    left_open = {key for key in INHERITED if now.get(key) == usual.get(key)}  # filled in later
+    return [key for key in sorted(options.differing(then, now)) if key not in options.changeable() | left_open]
 
 
 def versions() -> dict[str, str]:

@@ -51,7 +51,10 @@ def worth_it(
     speedup = from_main(lambda: min(times[0]) / min(times[1]))
     if speedup >= WORTH_IT:
         return wanted
-    note(f"Training in fp32: {wanted.precision} steps are {speedup:.2f} times as fast (--precision {wanted.precision})")
+    note(
+        f"Training in fp32: steps in {wanted.precision} are only {speedup:.2f} times as fast, too little for lower "
+        f"precision (--precision {wanted.precision} takes it nevertheless)"
+    )
     return exact
 
 

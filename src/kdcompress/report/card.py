@@ -77,7 +77,13 @@ def _networks(found: ReportResult) -> str:
     for row in found.networks:
         ratio = "" if row["macs_ratio"] is None else sentences.percent(row["macs_ratio"])
         ms = [f"{row['ms']:.3g}" if row["ms"] is not None else ""] if timed else []
-        cells = [f"{row['top1']:.2f} %", scaled(row["macs"]), ratio, *ms, f"{row['ece']:.2f} %"]
+        cells = [
+            f"{row['top1']:.2f} %",
+            scaled(row["macs"]),
+            ratio,
+            *ms,
+            "" if found.agreement else f"{row['ece']:.2f} %",
+        ]
         lines.append(_line([_text(row["network"]), ROLES[row["role"]], *cells]))
     note = f"{found.n:,} images of the {_text(found.split)} split of {_text(found.data)}."
     timing = f" Milliseconds for one image at a time, on average, on {_text(found.hardware or '')}." if timed else ""

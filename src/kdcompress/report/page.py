@@ -90,7 +90,8 @@ def _keys(found: ReportResult) -> list[tuple[str, str, str, Any]]:
     if found.ms is not None:
         rows.append(("ms for one image", "ms", f"{found.ms:.3g}", found.ms))
     rows.append(("parameters", "params", scaled(found.params), found.params))
-    rows.append(("calibration error (ECE)", "ece", f"{found.ece:.2f} %", found.ece))
+    if not found.agreement:  # with a teacher's answers, which are no truth that a probability could be of
+        rows.append(("calibration error (ECE)", "ece", f"{found.ece:.2f} %", found.ece))
     return rows
 
 

@@ -145,7 +145,7 @@ def _use(result: CompressResult) -> list[str]:
     """How to use what was made, in Python."""
     made = result.exported or result.run
     return [
-        f"{made} answers alone; in Python:",
+        f"To use {made} in Python:",
         "  import kdcompress",
         f"  for row in kdcompress.predict({made!r}, ['photo.jpg']):",
         "      print(row.path, row.label, row.probability)",

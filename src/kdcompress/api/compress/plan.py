@@ -28,6 +28,14 @@ TEACHER, SINGLE, FIRST, PAIR, HANDOVER = "teacher", "single", "first", "pair", "
 LOOK, TRIAL_OF = "look-", "trial-"
 CALIBRATION = {True: 0.05, False: 0.12}  # of an epoch: scoring the calibration split, cached or read from the disk
 RESERVE = 0.05  # of the time budget, for gates, scores and what the estimate got wrong
+LEAST_RESERVE = 15.0  # seconds of a short one, as the report and an exported file take the same in any
+
+
+def usable(seconds: float) -> float:
+    """What trainings may take of a time budget, in seconds."""
+    if math.isinf(seconds):
+        return seconds
+    return seconds - max(RESERVE * seconds, min(LEAST_RESERVE, seconds / 10))
 
 
 @dataclass(frozen=True)
@@ -95,7 +103,8 @@ class Plan:
         singles = students.within(most)
         if not singles:
             least = math.ceil(1e4 * students.cheapest() / students.macs) / 1e4
-            problem = f"No network is within {most / students.macs:.2%} of the teacher's {students.macs:,} MACs."
+            share = most / students.macs
+            problem = f"No network is within {spelled(share)}, {share:.2%} of the teacher's {students.macs:,} MACs."
             raise usage_error(problem, f"The cheapest needs {spelled(least)}.")
         first, second = pair(students, singles[0].kind, most, handover, focuses)
         return cls(most, singles, first, second, handover, fine_tunes, steps, caches, focuses)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from kdcompress.results import CompressResult
 from kdcompress.runs import RunFolder
 
 INT8 = "int8"  # form of the row of an exported file
+NOISE = 2.0  # points between two rows that are taken for a difference
 TOLERANCE = 1.05  # of --target-ms: two measurements of one network differ by as much
 
 
@@ -26,11 +28,11 @@ class Verdict:
     """What came of the contest.
 
     Attributes:
-        rows: For each contender ``form``, ``networks``, ``run`` (name of its folder), ``epochs``, ``top1``,
-            ``macs`` (expected, per image), ``macs_ratio``, ``ms`` with ``--target-ms``, ``points_lost``, whether its
+        rows: For each contender ``form``, ``networks``, ``run`` (name of its folder), ``epochs``, ``top1`` of ``n``
+            images, ``macs`` (expected, per image), ``macs_ratio``, ``ms`` with ``--target-ms``, ``points_lost``, whether its
             weights may know the images (``calibration_seen``), and whether it is ``within`` the budget and ``chosen``;
-            all on the calibration split. The first is the teacher, the last are those that were dropped after their
-            trials (``dropped``).
+            all on the calibration split. The first is the teacher, the last are those that were ``dropped`` after their
+            trials.
         chosen: The contender that is shipped.
         met: Whether it is within the budget; if not, it is the nearest.
     """
@@ -50,12 +52,13 @@ def judge(
     """Score all contenders on the calibration split, and choose.
 
     Args:
-        dropped: They are scored, too, but not chosen.
+        dropped: After short trainings. They are usually behind, but what is best is best.
         teacher: Row of the teacher: ``networks``, ``top1``, ``macs``.
     """
-    rows = [_row(each, commands, teacher) for each in contenders]
+    everyone = [*contenders, *dropped]
+    rows = [_row(each, commands, teacher) for each in everyone]
     if options.target_ms is not None:
-        timed = _milliseconds([each.run for each in contenders], options, commands.reporter)
+        timed = _milliseconds([each.run for each in everyone], options, commands.reporter)
         for row, ms in zip(rows, timed, strict=True):
             row["ms"] = ms
     name, value = options.budget
@@ -76,12 +79,13 @@ def judge(
             "Notice: some started from weights that may know the calibration images, on which they then look better "
             "than the others. Compare them on the test split."
         )
+    _note_noise(rows[number], commands.reporter)
     first = {"form": "teacher", **teacher, "macs_ratio": 1.0, "chosen": False}
-    early = []
-    for each in dropped:
-        name = f"{each.networks} (dropped after {each.epochs} epoch{'s' * (each.epochs != 1)})"
-        early.append({**_row(each, commands, teacher), "networks": name, "chosen": False, "dropped": True})
-    return Verdict([first, *rows, *early], contenders[number], bool(within))
+    for row in rows[len(contenders) :]:
+        if not row["chosen"]:
+            row["networks"] += f" (dropped after {row['epochs']} epoch{'s' * (row['epochs'] != 1)})"
+            row["dropped"] = True
+    return Verdict([first, *rows], everyone[number], bool(within))
 
 
 def with_int8(result: CompressResult, file: Path, options: CompressOptions, reporter: Reporter) -> list[dict[str, Any]]:
@@ -118,11 +122,22 @@ def _row(each: Contender, commands: Commands, teacher: dict[str, Any]) -> dict[s
         "run": Path(each.run).name,
         "epochs": each.epochs,
         "top1": found.top1,
+        "n": found.n,
         "points_lost": round(teacher["top1"] - found.top1, 4),
         "macs": round(macs, 1),
         "macs_ratio": round(macs / teacher["macs"], 6),
         "calibration_seen": bool(RunFolder(Path(each.run)).record().get(SEEN)),
     }
+
+
+def _note_noise(row: dict[str, Any], reporter: Reporter) -> None:
+    """Say so where the calibration split is too small to tell contenders apart."""
+    share = row["top1"] / 100
+    if (spread := 200 * math.sqrt(share * (1 - share) / row["n"])) > NOISE:  # two standard errors
+        reporter.note(
+            f"Notice: the contenders were compared on {row['n']:,} calibration images: differences of up to "
+            f"{spread:.0f} points may be chance. A larger --holdout tells more."
+        )
 
 
 def _milliseconds(networks: list[str], options: CompressOptions, reporter: Reporter) -> list[float]:

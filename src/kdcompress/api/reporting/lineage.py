@@ -85,10 +85,13 @@ def _details(record: dict[str, Any], known: dict[str, Any]) -> list[tuple[str, s
         ("data", options.get("data")),
         ("epochs", result.get("epochs")),
         ("seed", record.get("seed")),
-        ("top-1 (calibration)", f"{top1:.2f} %" if isinstance(top1, (int, float)) and math.isfinite(top1) else None),
+        (
+            f"top-1 ({result.get('split') or 'calibration'})",
+            f"{top1:.2f} %" if isinstance(top1, (int, float)) and math.isfinite(top1) else None,
+        ),
         ("MACs", _scaled(result.get("macs") or known.get("macs"))),
         ("hardware", record.get("hardware")),
-        ("precision", record.get("precision")),
+        ("precision", result.get("precision") or record.get("precision")),
         ("versions", ", ".join(f"{name} {value}" for name, value in made)),
         ("weights", known.get("fingerprint")),
     ]
