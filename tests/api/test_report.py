@@ -15,7 +15,7 @@ from PIL import Image
 import kdcompress
 from chains import COMMON, SMALL, TEST, Chain, record_of
 from heard import Heard
-from kdcompress.api.reporting import commands, times
+from kdcompress.api.reporting import commands, lineage, times
 from kdcompress.api.reporting.classes import paired_interval
 from kdcompress.api.reporting.examples import SIDE, picture
 from kdcompress.api.reporting.measured import Measured
@@ -277,3 +277,11 @@ def test_commands_are_those_that_were_typed(chain: Chain) -> None:
     assert commands.command_line(piped).split()[2] == chain.teacher.run
     assert SMALL in commands.command_line(piped)
     assert commands.command_line({"command": "of another version"}) == ""
+
+
+def test_a_step_names_split_and_precision_of_its_figures() -> None:
+    """An accuracy on the test split was called one on the calibration split."""
+    record = {"precision": "bf16", "result": {"split": "test", "top1": 48.75, "precision": "fp32"}}
+    assert {("top-1 (test)", "48.75 %"), ("precision", "fp32")} <= set(lineage._details(record, {}))
+    record["result"] = {"top1": 50.0}
+    assert {("top-1 (calibration)", "50.00 %"), ("precision", "bf16")} <= set(lineage._details(record, {}))

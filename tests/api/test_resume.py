@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import signal
 from pathlib import Path
 
@@ -18,8 +19,10 @@ from chains import (
     same_weights,
     stopped,
 )
+from kdcompress.api.job import changed_since
 from kdcompress.errors import UserError
 from kdcompress.methods.kd import KdTask
+from kdcompress.options import CompressOptions
 from kdcompress.runs import WEIGHTS
 
 
@@ -70,3 +73,12 @@ def test_a_finished_run_is_left_as_it_is(chain: Chain) -> None:
     assert (Path(str(chain.student.run)) / WEIGHTS).stat().st_mtime_ns == stamp
     with pytest.raises(UserError, match="train-teacher"):
         kdcompress.distill(teacher=chain.teacher.run, out=str(chain.teacher.run), resume=True, **COMMON)
+
+
+def test_what_a_run_inherits_may_be_left_out_again() -> None:
+    """The same command, with --resume, would be refused for an option that nobody gave."""
+    given = CompressOptions(teacher="x", target_macs=0.5)
+    filled_in = {**given.to_dict(), "skip_bad_images": True, "holdout": 0.2, "data": "photos"}
+    assert changed_since(given, filled_in) == []
+    assert changed_since(dataclasses.replace(given, holdout=0.1), filled_in) == ["holdout"]
+    assert changed_since(given, {**filled_in, "epochs": 7}) == ["epochs"]
