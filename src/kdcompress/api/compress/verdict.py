@@ -29,10 +29,10 @@ class Verdict:
 
     Attributes:
         rows: For each contender ``form``, ``networks``, ``run`` (name of its folder), ``epochs``, ``top1`` of ``n``
-            images, ``macs`` (expected, per image), ``macs_ratio``, ``ms`` with ``--target-ms``, ``points_lost``, whether
-            its weights may know the images (``calibration_seen``), and whether it is ``within`` the budget and ``chosen``;
-            all on the calibration split. The first is the teacher, the last are those that were ``dropped`` after their
-            trials.
+            images, ``macs`` (expected, per image), ``macs_ratio``, ``ms`` with ``--target-ms``, ``points_lost``,
+            whether its weights may know the images (``calibration_seen``), and whether it is ``within`` the budget and
+            ``chosen``; all on the calibration split. The first is the teacher, the last are those that were
+            ``dropped`` after their trials.
         chosen: The contender that is shipped.
         met: Whether it is within the budget; if not, it is the nearest.
     """
