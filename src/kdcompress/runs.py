@@ -3,8 +3,8 @@
 ``config.json`` and ``model.safetensors`` are timm's ``local-dir`` layout, ``run.json`` records what was done and
 measured, ``metrics.csv`` has a row per epoch, ``split.csv`` the split of a folder that has none of its own,
 ``checkpoint.pt`` the state of an unfinished run, ``images.npy`` the images that it is trained on where not on all.
-``run.json`` holds digests of the other files and of itself, so that
-altered files are refused. The process that writes the run holds ``.lock`` as long as it lives.
+``run.json`` holds digests of the other files and of itself, so that altered files are refused. The process that writes
+the run holds ``.lock`` as long as it lives.
 """
 
 from __future__ import annotations

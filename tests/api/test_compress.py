@@ -24,7 +24,7 @@ from kdcompress.api.compress.candidates import Student, Students
 from kdcompress.api.compress.commands import Commands
 from kdcompress.api.compress.contest import Contender
 from kdcompress.api.compress.course import Course
-from kdcompress.api.compress.plan import RESERVE, Costs, Plan, pair
+from kdcompress.api.compress.plan import RESERVE, Costs, Plan, pair, usable
 from kdcompress.api.compress.prospect import Prospect
 from kdcompress.api.compress.verdict import judge
 from kdcompress.api.fitting import has_other_classes
@@ -119,6 +119,12 @@ def test_epochs_fill_the_time_budget(seconds: int) -> None:
     plan, costs = plan_of(100, 50, 170)
     epochs = plan.epochs_within(seconds, costs)
     assert plan.seconds(epochs, costs) <= (1 - RESERVE) * seconds < plan.seconds(epochs + 1, costs)
+
+
+def test_a_short_budget_keeps_time_for_the_report() -> None:
+    """Three minutes took three and a half."""
+    assert [usable(seconds) for seconds in (60, 180, 3600)] == [54, 165, 3420]
+    assert usable(math.inf) == math.inf
 
 
 def test_too_little_time_says_how_much_is_needed() -> None:

@@ -176,3 +176,7 @@ def test_agreement_is_not_called_accuracy(facts: Facts) -> None:
     assert "% agreement with the teacher on the test split" in sentences.headline(agreed)
     assert "without labels" in sentences.certainty(agreed.result)
     assert "agreement" not in sentences.headline(facts)
+    assert "probabilities be believed" in page(facts)
+    assert "calibration error (ECE)" in page(facts)
+    assert "probabilities be believed" not in page(agreed), "the teacher's answers are no truth to be sure of"
+    assert "calibration error (ECE)" not in page(agreed)

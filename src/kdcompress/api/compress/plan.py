@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -190,9 +191,9 @@ class Plan:
         Raises:
             UserError: Not even one.
         """
-        within = (1 - RESERVE) * seconds
+        within = usable(seconds)
         if (least := self.seconds(1, costs)) > within:
-            minutes = math.ceil(least / (1 - RESERVE) / 60)
+            minutes = next(each for each in itertools.count(math.ceil(least / 60)) if usable(60 * each) >= least)
             problem = f"--time-budget {seconds:.0f}s is too short for one epoch of every candidate."
             raise usage_error(problem, f"Give about {minutes}m.")
         low, high = 1, 2
