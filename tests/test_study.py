@@ -166,6 +166,22 @@ FOUND = {
 }
 
 
+@pytest.fixture
+def alike(study: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every command finds the same."""
+
+    def call(_: Any, *arguments: str) -> dict[str, Any]:
+        assert arguments[0] in CALLABLE
+        if "--out" in arguments:
+            run = begun(arguments)
+            run.write_metrics([{"epoch": 1, "seconds": 30.0}])
+            teacher = {"reference": "/here", "seconds": 2.0, "softened_entropy": 0.5}
+            run.finish({"result": FOUND, "hardware": "a processor", "teacher": teacher})
+        return FOUND
+
+    monkeypatch.setattr(study.Study, "call", call)
+
+
 @pytest.mark.parametrize(
     ("script", "mark", "rows"),
     [
@@ -178,20 +194,10 @@ FOUND = {
     ],
 )
 def test_tables_are_made_of_what_was_found(
-    study: ModuleType, script: str, mark: str, rows: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    study: ModuleType, alike: None, script: str, mark: str, rows: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A study would fail after the hours that its trainings take."""
-
-    def call(_: Any, *arguments: str) -> dict[str, Any]:
-        assert arguments[0] in CALLABLE
-        if "--out" in arguments:
-            run = begun(arguments)
-            run.write_metrics([{"epoch": 1, "seconds": 30.0}])
-            run.finish({"result": FOUND, "hardware": "a processor", "teacher": {"reference": "/here", "seconds": 2.0}})
-        return FOUND
-
     module = importlib.import_module(script)
-    monkeypatch.setattr(study.Study, "call", call)
     monkeypatch.setattr(kdcompress, "profile_flops", lambda model, **_: SimpleNamespace(macs=sum(map(ord, model))))
     if script == "reskd_study":
         monkeypatch.setattr(module, "_oracle", lambda _: {"top1": 80.0, "macs": 12.0})
@@ -231,6 +237,12 @@ def test_tables_are_made_of_what_was_found(
         assert "| 10 | 70.00 ± 0.00 | 70.00 ± 0.00 | 0.00 ± 0.00 | 3 |" in table.read_text()
         monkeypatch.setattr(sys, "argv", [script, *arguments])
         module.main()
+        few = ["--students", "resnet8_cifar", "--shares", "--rows", "AT", "RKD + AT, end to end"]
+        monkeypatch.setattr(sys, "argv", [script, *arguments, *few, "--so-far"])
+        module.main()
+        assert [line.split("|")[2].strip() for line in table.read_text().splitlines()[3:5]] == few[-2:]
+        monkeypatch.setattr(sys, "argv", [script, *arguments])
+        module.main()
     if script == "pair_study":
         assert "| **15.0%: gated pair** | 70.00 ± 0.00 | 0.00 ± 0.00 | 0.0 |" in table.read_text(), "beside 3 of 20"
         assert "| **21.1%: gated pair** | 70.00 ± 0.00 | – |" in table.read_text(), "no single student costs about that"
@@ -240,3 +252,17 @@ def test_tables_are_made_of_what_was_found(
         monkeypatch.setattr(sys, "argv", [script, *arguments, "--so-far", "--seeds", "4"])
         module.main()
         assert "KD (3 seeds) |" in table.read_text()
+
+
+def test_a_sweep_trains_its_default_once(alike: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Hours would go into the same run again, or a row be shown that is another run's."""
+    module = importlib.import_module("lwkd_study")
+    table, kept = tmp_path / "README.md", tmp_path / "kept.json"
+    table.write_text("<!-- lwkd-table: begin -->\n<!-- lwkd-table: end -->")
+    arguments = [str(tmp_path / "out"), "--data", "photos", "--sweep", "--results", str(kept), "--table", str(table)]
+    monkeypatch.setattr(sys, "argv", ["lwkd_study", *arguments])
+    module.main()
+    rows = [line.split("|")[1:3] for line in table.read_text().splitlines() if "0.50 |" in line]
+    assert [value.strip() for option, value in rows if "class-map" in option] == ["identity", "similar"]
+    groups = {option for option, _ in rows}
+    assert len(json.loads(kept.read_text())["runs"]) == len(rows) - len(groups) + 1

@@ -37,6 +37,7 @@ SWEEP = {
     "alpha": ("0.1", "0.2", "0.5", "0.8"),
     "teacher-top1": ("90", "97", "99.5"),
     "adversarial-weight": ("0", "0.1"),
+    "class-map": ("identity", "similar"),
 }
 
 
@@ -99,7 +100,7 @@ def _sweep(study: Study, given: argparse.Namespace) -> None:
     for option, values in SWEEP.items():
         default = usual.get(option, getattr(defaults, option.replace("-", "_")))
         for value in values:
-            same = float(value) == default
+            same = value == (default if isinstance(default, str) else f"{default:g}")
             name = names[option, value] = "LW-KD" if same else f"LW-KD-{option}-{value}"
             runs[name] = ["distill", "--student", given.student, *LIGHT, *([] if same else [f"--{option}", value])]
     if not given.so_far:

@@ -45,8 +45,10 @@ def main() -> None:
     parser = arguments(__doc__, epochs=4)
     parser.add_argument("--teacher", required=True)
     parser.add_argument("--students", nargs="+", default=["resnet8_cifar", "resnet20_cifar"])
+    parser.add_argument("--rows", nargs="+", default=list(VARIANTS), choices=VARIANTS, metavar="ROW", help="(all)")
     parser.add_argument("--shares", nargs="*", default=list(SHARES), help=f"of the first student, besides {SHARE}")
     parser.add_argument("--weights", nargs="+", default=[], help="of AT: compare these instead")
+    parser.add_argument("--views", type=int, help="of each image, whose teacher's outputs are cached (--epochs)")
     parser.add_argument("--so-far", action="store_true", help="train nothing: the table of what is done")
     parser.add_argument("--mark", default="rkd-table", help="of the table in that file")
     given = parser.parse_args()
@@ -57,10 +59,10 @@ def main() -> None:
         return
 
     def command(student: str, name: str) -> list[str]:
-        first = [] if name == "student alone" else [*teacher, "--target-views", str(given.epochs)]
+        first = [] if name == "student alone" else [*teacher, "--target-views", str(given.views or given.epochs)]
         return ["distill", *first, "--student", student, *VARIANTS[name]]
 
-    pairs = list(itertools.product(given.students, VARIANTS))
+    pairs = list(itertools.product(given.students, given.rows))
     runs = {}
     for seed, (student, name) in itertools.product(range(given.seeds), pairs):  # a seed of everything before the next
         runs[_folder(student, name, f"seed{seed}")] = [*command(student, name), "--seed", str(seed)]
@@ -103,7 +105,15 @@ def _weights(study: Study, given: argparse.Namespace, teacher: list[str]) -> Non
     (student,) = given.students[:1]
     runs: dict[str, list[str]] = {}
     for seed, weight in itertools.product(range(given.seeds), given.weights):
-        learn = ["distill", *teacher, "--target-views", str(given.epochs), "--student", student, *ASSISTED]
+        learn = [
+            "distill",
+            *teacher,
+            "--target-views",
+            str(given.views or given.epochs),
+            "--student",
+            student,
+            *ASSISTED,
+        ]
         learn += ["--transfer", "at", "--transfer-weight", weight, *(["--seed", str(seed)] if seed else [])]
         control, divided = _weighted(weight, seed)
         runs |= {control: [*learn, "--undivided"], divided: learn}

@@ -280,7 +280,8 @@ def test_a_teacher_that_knows_the_calibration_images_gets_no_hand(teacher: Path,
 
 def made(teacher: Path, out: Path, **given: Any) -> tuple[CompressResult, list[str]]:
     heard = Heard()
-    options = CompressOptions.resolve({"teacher": teacher, "out": out, "target_macs": 0.35, **FAST, **given})
+    usual = {"target_macs": 0.35, "report": False, **FAST}
+    options = CompressOptions.resolve({"teacher": teacher, "out": out, **usual, **given})
     result = kdcompress.compress(options, reporter=heard)
     assert isinstance(result, CompressResult)
     return result, heard.notes
@@ -288,7 +289,7 @@ def made(teacher: Path, out: Path, **given: Any) -> tuple[CompressResult, list[s
 
 def test_a_kill_costs_one_epoch_at_most(teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """After hours the night's work would be lost, or another network come out than without the kill."""
-    whole, notes = made(teacher, tmp_path / "whole")
+    whole, notes = made(teacher, tmp_path / "whole", report=True)
     with stopped(ResKdTask, 3, signal.SIGINT, monkeypatch):
         made(teacher, tmp_path / "cut")
     assert record_of(tmp_path / "cut")["status"] == "unfinished"
@@ -519,7 +520,7 @@ def test_int8_may_be_what_keeps_a_time(tmp_path: Path, monkeypatch: pytest.Monke
 
 def test_a_report_of_a_result_shows_what_it_won_against(teacher: Path, tmp_path: Path) -> None:
     """`report RUN` would replace the page of `compress` by one that says less."""
-    result, _ = made(teacher, tmp_path / "out", report=False, epochs=1)
+    result, _ = made(teacher, tmp_path / "out", epochs=1)
     assert result.report is None
     found = kdcompress.write_report(runs=[result.run], time=False)
     others = {row["run"] for row in result.contenders[1:] if not row["chosen"] and not row.get("dropped")}

@@ -83,16 +83,22 @@ def test_the_best_pair_is_trained_in_full(teacher: Path, tmp_path: Path) -> None
     assert gate.expected_macs_ratio <= 0.15
 
 
+@pytest.fixture(scope="module")
+def whole(teacher: Path, tmp_path_factory: pytest.TempPathFactory) -> TrainResult:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pair_search, "series_for", lambda size: FEW)
+        return found(teacher, tmp_path_factory.mktemp("searched") / "whole", epochs=6)
+
+
 @pytest.mark.parametrize("steps", [3, 12])
 def test_a_killed_search_of_pairs_goes_on(
-    teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, steps: int
+    teacher: Path, whole: TrainResult, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, steps: int
 ) -> None:
     """Trials that took hours would be repeated, or another pair come out: killed after 1 epoch of 5 steps, or later."""
-    whole = found(teacher, tmp_path / "whole", epochs=6)
     assert whole.search is not None
     assert {row["epochs"] for row in whole.search} <= {1, 3}
     assert max(row["epochs"] for row in whole.search) == 3
-    left = [path.parent.name for path in (tmp_path / "whole" / "search").rglob(WEIGHTS)]
+    left = [path.parent.name for path in (Path(str(whole.run)) / "search").rglob(WEIGHTS)]
     assert left == [], "weights of no trial are kept"
     with stopped(ResKdTask, steps, signal.SIGINT, monkeypatch):
         found(teacher, tmp_path / "cut", epochs=6)

@@ -285,3 +285,8 @@ def test_a_step_names_split_and_precision_of_its_figures() -> None:
     assert {("top-1 (test)", "48.75 %"), ("precision", "fp32")} <= set(lineage._details(record, {}))
     record["result"] = {"top1": 50.0}
     assert {("top-1 (calibration)", "50.00 %"), ("precision", "bf16")} <= set(lineage._details(record, {}))
+
+
+def test_a_step_names_images_without_labels() -> None:
+    assert ("images without labels", "40") in lineage._details({"result": {"unlabelled": 40}}, {})
+    assert "images without labels" not in dict(lineage._details({"result": {"unlabelled": None}}, {}))

@@ -73,9 +73,21 @@ def test_attention_ignores_the_scale_of_maps() -> None:
     expected = 0.0
     for one, other in zip(found, wanted, strict=True):
         a, b = ((z**2).mean(0).flatten() for z in (one, other))
-        expected += float(((a / a.norm() - b / b.norm()) ** 2).sum())
+        expected += 1000 * float(((a / a.norm() - b / b.norm()) ** 2).mean())
     assert float(attention(found, wanted, wanted)) == pytest.approx(expected / 4, rel=1e-5)
     assert float(attention(3 * found, found[:, torch.randperm(6)], found)) == pytest.approx(0, abs=1e-6)
+
+
+def test_a_late_map_weighs_as_much_as_at_its_authors() -> None:
+    """A mean over pixels: four times fewer of them, four times the loss for maps that have nothing in common."""
+
+    def apart(side: int) -> float:
+        found, wanted = torch.zeros(2, 1, side, side), torch.zeros(2, 1, side, side)
+        found[:, :, 0, 0] = wanted[:, :, -1, -1] = 1.0
+        return float(attention(found, wanted, wanted))
+
+    assert apart(8) == pytest.approx(1000 * 2 / 64)
+    assert apart(4) == pytest.approx(4 * apart(8))
 
 
 def test_maps_are_compared_at_the_smaller_size() -> None:

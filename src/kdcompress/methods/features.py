@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from kdcompress.errors import UserError, first_line
 from kdcompress.models.build import config_of
 
+ATTENTION_WEIGHT = 1000.0  # of the authors of Attention Transfer
 PROBE = 64  # pixels: least side of the blank image that is used to find the feature stages
 
 
@@ -163,13 +164,13 @@ def fitnets(own: Tensor, goal: Tensor, teacher: Tensor) -> Tensor:
 
 def attention(own: Tensor, goal: Tensor, teacher: Tensor) -> Tensor:
     """L2 between normalised attention maps of [B, C, h, w] (Attention Transfer, Zagoruyko and Komodakis 2017, equation
-    2).
+    2): the mean over pixels times 1000, as in their experiments, so that small, late maps weigh more than early ones.
     """
 
     def of(x: Tensor) -> Tensor:
         return F.normalize(x.square().mean(1).flatten(1), dim=1)
 
-    return (of(own) - of(goal)).square().sum(1).mean()
+    return ATTENTION_WEIGHT * (of(own) - of(goal)).square().mean()
 
 
 TRANSFERS = {"fitnets": Transfer(fitnets, connected=True), "at": Transfer(attention, connected=False)}

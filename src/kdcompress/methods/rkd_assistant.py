@@ -22,8 +22,11 @@ from kdcompress.options import METHODS
 
 Pairs = Sequence[tuple[FeatureStage, FeatureStage]]
 
-# part that trains in each phase, and its share of the epochs
-SCHEMES = {"end-to-end": (("all", 1.0),), "progressive": (("student", 0.6), ("assistant", 0.3), ("classifier", 0.1))}
+# part that trains in each phase, and its share of the epochs (our choice: what S misses, A cannot make up for)
+SCHEMES = {
+    "end-to-end": (("all", 1.0),),
+    "progressive": (("student", 0.8), ("assistant", 0.15), ("classifier", 0.05)),
+}
 
 
 class Undivided(nn.Module):

@@ -125,7 +125,7 @@ class AssistantOptions(Options):
     )
     scheme: str = option(
         "end-to-end",
-        "train student, then assistant, then classifier (60, 30 and 10 % of the epochs), or all together",
+        "train student, then assistant, then classifier (80, 15 and 5 % of the epochs), or all together",
         choices=("progressive", "end-to-end"),
         panel=ASSISTANT,
     )

@@ -199,7 +199,7 @@ METHODS: dict[str, Method] = {
         reads=(*LOGITS, LIGHT),
         paper="LW-KD, arXiv 2005.09163",
         alpha=0.5,
-        temperature=4.0,
+        temperature=1.0,
     ),
 }
 

@@ -83,6 +83,7 @@ def _details(record: dict[str, Any], known: dict[str, Any]) -> list[tuple[str, s
         ("architecture", _architecture(result) or known.get("architecture") or known.get("arch")),
         ("method", record.get("method")),
         ("data", options.get("data")),
+        ("images without labels", result.get("unlabelled")),
         ("epochs", result.get("epochs")),
         ("seed", record.get("seed")),
         (
