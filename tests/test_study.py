@@ -231,10 +231,11 @@ def test_tables_are_made_of_what_was_found(
         assert "gated, `--target-macs 0.1`** (3 seeds) |" in table.read_text()
         assert figure.stat().st_size > 0
     if script == "rkd_study":
-        weights = ["--weights", "1", "10", "--results", str(tmp_path / "weights.json")]
+        weights = ["--weights", "1", "10", "--results", str(tmp_path / "weights.json"), "--also=--logit-weight 1"]
         monkeypatch.setattr(sys, "argv", [script, *arguments, *weights])
         module.main()
-        assert "| 10 | 70.00 ± 0.00 | 70.00 ± 0.00 | 0.00 ± 0.00 | 3 |" in table.read_text()
+        for row in ("`--transfer-weight 10`", "`--transfer-weight 1`, `--logit-weight 1`"):
+            assert f"| {row} | 70.00 ± 0.00 | 70.00 ± 0.00 | 0.00 ± 0.00 | 3 |" in table.read_text()
         monkeypatch.setattr(sys, "argv", [script, *arguments])
         module.main()
         few = ["--students", "resnet8_cifar", "--shares", "--rows", "AT", "RKD + AT, end to end"]

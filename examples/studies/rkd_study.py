@@ -11,8 +11,8 @@ examples/results/rkd.json`` and::
     … --students resnet8_cifar
     … --students resnet20_cifar --shares --mark rkd-resnet20
 
-``--weights 1 10 30 --mark rkd-weights --results examples/results/rkd-weights.json`` compares weights of the transfer
-instead, on the calibration split.
+``--weights 1 3 --also="--logit-weight 1" --mark rkd-weights --results examples/results/rkd-weights.json`` compares
+weights of the transfer, and other options, on the calibration split instead.
 """
 
 from __future__ import annotations
@@ -39,6 +39,7 @@ Results = dict[int, dict[str, Any]]  # what eval said, by seed
 WIDELY = "RKD + FitNets, end to end"  # at several shares of the assistant
 SHARE = "0.1"  # where none is given
 SHARES = ("0.05", "0.2", "0.5")
+DIVIDED = ("--reuse-teacher-classifier",)  # that an undivided student does not take
 
 
 def main() -> None:
@@ -48,6 +49,7 @@ def main() -> None:
     parser.add_argument("--rows", nargs="+", default=list(VARIANTS), choices=VARIANTS, metavar="ROW", help="(all)")
     parser.add_argument("--shares", nargs="*", default=list(SHARES), help=f"of the first student, besides {SHARE}")
     parser.add_argument("--weights", nargs="+", default=[], help="of AT: compare these instead")
+    parser.add_argument("--also", action="append", default=[], metavar="OPTIONS", help="compare these, too")
     parser.add_argument("--views", type=int, help="of each image, whose teacher's outputs are cached (--epochs)")
     parser.add_argument("--so-far", action="store_true", help="train nothing: the table of what is done")
     parser.add_argument("--mark", default="rkd-table", help="of the table in that file")
@@ -101,36 +103,32 @@ def main() -> None:
 
 
 def _weights(study: Study, given: argparse.Namespace, teacher: list[str]) -> None:
-    """AT at several weights, undivided and divided."""
+    """AT at several weights and with other options, undivided and divided."""
     (student,) = given.students[:1]
+    learn = ["distill", *teacher, "--target-views", str(given.views or given.epochs), "--student", student, *ASSISTED]
+    learn += ["--transfer", "at"]
+    rows = [*itertools.product(given.weights, [""]), *itertools.product(given.weights[:1], given.also)]
     runs: dict[str, list[str]] = {}
-    for seed, weight in itertools.product(range(given.seeds), given.weights):
-        learn = [
-            "distill",
-            *teacher,
-            "--target-views",
-            str(given.views or given.epochs),
-            "--student",
-            student,
-            *ASSISTED,
-        ]
-        learn += ["--transfer", "at", "--transfer-weight", weight, *(["--seed", str(seed)] if seed else [])]
-        control, divided = _weighted(weight, seed)
-        runs |= {control: [*learn, "--undivided"], divided: learn}
+    for seed, (weight, more) in itertools.product(range(given.seeds), rows):
+        control, divided = _weighted(weight, more, seed)
+        own = ["--transfer-weight", weight, *(["--seed", str(seed)] if seed else [])]
+        shared = more.split() if more not in DIVIDED else []
+        runs |= {control: [*learn, *own, *shared, "--undivided"], divided: [*learn, *own, *more.split()]}
     if not given.so_far:
         study.run(runs, score=False)
     done = study.results()
     lines = [
-        "| `--transfer-weight` | AT | RKD + AT, end to end | difference | seeds |",
-        "| ---: | ---: | ---: | ---: | ---: |",
+        "| | AT | RKD + AT, end to end | difference | seeds |",
+        "| --- | ---: | ---: | ---: | ---: |",
     ]
-    for weight in given.weights:
-        pairs = [_weighted(weight, seed) for seed in range(given.seeds)]
+    for weight, more in rows:
+        pairs = [_weighted(weight, more, seed) for seed in range(given.seeds)]
         top1 = [[study.training(name)["top1"] for name in pair] for pair in pairs if set(pair) <= done.keys()]
         if top1:
             control, divided = map(mean_std, zip(*top1, strict=True))
             above = mean_std(divided - control for control, divided in top1)
-            lines.append(f"| {weight} | {control} | {divided} | {above} | {len(top1)} |")
+            title = f"`--transfer-weight {weight}`" + (f", `{more}`" if more else "")
+            lines.append(f"| {title} | {control} | {divided} | {above} | {len(top1)} |")
     hardware = next(iter(done.values()))["training"]["hardware"]
     lines += [
         "",
@@ -140,10 +138,11 @@ def _weights(study: Study, given: argparse.Namespace, teacher: list[str]) -> Non
     show(lines, given, given.mark)
 
 
-def _weighted(weight: str, seed: int) -> tuple[str, str]:
+def _weighted(weight: str, more: str, seed: int) -> tuple[str, str]:
     """Names of two runs: the undivided student, and the divided one."""
-    name = f"weight{weight}" + (f"-seed{seed}" if seed else "")
-    return f"{name}-undivided", name
+    own = f"weight{weight}" + (f"-seed{seed}" if seed else "")
+    name = _folder(own, more.replace(" ", "").strip("-")) if more else own
+    return f"{own if more in DIVIDED else name}-undivided", name
 
 
 def _folder(*parts: str) -> str:
