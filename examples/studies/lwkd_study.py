@@ -1,7 +1,7 @@
 """LW-KD against what it has to beat; resumes, and skips what is done::
 
     python examples/studies/lwkd_study.py OUT --data cifar10/ --teacher resnet56-cifar10.safetensors \\
-        --arch resnet56_cifar,shortcut=A --epochs 6 --table examples/studies/README.md --mark lwkd-cifar10
+        --arch resnet56_cifar,shortcut=A --epochs 4 --table examples/studies/README.md --mark lwkd-newer
     python examples/studies/lwkd_study.py OUT2 --data digits --epochs 15 \\
         --table examples/studies/README.md --mark lwkd-digits
 

@@ -21,7 +21,7 @@ from kdcompress.engine.progress import Silent
 from kdcompress.methods.lwkd import SoftTargetBank
 from kdcompress.options import DistillOptions
 
-TEMPERATURE = 4.0  # of the loss, as it is by default
+TEMPERATURE = 4.0  # of a softened loss
 HEAD = "| classes | seconds | epochs | top-1 | bank: images a class | seconds | entropy | at temperature 4 |"
 
 

@@ -11,6 +11,9 @@ examples/results/rkd.json`` and::
     … --students resnet8_cifar
     … --students resnet20_cifar --shares --mark rkd-resnet20
 
+of the former recipe, and of the present one by ``--rows AT "RKD + AT, end to end"`` with ``rkd-newer.json`` and
+``rkd-tiny100.json``, and the mark of that name.
+
 ``--weights 1 3 --also="--logit-weight 1" --mark rkd-weights --results examples/results/rkd-weights.json`` compares
 weights of the transfer, and other options, on the calibration split instead.
 """
@@ -39,37 +42,43 @@ Results = dict[int, dict[str, Any]]  # what eval said, by seed
 WIDELY = "RKD + FitNets, end to end"  # at several shares of the assistant
 SHARE = "0.1"  # where none is given
 SHARES = ("0.05", "0.2", "0.5")
-DIVIDED = ("--reuse-teacher-classifier",)  # that an undivided student does not take
+# options that an undivided student does not take
+DIVIDED = {"--assistant-share", "--freeze-classifier", "--reuse-teacher-classifier", "--scheme", "--student-weight"}
 
 
 def main() -> None:
     parser = arguments(__doc__, epochs=4)
     parser.add_argument("--teacher", required=True)
     parser.add_argument("--students", nargs="+", default=["resnet8_cifar", "resnet20_cifar"])
-    parser.add_argument("--rows", nargs="+", default=list(VARIANTS), choices=VARIANTS, metavar="ROW", help="(all)")
+    parser.add_argument(
+        "--rows", nargs="+", default=list(VARIANTS), choices=VARIANTS, metavar="ROW", help="(default: all)"
+    )
     parser.add_argument("--shares", nargs="*", default=list(SHARES), help=f"of the first student, besides {SHARE}")
     parser.add_argument("--weights", nargs="+", default=[], help="of AT: compare these instead")
-    parser.add_argument("--also", action="append", default=[], metavar="OPTIONS", help="compare these, too")
-    parser.add_argument("--views", type=int, help="of each image, whose teacher's outputs are cached (--epochs)")
+    parser.add_argument("--also", action="append", default=[], metavar="OPTIONS", help="with --weights: these, too")
+    parser.add_argument("--views", type=int, help="of each image that are cached (default: --epochs)")
     parser.add_argument("--so-far", action="store_true", help="train nothing: the table of what is done")
     parser.add_argument("--mark", default="rkd-table", help="of the table in that file")
     given = parser.parse_args()
     study = Study.of(given)
-    teacher = teacher_of(given)
+    teacher = [*teacher_of(given), "--target-views", str(given.views or given.epochs)]
+    if given.also and not given.weights:
+        parser.error("--also needs --weights")
     if given.weights:
         _weights(study, given, teacher)
         return
 
     def command(student: str, name: str) -> list[str]:
-        first = [] if name == "student alone" else [*teacher, "--target-views", str(given.views or given.epochs)]
+        first = [] if name == "student alone" else teacher
         return ["distill", *first, "--student", student, *VARIANTS[name]]
 
     pairs = list(itertools.product(given.students, given.rows))
+    shares = given.shares if WIDELY in given.rows else []
     runs = {}
     for seed, (student, name) in itertools.product(range(given.seeds), pairs):  # a seed of everything before the next
         runs[_folder(student, name, f"seed{seed}")] = [*command(student, name), "--seed", str(seed)]
     wide = given.students[0]
-    for share in given.shares:
+    for share in shares:
         runs[_folder(wide, share)] = [*command(wide, WIDELY), "--assistant-share", share]
     if not given.so_far:
         study.run(runs)
@@ -88,14 +97,14 @@ def main() -> None:
             control = _control(name)
             lines.append(_row(student, titled(name, found, given), found, results(student, control) if control else {}))
     first = {seed: result for seed, result in results(wide, "FitNets").items() if seed == 0}
-    for share in sorted({*given.shares, SHARE}) if given.shares else ():
+    for share in sorted({*shares, SHARE}) if shares else ():
         folder = _folder(wide, WIDELY, "seed0") if share == SHARE else _folder(wide, share)
         if folder in done:
             lines.append(_row(wide, f"{WIDELY}, share {share}", {0: done[folder]["eval"]}, first))
     lines += [
         "",
         f"{data_name(given)} test, {spread_over(given)}, {given.epochs} epochs, last epoch"
-        + ("; shares with the first seed alone" if given.shares else "")
+        + ("; shares with the first seed alone" if shares else "")
         + ". The control of RKD is the undivided student, trained by the same transfer with the same seed. "
         f"{given.precision}, on {next(iter(done.values()))['training']['hardware']}.",
     ]
@@ -104,16 +113,14 @@ def main() -> None:
 
 def _weights(study: Study, given: argparse.Namespace, teacher: list[str]) -> None:
     """AT at several weights and with other options, undivided and divided."""
-    (student,) = given.students[:1]
-    learn = ["distill", *teacher, "--target-views", str(given.views or given.epochs), "--student", student, *ASSISTED]
-    learn += ["--transfer", "at"]
+    student = given.students[0]
+    learn = ["distill", *teacher, "--student", student, *ASSISTED, "--transfer", "at"]
     rows = [*itertools.product(given.weights, [""]), *itertools.product(given.weights[:1], given.also)]
     runs: dict[str, list[str]] = {}
     for seed, (weight, more) in itertools.product(range(given.seeds), rows):
+        own = [*learn, "--transfer-weight", weight, *(["--seed", str(seed)] if seed else [])]
         control, divided = _weighted(weight, more, seed)
-        own = ["--transfer-weight", weight, *(["--seed", str(seed)] if seed else [])]
-        shared = more.split() if more not in DIVIDED else []
-        runs |= {control: [*learn, *own, *shared, "--undivided"], divided: [*learn, *own, *more.split()]}
+        runs |= {control: [*own, *_shared(more).split(), "--undivided"], divided: [*own, *more.split()]}
     if not given.so_far:
         study.run(runs, score=False)
     done = study.results()
@@ -138,11 +145,19 @@ def _weights(study: Study, given: argparse.Namespace, teacher: list[str]) -> Non
     show(lines, given, given.mark)
 
 
+def _shared(more: str) -> str:
+    """What the undivided student is given of other options."""
+    return "" if DIVIDED & set(more.split()) else more
+
+
 def _weighted(weight: str, more: str, seed: int) -> tuple[str, str]:
     """Names of two runs: the undivided student, and the divided one."""
-    own = f"weight{weight}" + (f"-seed{seed}" if seed else "")
-    name = _folder(own, more.replace(" ", "").strip("-")) if more else own
-    return f"{own if more in DIVIDED else name}-undivided", name
+
+    def name(options: str) -> str:
+        parts = [f"weight{weight}", *([f"seed{seed}"] if seed else []), *([options.strip("-")] if options else [])]
+        return _folder(*parts)
+
+    return f"{name(_shared(more))}-undivided", name(more)
 
 
 def _folder(*parts: str) -> str:

@@ -293,7 +293,8 @@ def test_a_kill_costs_one_epoch_at_most(teacher: Path, tmp_path: Path, monkeypat
     with stopped(ResKdTask, 3, signal.SIGINT, monkeypatch):
         made(teacher, tmp_path / "cut")
     assert record_of(tmp_path / "cut")["status"] == "unfinished"
-    resumed, _ = made(teacher, tmp_path / "cut", resume=True)
+    resumed, _ = made(teacher, tmp_path / "cut", resume=True, report=True)
+    assert Path(str(resumed.report)).is_file()
     assert same_weights(whole.run, resumed.run)
     forget = {"run": "", "seconds": 0.0, "report": ""}
     assert dataclasses.replace(whole, **forget) == dataclasses.replace(resumed, **forget)

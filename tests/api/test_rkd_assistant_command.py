@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import json
 import signal
 from pathlib import Path
@@ -25,10 +26,12 @@ from chains import (
     weights_of,
 )
 from heard import Heard
+from kdcompress.api.recipes import rkd_assistant
 from kdcompress.gating import MEASURES
 from kdcompress.methods.losses import LOGIT_LOSSES
 from kdcompress.methods.rkd_assistant import RkdAssistantTask
 from kdcompress.models.loading import load_network
+from kdcompress.options import DistillOptions
 from kdcompress.results import TrainResult
 from kdcompress.runs import METRICS
 
@@ -96,6 +99,13 @@ def test_what_is_saved_is_scored_again(assisted: TrainResult) -> None:
     assert again.stage_top1[-1] == again.top1
     assert len(again.stage_top1) == 2
     assert not any("connector" in key for key in weights_of(assisted.run))
+
+
+def test_the_student_gets_most_of_the_epochs() -> None:
+    """A can only add to what S has learned."""
+    options = DistillOptions(method="rkd-assistant", scheme="progressive", epochs=20)
+    assert rkd_assistant._phases(options) == [("student", 16), ("assistant", 3), ("classifier", 1)]
+    assert [epochs for _, epochs in rkd_assistant._phases(dataclasses.replace(options, epochs=4))] == [2, 1, 1]
 
 
 def test_phases_follow_each_other_in_the_metrics(assisted: TrainResult) -> None:

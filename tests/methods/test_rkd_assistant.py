@@ -78,8 +78,8 @@ def test_attention_ignores_the_scale_of_maps() -> None:
     assert float(attention(3 * found, found[:, torch.randperm(6)], found)) == pytest.approx(0, abs=1e-6)
 
 
-def test_a_late_map_weighs_as_much_as_at_its_authors() -> None:
-    """A mean over pixels: four times fewer of them, four times the loss for maps that have nothing in common."""
+def test_smaller_maps_weigh_more() -> None:
+    """A mean over pixels: a quarter of them, four times the loss for maps that do not overlap."""
 
     def apart(side: int) -> float:
         found, wanted = torch.zeros(2, 1, side, side), torch.zeros(2, 1, side, side)

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from kdcompress.errors import UserError, first_line
 from kdcompress.models.build import config_of
 
-ATTENTION_WEIGHT = 1000.0  # of the authors of Attention Transfer
+ATTENTION_WEIGHT = 1000.0  # as in the code of the authors of Attention Transfer
 PROBE = 64  # pixels: least side of the blank image that is used to find the feature stages
 
 
@@ -164,7 +164,8 @@ def fitnets(own: Tensor, goal: Tensor, teacher: Tensor) -> Tensor:
 
 def attention(own: Tensor, goal: Tensor, teacher: Tensor) -> Tensor:
     """L2 between normalised attention maps of [B, C, h, w] (Attention Transfer, Zagoruyko and Komodakis 2017, equation
-    2): the mean over pixels times 1000, as in their experiments, so that small, late maps weigh more than early ones.
+    2): the mean over pixels times 1000, as in their code, so that smaller maps weigh more. They sum over feature
+    stages; the tasks average (our choice).
     """
 
     def of(x: Tensor) -> Tensor:

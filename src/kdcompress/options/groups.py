@@ -125,7 +125,8 @@ class AssistantOptions(Options):
     )
     scheme: str = option(
         "end-to-end",
-        "train student, then assistant, then classifier (80, 15 and 5 % of the epochs), or all together",
+        "train student, then assistant, then classifier (80, 15 and 5 % of the epochs, each at least one), or all at "
+        "once",
         choices=("progressive", "end-to-end"),
         panel=ASSISTANT,
     )

@@ -210,7 +210,7 @@ def taking(*teacher: str) -> list[str]:
 
 
 def defaults_text(what: str) -> str:
-    """Defaults of alpha or temperature, the most common one first: ``4; tf-kd 20; standardized-kl 2``."""
+    """Defaults of alpha or temperature, the most common one first: ``4; tf-kd 20; lwkd 1; standardized-kl 2``."""
     usual: float = getattr(LOGIT_LOSSES["kl"], what)
     own = {**METHODS, **LOGIT_LOSSES}
     others = {name: value for name, row in own.items() if (value := getattr(row, what)) not in (None, usual)}
