@@ -90,6 +90,7 @@ def whole(teacher: Path, tmp_path_factory: pytest.TempPathFactory) -> TrainResul
         return found(teacher, tmp_path_factory.mktemp("searched") / "whole", epochs=6)
 
 
+@pytest.mark.filterwarnings("error:The reported value is ignored")
 @pytest.mark.parametrize("steps", [3, 12])
 def test_a_killed_search_of_pairs_goes_on(
     teacher: Path, whole: TrainResult, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, steps: int

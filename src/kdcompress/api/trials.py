@@ -322,12 +322,14 @@ class Trials(Generic[O]):
         self.reporter.plan(len(done) + 1, wanted, self._left(done, wanted))
         try:
             state, scores = None, self._scores(trial)
+            reported = self.study.get_trials(deepcopy=False)[trial.number].intermediate_values  # before a resumption
             for rung, epochs in enumerate(self.rungs):
                 if str(epochs) not in scores:
                     scores[str(epochs)] = self.short.score(candidate, epochs)
                     trial.set_user_attr("scores", scores)
                     self.short.drop(candidate, epochs)
-                trial.report(self.short.level(scores[str(epochs)]), FACTOR**rung)
+                if FACTOR**rung not in reported:
+                    trial.report(self.short.level(scores[str(epochs)]), FACTOR**rung)
                 if epochs < self.rungs[-1] and trial.should_prune():
                     state = pruned
                     break
