@@ -153,15 +153,15 @@ def test_batch_norm_of_two_processes(here: Path) -> None:
 @pytest.mark.skipif(sys.platform != "linux", reason="looks for a process in /proc")
 def test_a_killed_process_is_restarted(here: Path) -> None:
     """Else --max-restarts hangs on the addresses of the dead, or begins a second run, or ends elsewhere."""
-    command = f"train-teacher --model {TINY} --epochs 5 --seed 3 --sync-bn off"
+    command = f"train-teacher --model {TINY} --epochs 3 --seed 3 --sync-bn off"
     program, *arguments = TORCHRUN.replace("torchrun", "torchrun --max-restarts 1").split()
     process = spawn([*arguments, *command.split()], here, program)
     wait_for(process, "epoch 2/")
     victim = next(path for path in Path("/proc").glob("[0-9]*") if _is_rank(path, "1", here))
     os.kill(int(victim.name), signal.SIGKILL)
     done = finished(process)
-    assert "5 epochs of 41 steps, from epoch " in done.err
-    assert done.err.count("epoch 5/5") == 1
+    assert "3 epochs of 41 steps, from epoch " in done.err
+    assert done.err.count("epoch 3/3") == 1
     (run,) = (here / "runs").iterdir()
     assert done.result["run"] == str(run)
     whole = job(f"{command} --out whole", here).result
