@@ -232,10 +232,14 @@ def test_tables_are_made_of_what_was_found(
         assert figure.stat().st_size > 0
     if script == "rkd_study":
         weights = ["--weights", "1", "10", "--results", str(tmp_path / "weights.json"), "--also=--logit-weight 1"]
+        weights.append("--also=--reuse-teacher-classifier")
         monkeypatch.setattr(sys, "argv", [script, *arguments, *weights])
         module.main()
         for row in ("`--transfer-weight 10`", "`--transfer-weight 1`, `--logit-weight 1`"):
             assert f"| {row} | 70.00 ± 0.00 | 70.00 ± 0.00 | 0.00 ± 0.00 | 3 |" in table.read_text()
+        undivided = [each for each in json.loads((tmp_path / "weights.json").read_text())["runs"].values()
+                     if "--undivided" in each["arguments"]]  # fmt: skip
+        assert not any("--reuse-teacher-classifier" in each["arguments"] for each in undivided)
         few = ["--students", "resnet8_cifar", "--rows", "AT", "RKD + AT, end to end"]
         monkeypatch.setattr(sys, "argv", [script, *arguments, *few, "--so-far"])
         module.main()

@@ -26,6 +26,9 @@ from typing import Any
 
 from study import Study, arguments, data_name, mean_std, show, spread_over, teacher_of, titled
 
+from kdcompress.option_set import flag
+from kdcompress.options.methods import DIVIDED
+
 ASSISTED = ["--method", "rkd-assistant"]
 # row -> arguments after TEACHER; the student alone has no teacher
 VARIANTS: dict[str, list[str]] = {
@@ -42,8 +45,6 @@ Results = dict[int, dict[str, Any]]  # what eval said, by seed
 WIDELY = "RKD + FitNets, end to end"  # at several shares of the assistant
 SHARE = "0.1"  # where none is given
 SHARES = ("0.05", "0.2", "0.5")
-# options that an undivided student does not take
-DIVIDED = {"--assistant-share", "--freeze-classifier", "--reuse-teacher-classifier", "--scheme", "--student-weight"}
 
 
 def main() -> None:
@@ -147,7 +148,7 @@ def _weights(study: Study, given: argparse.Namespace, teacher: list[str]) -> Non
 
 def _shared(more: str) -> str:
     """What the undivided student is given of other options."""
-    return "" if DIVIDED & set(more.split()) else more
+    return "" if {flag(name) for name in DIVIDED} & set(more.split()) else more
 
 
 def _weighted(weight: str, more: str, seed: int) -> tuple[str, str]:

@@ -138,10 +138,8 @@ class Heads:
     def value(self, logits: Tensor, *earlier: Tensor) -> Tensor:
         """How little going on would gain: logits ``[B, K]`` each to ``(1 - P(mends) + P(spoils)) / 2``, ``[B]``."""
         exit, seen = len(earlier), features(self.top, logits, *earlier)
-        mends, spoils = (
-            torch.sigmoid(
-                (seen * torch.tensor(row[:-1], device=seen.device)).sum(-1) + row[-1]
-            )  # no matmul: autocast rounds it
+        mends, spoils = (  # without a matrix product, which autocast would round
+            torch.sigmoid((seen * torch.tensor(row[:-1], device=seen.device)).sum(-1) + row[-1])
             for row in (self.mends[exit], self.spoils[exit])
         )
         return 0.5 - 0.5 * mends + 0.5 * spoils

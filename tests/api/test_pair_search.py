@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -35,9 +36,11 @@ def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-@pytest.fixture(autouse=True)
-def _few(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pair_search, "series_for", lambda size: FEW)
+@pytest.fixture(autouse=True, scope="module")
+def _few() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pair_search, "series_for", lambda size: FEW)
+        yield
 
 
 def found(teacher: Path, out: Path, **given: Any) -> TrainResult:
@@ -85,9 +88,7 @@ def test_the_best_pair_is_trained_in_full(teacher: Path, tmp_path: Path) -> None
 
 @pytest.fixture(scope="module")
 def whole(teacher: Path, tmp_path_factory: pytest.TempPathFactory) -> TrainResult:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pair_search, "series_for", lambda size: FEW)
-        return found(teacher, tmp_path_factory.mktemp("searched") / "whole", epochs=6)
+    return found(teacher, tmp_path_factory.mktemp("searched") / "whole", epochs=6)
 
 
 @pytest.mark.filterwarnings("error:The reported value is ignored")

@@ -22,8 +22,7 @@ from kdcompress.options import METHODS
 
 Pairs = Sequence[tuple[FeatureStage, FeatureStage]]
 
-# part that trains in each phase, and its share of the epochs (our choice, not measured: A cannot make up for what S
-# misses)
+# part that trains in each phase, and its share of the epochs (our choice, not measured)
 SCHEMES = {
     "end-to-end": (("all", 1.0),),
     "progressive": (("student", 0.8), ("assistant", 0.15), ("classifier", 0.05)),

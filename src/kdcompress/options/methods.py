@@ -24,6 +24,7 @@ LIGHT = "LW-KD: a lightweight teacher"
 PAIR = "auto"  # in place of a student: it and a res-student are searched for
 SEARCH = "Architecture search (extra: search)"
 LOGITS = ("alpha", "temperature", "logit_loss")
+DIVIDED = ("assistant_share", "scheme", "student_weight", "reuse_teacher_classifier", "freeze_classifier")
 RESIDUAL = ("residual_loss", "sum_weight", "residual_warmup", "focus")
 
 
@@ -138,9 +139,8 @@ def check_assistant(options: DistillOptions) -> None:
     Raises:
         UserError: For the first of them.
     """
-    divided = ("assistant_share", "scheme", "student_weight", "reuse_teacher_classifier", "freeze_classifier")
     if options.undivided:
-        refuse_changed(options, divided, "--undivided")
+        refuse_changed(options, DIVIDED, "--undivided")
     if options.scheme == "progressive":
         refuse_changed(options, ("student_weight",), "--scheme progressive")
     if not options.logit_weight:
