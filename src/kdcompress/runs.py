@@ -220,6 +220,11 @@ class RunFolder:
         sealed = json.loads(json.dumps({**content, OTHERS: known}, allow_nan=False))  # as a reader will get it
         self.write_json(RECORD, {**sealed, OWN: digest_of_json(sealed)})
 
+    def write_phase(self, key: str, phase: int, content: Mapping[str, Any]) -> None:
+        """Write into ``run.json`` what holds for one phase of the training."""
+        record = self.record()
+        self.write_record({**record, key: {**record.get(key, {}), str(phase): dict(content)}})
+
     def write_split(self, content: bytes) -> str:
         """Write which images are for training and which for testing, and give the digest."""
         with atomic_file(self.path / SPLIT) as file:

@@ -116,6 +116,17 @@ class Numerics(TypedDict, total=False):
     fp32_layers: list[Name]
 
 
+class Recipe(TypedDict, total=False):
+    """How a training phase was trained, with the defaults of its time filled in."""
+
+    opt: Name
+    lr: float
+    batch_size: int
+    alpha: float
+    temperature: float
+    label_smoothing: float
+
+
 class Record(TypedDict, total=False):
     """``run.json``."""
 
@@ -135,6 +146,7 @@ class Record(TypedDict, total=False):
     digest: Name
     digests: dict[Name, Name | list[Name]]
     numerics: dict[str, Numerics]
+    recipe: dict[str, Recipe]
     result: RunResult
     training: RunResult | None
 

@@ -191,6 +191,9 @@ def test_another_loss_on_logits(light: TrainResult, tmp_path: Path) -> None:
     given = {**COMMON, "teacher": light.run, "epochs": 1}
     losses = {kdcompress.distill(**given, logit_loss=name, out=str(tmp_path / name)).loss for name in ("kl", "dist")}
     assert len(losses) == 2
+    recipe = record_of(tmp_path / "kl")["recipe"]["0"]
+    assert (recipe["alpha"], recipe["temperature"]) == (0.5, 1.0)
+    assert recipe["bank_size"] > 0
 
 
 def test_lwkd_resumes(light: TrainResult, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

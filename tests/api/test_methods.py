@@ -34,6 +34,20 @@ def test_every_method_trains_a_plain_student(chain: Chain, tmp_path: Path, metho
     assert result.top1 > 30
     assert (result.teacher_macs is None) == (method != "kd")
     assert kdcompress.load(str(result.run)).class_names == tuple("0123456789")
+    weights = {"kd": (0.9, 4.0), "tf-kd": (0.1, 20.0)}.get(method, (None, None))
+    recipe = record_of(result.run)["recipe"]["0"]
+    assert (recipe.get("alpha"), recipe.get("temperature")) == weights
+    assert recipe["label_smoothing"] == (0.1 if method == "label-smoothing" else 0)
+
+
+def test_the_record_says_what_every_open_default_was(chain: Chain) -> None:
+    """Learning rate, optimiser or batch size of a run could only be guessed, from the code of its day."""
+    recipe = record_of(chain.cascade.run)["recipe"]["0"]
+    assert {key for key, value in recipe.items() if value is None} == {"layer_decay"}  # its default, 1
+    left_open = {"batch_size", "lr", "weight_decay", "opt", "warmup_epochs", "decay_epochs", "label_smoothing"}
+    assert {*left_open, "alpha", "temperature", "sum_weight", "augmentation", "epochs"} <= recipe.keys()
+    assert (recipe["opt"], recipe["lr"], recipe["batch_size"]) == ("sgd", 0.1 * 32 / 128, 32)
+    assert recipe["sum_weight"] == record_of(chain.cascade.run)["result"]["members"][1]["sum_weight"]
 
 
 def test_methods_differ(chain: Chain, tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ from chains import (
 from kdcompress.api.job import changed_since
 from kdcompress.errors import UserError
 from kdcompress.methods.kd import KdTask
-from kdcompress.options import CompressOptions
+from kdcompress.options import LOGIT_LOSSES, CompressOptions
 from kdcompress.runs import WEIGHTS
 
 
@@ -82,3 +82,34 @@ def test_what_a_run_inherits_may_be_left_out_again() -> None:
     assert changed_since(given, filled_in) == []
     assert changed_since(dataclasses.replace(given, holdout=0.1), filled_in) == ["holdout"]
     assert changed_since(given, {**filled_in, "epochs": 7}) == ["epochs"]
+
+
+def test_a_default_that_has_changed_since_is_no_reason_to_go_on_with_another(
+    chain: Chain, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A training begun by an earlier version would be half of one recipe and half of another, and nothing said so."""
+    given = {**COMMON, "teacher": chain.teacher.run, "student": TINY, "out": str(tmp_path / "run")}
+    with stopped(KdTask, 3, signal.SIGINT, monkeypatch):
+        kdcompress.distill(**given)
+    recipe = record_of(given["out"])["recipe"]["0"]
+    assert recipe | {"alpha": 0.9, "temperature": 4.0, "label_smoothing": 0.0} == recipe
+    with monkeypatch.context() as later:
+        later.setitem(LOGIT_LOSSES, "kl", dataclasses.replace(LOGIT_LOSSES["kl"], temperature=2.0))
+        with pytest.raises(UserError, match=r"temperature 4\.0, now 2\.0"):
+            kdcompress.distill(resume=True, **given)
+        resumed = kdcompress.distill(resume=True, **given, temperature=4)
+    assert record_of(str(resumed.run))["recipe"]["0"] == recipe
+
+
+def test_a_checkpoint_that_does_not_say_what_the_defaults_were_is_resumed(
+    chain: Chain, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those of earlier versions do not, and their work would be lost."""
+    given = {**COMMON, "teacher": chain.teacher.run, "student": TINY, "out": str(tmp_path / "run")}
+    with monkeypatch.context() as earlier:
+        earlier.setattr(KdTask, "hyperparameters", lambda _: {})
+        with stopped(KdTask, 3, signal.SIGINT, earlier):
+            kdcompress.distill(**given)
+    assert "temperature" not in record_of(given["out"])["recipe"]["0"]
+    resumed = kdcompress.distill(resume=True, **given)
+    assert record_of(str(resumed.run))["recipe"]["0"]["temperature"] == 4.0

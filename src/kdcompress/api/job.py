@@ -58,6 +58,7 @@ from kdcompress.schema import Malformed
 JobOptions = TypeVar("JobOptions", bound=TrainingOptions)
 
 WORTH_COMPILING = 1000  # steps
+RECIPE = "recipe"  # in run.json: by phase, what the options left to defaults
 ORIGINS = ("run", "teacher", "data")  # what a run is made from
 INHERITED = ("data", "data_dir", "holdout", "skip_bad_images")  # filled in from the run that a command builds on
 
@@ -234,7 +235,8 @@ class Job(Generic[JobOptions]):
                 if made.prep.crop_pct != data.prep.crop_pct:  # it was trained on images that were not cropped
                     config["pretrained_cfg"]["crop_pct"] = data.prep.crop_pct
                 save_network(run, made.model, config)
-                run.finish({**provenance, KEY: run.record().get(KEY, {}), "result": result.to_dict()})
+                of_phases = {key: run.record().get(key, {}) for key in (KEY, RECIPE)}
+                run.finish({**provenance, **of_phases, "result": result.to_dict()})
 
             from_main(save)  # the run can be loaded as soon as the result is returned
             return result
@@ -322,11 +324,13 @@ class Job(Generic[JobOptions]):
             numerics = numerics_of(
                 run, number, task, prepared.batches, place, note, may_choose=options.precision == "auto"
             )
+            recipe = {**vars(plan), **task.hyperparameters(), "augmentation": prepared.batches.augment}
             batches, calibration = with_cached_targets(
                 task, prepared.batches, prepared.calibration, data, options, plan.epochs, place, note
             )
             student = _student(task)
             title = f"{self.command} {architecture} {phases[number].name}".rstrip()
+            from_main(functools.partial(run.write_phase, RECIPE, number, recipe))
             with contextlib.ExitStack() as modes:
                 if prepared.synced and layers(student):
                     note(
@@ -338,7 +342,7 @@ class Job(Generic[JobOptions]):
                 rows = fit(
                     task, batches, calibration, options, plan, self._computing(numerics), run, self.reporter,
                     title=title, num_classes=data.source.num_classes, phase=number, history=rows,
-                    memory_format=numerics.memory_format,
+                    memory_format=numerics.memory_format, recipe=recipe,
                 )  # fmt: skip
         return Trained(task, batches, calibration, numerics, rows)
 

@@ -56,10 +56,5 @@ def numerics_of(
             numerics = checked(numerics, task, batch, place, note)
             if any_process(stop.requested, place):
                 raise Interrupted(run.path)
-
-    def keep() -> None:
-        record = run.record()
-        run.write_record({**record, KEY: {**record.get(KEY, {}), str(phase): numerics.to_dict()}})
-
-    from_main(keep)
+    from_main(lambda: run.write_phase(KEY, phase, numerics.to_dict()))
     return numerics

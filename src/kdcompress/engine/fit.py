@@ -53,6 +53,7 @@ def fit(
     phase: int = 0,
     history: Sequence[dict[str, Any]] = (),
     memory_format: torch.memory_format | None = None,
+    recipe: Mapping[str, Any] | None = None,
 ) -> list[dict[str, Any]]:
     """Train a task to its last epoch, from the start or from the run's checkpoint.
 
@@ -63,6 +64,7 @@ def fit(
         phase: Number of this training phase in the run; each has its own task, schedule and optimiser.
         history: Rows of ``metrics.csv`` from earlier phases.
         memory_format: Of images and weights; None: as :func:`memory_format_of` chooses.
+        recipe: What the options leave to defaults, filled in; a resumed run must have the same.
 
     Returns:
         The rows of ``metrics.csv``.
@@ -72,7 +74,7 @@ def fit(
         UserError: A checkpoint was made with other options.
         Interrupted: Ctrl-C or SIGTERM; the state is saved.
     """
-    trainer = Trainer(task, batches, options, plan, place, run, num_classes, phase, history, memory_format)
+    trainer = Trainer(task, batches, options, plan, place, run, num_classes, phase, history, memory_format, recipe)
     resumed = from_main(lambda: run.has_checkpoint and phase_of(run) == phase)
     if resumed:
         trainer.load()
@@ -148,8 +150,9 @@ class Trainer:
         phase: int = 0,
         history: Sequence[dict[str, Any]] = (),
         memory_format: torch.memory_format | None = None,
+        recipe: Mapping[str, Any] | None = None,
     ) -> None:
-        self.task, self.batches, self.options, self.plan = task, batches, options, plan
+        self.task, self.batches, self.options, self.plan, self.recipe = task, batches, options, plan, recipe or {}
         self.place, self.run = place, run
         task.to(place.device)
         module = task.get_trainable_module()
@@ -423,7 +426,7 @@ class Trainer:
             UserError: It cannot be read, or was made with other options or another number of processes.
         """
         state = _state(self.run)
-        then, now = state["options"], self._fixed_options()
+        then, now = {**self.recipe, **state["options"]}, self._fixed_options()  # older versions kept less
         changed = self.options.differing(then, now)
         if "world" in changed:
             count = then.get("world")
@@ -450,7 +453,8 @@ class Trainer:
         place: dict[str, Any] = {"precision": self.place.precision, "world": self.place.world}
         if is_wanted(self.options.sync_bn, self.plan.batch_size, self.place):
             place["sync_bn"] = "on"
-        return {**self.options.affecting_result(), **vars(self.plan), **place, "target_views": self.batches.views}
+        given = {**self.recipe, **self.options.affecting_result(), **vars(self.plan), **place}
+        return {**given, "target_views": self.batches.views}
 
 
 def memory_format_of(module: nn.Module, device: torch.device) -> torch.memory_format:

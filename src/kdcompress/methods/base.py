@@ -137,6 +137,10 @@ class StudentTask(TrainingTask):
         self.adapter = adapter
         self.label_smoothing = label_smoothing
 
+    def hyperparameters(self) -> dict[str, float]:
+        """Those whose defaults are the method's own, as they are used, by the names of their options."""
+        return {"label_smoothing": self.label_smoothing}
+
     def frozen(self) -> dict[str, Frozen | FrozenMaps]:
         """Frozen networks whose outputs [B, W] can be cached, by the argument of :meth:`forward` that takes them."""
         return {}
@@ -204,6 +208,9 @@ class LogitTask(StudentTask):
         self.alpha = usual.alpha if alpha is None else alpha
         self.temperature = usual.temperature if temperature is None else temperature
         self.logit_loss, self.scale_is_open = LOGIT_LOSSES[logit_loss], not usual.has_scale
+
+    def hyperparameters(self) -> dict[str, float]:
+        return {**super().hyperparameters(), "alpha": self.alpha, "temperature": self.temperature}
 
     def distilled(self, teacher_logits: Tensor, logits: Tensor, target: Tensor) -> dict[str, Tensor]:
         """``(1 - alpha) * CE(z_S, y) + alpha * L_tau(z_T, z_S)`` for logits [B, K], as the result of a step.

@@ -161,6 +161,9 @@ class LwKdTask(LogitTask):
         parameters = list(self.discriminator.parameters()) if self.discriminator is not None else []
         self.optimizer = torch.optim.Adam(parameters, DISCRIMINATOR_LR, betas=(0.5, 0.999)) if parameters else None
 
+    def hyperparameters(self) -> dict[str, float]:
+        return {**super().hyperparameters(), "bank_size": self.bank.logits.shape[1]}
+
     def forward(self, input: Tensor, target: Tensor) -> dict[str, Tensor]:
         """Images [B, C, H, W] (or other input of the student) and labels [B] or soft targets [B, K]."""
         logits = self.student_logits(input)

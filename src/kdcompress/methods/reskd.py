@@ -75,6 +75,9 @@ class ResKdTask(LogitTask):
         self.scale_is_open = False  # the members' logits have one, and the sum is of both
         self.residual_loss, self.sum_weight, self.warmup = residual_loss, sum_weight, warmup
 
+    def hyperparameters(self) -> dict[str, float]:
+        return {**super().hyperparameters(), "sum_weight": self.sum_weight}
+
     def frozen(self) -> dict[str, Frozen | FrozenMaps]:
         return {"teacher_logits": self.teacher, **self.eval_frozen()}
 

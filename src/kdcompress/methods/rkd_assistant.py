@@ -166,6 +166,9 @@ class TransferTask(StudentTask):
         self.teacher, self.transfer = teacher, transfer
         self.transfer_weight, self.logit_weight, self.temperature = transfer_weight, logit_weight, temperature
 
+    def hyperparameters(self) -> dict[str, float]:
+        return {**super().hyperparameters(), "temperature": self.temperature}
+
     def frozen(self) -> dict[str, Frozen | FrozenMaps]:
         return {"teacher_rows": self.teacher}
 

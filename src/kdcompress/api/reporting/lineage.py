@@ -85,6 +85,7 @@ def _details(record: dict[str, Any], known: dict[str, Any]) -> list[tuple[str, s
         ("data", options.get("data")),
         ("images without labels", result.get("unlabelled")),
         ("epochs", result.get("epochs")),
+        ("recipe", _recipe(record)),
         ("seed", record.get("seed")),
         (
             f"top-1 ({result.get('split') or 'calibration'})",
@@ -97,6 +98,23 @@ def _details(record: dict[str, Any], known: dict[str, Any]) -> list[tuple[str, s
         ("weights", known.get("fingerprint")),
     ]
     return [(label, str(value)) for label, value in rows if value not in (None, "")]
+
+
+def _recipe(record: dict[str, Any]) -> str:
+    """Optimiser and losses of the first phase of a training; empty where they are not recorded."""
+    used = (record.get("recipe") or {}).get("0") or {}
+    told = [
+        f"{words} {used[key]:.3g}"
+        for key, words in (
+            ("lr", "learning rate"),
+            ("batch_size", "batch size"),
+            ("label_smoothing", "label smoothing"),
+            ("alpha", "alpha"),
+            ("temperature", "temperature"),
+        )
+        if used.get(key)
+    ]
+    return ", ".join([*filter(None, [used.get("opt")]), *told])
 
 
 def _architecture(result: dict[str, Any]) -> str:
