@@ -115,6 +115,17 @@ def test_rows_of_other_settings_are_not_mixed(study: ModuleType, called: Called,
         study.Study(tmp_path, kept, settings={"epochs": 10})
 
 
+def test_a_caption_names_every_machine(study: ModuleType, tmp_path: Path) -> None:
+    """Seeds in another precision, or seconds of another processor, would pass for those of the first."""
+    one = study.Study(tmp_path, tmp_path / "kept.json")
+    assert one.machines() == "not trained yet"
+    for number, (precision, hardware) in enumerate([("bf16", "A"), ("fp32", "B"), ("bf16", "A"), (None, "C")]):
+        run = begun(["--out", one.path(str(number))])
+        run.finish({"result": {"run": str(run.path), "precision": precision}, "hardware": hardware})
+        one.keep(str(number), None)
+    assert one.machines() == "bf16, on A; fp32, on B"
+
+
 def test_a_row_of_other_arguments_is_not_taken(study: ModuleType, called: Called, tmp_path: Path) -> None:
     """A row would show what another student, or another teacher, has reached."""
     kept = tmp_path / "new" / "kept.json"

@@ -144,12 +144,11 @@ def _table(study: Study, given: argparse.Namespace) -> None:
     shared = ""
     if fastest["pair"]:
         shared = f" An epoch of R1 by --focus took {sum(fastest['focused']) / sum(fastest['pair']):.2f} of one of R1."
-    hardware = next((run["training"]["hardware"] for run in done.values() if "training" in run), "no machine yet")
     lines += [
         "",
         f"{data_name(given)} test, {spread_over(given)}, last epoch; epochs of all networks that were trained. A gate "
         "is compared with the cheapest single student that costs as much, or up to a fifth more."
-        f"{shared}{_seen(done)} {given.precision}, on {hardware}.",
+        f"{shared}{_seen(done)} {study.machines()}.",
     ]
     show(lines, given, given.mark)
 

@@ -47,11 +47,10 @@ def main() -> None:
         top1 = mean_std(each["top1"] for each in found.values())
         shown = "–" if name == FORMER else above
         lines.append(f"| {titled(name, found, given)} | {top1} | {shown} | {seconds:.0f} |")
-    hardware = study.training(next(iter(done)))["hardware"]
     lines += [
         "",
         f"`{given.student}` by KD on the test split, {given.epochs} epochs, last epoch, {spread_over(given)}; "
-        f"{given.precision}, on {hardware}.",
+        f"{study.machines()}.",
     ]
     show(lines, given, "recipe")
 

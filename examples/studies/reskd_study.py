@@ -218,7 +218,7 @@ def main() -> None:
         f"{summed}, the best of those that leave no scale open. What learns by KD starts from the teacher's weights, "
         "where layers fit. By the calibration split losses and gates are chosen; a teacher that has learned from it "
         "flatters there what starts from it, so that a gate may cost more on new images than it was asked to. "
-        f"{given.precision}, on {study.training(f'loss-{best}')['hardware']}.",
+        f"{study.machines()}.",
     ]
     show(lines, given, "reskd-table")
     if given.plot:

@@ -5,7 +5,7 @@
 
 Run it again with more ``--epochs`` and another OUT on a better machine. What the teacher shows in each epoch is
 computed once for all runs and kept in the cache: for CIFAR-10 and a ResNet-56, 2.4 GiB an epoch. The tables of
-``examples/studies/README.md`` are made from what is kept, without training, by ``--so-far --precision bf16 --results
+``examples/studies/README.md`` are made from what is kept, without training, by ``--so-far --results
 examples/results/rkd.json`` and::
 
     … --students resnet8_cifar
@@ -107,7 +107,7 @@ def main() -> None:
         f"{data_name(given)} test, {spread_over(given)}, {given.epochs} epochs, last epoch"
         + ("; shares with the first seed alone" if shares else "")
         + ". The control of RKD is the undivided student, trained by the same transfer with the same seed. "
-        f"{given.precision}, on {next(iter(done.values()))['training']['hardware']}.",
+        f"{study.machines()}.",
     ]
     show(lines, given, given.mark)
 
@@ -137,11 +137,10 @@ def _weights(study: Study, given: argparse.Namespace, teacher: list[str]) -> Non
             above = mean_std(divided - control for control, divided in top1)
             title = f"`--transfer-weight {weight}`" + (f", `{more}`" if more else "")
             lines.append(f"| {title} | {control} | {divided} | {above} | {len(top1)} |")
-    hardware = next(iter(done.values()))["training"]["hardware"]
     lines += [
         "",
         f"`{student}` on the calibration split of {data_name(given)}, {given.epochs} epochs, last epoch, mean ± "
-        f"standard deviation; {given.precision}, on {hardware}.",
+        f"standard deviation; {study.machines()}.",
     ]
     show(lines, given, given.mark)
 

@@ -64,7 +64,7 @@ class Study:
         """That of :func:`arguments`."""
         common = ["--data", given.data, "--epochs", str(given.epochs), "--precision", given.precision, "--quiet"]
         common += ["--compile"] if given.compile else []
-        settings = {"epochs": given.epochs, "precision": given.precision}
+        settings = {"epochs": given.epochs}
         return cls(given.out, given.results or given.out / "results.json", common, given.jobs, settings)
 
     def run(self, runs: Mapping[str, Sequence[str]], score: bool = True) -> None:
@@ -124,6 +124,12 @@ class Study:
     def training(self, name: str) -> dict[str, Any]:
         """What the command said that made it; with ``hardware``, ``teacher``, and the seconds of each epoch."""
         return self.results()[name]["training"]
+
+    def machines(self) -> str:
+        """Precision and hardware of all trainings, for a caption: a study may go on on another machine."""
+        trained = [each["training"] for each in self.results().values() if "training" in each]
+        known = (f"{each['precision']}, on {each['hardware']}" for each in trained if each.get("precision"))
+        return "; ".join(dict.fromkeys(known)) or "not trained yet"
 
     def keep(self, name: str, found: dict[str, Any] | None, arguments: Sequence[str] = ()) -> None:
         """Write down what a run is and what was found of it, whole or not at all."""
@@ -225,7 +231,7 @@ def arguments(doc: str | None, epochs: int) -> argparse.ArgumentParser:
     parser.add_argument(
         "--jobs", type=int, default=1, help="trainings at a time; their seconds are then those of a part"
     )
-    parser.add_argument("--precision", default="auto", help="give one, where the machine may change on the way")
+    parser.add_argument("--precision", default="auto", help="of the trainings; the caption names those that were used")
     parser.add_argument("--compile", action="store_true", help="by torch.compile: worth it in long trainings")
     parser.add_argument("--results", type=Path, help="file that keeps what was found (default: OUT/results.json)")
     parser.add_argument("--table", type=Path, help="file with the marks of the table")

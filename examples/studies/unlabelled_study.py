@@ -57,11 +57,10 @@ def main() -> None:
             alone, both = zip(*pairs, strict=True)
             gain = mean_std(more - less for less, more in pairs)
             lines.append(f"| {titled(str(steps), pairs, given)} | {mean_std(alone)} | {mean_std(both)} | {gain} |")
-    hardware = study.training(next(iter(done)))["hardware"]
     lines += [
         "",
         f"`{given.student}` by KD, test split, last epoch, {spread_over(given)}; "
-        f"{LABELLED} labelled and {UNLABELLED:,} unlabelled images a class; {given.precision}, on {hardware}.",
+        f"{LABELLED} labelled and {UNLABELLED:,} unlabelled images a class; {study.machines()}.",
     ]
     show(lines, given, "unlabelled")
 
