@@ -141,7 +141,8 @@ def test_a_run_interrupted_in_its_last_phase_reports_its_views(
 
 def test_an_assistant_is_gated_and_built_upon(assisted: TrainResult, tmp_path: Path) -> None:
     """S answers first, A where S is unsure; and the two are a first member like any other."""
-    gated = kdcompress.gate_calibrate(run=assisted.run, threshold=(0.3,), out=str(tmp_path / "gated"), **WHERE)
+    half = ((assisted.student_macs or 0) + assisted.macs) / 2 / (assisted.teacher_macs or 1)  # half of the images stop
+    gated = kdcompress.gate_calibrate(run=assisted.run, target_macs=half, out=str(tmp_path / "gated"), **WHERE)
     result = kdcompress.evaluate(run=gated.run, **WHERE)
     assert result.exit_rates is not None
     assert 0 < result.exit_rates[0] < 1
