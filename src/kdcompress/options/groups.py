@@ -176,8 +176,8 @@ class LightTeacherOptions(Options):
     )
     adversarial_weight: float = option(
         0.0,
-        "weight of the adversarial loss (discriminator) relative to the other losses, e.g. 0.1; 0 by default, for on "
-        "photographs it cost accuracy",
+        "weight of the adversarial loss (discriminator) relative to the other losses, e.g. 0.1; 0 by default, "
+        "because on photographs it gained nothing",
         low=0,
         panel=LIGHT,
     )
