@@ -50,7 +50,8 @@ def fit_heads(logits: Tensor, labels: Tensor) -> Heads:
         if (count := int(mended.sum())) < LEAST:
             raise UserError(
                 f"{len(labels)} images are too few to learn a gate: going on after member {exit + 1} mends {count}.",
-                f"Take another --measure; {LEAST} such images are needed, so hold out more (--holdout).",
+                f"Take another --measure, or train the cascade with more held out (--holdout): {LEAST} such images are "
+                "needed.",
             )
         seen = features(top, logits[exit], *logits[:exit]).double()
         mends.append(_fitted(seen, mended))

@@ -127,6 +127,16 @@ class Recipe(TypedDict, total=False):
     label_smoothing: float
 
 
+class GateTarget(TypedDict, total=False):
+    """What a gate was asked for."""
+
+    max_drop: float
+    target_macs: float
+    target_ms: float
+    threshold: list[float]
+    confidence_level: Share
+
+
 class Record(TypedDict, total=False):
     """``run.json``."""
 
@@ -147,6 +157,7 @@ class Record(TypedDict, total=False):
     digests: dict[Name, Name | list[Name]]
     numerics: dict[str, Numerics]
     recipe: dict[str, Recipe]
+    gate_target: GateTarget
     result: RunResult
     training: RunResult | None
 

@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 import timm
 import torch
+from safetensors.torch import save_file
 
 import kdcompress
-from chains import CALIBRATION, COMMON, WHERE, Chain, logits_on, record_of, source_and_data, top1
+from chains import CALIBRATION, COMMON, TINY, WHERE, Chain, logits_on, record_of, source_and_data, top1
 from heard import Heard
 from kdcompress.data import InputAdapter, Preprocess
 from kdcompress.data.preprocess import conversion
@@ -182,6 +183,34 @@ def test_mistakes(chain: Chain, tmp_path: Path, members: list[str], more: dict[s
     with pytest.raises(UserError, match=words):
         kdcompress.cascade(members=named, out=str(tmp_path / "made"), **more, **WHERE)
     assert not (tmp_path / "made").exists()
+
+
+def test_names_are_compared_among_all_members(tmp_path: Path) -> None:
+    """Behind a first member without names, two orders of the same classes would be added up."""
+    names = (None, ("cat", "dog", "owl"), ("dog", "cat", "owl"))
+    members = []
+    for number, labels in enumerate(names):
+        config = {"pretrained_cfg": {"label_names": labels}} if labels else {}
+        network = timm.create_model("resnet8_cifar", width=0.25, num_classes=3)
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        config |= {"architecture": "resnet8_cifar", "num_classes": 3, "model_args": {"width": 0.25}}
+        (folder / "config.json").write_text(json.dumps(config))
+        save_file(network.state_dict(), folder / "model.safetensors")
+        members.append(str(folder))
+    with pytest.raises(UserError, match="in another order"):
+        kdcompress.cascade(members=members, out=str(tmp_path / "made"), **WHERE)
+    kdcompress.cascade(members=members[:2], out=str(tmp_path / "made"), **WHERE)
+
+
+def test_the_smallest_holdout_of_the_members_holds(chain: Chain, tmp_path: Path) -> None:
+    """Images that one member was trained on would calibrate the gate, though --data was only given once more."""
+    wide = kdcompress.train_teacher(model=TINY, holdout=0.3, out=str(tmp_path / "wide"), **COMMON)
+    for number, more in enumerate(({}, {"data": "digits"})):
+        members = [str(wide.run), str(chain.teacher.run)]
+        assert kdcompress.cascade(members=members, out=str(tmp_path / str(number)), **more, **WHERE).n == CALIBRATION
+    made = kdcompress.cascade(members=[wide.run, wide.run], data="digits", out=str(tmp_path / "both"), **WHERE)
+    assert made.n > 2 * CALIBRATION
 
 
 def test_one_conversion_after_another() -> None:

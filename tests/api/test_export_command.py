@@ -6,6 +6,7 @@ import errno
 import io
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -14,12 +15,18 @@ from typing import Any
 import pytest
 
 import kdcompress
-from chains import Chain
+from chains import COMMON, TINY, Chain
+from cli.shell import photos
 from heard import Heard
 from kdcompress.api import onnx_file, quantized
+from kdcompress.api.exported_file import evaluate_file
+from kdcompress.engine.progress import Silent
 from kdcompress.errors import UserError
 from kdcompress.export import onnx_network, verify
 from kdcompress.gating import Measure
+from kdcompress.models.loading import load_network
+from kdcompress.options import EvalOptions
+from kdcompress.runs import RunFolder
 
 pytest.importorskip("onnxscript")
 pytest.importorskip("onnxruntime")
@@ -225,3 +232,42 @@ def test_the_target_of_the_gate_is_kept(chain: Chain, tmp_path: Path, monkeypatc
     monkeypatch.setattr(quantized, "search", noted)
     kdcompress.export_network(run=chain.gated.run, precision="int8", out=str(tmp_path / "int8.onnx"))
     assert targets == [{"measure": chain.gated.measure, "max_drop": 2.0}]
+
+
+def test_the_int8_gate_of_an_outer_run_has_the_target_of_the_gate(
+    chain: Chain, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What compress was asked for counts from the teacher: its gate in int8 would lose more than the run's own."""
+    shutil.copytree(str(chain.gated.run), tmp_path / "outer")
+    outer = RunFolder(tmp_path / "outer")
+    record = outer.record()
+    assert record["gate_target"] == {"max_drop": 2.0}
+    asked = {"target_macs": 1.0, "confidence_level": 0.9}
+    outer.finish(
+        {**record, "command": "compress", "options": {**record["options"], "max_drop": 9}, "gate_target": asked}
+    )
+    budgets = list[tuple[float, float]]()
+
+    def within(scores: Any, measure: Measure, most: float, level: float) -> Any:
+        budgets.append((most, level))
+        return quantized.search(scores, measure, max_macs=most)
+
+    monkeypatch.setattr(quantized, "search_within", within)
+    kdcompress.export_network(run=str(outer.path), precision="int8", out=str(tmp_path / "int8.onnx"))
+    assert budgets == [(chain.teacher.macs, 0.9)]
+
+
+@pytest.mark.parametrize("prefix", ["", "unlabelled:"])
+def test_a_file_from_photos_names_no_folder_and_is_scored_beside_its_run(tmp_path: Path, prefix: str) -> None:
+    """The path of a machine would be shipped; or compress, which knows the photos, could not score its own file."""
+    data = prefix + str(photos(tmp_path / "photos", each=20))
+    folder = data.removeprefix(prefix)
+    teacher = kdcompress.train_teacher(model=TINY, data=folder, out=str(tmp_path / "teacher"), **COMMON)
+    student = kdcompress.distill(teacher=teacher.run, student=TINY, data=data, out=str(tmp_path / "run"), **COMMON)
+    run = str(student.run)
+    made = kdcompress.export_network(run=run, out=str(tmp_path / "net.onnx"))
+    assert str(tmp_path).encode() not in Path(made.file).read_bytes()
+    options = EvalOptions(run=made.file, split="calibration")
+    with pytest.raises(UserError, match="names no data"):
+        evaluate_file(options, Silent())
+    assert evaluate_file(options, Silent(), load_network(run)).n == kdcompress.evaluate(run=run, split="calibration").n

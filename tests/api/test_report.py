@@ -289,8 +289,8 @@ def test_a_step_names_split_and_precision_of_its_figures() -> None:
 
 def test_a_step_names_images_without_labels() -> None:
     assert ("images without labels", "40") in lineage._details({"result": {"unlabelled": 40}}, {})
-    used = {"opt": "nmuon", "lr": 0.01, "batch_size": 128, "alpha": 0.9, "temperature": 4.0, "label_smoothing": 0.0}
-    told = "nmuon, learning rate 0.01, batch size 128, alpha 0.9, temperature 4"
-    assert ("recipe", told) in lineage._details({"recipe": {"0": used}}, {})
+    used = {"opt": "nmuon", "lr": 0.01, "batch_size": 1024, "alpha": 0.9, "temperature": 4.0, "label_smoothing": 0.0}
+    told = "nmuon, learning rate 0.01, batch size 1024, alpha 0.9, temperature 4"
+    assert ("recipe", told) in lineage._details({"recipe": {"0": {"opt": "sgd"}, "1": used}}, {})
     assert "recipe" not in dict(lineage._details({}, {}))
     assert "images without labels" not in dict(lineage._details({"result": {"unlabelled": None}}, {}))

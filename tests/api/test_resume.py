@@ -7,6 +7,7 @@ import signal
 from pathlib import Path
 
 import pytest
+from torch import nn
 
 import kdcompress
 from chains import (
@@ -21,7 +22,9 @@ from chains import (
 )
 from kdcompress.api.job import changed_since
 from kdcompress.errors import UserError
+from kdcompress.methods.base import Frozen
 from kdcompress.methods.kd import KdTask
+from kdcompress.methods.reskd import ResKdTask
 from kdcompress.options import LOGIT_LOSSES, CompressOptions
 from kdcompress.runs import WEIGHTS
 
@@ -107,9 +110,29 @@ def test_a_checkpoint_that_does_not_say_what_the_defaults_were_is_resumed(
     """Those of earlier versions do not, and their work would be lost."""
     given = {**COMMON, "teacher": chain.teacher.run, "student": TINY, "out": str(tmp_path / "run")}
     with monkeypatch.context() as earlier:
-        earlier.setattr(KdTask, "hyperparameters", lambda _: {})
+        earlier.setattr(KdTask, "hyperparameters", lambda _: {})  # whose checkpoints say nothing of them
         with stopped(KdTask, 3, signal.SIGINT, earlier):
             kdcompress.distill(**given)
     assert "temperature" not in record_of(given["out"])["recipe"]["0"]
+    with pytest.raises(UserError, match=r"temperature -, now 2"):  # which it was not trained with so far
+        kdcompress.distill(resume=True, **given, temperature=2)
+    assert "temperature" not in record_of(given["out"])["recipe"]["0"], "a refused command has rewritten the record"
     resumed = kdcompress.distill(resume=True, **given)
     assert record_of(str(resumed.run))["recipe"]["0"]["temperature"] == 4.0
+
+
+def test_a_default_may_be_given_once_a_run_is_finished(chain: Chain) -> None:
+    """A chain whose first member is finished could not go on with its values after a default has changed."""
+    given = {**COMMON, "teacher": chain.teacher.run, "method": "reskd", "student": SMALL, "out": str(chain.student.run)}
+    assert kdcompress.distill(resume=True, **given, temperature=4, batch_size=32) == chain.student
+    with pytest.raises(UserError, match="made with no"):
+        kdcompress.distill(resume=True, **given, temperature=2)
+
+
+def test_options_without_effect_are_no_part_of_a_recipe() -> None:
+    """The report would name a temperature that nothing was softened by, and a changed one would stop a resumption."""
+    teacher, student = Frozen(nn.Linear(2, 3)), nn.Linear(2, 3)
+    assert KdTask(student, teacher, logit_loss="mse").hyperparameters().keys() == {"label_smoothing", "alpha"}
+    assert KdTask(student, teacher, logit_loss="dkd").hyperparameters()["temperature"] == 4
+    on_residual = ResKdTask(student, teacher, teacher, residual_loss="mse", sum_weight=0.5)
+    assert on_residual.hyperparameters() == {"sum_weight": 0.5}

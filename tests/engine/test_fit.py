@@ -301,6 +301,26 @@ def test_changed_options_are_refused(tmp_path: Path, changed: dict[str, Any]) ->
     assert "--resume" in caught.value.remedy
 
 
+def test_a_signal_while_the_last_epoch_is_scored_is_not_lost(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The next member or phase would begin, in a job that was told to end, and be killed in its midst."""
+    genuine, calls = loop.evaluate, list[int]()
+
+    def scored(*told: Any) -> Any:
+        calls.append(1)
+        if len(calls) == 2:
+            signal.raise_signal(signal.SIGTERM)
+        return genuine(*told)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "evaluate", scored)
+        with pytest.raises(Interrupted):
+            train(tmp_path / "cut")
+    rows, task = train(tmp_path / "cut")
+    whole, unbroken = train(tmp_path / "whole")
+    assert lasting(rows) == lasting(whole)
+    assert equal(weights(task), weights(unbroken))
+
+
 def test_folder_and_workers_may_change(tmp_path: Path) -> None:
     """A run must be free to move to another folder or to get more workers."""
     rows, _ = train(tmp_path)

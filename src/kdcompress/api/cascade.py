@@ -32,7 +32,7 @@ from kdcompress.models.residual_cascade import ResidualCascade
 from kdcompress.models.saving import model_config, save_network
 from kdcompress.models.staged import Staged
 from kdcompress.options import CascadeOptions
-from kdcompress.references import has_weights, needs_arch
+from kdcompress.references import absolute, has_weights, needs_arch
 from kdcompress.results import CascadeResult
 from kdcompress.runs import RunFolder
 
@@ -68,9 +68,7 @@ def cascade(
     if done is not None:
         _check_same(done, networks)
         return done
-    for network in networks:
-        if options.data is None:
-            options = inherit(options, network.record)
+    options = _inherited(options, networks)
     source = None
     if options.data is not None:
         source = open_data(options, next((each for each in networks if each.record.get("options")), None))
@@ -118,6 +116,23 @@ def cascade(
     return result
 
 
+def _inherited(options: CascadeOptions, networks: list[Network]) -> CascadeOptions:
+    """Options with the data of the members, and of those on the same data the smallest share that one held out: of
+    larger shares it was trained on a part.
+
+    Raises:
+        UserError: Another share is asked for.
+    """
+    past = [network.record.get("options", {}) for network in networks]
+    data = next((each["data"] for each in past if each.get("data")), None)
+    if options.data is not None:
+        data = absolute(options.data)
+    same = [network for network, each in zip(networks, past, strict=True) if data and each.get("data") == data]
+    if not same:
+        return options
+    return inherit(options, min(same, key=lambda each: each.record["options"].get("holdout") or HOLDOUT).record)
+
+
 def _check(options: CascadeOptions) -> None:
     """Before anything is loaded.
 
@@ -157,6 +172,7 @@ def _check_alike(
         UserError: Their classes or channels differ, or are not those of the data.
     """
     first = networks[0]
+    named = next((network for network in networks if network.class_names), first)
     for network in networks:
         if source is not None:
             check_classes(network, source, "network")
@@ -165,9 +181,9 @@ def _check_alike(
         else:
             note_assumed(network, reporter.note, "--arch")
     for network in networks[1:]:
-        names = (first.class_names, network.class_names)
+        names = (named.class_names, network.class_names)
         if network.num_classes != first.num_classes or (all(names) and names[0] != names[1]):
-            problem = f"{first.reference} and {network.reference} have other classes, or in another order."
+            problem = f"{named.reference} and {network.reference} have other classes, or in another order."
             raise UserError(problem, "Members must answer the same question: give networks of the same classes.")
         if network.prep.channels != first.prep.channels:
             counts = f"{first.prep.channels} and {network.prep.channels}"

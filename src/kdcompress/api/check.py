@@ -21,7 +21,7 @@ from kdcompress.options import (
     PredictOptions,
     SearchOptions,
 )
-from kdcompress.options.methods import NONE, PAIR, REQUIRED, SEARCH, Method, meaningless, taking
+from kdcompress.options.methods import LOGIT_LOSSES, NONE, PAIR, REQUIRED, SEARCH, Method, meaningless, taking
 from kdcompress.references import STDIN, needs_arch
 
 
@@ -148,10 +148,10 @@ def check_logit_loss(options: LogitOptions) -> None:
     """Refuse options that the chosen logit loss ignores.
 
     Raises:
-        UserError: A temperature with ``mse``.
+        UserError: A temperature, where it has none.
     """
-    if options.logit_loss == "mse" and options.temperature is not None:
-        raise meaningless("temperature", "--logit-loss mse")
+    if options.temperature is not None and LOGIT_LOSSES[options.logit_loss].temperature is None:
+        raise meaningless("temperature", f"--logit-loss {options.logit_loss}")
 
 
 def check_enough_classes(options: LogitOptions, num_classes: int) -> None:

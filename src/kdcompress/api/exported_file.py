@@ -46,6 +46,8 @@ def evaluate_file(options: EvalOptions, reporter: Reporter, run: Network | None 
     facts = network.facts
     check_exported(options, "arch", "weights_key", "input_size", "plot")
     options = inherit(options, network.record)
+    if run is not None:  # the file names no folder of the machine that it was made on
+        options = inherit(options, run.record)
     if options.data is None:
         raise usage_error(f"{options.run} names no data.", "Say which to score it on: --data.")
     source = open_data(options, run, classes=network.class_names)

@@ -20,6 +20,7 @@ from kdcompress.data import Data, EvalBatches
 from kdcompress.deferral import for_thresholds
 from kdcompress.engine.distributed import Place, from_main
 from kdcompress.engine.evaluate import collect
+from kdcompress.engine.fit import RECIPE
 from kdcompress.flops import Profile
 from kdcompress.gating import Gate, Measure, MemberScores, Outcome, outcome
 from kdcompress.models.loading import Network
@@ -27,6 +28,9 @@ from kdcompress.models.saving import model_config, save_network
 from kdcompress.options import DataOptions
 from kdcompress.results import GateResult
 from kdcompress.runs import RunFolder, file_hash
+
+TARGET = "gate_target"  # in run.json: what the gate was asked for, which is not what compress was asked for
+TARGETS = ("max_drop", "target_macs", "target_ms", "threshold", "confidence_level")
 
 
 @dataclass
@@ -129,9 +133,11 @@ class Calibration:
             polished=polished,
         )
         config = model_config(network.model, network.architecture, network.model_args, network.class_names)
+        asked = {name: value for name in TARGETS if (value := getattr(options, name, None)) not in (None, ())}
         record = {
-            **network.record,
+            **{key: value for key, value in network.record.items() if key != RECIPE},
             "command": command,
+            TARGET: asked,
             "options": recorded(options, self.data),
             "parents": [parent.reference],
             "parent_fingerprint": file_hash(parent.path),

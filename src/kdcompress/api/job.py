@@ -7,10 +7,11 @@ import dataclasses
 import functools
 import platform
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Generic, TypeVar
 
 import numpy as np
@@ -34,7 +35,7 @@ from kdcompress.engine.compiling import check_compiler, compiled
 from kdcompress.engine.cores import take_free_cores
 from kdcompress.engine.distributed import Place, check_same, from_main, start
 from kdcompress.engine.evaluate import Scores, collect, evaluate
-from kdcompress.engine.fit import fit, phase_of
+from kdcompress.engine.fit import RECIPE, fit, phase_of
 from kdcompress.engine.fp32_layers import in_fp32
 from kdcompress.engine.gradient_check import Numerics
 from kdcompress.engine.plan import Plan
@@ -58,7 +59,6 @@ from kdcompress.schema import Malformed
 JobOptions = TypeVar("JobOptions", bound=TrainingOptions)
 
 WORTH_COMPILING = 1000  # steps
-RECIPE = "recipe"  # in run.json: by phase, what the options left to defaults
 ORIGINS = ("run", "teacher", "data")  # what a run is made from
 INHERITED = ("data", "data_dir", "holdout", "skip_bad_images")  # filled in from the run that a command builds on
 
@@ -324,13 +324,12 @@ class Job(Generic[JobOptions]):
             numerics = numerics_of(
                 run, number, task, prepared.batches, place, note, may_choose=options.precision == "auto"
             )
-            recipe = {**vars(plan), **task.hyperparameters(), "augmentation": prepared.batches.augment}
+            recipe = {**vars(plan), **task.hyperparameters(), "augment": prepared.batches.augment}
             batches, calibration = with_cached_targets(
                 task, prepared.batches, prepared.calibration, data, options, plan.epochs, place, note
             )
             student = _student(task)
             title = f"{self.command} {architecture} {phases[number].name}".rstrip()
-            from_main(functools.partial(run.write_phase, RECIPE, number, recipe))
             with contextlib.ExitStack() as modes:
                 if prepared.synced and layers(student):
                     note(
@@ -491,7 +490,7 @@ def _finished(options: OutputOptions, command: str, kind: type[R]) -> dict[str, 
     if start.get("file") is not None and file_digest(start["reference"]) not in (None, start["file"]):
         remedy = "Choose another folder, or remove this one to make it anew."
         raise usage_error(f"The run {run.path} is finished, but {start['reference']} has changed since.", remedy)
-    if changed := changed_since(options, then):
+    if changed := changed_since(options, then, record.get(RECIPE, {})):
         detail = ", ".join(shown(key, then.get(key)) for key in changed[:3])
         remedy = "Give the same options to take its result, or choose another folder."
         raise usage_error(f"The run {run.path} is finished, but was made with {detail}.", remedy)
@@ -504,9 +503,17 @@ def _finished(options: OutputOptions, command: str, kind: type[R]) -> dict[str, 
     return result
 
 
-def changed_since(options: OutputOptions, then: dict[str, Any]) -> list[str]:
-    """Options that affect the result, and differ from those that a run recorded."""
+def changed_since(
+    options: OutputOptions, then: dict[str, Any], recipe: Mapping[str, Mapping[str, Any]] = MappingProxyType({})
+) -> list[str]:
+    """Options that affect the result, and differ from those that a run recorded.
+
+    Args:
+        recipe: What it filled in where they were left open, by phase: giving that value is no change.
+    """
     now, usual = options.to_dict(), type(options)().to_dict()
+    used = {key: value for phase in recipe.values() for key, value in phase.items()}
+    then = {**then, **{key: value for key, value in used.items() if key not in then and now.get(key) == value}}
     left_open = {key for key in INHERITED if now.get(key) == usual.get(key)}  # filled in later
     return [key for key in sorted(options.differing(then, now)) if key not in options.changeable() | left_open]
 

@@ -18,6 +18,7 @@ from kdcompress.export.metadata import FileFacts
 from kdcompress.export.onnx_network import SUFFIX, open_onnx
 from kdcompress.models.loading import Network
 from kdcompress.options import ExportOptions
+from kdcompress.references import UNLABELLED
 from kdcompress.results import ExportResult
 from kdcompress.runs import RUNS, atomic_file, file_hash
 from kdcompress.trust import PREFIX
@@ -54,7 +55,8 @@ def file_facts(
     """What the file says about itself; no path of this machine."""
     source, prep = images.source, images.prep
     record = network.record
-    public = source is not None and not os.path.isabs(source.spec) and not source.spec.startswith(PREFIX)
+    place = "" if source is None else source.spec.removeprefix(UNLABELLED)
+    public = source is not None and not os.path.isabs(place) and not place.startswith(PREFIX)
     packages = {name: version(name) for name in ("onnx", "onnxscript", "onnxruntime")}
     return {
         "architecture": result.architecture,

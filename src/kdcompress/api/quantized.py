@@ -8,6 +8,8 @@ import torch
 
 from kdcompress.api.calibration_images import CalibrationImages
 from kdcompress.api.cost import member_profiles
+from kdcompress.api.gated import TARGET
+from kdcompress.cost_bound import search_within
 from kdcompress.deferral import for_thresholds
 from kdcompress.engine.progress import Reporter
 from kdcompress.export.compose import Cascade
@@ -42,8 +44,8 @@ def quantized(cascade: Cascade, network: Network, images: CalibrationImages, rep
 def _new_gate(cascade: Cascade, gate: Gate, network: Network, images: CalibrationImages) -> Gate:
     """A gate with the measure and the target of the run's own."""
     record = network.record
-    options, result = record.get("options", {}), record.get("result", {})
-    if options.get("threshold"):  # set by hand
+    asked, result = record.get(TARGET, record.get("options", {})), record.get("result", {})
+    if asked.get("threshold"):  # set by hand
         return gate
     after_each = member_by_member(cascade)
     found = [(after_each(batch), labels) for batch, labels in images.some(len(images))]
@@ -51,14 +53,17 @@ def _new_gate(cascade: Cascade, gate: Gate, network: Network, images: Calibratio
     chosen = for_thresholds(gate.measured, len(labels))
     logits, labels = logits[:, chosen], labels[chosen]
     macs = [profile.macs for profile in member_profiles(network)]
-    if (drop := options.get("max_drop")) is not None and (level := options.get("confidence_level")) is not None:
+    drop, level = asked.get("max_drop"), asked.get("confidence_level")
+    if drop is not None and level is not None:
         guaranteed = guaranteed_gate(logits, labels, macs, [gate.measured], max_drop=drop, confidence_level=level)
         return Gate.by(gate.measured, guaranteed.thresholds)
     scores = MemberScores.from_logits(logits, labels, macs, gate.measured)
     if drop is not None:
         return Gate.by(gate.measured, search(scores, gate.measured, max_drop=drop)[0].thresholds)
-    ratio, teacher = options.get("target_macs"), (record.get("teacher") or {}).get("macs")
+    ratio, teacher = asked.get("target_macs"), (record.get("teacher") or {}).get("macs")
     most = ratio * teacher if ratio and teacher else result.get("expected_macs")  # polished: at the MACs of its gate
     if most is None:
         return gate
+    if level is not None:
+        return Gate.by(gate.measured, search_within(scores, gate.measured, most, level)[0].thresholds)
     return Gate.by(gate.measured, search(scores, gate.measured, max_macs=most)[0].thresholds)

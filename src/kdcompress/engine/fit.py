@@ -32,6 +32,7 @@ from kdcompress.options import TrainingOptions
 from kdcompress.runs import CHECKPOINT, RunFolder
 from kdcompress.training_task import TrainingTask
 
+RECIPE = "recipe"  # in run.json: by phase
 REPORT_SECONDS = 0.5
 AGREE_EVERY = 16
 STATE = frozenset(("options", "epoch", "step", "update", "seconds", "history", "sums", "state_dict", "optimizer"))
@@ -64,7 +65,7 @@ def fit(
         phase: Number of this training phase in the run; each has its own task, schedule and optimiser.
         history: Rows of ``metrics.csv`` from earlier phases.
         memory_format: Of images and weights; None: as :func:`memory_format_of` chooses.
-        recipe: What the options leave to defaults, filled in; a resumed run must have the same.
+        recipe: How it is trained, with all defaults filled in; kept in ``run.json``. A resumed run must have the same.
 
     Returns:
         The rows of ``metrics.csv``.
@@ -78,6 +79,8 @@ def fit(
     resumed = from_main(lambda: run.has_checkpoint and phase_of(run) == phase)
     if resumed:
         trainer.load()
+    if recipe is not None:
+        from_main(lambda: run.write_phase(RECIPE, phase, recipe))
     check_same({"the state": (trainer.epoch, trainer.step, trainer.update)})
     done = len(trainer.history)
     with contextlib.ExitStack() as stack:
@@ -108,6 +111,8 @@ def fit(
                 reporter.epoch(row)
                 for log in logs:
                     log(row)
+            if any_process(stop.requested, place):  # too late for a step, and another training may follow
+                trainer.interrupt()
     trainer.take_average()
     return trainer.history
 
@@ -152,8 +157,8 @@ class Trainer:
         memory_format: torch.memory_format | None = None,
         recipe: Mapping[str, Any] | None = None,
     ) -> None:
-        self.task, self.batches, self.options, self.plan, self.recipe = task, batches, options, plan, recipe or {}
-        self.place, self.run = place, run
+        self.task, self.batches, self.options, self.plan = task, batches, options, plan
+        self.place, self.run, self.recipe = place, run, dict(recipe or {})
         task.to(place.device)
         module = task.get_trainable_module()
         assert module is not None
@@ -403,6 +408,7 @@ class Trainer:
             {
                 "version": 1,
                 "options": self._fixed_options(),
+                "recipe": self.recipe,
                 "phase": self.phase,
                 "epoch": self.epoch,
                 "step": self.step,
@@ -426,7 +432,9 @@ class Trainer:
             UserError: It cannot be read, or was made with other options or another number of processes.
         """
         state = _state(self.run)
-        then, now = {**self.recipe, **state["options"]}, self._fixed_options()  # older versions kept less
+        kept = state.get("recipe", {})  # older versions kept none
+        now = self._fixed_options() | {key: value for key, value in self.recipe.items() if key in kept}
+        then = {**state["options"], **kept}
         changed = self.options.differing(then, now)
         if "world" in changed:
             count = then.get("world")
@@ -453,8 +461,7 @@ class Trainer:
         place: dict[str, Any] = {"precision": self.place.precision, "world": self.place.world}
         if is_wanted(self.options.sync_bn, self.plan.batch_size, self.place):
             place["sync_bn"] = "on"
-        given = {**self.recipe, **self.options.affecting_result(), **vars(self.plan), **place}
-        return {**given, "target_views": self.batches.views}
+        return {**self.options.affecting_result(), **vars(self.plan), **place, "target_views": self.batches.views}
 
 
 def memory_format_of(module: nn.Module, device: torch.device) -> torch.memory_format:

@@ -138,7 +138,7 @@ class StudentTask(TrainingTask):
         self.label_smoothing = label_smoothing
 
     def hyperparameters(self) -> dict[str, float]:
-        """Those whose defaults are the method's own, as they are used, by the names of their options."""
+        """Those of the loss as they are used, by the names of their options; none that has no effect."""
         return {"label_smoothing": self.label_smoothing}
 
     def frozen(self) -> dict[str, Frozen | FrozenMaps]:
@@ -206,11 +206,13 @@ class LogitTask(StudentTask):
         self.partly_labelled = partly_labelled
         usual = options.LOGIT_LOSSES[logit_loss]
         self.alpha = usual.alpha if alpha is None else alpha
-        self.temperature = usual.temperature if temperature is None else temperature
+        self.has_temperature = usual.temperature is not None
+        self.temperature = (usual.temperature or 1.0) if temperature is None else temperature
         self.logit_loss, self.scale_is_open = LOGIT_LOSSES[logit_loss], not usual.has_scale
 
     def hyperparameters(self) -> dict[str, float]:
-        return {**super().hyperparameters(), "alpha": self.alpha, "temperature": self.temperature}
+        own = {"alpha": self.alpha, **({"temperature": self.temperature} if self.has_temperature else {})}
+        return {**super().hyperparameters(), **own}
 
     def distilled(self, teacher_logits: Tensor, logits: Tensor, target: Tensor) -> dict[str, Tensor]:
         """``(1 - alpha) * CE(z_S, y) + alpha * L_tau(z_T, z_S)`` for logits [B, K], as the result of a step.

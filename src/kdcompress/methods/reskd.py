@@ -76,7 +76,8 @@ class ResKdTask(LogitTask):
         self.residual_loss, self.sum_weight, self.warmup = residual_loss, sum_weight, warmup
 
     def hyperparameters(self) -> dict[str, float]:
-        return {**super().hyperparameters(), "sum_weight": self.sum_weight}
+        of_loss = {} if self.residual_loss == "mse" else super().hyperparameters()
+        return {**of_loss, "sum_weight": self.sum_weight}
 
     def frozen(self) -> dict[str, Frozen | FrozenMaps]:
         return {"teacher_logits": self.teacher, **self.eval_frozen()}

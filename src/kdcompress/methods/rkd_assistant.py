@@ -167,7 +167,8 @@ class TransferTask(StudentTask):
         self.transfer_weight, self.logit_weight, self.temperature = transfer_weight, logit_weight, temperature
 
     def hyperparameters(self) -> dict[str, float]:
-        return {**super().hyperparameters(), "temperature": self.temperature}
+        own = {"temperature": self.temperature} if self.logit_weight else {}
+        return {**super().hyperparameters(), **own}
 
     def frozen(self) -> dict[str, Frozen | FrozenMaps]:
         return {"teacher_rows": self.teacher}

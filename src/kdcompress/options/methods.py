@@ -64,13 +64,13 @@ class LogitLoss:
     """A distance between a student's logits and its teacher's.
 
     Attributes:
-        alpha, temperature: Default weight, beside ``1 - alpha`` of the cross-entropy, and tau.
+        alpha, temperature: Default weight, beside ``1 - alpha`` of the cross-entropy, and tau; None: it has none.
         paper: Where they come from.
         has_scale: Whether it determines the scale of the logits, without which the residual's energy means nothing.
     """
 
     alpha: float
-    temperature: float
+    temperature: float | None
     paper: str
     has_scale: bool = True
 
@@ -79,7 +79,7 @@ LOGIT_LOSSES = {
     "kl": LogitLoss(0.9, 4.0, "Hinton et al., arXiv 1503.02531; weights: Tian et al., arXiv 1910.10699"),
     "dkd": LogitLoss(0.5, 4.0, "Zhao et al., arXiv 2203.08679"),  # 1 to 1
     "dist": LogitLoss(0.67, 4.0, "Huang et al., arXiv 2205.10536", has_scale=False),  # 1 to 2
-    "mse": LogitLoss(0.9, 4.0, "Kim et al., arXiv 2105.08919"),  # tau is not used; the weight is our choice
+    "mse": LogitLoss(0.9, None, "Kim et al., arXiv 2105.08919"),  # the weight is our choice
     "standardized-kl": LogitLoss(0.99, 2.0, "Sun et al., arXiv 2403.01427", has_scale=False),  # 0.1 to 9
 }
 

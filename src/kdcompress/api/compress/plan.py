@@ -128,7 +128,8 @@ class Plan:
         """
         if not self.caches:
             return 0
-        return min(VIEWS, epochs, max(LEAST_VIEWS, math.ceil(epochs / TIMES)))
+        views = max(LEAST_VIEWS, math.ceil(epochs / TIMES))
+        return min(VIEWS, epochs, views + views % 2)  # of an odd number, first and last would be mirrored alike
 
     def is_settled(self, epochs: int) -> bool:
         """Whether a look leaves one student alone, and nothing that it would have to be compared with."""

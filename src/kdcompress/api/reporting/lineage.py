@@ -101,10 +101,11 @@ def _details(record: dict[str, Any], known: dict[str, Any]) -> list[tuple[str, s
 
 
 def _recipe(record: dict[str, Any]) -> str:
-    """Optimiser and losses of the first phase of a training; empty where they are not recorded."""
-    used = (record.get("recipe") or {}).get("0") or {}
+    """Optimiser and losses of the last phase of a training; empty where they are not recorded."""
+    phases = record.get("recipe") or {}
+    used = phases[max(phases)] if phases else {}
     told = [
-        f"{words} {used[key]:.3g}"
+        f"{words} {used[key]:.4g}"
         for key, words in (
             ("lr", "learning rate"),
             ("batch_size", "batch size"),
