@@ -154,7 +154,9 @@ class TrainingOptions(DataOptions, DeviceOptions, OutputOptions, LogOptions):
         above=0,
         panel=TRAINING,
     )
-    weight_decay: float | None = option(None, "weight decay (default: 5e-4 for sgd, lars and larc, else 0.05)", low=0, panel=TRAINING)
+    weight_decay: float | None = option(
+        None, "weight decay (default: 5e-4 for sgd, lars and larc, else 0.05)", low=0, panel=TRAINING
+    )
     momentum: float = option(0.9, "Nesterov momentum of sgd and nmuon", low=0, below=1, panel=TRAINING)
     opt: str = option(
         "auto",
