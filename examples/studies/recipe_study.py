@@ -4,8 +4,7 @@
     python examples/studies/recipe_study.py OUT --data cifar10/ --teacher resnet56-cifar10.safetensors \\
         --arch resnet56_cifar,shortcut=A --former ../former/src --table examples/studies/README.md
 
-A student by KD, with new views in each epoch whose targets are cached for all runs of one version. Seconds are those of
-the fastest epoch of a row, so that other load of the machine hardly counts.
+A student by KD, with new views in each epoch whose targets are cached for all runs of one version.
 """
 
 from __future__ import annotations
@@ -36,17 +35,16 @@ def main() -> None:
                 made = earlier if name == FORMER else study
                 made.run({_run(name, seed): [*learn, *own, "--seed", str(seed)]})
     done = study.results()
-    lines = ["| recipe | top-1 | above the version before | seconds an epoch |", "| --- | ---: | ---: | ---: |"]
+    lines = ["| recipe | top-1 | above the version before |", "| --- | ---: | ---: |"]
     for name in ROWS:
         found = {seed: study.result(run) for seed in range(given.seeds) if (run := _run(name, seed)) in done}
         if not found:
             continue
         before = {seed: study.result(run) for seed in found if (run := _run(FORMER, seed)) in done}
         above = mean_std(found[seed]["top1"] - before[seed]["top1"] for seed in before) if before else "–"
-        seconds = min(min(study.training(_run(name, seed))["epoch_seconds"]) for seed in found)
         top1 = mean_std(each["top1"] for each in found.values())
         shown = "–" if name == FORMER else above
-        lines.append(f"| {titled(name, found, given)} | {top1} | {shown} | {seconds:.0f} |")
+        lines.append(f"| {titled(name, found, given)} | {top1} | {shown} |")
     lines += [
         "",
         f"`{given.student}` by KD on the test split, {given.epochs} epochs, last epoch, {spread_over(given)}; "
