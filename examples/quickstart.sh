@@ -7,3 +7,4 @@ kdcompress train-teacher --model resnet32_cifar --data digits --epochs "${EPOCHS
   | kdcompress add-res-student - --arch resnet8_cifar,width=0.5 --epochs "${EPOCHS:-15}" \
   | kdcompress gate-calibrate - --max-drop 0.5 \
   | kdcompress eval -
+echo "The runs are in $PWD/runs." >&2
