@@ -54,7 +54,9 @@ class Study:
     def __post_init__(self) -> None:
         for folder in (self.out, self.kept.parent):
             folder.mkdir(parents=True, exist_ok=True)
-        if self.kept.exists() and (before := json.loads(self.kept.read_text())["settings"]) != dict(self.settings):
+        before = json.loads(self.kept.read_text())["settings"] if self.kept.exists() else dict(self.settings)
+        before.pop("precision", None)  # of an earlier version: each training has its own
+        if before != dict(self.settings):
             sys.exit(
                 f"{self.kept} is of {before}, not of {dict(self.settings)}. Give other --results, or those settings."
             )

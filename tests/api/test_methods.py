@@ -45,7 +45,7 @@ def test_the_record_says_what_every_open_default_was(chain: Chain) -> None:
     recipe = record_of(chain.cascade.run)["recipe"]["0"]
     assert {key for key, value in recipe.items() if value is None} == {"layer_decay"}  # its default, 1
     left_open = {"batch_size", "lr", "weight_decay", "opt", "warmup_epochs", "decay_epochs", "label_smoothing"}
-    assert {*left_open, "alpha", "temperature", "sum_weight", "augmentation", "epochs"} <= recipe.keys()
+    assert {*left_open, "alpha", "temperature", "sum_weight", "augment", "epochs"} <= recipe.keys()
     assert (recipe["opt"], recipe["lr"], recipe["batch_size"]) == ("sgd", 0.1 * 32 / 128, 32)
     assert recipe["sum_weight"] == record_of(chain.cascade.run)["result"]["members"][1]["sum_weight"]
 

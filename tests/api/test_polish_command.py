@@ -134,6 +134,7 @@ def test_a_gain_from_thresholds_alone_keeps_no_weights(
     result = kdcompress.polish(run=by_hand.run, epochs=1, out=str(tmp_path / "polished"), **COMMON)
     assert (result.former_top1 or 0) > (by_hand.gated_top1 or 0), "the gate was the best already, and tests nothing"
     assert not result.polished
+    assert RunFolder(Path(str(result.run))).record()["gate_target"] == {"threshold": [0.7]}
 
 
 def test_another_gate_is_another_run(gated: Path, tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import signal
 from pathlib import Path
+from typing import Any
 
 import pytest
 from torch import nn
@@ -25,7 +26,7 @@ from kdcompress.errors import UserError
 from kdcompress.methods.base import Frozen
 from kdcompress.methods.kd import KdTask
 from kdcompress.methods.reskd import ResKdTask
-from kdcompress.options import LOGIT_LOSSES, CompressOptions
+from kdcompress.options import LOGIT_LOSSES, CompressOptions, DistillOptions
 from kdcompress.runs import WEIGHTS
 
 
@@ -136,3 +137,19 @@ def test_options_without_effect_are_no_part_of_a_recipe() -> None:
     assert KdTask(student, teacher, logit_loss="dkd").hyperparameters()["temperature"] == 4
     on_residual = ResKdTask(student, teacher, teacher, residual_loss="mse", sum_weight=0.5)
     assert on_residual.hyperparameters() == {"sum_weight": 0.5}
+
+
+def test_of_several_phases_only_what_they_share_may_be_given() -> None:
+    """A value of the last phase would pass for one that the whole run was trained with."""
+    given = DistillOptions(teacher="x", student="y")
+    phases = {
+        "0": {"lr": 0.1, "opt": "sgd", "warmup_epochs": 0.5},
+        "1": {"lr": 0.2, "opt": "sgd", "warmup_epochs": 0.5},
+    }
+
+    def changed(**now: Any) -> list[str]:
+        return changed_since(dataclasses.replace(given, **now), given.to_dict(), phases)
+
+    assert changed(opt="sgd") == []
+    assert changed(lr=0.2) == ["lr"]
+    assert changed(warmup_epochs=0.5) == ["warmup_epochs"]

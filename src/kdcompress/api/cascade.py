@@ -183,7 +183,8 @@ def _check_alike(
     for network in networks[1:]:
         names = (named.class_names, network.class_names)
         if network.num_classes != first.num_classes or (all(names) and names[0] != names[1]):
-            problem = f"{named.reference} and {network.reference} have other classes, or in another order."
+            other = first if network.num_classes != first.num_classes else named
+            problem = f"{other.reference} and {network.reference} have other classes, or in another order."
             raise UserError(problem, "Members must answer the same question: give networks of the same classes.")
         if network.prep.channels != first.prep.channels:
             counts = f"{first.prep.channels} and {network.prep.channels}"

@@ -21,7 +21,7 @@ from kdcompress.options import (
     PredictOptions,
     SearchOptions,
 )
-from kdcompress.options.methods import LOGIT_LOSSES, NONE, PAIR, REQUIRED, SEARCH, Method, meaningless, taking
+from kdcompress.options.methods import NONE, PAIR, REQUIRED, SEARCH, Method, has_temperature, meaningless, taking
 from kdcompress.references import STDIN, needs_arch
 
 
@@ -150,7 +150,7 @@ def check_logit_loss(options: LogitOptions) -> None:
     Raises:
         UserError: A temperature, where it has none.
     """
-    if options.temperature is not None and LOGIT_LOSSES[options.logit_loss].temperature is None:
+    if options.temperature is not None and not has_temperature(options.logit_loss):
         raise meaningless("temperature", f"--logit-loss {options.logit_loss}")
 
 

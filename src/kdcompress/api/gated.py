@@ -33,6 +33,13 @@ TARGET = "gate_target"  # in run.json: what the gate was asked for, which is not
 TARGETS = ("max_drop", "target_macs", "target_ms", "threshold", "confidence_level")
 
 
+def target_of(record: dict[str, Any]) -> dict[str, Any]:
+    """What the gate of a run was asked for, by its ``run.json``."""
+    options = record.get("options", {})  # where older versions have it
+    found: dict[str, Any] = record.get(TARGET, {key: options[key] for key in TARGETS if options.get(key)})
+    return found
+
+
 @dataclass
 class Calibration:
     """Logits of a cascade on its calibration images, at each exit.
@@ -134,6 +141,8 @@ class Calibration:
         )
         config = model_config(network.model, network.architecture, network.model_args, network.class_names)
         asked = {name: value for name in TARGETS if (value := getattr(options, name, None)) not in (None, ())}
+        if polished is False:  # the gate is the one that it was
+            asked = target_of(network.record)
         record = {
             **{key: value for key, value in network.record.items() if key != RECIPE},
             "command": command,

@@ -60,6 +60,7 @@ JobOptions = TypeVar("JobOptions", bound=TrainingOptions)
 
 WORTH_COMPILING = 1000  # steps
 ORIGINS = ("run", "teacher", "data")  # what a run is made from
+SCALED = ("epochs", "warmup_epochs", "decay_epochs")  # in a recipe, to the length of a phase
 INHERITED = ("data", "data_dir", "holdout", "skip_bad_images")  # filled in from the run that a command builds on
 
 
@@ -512,10 +513,14 @@ def changed_since(
         recipe: What it filled in where they were left open, by phase: giving that value is no change.
     """
     now, usual = options.to_dict(), type(options)().to_dict()
-    used = {key: value for phase in recipe.values() for key, value in phase.items()}
-    then = {**then, **{key: value for key, value in used.items() if key not in then and now.get(key) == value}}
-    left_open = {key for key in INHERITED if now.get(key) == usual.get(key)}  # filled in later
-    return [key for key in sorted(options.differing(then, now)) if key not in options.changeable() | left_open]
+    first, *others = recipe.values() or [{}]
+    used = {key: value for key, value in first.items() if all(each.get(key) == value for each in others)}
+    if others:
+        used = {key: value for key, value in used.items() if key not in SCALED}
+    left_open = {key for key in used if then.get(key) in (None, "auto")}
+    then = {**then, **{key: used[key] for key in left_open if now.get(key) == used[key]}}
+    inherited = {key for key in INHERITED if now.get(key) == usual.get(key)}  # filled in later
+    return [key for key in sorted(options.differing(then, now)) if key not in options.changeable() | inherited]
 
 
 def versions() -> dict[str, str]:

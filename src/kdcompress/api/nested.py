@@ -10,6 +10,7 @@ import torch
 from kdcompress.api.claimed import claimed, discarding
 from kdcompress.api.job import INHERITED
 from kdcompress.engine.distributed import Place, from_main
+from kdcompress.engine.fit import RECIPE
 from kdcompress.engine.interrupt import Interrupted
 from kdcompress.engine.progress import Reporter
 from kdcompress.engine.restart import job_key
@@ -47,7 +48,7 @@ def adopt(run: RunFolder, inner: RunFolder, command: str, options: OutputOptions
     Args:
         command, options, result: Of the outer run.
     """
-    record = inner.record()
+    record = {key: value for key, value in inner.record().items() if key != RECIPE}  # each of its trainings has its own
     for name in (CONFIG, METRICS, WEIGHTS, SPLIT):
         if (inner.path / name).is_file():
             with atomic_file(run.path / name) as file:

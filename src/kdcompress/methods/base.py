@@ -206,7 +206,7 @@ class LogitTask(StudentTask):
         self.partly_labelled = partly_labelled
         usual = options.LOGIT_LOSSES[logit_loss]
         self.alpha = usual.alpha if alpha is None else alpha
-        self.has_temperature = usual.temperature is not None
+        self.has_temperature = options.has_temperature(logit_loss)
         self.temperature = (usual.temperature or 1.0) if temperature is None else temperature
         self.logit_loss, self.scale_is_open = LOGIT_LOSSES[logit_loss], not usual.has_scale
 

@@ -18,7 +18,7 @@ from kdcompress.methods.base import Frozen, FrozenMaps, Outputs, StudentTask
 from kdcompress.methods.features import TRANSFERS, Connectors, FeatureStage, Transfer, at_common_size, fitnets, observe
 from kdcompress.methods.losses import LOGIT_LOSSES
 from kdcompress.models.student_assistant import StudentAssistant
-from kdcompress.options import METHODS
+from kdcompress.options import METHODS, has_temperature
 
 Pairs = Sequence[tuple[FeatureStage, FeatureStage]]
 
@@ -162,12 +162,12 @@ class TransferTask(StudentTask):
         logit_loss: str = "kl",
     ) -> None:
         super().__init__(student, adapter, label_smoothing)
-        self.logit_loss = LOGIT_LOSSES[logit_loss]
+        self.logit_loss, self.has_temperature = LOGIT_LOSSES[logit_loss], has_temperature(logit_loss)
         self.teacher, self.transfer = teacher, transfer
         self.transfer_weight, self.logit_weight, self.temperature = transfer_weight, logit_weight, temperature
 
     def hyperparameters(self) -> dict[str, float]:
-        own = {"temperature": self.temperature} if self.logit_weight else {}
+        own = {"temperature": self.temperature} if self.logit_weight and self.has_temperature else {}
         return {**super().hyperparameters(), **own}
 
     def frozen(self) -> dict[str, Frozen | FrozenMaps]:

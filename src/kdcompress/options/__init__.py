@@ -38,7 +38,7 @@ from kdcompress.options.groups import (
     TeacherOptions,
     UnlabelledOptions,
 )
-from kdcompress.options.methods import LOGIT_LOSSES, METHODS
+from kdcompress.options.methods import LOGIT_LOSSES, METHODS, has_temperature
 from kdcompress.options.training import (
     CacheOptions,
     DataOptions,
@@ -90,4 +90,5 @@ __all__ = [
     "UnlabelledOptions",
     "VerifyOptions",
     "WatchOptions",
+    "has_temperature",
 ]

@@ -84,6 +84,11 @@ LOGIT_LOSSES = {
 }
 
 
+def has_temperature(logit_loss: str) -> bool:
+    """Whether a logit loss softens the logits by one."""
+    return LOGIT_LOSSES[logit_loss].temperature is not None
+
+
 def meaningless(name: str, why: str, remedy: str = "Leave it out.") -> UserError:
     """The error for an option that would have no effect: ``why`` names the option or method that makes it so."""
     return usage_error(f"{flag(name)} has no effect here ({why}).", remedy)

@@ -137,7 +137,7 @@ class Commands:
         begun = RunFolder(self.folder / name).record().get("options", {})  # of a training that was interrupted
         own = {**own, "epochs": begun.get("epochs", own["epochs"])}
         if self.views is not None and command != "train-teacher":
-            own["target_views"] = str(self.views)
+            own["target_views"] = begun.get("target_views", str(self.views))
         result: TrainResult = self._run(name, command, run, kind, own, TrainResult)
         return result
 

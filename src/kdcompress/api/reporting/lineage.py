@@ -105,7 +105,7 @@ def _recipe(record: dict[str, Any]) -> str:
     phases = record.get("recipe") or {}
     used = phases[max(phases)] if phases else {}
     told = [
-        f"{words} {used[key]:.4g}"
+        f"{words} {used[key] if isinstance(used[key], int) else format(used[key], '.4g')}"
         for key, words in (
             ("lr", "learning rate"),
             ("batch_size", "batch size"),
