@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 
+import once
 from kdcompress import trust
 from kdcompress.engine.precision import Process, bf16_support
 
@@ -73,12 +74,16 @@ SLOW = (
 )
 
 
+LONGEST = ("test_a_killed_process_is_restarted", "test_quickstart", "test_a_kill_costs", "test_phases_of_two_processes")
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if any(f"tests/{part}" in f"/{item.nodeid}" for part in SLOW):
             item.add_marker(pytest.mark.slow)
         if item.get_closest_marker("gpu") and not torch.cuda.is_available():
             item.add_marker(pytest.mark.skip(reason="needs a GPU"))
+    items.sort(key=lambda item: not any(part in item.nodeid for part in LONGEST))  # begun last, they would end alone
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -117,6 +122,14 @@ def _alone(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         del os.environ["XDG_CACHE_HOME"]
     else:
         os.environ["XDG_CACHE_HOME"] = former
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _once() -> Iterator[None]:
+    """A third of the time went into the same counts, the same digits, and waiting for the disk."""
+    with pytest.MonkeyPatch.context() as patch:
+        once.patched(patch)
+        yield
 
 
 @pytest.fixture(autouse=True)

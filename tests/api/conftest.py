@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
 import kdcompress
+import once
 from chains import COMMON, SMALL, TINY, WHERE, Chain
 from kdcompress.api.recipes import rkd_assistant
 from kdcompress.models.separate import Separation, separate
@@ -29,6 +31,20 @@ def _separated_once() -> Iterator[None]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(rkd_assistant, "separate", once)
+        yield
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _exported_once() -> Iterator[None]:
+    """The same three members would be exported by tests of export, predict and benchmark.
+
+    tests/export exports for itself.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        if importlib.util.find_spec("onnxscript") is not None:
+            from kdcompress.api import exported_members
+
+            patch.setattr(exported_members, "export_member", once.exported_once(exported_members.export_member))
         yield
 
 
