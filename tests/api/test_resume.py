@@ -52,7 +52,6 @@ def test_resuming_with_another_teacher_or_data_is_refused(
     chain: Chain, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changed: str
 ) -> None:
     """Half distilled from one teacher and half from another: nobody could tell from the record."""
-    other = kdcompress.train_teacher(model=SMALL, out=str(tmp_path / "other"), **COMMON)
     code = "from kdcompress.data import load_source\n\nclass Set(list):\n    classes = [str(k) for k in range(10)]\n\n"
     code += "def make():\n    source = load_source('digits').train\n"
     code += "    items = [(source.image(i), int(source.labels[i])) for i in range(400)]\n    return Set(items), None\n"
@@ -61,7 +60,7 @@ def test_resuming_with_another_teacher_or_data_is_refused(
     given = {**COMMON, "student": TINY, "out": str(tmp_path / "run"), "batch_size": 32}
     with stopped(KdTask, 3, signal.SIGINT, monkeypatch):
         kdcompress.distill(teacher=chain.teacher.run, **given)
-    now = {"teacher": other.run} if changed == "teacher" else {"data": "py:other_data:make"}
+    now = {"teacher": chain.student.run} if changed == "teacher" else {"data": "py:other_data:make"}
     with pytest.raises(UserError, match=f"another {changed}"):
         kdcompress.distill(resume=True, **{"teacher": chain.teacher.run, **given, **now})
     kdcompress.distill(teacher=chain.teacher.run, resume=True, **given)

@@ -23,7 +23,7 @@ from kdcompress.models.saving import model_config, save_network
 from kdcompress.options import AddResStudentOptions, DistillOptions, EvalOptions, TrainTeacherOptions
 from kdcompress.runs import RunFolder
 
-FROZEN: dict[str, Any] = {**COMMON, "lr": 1e-12, "weight_decay": 0}  # what comes out is what went in
+FROZEN: dict[str, Any] = {**COMMON, "lr": 1e-12, "weight_decay": 0, "batch_size": 256}  # what comes out is what went in
 
 
 @pytest.fixture(scope="module")

@@ -61,7 +61,7 @@ def test_a_finished_run(
 
 def test_an_unfinished_run(cli: Cli, here: Path, runs: Path, many: Callable[[int, int], int], tmp_path: Path) -> None:
     """A run of days would go on from another state, and end as if nothing had been."""
-    train = ["train-teacher", "--model", TINY, "--epochs", 2]
+    train = ["train-teacher", "--model", TINY, "--epochs", 2, "--batch-size", 256]
     whole = cli(*train, "--out", here / "unbroken").result
     (here / "cut").mkdir()
     _cut_off(here / "cut", train)
@@ -92,7 +92,9 @@ def _cut_off(run: Path, command: list[Any]) -> None:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        kdcompress.train_teacher(model=TINY, epochs=2, out=run, device="cpu", precision="fp32", reporter=Stop())
+        kdcompress.train_teacher(
+            model=TINY, epochs=2, batch_size=256, out=run, device="cpu", precision="fp32", reporter=Stop()
+        )
     assert (run / "checkpoint.pt").exists()
 
 
