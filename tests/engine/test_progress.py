@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from heard import Heard
 from kdcompress.engine import progress_bar
-from kdcompress.engine.progress import Terminal
+from kdcompress.engine.progress import NoticesOnce, Terminal
 from kdcompress.engine.progress_bar import Bar, PlanBar
 
 
@@ -203,3 +204,14 @@ def test_a_plan_whose_time_is_not_known_yet_counts_steps() -> None:
     Terminal(console=console).plan(2, 4, None)
     assert isinstance(console.file, io.StringIO)
     assert console.file.getvalue() == "Step 2 of 4\n"
+
+
+def test_several_commands_give_a_notice_once() -> None:
+    """A plan of ten trainings would say ten times that two images were left out; but each of its steps is said."""
+    heard = Heard()
+    once = NoticesOnce(heard)
+    for _ in range(2):
+        once.start("distill", 2, 10, 0)
+        once.note("Notice: two images were left out.")
+        once.note("Training with sgd")
+    assert heard.notes == ["Notice: two images were left out.", "Training with sgd", "Training with sgd"]

@@ -29,7 +29,7 @@ from kdcompress.api.teacher import as_teacher, load_teacher
 from kdcompress.data import choose_channels
 from kdcompress.engine.cores import take_free_cores
 from kdcompress.engine.distributed import from_main, start
-from kdcompress.engine.progress import Reporter, Silent
+from kdcompress.engine.progress import NoticesOnce, Reporter, Silent
 from kdcompress.engine.restart import resuming
 from kdcompress.errors import usage_error
 from kdcompress.models.assemble import as_cascade, new_member
@@ -151,7 +151,7 @@ def grow(options: DistillOptions, reporter: Reporter | None) -> TrainResult:
     with nested(options, "distill", f"distill-reskd-{options.student}-grown", place, reporter) as run:
         full, rows = choose_pair(options, run, place, reporter) if options.student == PAIR else (options, None)
         try:
-            result, reason = _grown(full, reporter, limits, run.path)
+            result, reason = _grown(full, NoticesOnce(reporter), limits, run.path)
         finally:
             reporter.plan_over()
     if options.grow:

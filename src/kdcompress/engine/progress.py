@@ -68,6 +68,22 @@ class Silent:
     def detail(self, text: str) -> None: ...
 
 
+class NoticesOnce:
+    """Passes everything on, but the same notice only once: several commands on the same data would all repeat it."""
+
+    def __init__(self, reporter: Reporter) -> None:
+        self.reporter = reporter
+        self.plan, self.plan_over = reporter.plan, reporter.plan_over
+        self.start, self.step, self.epoch, self.stop = reporter.start, reporter.step, reporter.epoch, reporter.stop
+        self.detail, self.said = reporter.detail, set[str]()
+
+    def note(self, text: str) -> None:
+        if text not in self.said:
+            self.reporter.note(text)
+        if text.startswith(("Notice:", "Warning:")):
+            self.said.add(text)
+
+
 class Terminal:
     """Writes to standard error.
 

@@ -22,7 +22,7 @@ from kdcompress.api.report import write_report
 from kdcompress.engine.cores import take_free_cores
 from kdcompress.engine.distributed import from_main, start
 from kdcompress.engine.precision import Process
-from kdcompress.engine.progress import Reporter, Silent
+from kdcompress.engine.progress import NoticesOnce, Reporter, Silent
 from kdcompress.engine.restart import resuming
 from kdcompress.errors import UserError, usage_error
 from kdcompress.export.onnx_network import check_extra
@@ -181,7 +181,7 @@ def _carried_out(
     until = began - done + (1 - RESERVE / 2) * options.time_limit
     course = Course.of(reporter, prospect.plan, prospect.epochs, prospect.costs, until)
     views = None if prospect.source.is_raw else prospect.plan.views(prospect.epochs)
-    commands = Commands(options, run.path, reporter, prospect.source.num_classes, course, views)
+    commands = Commands(options, run.path, NoticesOnce(reporter), prospect.source.num_classes, course, views)
     try:
         ready = prospect.with_trained_teacher(commands)
         course.costs = ready.costs
