@@ -325,7 +325,10 @@ def test_a_teacher_that_may_have_seen_calibration_images_is_reported(chain: Chai
     teacher = load_network(str(chain.teacher.run))
     for holdout, seen in ((0.1, False), (0.3, True)):  # a copy of the data in another folder
         data = Data(load_source("digits"), teacher.prep, TrainingOptions(holdout=holdout), torch.device("cpu"))
-        assert may_have_seen_calibration(teacher, data.source.fingerprint, data.holdout) == seen
+        assert may_have_seen_calibration(teacher, data.source.spec, data.source.fingerprint, data.holdout) == seen
+    grown = (str(teacher.record["options"]["data"]), "another", 0.1)  # images have been added: another division
+    assert may_have_seen_calibration(teacher, *grown)
+    assert not may_have_seen_calibration(teacher, "elsewhere", *grown[1:])
     assert distilled("once-more", teacher=foreign.run, from_teacher=False, method="kd").calibration_seen is False
     for student, seen in ((known, False), (foreign, True)):
         name = Path(str(student.run)).name

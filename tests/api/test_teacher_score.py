@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 import kdcompress
-from chains import CPU, WHERE, Chain, logits_on, record_of, top1
+from chains import COMMON, CPU, TINY, WHERE, Chain, logits_on, record_of, top1
 from heard import Heard
 from kdcompress import cache, score_cache
 from kdcompress.api import teacher_score
@@ -19,7 +19,7 @@ from kdcompress.api.teacher_score import TeacherScores
 from kdcompress.data import load_source
 from kdcompress.errors import UserError
 from kdcompress.options import EvalOptions
-from kdcompress.runs import RunFolder
+from kdcompress.runs import WEIGHTS, RunFolder
 
 KEY = {"fingerprint": "abc", "split": "test", "holdout": None}
 
@@ -72,7 +72,20 @@ def test_other_images_are_other_scores(chain: Chain, tmp_path: Path) -> None:
     keys.append(dataclasses.replace(own, place=dataclasses.replace(CPU, precision="bf16"))._key(entry))
     keys.append(own._key({**entry, "fingerprint": "x"}))
     keys.append(own._key({**entry, "macs": 1}))  # the same weights at another input size
+    keys.append(own._key({**entry, "input": "x"}))  # or with another normalisation
     assert len({json.dumps(key, sort_keys=True) for key in keys}) == len(keys)
+
+
+def test_a_checkpoint_is_scored_at_the_size_that_it_teaches_at(chain: Chain, tmp_path: Path) -> None:
+    """Images would be enlarged to the size of its architecture, and the student be said to lose less than it does."""
+    given = {"arch": "resnet8_cifar,in_chans=1", "data": "digits"}
+    weights = str(Path(str(chain.teacher.run)) / WEIGHTS)
+    teacher = {"teacher": weights, "teacher_arch": given["arch"], "data": "digits"}
+    student = kdcompress.distill(student=TINY, out=str(tmp_path / "student"), **teacher, **COMMON)
+    assert record_of(student.run)["teacher"]["input_size"] == [1, 8, 8]
+    alone = kdcompress.evaluate(run=weights, cache_dir=tmp_path / "one", **given, **WHERE).top1
+    found = kdcompress.evaluate(run=student.run, cache_dir=tmp_path / "two", **WHERE)
+    assert found.teacher_top1 == alone
 
 
 def test_what_cannot_be_scored_is_said(chain: Chain, tmp_path: Path) -> None:

@@ -187,6 +187,16 @@ def test_pipeline_of_two_processes(here: Path, cli: Cli, runs: Path) -> None:
     assert (result["run"], result["n"]) == (added["run"], 360)
     assert result["top1"] == one["top1"]
     assert result["loss"] == pytest.approx(one["loss"], rel=1e-5)
+    # without synchronised statistics each process has its own: those of the first are saved, and scored
+    assert cli("eval", added["run"], "--split", "calibration").result["top1"] == added["top1"]
+
+
+def test_an_exported_file_is_scored_once(here: Path, cli: Cli, runs: Path) -> None:
+    """Each process would score all images, and both be counted."""
+    pytest.importorskip("onnxscript")
+    file = cli("export", runs / "single", "--out", here / "single.onnx").result["file"]
+    both, one = job(f"eval {file}", here).result, cli("eval", file).result
+    assert (both["n"], both["top1"]) == (one["n"], one["top1"]) == (360, one["top1"])
 
 
 def test_polish_by_two_processes(here: Path, runs: Path) -> None:

@@ -36,7 +36,13 @@ class InMemory:
 def provide(patch: pytest.MonkeyPatch, splits: dict[str, InMemory]) -> None:
     """Let ``load_dataset`` give these, whatever name is asked for."""
     package: Any = ModuleType("datasets")
-    package.load_dataset = lambda name, split, cache_dir: splits[split]
+
+    def load_dataset(name: str, split: str, cache_dir: str) -> InMemory:
+        if split not in splits:
+            raise ValueError(f'Unknown split "{split}". Should be one of {list(splits)}.')
+        return splits[split]
+
+    package.load_dataset = load_dataset
     package.Image = lambda decode: None
     patch.setitem(sys.modules, "datasets", package)
     patch.delitem(sys.modules, "timm.data.readers.reader_hfds", raising=False)

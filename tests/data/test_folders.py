@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from kdcompress.data import DataSource, load_source
+from kdcompress.data import DataSource, listing, load_source
 from kdcompress.data.listing import has_images
 from kdcompress.data.split_file import SplitFile, divide
 from kdcompress.errors import UserError
@@ -249,6 +250,38 @@ def test_valid_and_invalid_are_classes(tmp_path: Path) -> None:
         for number in range(5):
             random_image(number).save(tmp_path / name / f"{name}-{number}.png")
     assert load_source(str(tmp_path)).class_names == ("invalid", "valid")
+
+
+def test_trains_may_be_a_class(photos: Path) -> None:
+    """Trains beside buses were taken for the training split, and the user told to do what had been done."""
+    (photos / "wasp").rename(photos / "train")
+    source = load_source(str(photos))
+    assert source.class_names == ("ant", "bee", "train")
+    assert source.test is not None
+    for name in ("ant", "bee"):
+        shutil.rmtree(photos / name)
+    with pytest.raises(UserError, match="no class folders"):
+        load_source(str(photos))
+
+
+def test_a_folder_that_cannot_be_read_is_named(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its images would be missing in the training, and nothing said so."""
+    genuine = listing.walk
+
+    def walk(folder: Path) -> Iterator[tuple[str, list[str], OSError | None]]:
+        yield from genuine(folder)
+        if folder.name == "bee":
+            yield f"{folder}/2023", [], PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(listing, "walk", walk)
+    with pytest.raises(UserError, match="bee/2023 cannot be read: Permission denied"):
+        load_source(str(photos))
+
+
+def test_a_class_that_no_image_has_takes_no_test_images_away() -> None:
+    """A teacher that never answers one of its classes left unlabelled photos without a test split."""
+    labels = np.array([0] * 10 + [2] * 10)
+    assert divide([f"{number}.png" for number in range(20)], labels, list(range(20))).sum() == 4
 
 
 def test_a_folder_around_the_data_is_named(photos: Path, tmp_path: Path) -> None:

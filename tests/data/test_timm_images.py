@@ -44,6 +44,16 @@ def source(monkeypatch: pytest.MonkeyPatch, bad: set[int]) -> Iterator[DataSourc
     sys.modules.pop("timm.data.readers.reader_hfds", None)
 
 
+@pytest.mark.parametrize(("split", "count"), [("validation", 6), ("extra", None)])
+def test_data_without_a_test_split(monkeypatch: pytest.MonkeyPatch, split: str, count: int | None) -> None:
+    """Food-101 has training and validation images, and could not be opened at all."""
+    images, labels = [encoded(index) for index in range(24)], [index % 2 for index in range(24)]
+    provide(monkeypatch, {"train": InMemory(images, labels), split: InMemory(images[:6], labels[:6])})
+    test = load_source("hfds/org/name").test
+    sys.modules.pop("timm.data.readers.reader_hfds", None)
+    assert (None if test is None else len(test.labels)) == count
+
+
 class Mean(nn.Module):
     """Says the mean of an image."""
 

@@ -351,6 +351,14 @@ def test_a_spec_without_weights_is_no_teacher() -> None:
     assert "train-teacher" in error.remedy
 
 
+def test_weights_are_not_taken_for_other_classes() -> None:
+    """timm leaves out the classifier, and a student would learn from the noise of a random one."""
+    with pytest.raises(UserError, match="are for 1000 classes, not 10") as caught:
+        load_network("resnet18,num_classes=10")
+    assert "train-teacher --model resnet18 --pretrained" in caught.value.remedy
+    assert load_network("resnet18,num_classes=10", weights=False).num_classes == 10
+
+
 def test_a_spec_to_profile_needs_no_weights() -> None:
     """profile-flops resnet50 must work offline."""
     network = load_network("test_resnet", weights=False, num_classes=3, in_chans=1)

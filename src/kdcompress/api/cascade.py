@@ -23,7 +23,7 @@ from kdcompress.engine.cores import take_free_cores
 from kdcompress.engine.distributed import Place, from_main, start
 from kdcompress.engine.evaluate import collect
 from kdcompress.engine.progress import Reporter, Silent
-from kdcompress.engine.restart import job_key
+from kdcompress.engine.restart import job_key, resuming
 from kdcompress.errors import UserError, usage_error
 from kdcompress.models.assemble import cascade_of
 from kdcompress.models.fold import for_inference
@@ -62,6 +62,7 @@ def cascade(
     place = start(options.device, "fp32" if options.precision == "auto" else options.precision, options.patience)
     references, began = [resolve(name) for name in options.members], time.perf_counter()
     reporter = (reporter if place.is_main else None) or Silent()
+    options = resuming(options, "cascade", reporter.note)
     take_free_cores(place, reporter)
     done = finished(options, "cascade", CascadeResult, reporter)
     networks = _loaded(options, references, reporter)
@@ -269,7 +270,7 @@ def _measured(
     stage_top1 = [round(100 * count / len(labels), 4) for count in right.tolist()]
     scores = TeacherScores("calibration", source, options, place, reporter)
     holdout = options.holdout or HOLDOUT
-    seen = any(may_have_seen_calibration(network, source.fingerprint, holdout) for network in networks)
+    seen = any(may_have_seen_calibration(network, source.spec, source.fingerprint, holdout) for network in networks)
     if seen:
         reporter.note(
             "Notice: a member may have been trained on the calibration images; a gate may then lose more on new ones."

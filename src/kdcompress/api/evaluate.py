@@ -17,7 +17,7 @@ from kdcompress.api.reference import inherit, resolve
 from kdcompress.api.teacher_score import TeacherScores, lost
 from kdcompress.data import Data, EvalBatches
 from kdcompress.engine.cores import take_free_cores
-from kdcompress.engine.distributed import Place, check_same, start, summed
+from kdcompress.engine.distributed import Place, alone, check_same, from_main, start, summed
 from kdcompress.engine.evaluate import Scores, collect, compare
 from kdcompress.engine.evaluate import evaluate as score
 from kdcompress.engine.latency import latency_ms
@@ -57,7 +57,8 @@ def evaluate(options: EvalOptions | None = None, /, *, reporter: Reporter | None
     reporter = (reporter if place.is_main else None) or Silent()
     reference, began = resolve(options.run), time.perf_counter()  # waiting for the command before is not our time
     if is_onnx(reference):
-        return evaluate_file(dataclasses.replace(options, run=reference), reporter)
+        own = dataclasses.replace(options, run=reference)
+        return from_main(lambda: _file_alone(own, reporter))
     take_free_cores(place, reporter)
     network = load_network(reference, options.arch, key=options.weights_key, note=reporter.note)
     options = inherit(options, network.record)
@@ -107,6 +108,12 @@ def evaluate(options: EvalOptions | None = None, /, *, reporter: Reporter | None
     if options.plot is not None and place.is_main:
         plot(result, options.plot)
     return result
+
+
+def _file_alone(options: EvalOptions, reporter: Reporter) -> EvalResult:
+    """An exported file runs in one process, whoever else waits."""
+    with alone():
+        return evaluate_file(options, reporter)
 
 
 def _size(network: Network) -> int | None:

@@ -12,7 +12,7 @@ from kdcompress.models.build import config_of
 from kdcompress.models.loading import INPUT_SIZE, Network
 from kdcompress.models.outputs import return_logits
 from kdcompress.options import DataOptions
-from kdcompress.references import UNLABELLED
+from kdcompress.references import UNLABELLED, is_of_timm
 
 
 class Described(Protocol):
@@ -127,7 +127,8 @@ def check_classes(network: Described, source: DataSource, role: str) -> None:
         remedy = f"Give the data that the {role} was trained on"
         if isinstance(network, Network):
             arch = f" --arch {network.arch}" if network.arch else ""
-            command = f"kdcompress train-teacher --model {network.reference}{arch} --data {source.spec}"
+            start = " --pretrained" if is_of_timm(network.reference) else ""
+            command = f"kdcompress train-teacher --model {network.reference}{start}{arch} --data {source.spec}"
             raise UserError(f"{problem} {source.num_classes}.", f"{remedy}, or fine-tune it: {command}")
         raise UserError(f"{problem} {source.num_classes}.", f"{remedy}.")
     if network.class_names and source.class_names and tuple(network.class_names) != source.class_names:

@@ -6,6 +6,7 @@ import json
 import re
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +59,7 @@ def push(options: PushOptions | None = None, /, *, reporter: Reporter | None = N
                 f"Nothing was pushed: {hub.problem}.", "Check the connection, and run the same command again."
             )
         try:
-            url = _pushed(network, name, _card(network, reporter), options)
+            url = _pushed(network, name, lambda: _card(network, reporter), options)
         except UserError:
             raise
         except Exception as error:  # of the hub's client, or of the HTTP library that it is made with
@@ -73,13 +74,13 @@ def push(options: PushOptions | None = None, /, *, reporter: Reporter | None = N
     )
 
 
-def _pushed(network: Network, name: str, card: str, options: PushOptions) -> str:
+def _pushed(network: Network, name: str, card: Callable[[], str], options: PushOptions) -> str:
     from huggingface_hub import HfApi
 
     api = HfApi()
     url = api.create_repo(name, private=options.private, exist_ok=True)
     if not api.file_exists(repo_id=url.repo_id, filename=CARD):  # timm's function would write one of its own
-        api.upload_file(path_or_fileobj=card.encode(), path_in_repo=CARD, repo_id=url.repo_id, commit_message=CARD)
+        api.upload_file(path_or_fileobj=card().encode(), path_in_repo=CARD, repo_id=url.repo_id, commit_message=CARD)
     assert network.path is not None
     config = json.loads((network.path / CONFIG).read_text())
     config.pop("architecture")  # timm takes it from the network
@@ -102,5 +103,9 @@ def _card(network: Network, reporter: Reporter) -> str:
         return known.read_text()
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / CARD
-        write_report(ReportOptions(runs=(str(network.path),), out=str(out), time=False), reporter=reporter)
+        try:
+            write_report(ReportOptions(runs=(str(network.path),), out=str(out), time=False), reporter=reporter)
+        except UserError as error:  # the data of the run may be on another machine
+            remedy = f"Make it with kdcompress report {network.path} --format md --data DATA, then push again."
+            raise UserError(f"There is no model card, and none can be made. {error.problem}", remedy) from error
         return out.read_text()

@@ -18,7 +18,7 @@ from kdcompress.export.quantize import quantize_member
 from kdcompress.gate_search import search
 from kdcompress.gating import Gate, MemberScores
 from kdcompress.guarantee import guaranteed_gate
-from kdcompress.models.loading import Network
+from kdcompress.models.loading import Network, Note
 
 RANGES = 512  # images on which activations are measured
 
@@ -38,10 +38,10 @@ def quantized(cascade: Cascade, network: Network, images: CalibrationImages, rep
     if cascade.gate is None:
         return int8
     reporter.note("Choosing thresholds for the int8 logits.")
-    return dataclasses.replace(int8, gate=_new_gate(int8, cascade.gate, network, images))
+    return dataclasses.replace(int8, gate=_new_gate(int8, cascade.gate, network, images, reporter.note))
 
 
-def _new_gate(cascade: Cascade, gate: Gate, network: Network, images: CalibrationImages) -> Gate:
+def _new_gate(cascade: Cascade, gate: Gate, network: Network, images: CalibrationImages, note: Note) -> Gate:
     """A gate with the measure and the target of the run's own."""
     record = network.record
     asked, result = target_of(record), record.get("result", {})
@@ -56,6 +56,8 @@ def _new_gate(cascade: Cascade, gate: Gate, network: Network, images: Calibratio
     drop, level = asked.get("max_drop"), asked.get("confidence_level")
     if drop is not None and level is not None:
         guaranteed = guaranteed_gate(logits, labels, macs, [gate.measured], max_drop=drop, confidence_level=level)
+        if all(limit is None for limit in guaranteed.thresholds):
+            note("Notice: every member runs: in int8 no gate can be guaranteed on these images.")
         return Gate.by(gate.measured, guaranteed.thresholds)
     scores = MemberScores.from_logits(logits, labels, macs, gate.measured)
     if drop is not None:

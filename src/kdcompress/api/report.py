@@ -72,7 +72,7 @@ def write_report(
     text = page(found) if result.format == "html" else card(found)
     remedy = "Free some space, then run the same command again."
     with atomic_file(file, elsewhere="Choose another place with --out.", when_full=remedy) as output:
-        output.write(text.encode())
+        output.write(text.encode(errors="backslashreplace"))  # of names that are not UTF-8
     return result
 
 

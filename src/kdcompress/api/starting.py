@@ -58,7 +58,7 @@ def started(
             f"{len(ours)}, so its classifier is kept."
         )
     alike = same_number and not has_other_names(given, source)
-    if alike and may_have_seen_calibration(given, source.fingerprint, options.holdout or HOLDOUT):
+    if alike and may_have_seen_calibration(given, source.spec, source.fingerprint, options.holdout or HOLDOUT):
         network.record = {SEEN: True}
         note(
             f"Notice: {given.reference} may have been trained on the calibration images; the accuracy on them is then "

@@ -56,7 +56,7 @@ def as_teacher(network: Network, source: DataSource, options: DataOptions, repor
     note_missed(profiles, network.reference, reporter)
     cost = facts(network, None, profiles)
     entry = network.entry() | {key: cost[key] for key in ("architecture", "macs", "params")}
-    return Teacher(network, {**entry, "input_size": list(network.input_size)})
+    return Teacher(network, {**entry, "input_size": list(network.input_size), "input": network.prep.described()})
 
 
 def start_from(teacher: Teacher, student: Network, data: Data, reporter: Reporter) -> None:
@@ -74,7 +74,7 @@ def start_from(teacher: Teacher, student: Network, data: Data, reporter: Reporte
         reporter.note(f"Notice: {spec} is initialised randomly: {share:.0%} of its parameters fit the teacher; {hint}.")
         return
     reporter.note(f"{spec} starts from the teacher's weights: {share:.0%} of its parameters")
-    if may_have_seen_calibration(teacher.network, data.source.fingerprint, data.holdout):
+    if may_have_seen_calibration(teacher.network, data.source.spec, data.source.fingerprint, data.holdout):
         student.record = {**student.record, SEEN: True}
         reporter.note(
             "Notice: the teacher may have been trained on the calibration images; a student that starts from it then "
@@ -82,13 +82,16 @@ def start_from(teacher: Teacher, student: Network, data: Data, reporter: Reporte
         )
 
 
-def may_have_seen_calibration(network: Network, fingerprint: str, holdout: float) -> bool:
+def may_have_seen_calibration(network: Network, data: str | None, fingerprint: str, holdout: float) -> bool:
     """Whether a network may have been trained on the calibration images.
 
     Args:
-        fingerprint, holdout: Of the data, and the share of them that is for calibration.
+        data, fingerprint, holdout: The data, what tells whether they have changed, and the share for calibration.
     """
     record = network.record
     if record.get(SEEN) or "data_fingerprint" not in record:
         return True
-    return record["data_fingerprint"] == fingerprint and record.get("options", {}).get("holdout") != holdout
+    past = record.get("options", {})
+    if record["data_fingerprint"] != fingerprint:  # images that have come or gone have changed the division, too
+        return data is not None and past.get("data") == data
+    return bool(past.get("holdout") != holdout)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from kdcompress.api.fitting import check_classes
+from kdcompress.api.inputs import recall_size
 from kdcompress.cache import cache_dir
 from kdcompress.data import Data, DataSource
 from kdcompress.data.prepared import HOLDOUT
@@ -68,8 +69,8 @@ class TeacherScores:
     def remember(self, network: Network, facts: Mapping[str, Any], top1: float) -> None:
         """Keep the accuracy of a network that was scored anyway: it may be the teacher of the next one."""
         if self.place.is_main and not isinstance(network.model, Staged):
-            entry = {"fingerprint": network.fingerprint(), "architecture": facts["architecture"], "macs": facts["macs"]}
-            remember(self._cache, self._key(entry), top1)
+            own = {"architecture": facts["architecture"], "macs": facts["macs"], "input": network.prep.described()}
+            remember(self._cache, self._key({"fingerprint": network.fingerprint(), **own}), top1)
 
     @property
     def _cache(self) -> Any:
@@ -80,8 +81,8 @@ class TeacherScores:
         return self.options.holdout or HOLDOUT
 
     def _key(self, entry: Mapping[str, Any]) -> dict[str, Any]:
-        """The network, by its weights, and its input size, by its MACs; then the images, and the arithmetic."""
-        own = {key: entry.get(key) for key in ("fingerprint", "architecture", "macs")}
+        """The network, by its weights, cost and input; then the images, and the arithmetic."""
+        own = {key: entry.get(key) for key in ("fingerprint", "architecture", "macs", "input")}
         images = {"data": self.source.fingerprint, "split": self.split, "skip_bad": self.options.skip_bad_images}
         holdout = self._holdout if self.split == "calibration" else None
         return {**own, **images, "holdout": holdout, "precision": self.place.precision}
@@ -97,7 +98,9 @@ class TeacherScores:
             self.reporter.note(f"Notice: the teacher {reference} is not on this disk; --score-teacher scores it, too.")
             return None
         try:
-            network = network or load_network(reference, entry.get("arch"))
+            if network is None:
+                network = load_network(reference, entry.get("arch"))
+                recall_size(network, entry.get("input_size"))
             if network.fingerprint() != entry.get("fingerprint"):
                 problem = f"{reference} has changed since this run was distilled."
                 raise UserError(problem, "Leave out --score-teacher, or put the teacher back as it was.")

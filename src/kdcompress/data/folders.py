@@ -30,6 +30,8 @@ def folder_source(spec: str, split: SplitFile | None = None) -> DataSource:
     root = Path(os.path.abspath(spec))  # without "..", as a run records it
     train = _split_folder(root, "train")
     held_out = [folder for name in HELD_OUT if (folder := _split_folder(root, name)) is not None]
+    if train is not None and not held_out and _is_class(train):
+        train = None
     if train is None and not any(class_folders(folder) for folder in held_out):
         return _undivided(root, held_out, split)
     if train is None:
@@ -107,6 +109,12 @@ def _split_folder(root: Path, name: str) -> Path | None:
     if (root / name).is_dir():
         return root / name
     return next((root / other for other in class_folders(root) if other.lower() == name), None)
+
+
+def _is_class(folder: Path) -> bool:
+    """Whether a folder called ``train`` has the images of a class: those of trains, say, beside those of buses."""
+    others = (folder.parent / name for name in class_folders(folder.parent) if name != folder.name)
+    return not class_folders(folder) and has_images(folder) and any(map(has_images, others))
 
 
 def _is_unlabelled(folder: Path, classes: list[str] | None) -> bool:

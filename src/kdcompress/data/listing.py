@@ -7,6 +7,7 @@ import os
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from operator import itemgetter
 from pathlib import Path
 
 import numpy as np
@@ -50,7 +51,10 @@ class Listing:
         paths, counts = Paths(), []
         for name in classes:
             before, unread = len(paths), sum(self.unread.values())
-            for inner, names, _ in sorted(walk(folder / name)):
+            for inner, names, error in sorted(walk(folder / name), key=itemgetter(0)):
+                if error is not None:
+                    problem = f"The folder {inner} cannot be read: {error.strerror or error}."
+                    raise UserError(problem, "Change its permissions, or move it elsewhere.")
                 for file in names:
                     if file.lower().endswith(IMG_EXTENSIONS):
                         paths.add(os.path.join(inner, file))

@@ -82,7 +82,8 @@ class Data:
             return self.options.workers
         # containers and batch systems give a process fewer cores than the machine has
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        return min(max(cores // self.world, 1), 8)
+        here = min(int(os.environ.get("LOCAL_WORLD_SIZE", self.world)), self.world)  # the others are on other hosts
+        return min(max(cores // max(here, 1), 1), 8)
 
     def fit_size(self) -> int:
         """Number of images in the fit split."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -37,6 +38,10 @@ class Preprocess:
     std: tuple[float, ...]
     interpolation: str = "bilinear"
     crop_pct: float = 1.0
+
+    def described(self) -> str:
+        """All of it in a line: the same text for the same input."""
+        return repr(dataclasses.astuple(self))
 
     @classmethod
     def of(cls, model: nn.Module) -> Preprocess:

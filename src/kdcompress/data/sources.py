@@ -127,8 +127,19 @@ def _from_timm(spec: str, data_dir: str | None, download: bool) -> DataSource:
         made = create_dataset(spec, root=data_dir or "data", split=name, is_training=False, download=fetch)
         return EachItsOwn(made.reader) if isinstance(made, ImageDataset) else made
 
+    def held_out() -> Any:
+        """The test split, or where a data set of the hub has none, its validation split, or none."""
+        for name in ("test", "validation"):
+            try:
+                return split(name, download)
+            except ValueError as error:
+                if "split" not in str(error).lower():
+                    raise
+        return None
+
     try:
-        train, test = split("train", download), split("validation" if spec.startswith("torch/") else "test", download)
+        train = split("train", download)
+        test = split("validation", download) if spec.startswith("torch/") else held_out()
     except (Exception, AssertionError) as error:
         if isinstance(error, ImportError):
             remedy = "hfds/ needs pip install 'kdcompress[hf]'; other families need the package of their name."

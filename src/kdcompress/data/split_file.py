@@ -92,7 +92,7 @@ def divide(paths: Sequence[str], labels: np.ndarray, groups: Sequence[int]) -> n
         Whether each image is for testing, bool [N].
     """
     counts = np.bincount(labels)
-    wanted = np.minimum(np.maximum(np.round(TEST_SHARE * counts), 1), counts - 1)
+    wanted = np.minimum(np.maximum(np.round(TEST_SHARE * counts), 1), np.maximum(counts - 1, 0))
     return take(labels, groups, [_draw(path) for path in paths], wanted)
 
 

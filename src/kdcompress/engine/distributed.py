@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 
 from kdcompress.engine.allocation import keep_memory
 from kdcompress.engine.attempt import clean_store
@@ -220,6 +220,13 @@ def forget(run: Path) -> None:
     """The run is finished: an error need not name it any more."""
     if _Peers.contact is not None and _Peers.contact.run == run:
         _Peers.contact.run = None
+
+
+def share_buffers(module: nn.Module) -> None:
+    """Give a network in all processes the buffers of the first: each has BatchNorm statistics of its own images."""
+    for buffer in module.buffers():
+        with in_contact():
+            dist.broadcast(buffer, 0)
 
 
 @contextlib.contextmanager

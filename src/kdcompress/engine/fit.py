@@ -18,7 +18,16 @@ from torch import Tensor, nn
 
 from kdcompress.data import EvalBatches, TrainBatches
 from kdcompress.engine.contact import Lost
-from kdcompress.engine.distributed import Place, any_process, barrier, check_same, from_main, in_contact, summed
+from kdcompress.engine.distributed import (
+    Place,
+    any_process,
+    barrier,
+    check_same,
+    from_main,
+    in_contact,
+    share_buffers,
+    summed,
+)
 from kdcompress.engine.evaluate import evaluate
 from kdcompress.engine.interrupt import Interrupted, StopSignal
 from kdcompress.engine.logs import logged
@@ -198,8 +207,15 @@ class Trainer:
                 task.prepare_distributed(device_ids=[place.device.index] if place.device.type == "cuda" else None)
 
     def eval_model(self) -> torch.nn.Module:
-        """The network to score, with the averaged weights if there are any, in eval mode."""
+        """The network to score, with the averaged weights if there are any, in eval mode.
+
+        In all processes it has the BatchNorm statistics of the first, which are those that are saved.
+        """
         self.task.eval()
+        if self.place.world > 1:
+            share_buffers(unwrap_model(self.task.get_trainable_module()))
+            if self.task.has_ema():
+                share_buffers(unwrap_model(self.task.get_trainable_module(ema=True)))
         model = self.task.get_eval_model(ema=self.task.has_ema())
         assert model is not None
         return model

@@ -326,6 +326,12 @@ def _from_spec(reference: str, weights: bool, shape: dict[str, Any], note: Note 
         if not any(config.get(key) for key in ("url", "hf_hub_id", "file")):
             remedy = f"Train it: kdcompress train-teacher --model {reference}"
             raise UserError(f"{spec.name} has no pretrained weights.", remedy)
+        known, wanted = config.get("num_classes"), spec.args.get("num_classes")
+        if known and wanted not in (None, known):  # timm would leave out the classifier, and go on with a random one
+            remedy = (
+                f"Leave num_classes out, or fine-tune it: kdcompress train-teacher --model {spec.name} --pretrained"
+            )
+            raise UserError(f"The weights of {spec.name} are for {known} classes, not {wanted}.", remedy)
     given = spec.preprocessing.get("input_size")
     size = given[1:] if given else None
     model, args = build(spec, pretrained=weights, note=note, **{"size": size, **shape})

@@ -85,7 +85,7 @@ class Prospect:
         more = None if options.unlabelled is None else unlabelled_images(options.unlabelled, source)
         data = Data(source, network.prep, options, place.device, note=reporter.note, unlabelled=more)
         seen = not (fine_tunes or source.agreement) and may_have_seen_calibration(
-            network, source.fingerprint, data.holdout
+            network, source.spec, source.fingerprint, data.holdout
         )
         name, value = options.budget
         if seen and name == "max_drop":

@@ -177,7 +177,8 @@ def member_of(reference: Reference, base: Network, seed: int, note: Note, pretra
         )
     member = fitted(given, base.num_classes, prep.channels, prep.size, seed, note)
     known = given.has_classifier and given.num_classes == base.num_classes
-    if known and may_have_seen_calibration(given, base.record.get("data_fingerprint", ""), _holdout(base)):
+    data, fingerprint = base.record.get("options", {}).get("data"), base.record.get("data_fingerprint", "")
+    if known and may_have_seen_calibration(given, data, fingerprint, _holdout(base)):
         member.record = {SEEN: True}
     take_input(member.model, base.model)
     return member
