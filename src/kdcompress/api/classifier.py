@@ -80,7 +80,7 @@ def open_classifier(reference: str, options: PredictOptions, place: Place, note:
         UserError: As :func:`~kdcompress.models.loading.load_network`, or it takes other inputs than images.
     """
     if is_onnx(reference):
-        check_exported(options, "arch", "weights_key", "precision")
+        check_exported(options, "arch", "weights_key")
         return ExportedClassifier(open_onnx(reference, torch.get_num_threads()))
     network = load_network(reference, options.arch, key=options.weights_key, note=note)
     note_assumed(network, note, "--arch")

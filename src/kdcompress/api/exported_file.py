@@ -44,7 +44,7 @@ def evaluate_file(options: EvalOptions, reporter: Reporter, run: Network | None 
     take_free_cores(place, reporter)
     network = open_onnx(options.run, torch.get_num_threads())
     facts = network.facts
-    check_exported(options, "arch", "weights_key", "input_size", "plot", "precision")
+    check_exported(options, "arch", "weights_key", "input_size", "plot")
     options = inherit(options, network.record)
     if run is not None:  # the file names no folder of the machine that it was made on
         options = inherit(options, run.record)
