@@ -432,9 +432,11 @@ def test_a_file_that_is_not_a_checkpoint(cli: Cli, here: Path, runs: Path) -> No
 def test_standard_output_that_fails(cli: Cli, here: Path, runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Else a result is lost, though the run is finished and on the disk."""
     command = ["gate-calibrate", runs / "cascade", "--threshold", "0.5"]
-    for number, arguments in enumerate([[*command, "--json"], [*command, "--no-json"], ["data", "digits"]]):
+    for number, arguments in enumerate(
+        [[*command, "--json"], [*command, "--no-json"], ["data", "digits"], ["--version"]]
+    ):
         with open("/dev/full", "w") as full:
-            out = ["--out", here / f"run{number}"] if arguments[0] != "data" else []
+            out = ["--out", here / f"run{number}"] if arguments[0] == command[0] else []
             monkeypatch.setattr(sys, "stdout", full)
             done = cli(*arguments, *out)
             monkeypatch.undo()

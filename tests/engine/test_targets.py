@@ -351,3 +351,17 @@ def test_logits_beyond_half_precision_stay_finite(tmp_path: Path) -> None:
     made = targets(tmp_path, {"teacher_logits": Loud()}, batches)
     assert made.prepare(0, never)
     assert torch.isfinite(made.rows_of(np.arange(4))["teacher_logits"]).all()
+
+
+def test_images_that_cannot_be_read_are_no_stop(tmp_path: Path) -> None:
+    """Too many open files ended a training with "Interrupted." and no cause."""
+
+    class Failing(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            raise OSError(24, "Too many open files")
+
+    batches, _ = digits()
+    cached = CachedBatches(batches, targets(tmp_path, {"teacher_logits": Failing()}, batches), views=1)
+    with pytest.raises(OSError, match="Too many open files"):
+        cached.prepare(0, never)
+    assert not cached.prepare(0, lambda: True), "after a signal it is one"

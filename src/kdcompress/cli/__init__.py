@@ -245,7 +245,11 @@ def _main(version: bool = typer.Option(False, "--version", help="Show the versio
     if version:
         from importlib.metadata import version as installed
 
-        print(f"kdcompress {installed('kdcompress')}")
+        try:
+            print(f"kdcompress {installed('kdcompress')}", flush=True)
+        except OSError as error:
+            forget_output()
+            raise UserError(f"Standard output failed ({error.strerror}).") from error
 
 
 def _command(name: str) -> Callable[..., int]:

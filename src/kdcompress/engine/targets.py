@@ -157,6 +157,8 @@ class Targets:
                 if not done:
                     raise _Discard
         except OSError as error:
+            if not done and not stopped():  # it is the images that could not be read, not the cache
+                raise
             problem = error.strerror or first_line(error)
         problems = gather_objects(problem)  # no process reads before all files have their final names
         if not done:
