@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import shutil
 import sys
 from collections.abc import Iterator
@@ -19,6 +20,7 @@ import kdcompress
 from chains import Chain, logits_on
 from kdcompress.errors import UserError
 from kdcompress.models.hub import Connection
+from kdcompress.runs import RunFolder
 
 
 @pytest.fixture
@@ -75,6 +77,20 @@ def test_a_readme_that_is_there_stays(chain: Chain, hub: Path) -> None:
     (hub / "me" / "small" / "README.md").write_text("by hand")
     kdcompress.push(run=chain.student.run, repository="me/small")
     assert (hub / "me" / "small" / "README.md").read_text() == "by hand"
+
+
+def test_without_a_card_nothing_is_made(chain: Chain, hub: Path, tmp_path: Path) -> None:
+    """Where the data of a run are elsewhere, an empty repository would be left, and advice that push cannot take."""
+    run = tmp_path / "moved"
+    shutil.copytree(str(chain.student.run), run)
+    record = json.loads((run / "run.json").read_text())
+    record["options"]["data"] = "/gone/photos"
+    (run / "run.json").write_text(json.dumps(record))
+    RunFolder(run).accept()
+    with pytest.raises(UserError, match="no model card") as caught:
+        kdcompress.push(run=str(run), repository="me/small")
+    assert "report" in caught.value.remedy
+    assert not (hub / "me").exists()
 
 
 def test_a_hub_that_refuses_is_named_in_one_line(chain: Chain, hub: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -289,8 +290,19 @@ def test_a_step_names_split_and_precision_of_its_figures() -> None:
 
 def test_a_step_names_images_without_labels() -> None:
     assert ("images without labels", "40") in lineage._details({"result": {"unlabelled": 40}}, {})
+    assert "images without labels" not in dict(lineage._details({"result": {"unlabelled": None}}, {}))
+
+
+def test_a_step_names_what_it_was_trained_with() -> None:
+    """Which learning rate "auto" was would have to be looked for in the code of that day."""
     used = {"opt": "nmuon", "lr": 0.01, "batch_size": 1024, "alpha": 0.9, "temperature": 4.0, "label_smoothing": 0.0}
     told = "nmuon, learning rate 0.01, batch size 1024, alpha 0.9, temperature 4"
     assert ("recipe", told) in lineage._details({"recipe": {"0": {"opt": "sgd"}, "1": used}}, {})
     assert "recipe" not in dict(lineage._details({}, {}))
-    assert "images without labels" not in dict(lineage._details({"result": {"unlabelled": None}}, {}))
+
+
+def test_names_that_are_not_utf8_are_written(chain: Chain, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A class folder with a name in Latin-1 cost the report, and compress its result after all trainings."""
+    monkeypatch.setattr(sys.modules["kdcompress.api.report"], "card", lambda _: "caf\udce9")
+    made = kdcompress.write_report(runs=(chain.student.run,), format="md", out=tmp_path / "card.md", time=False)
+    assert Path(str(made.file)).read_text() == r"caf\udce9"

@@ -27,7 +27,7 @@ BIN = Path(sys.executable).parent
 TINY = "resnet8_cifar,width=0.25"
 ESCAPE = re.compile(r"\x1b|\r")
 # what a terminal, a CI system or another test may have set, and a user's plain shell has not
-FOREIGN = re.compile(r"KDCOMPRESS_|(NO|FORCE)_COLOR|TTY_|COLUMNS|LINES|CI|RANK|WORLD_SIZE|LOCAL_RANK|PYTEST_")
+FOREIGN = re.compile(r"KDCOMPRESS_|(NO|FORCE)_COLOR|TTY_|COLUMNS|LINES|CI|(LOCAL_)?(RANK|WORLD_SIZE)|PYTEST_")
 SETTINGS = {
     "KDCOMPRESS_DEVICE": "cpu",
     "KDCOMPRESS_PRECISION": "fp32",

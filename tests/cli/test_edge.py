@@ -326,7 +326,7 @@ def test_invalid_config_files(content: bytes, words: str, cli: Cli, here: Path) 
     cli("train-teacher", "--config", here).error("cannot be read", status=2)
 
 
-@pytest.mark.parametrize("name", ["RANK", "WORLD_SIZE", "LOCAL_RANK"])
+@pytest.mark.parametrize("name", ["RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE"])
 def test_a_launcher_with_an_invalid_rank(name: str, cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
     """Else a variable that a batch system left behind loses the result at the very end."""
     monkeypatch.setenv(name, "zero")

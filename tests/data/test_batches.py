@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -447,3 +448,13 @@ def test_a_flip_alone_keeps_the_whole_image() -> None:
 def test_a_short_transfer_goes_without_crops(options: TrainingOptions, short: bool) -> None:
     """Trained weights on new images for a few epochs; a network that knows the images keeps its crops."""
     assert options.is_short_transfer == short
+
+
+@pytest.mark.parametrize(("here", "workers"), [("8", 8), ("", 4)])
+def test_readers_share_the_cores_of_their_host(monkeypatch: pytest.MonkeyPatch, here: str, workers: int) -> None:
+    """Of two hosts with eight processes each, half of the cores would read no images."""
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(64)), raising=False)
+    monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
+    if here:
+        monkeypatch.setenv("LOCAL_WORLD_SIZE", here)
+    assert Data(load_source("digits"), GREY, DataOptions(), CPU, rank=0, world=16).workers == workers

@@ -91,7 +91,7 @@ def check_exported(options: EvalOptions | PredictOptions, *unused: str) -> None:
         UserError: For the first such option, and for a device that is not the CPU.
     """
     for name in unused:
-        if name in options.changed():
+        if getattr(options, name) is not None:
             raise meaningless(name, "an exported file")
     if options.device not in ("auto", "cpu"):
         raise usage_error(f"--device {options.device}: an exported file runs on the CPU.", "Leave it out.")

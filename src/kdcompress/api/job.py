@@ -510,7 +510,7 @@ def changed_since(
     """Options that affect the result, and differ from those that a run recorded.
 
     Args:
-        recipe: What it filled in where they were left open, by phase: giving that value is no change.
+        recipe: The values used for options that were left open, by phase; giving one of them is no change.
     """
     now, usual = options.to_dict(), type(options)().to_dict()
     first, *others = recipe.values() or [{}]

@@ -78,9 +78,12 @@ def _pushed(network: Network, name: str, card: Callable[[], str], options: PushO
     from huggingface_hub import HfApi
 
     api = HfApi()
+    text = (
+        None if api.file_exists(repo_id=name, filename=CARD) else card()
+    )  # where it fails, there is no repository yet
     url = api.create_repo(name, private=options.private, exist_ok=True)
-    if not api.file_exists(repo_id=url.repo_id, filename=CARD):  # timm's function would write one of its own
-        api.upload_file(path_or_fileobj=card().encode(), path_in_repo=CARD, repo_id=url.repo_id, commit_message=CARD)
+    if text is not None:  # timm's function would write one of its own
+        api.upload_file(path_or_fileobj=text.encode(), path_in_repo=CARD, repo_id=url.repo_id, commit_message=CARD)
     assert network.path is not None
     config = json.loads((network.path / CONFIG).read_text())
     config.pop("architecture")  # timm takes it from the network

@@ -18,7 +18,7 @@ import typer
 from kdcompress import options as sets
 from kdcompress import threads, trust
 from kdcompress.cli import completion, typos
-from kdcompress.cli.output import Unprinted, print_error, print_result
+from kdcompress.cli.output import Unprinted, print_error, print_out, print_result
 from kdcompress.cli.rows import print_rows
 from kdcompress.engine.interrupt import StopRequest, interrupt, stop_signals
 from kdcompress.errors import UserError, first_line, usage_error
@@ -171,7 +171,7 @@ Example: kdcompress watch runs/student
 Example: kdcompress watch runs/small | jq .top1
 """
 
-LAUNCHER = ("RANK", "LOCAL_RANK", "WORLD_SIZE")
+LAUNCHER = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE")
 MAX_CONFIG = 2**20  # bytes
 
 # command -> (function of kdcompress.api, its options in kdcompress.options, help)
@@ -246,10 +246,10 @@ def _main(version: bool = typer.Option(False, "--version", help="Show the versio
         from importlib.metadata import version as installed
 
         try:
-            print(f"kdcompress {installed('kdcompress')}", flush=True)
-        except OSError as error:
+            print_out(f"kdcompress {installed('kdcompress')}")
+        except Unprinted as error:
             forget_output()
-            raise UserError(f"Standard output failed ({error.strerror}).") from error
+            raise UserError(f"Standard output failed ({error}).") from error
 
 
 def _command(name: str) -> Callable[..., int]:

@@ -44,9 +44,17 @@ def print_result(result: Result, as_json: bool | None, verbose: bool = False, co
         print(f"Notice: {key} is {getattr(result, key)}; in JSON it is null.", file=sys.stderr)
     if as_json is None:
         as_json = not sys.stdout.isatty()
-    shown = json.dumps(values, allow_nan=False) if as_json else _table(values, verbose, commands)
+    print_out(json.dumps(values, allow_nan=False) if as_json else _table(values, verbose, commands))
+
+
+def print_out(text: str) -> None:
+    """Print on standard output, and see that it has arrived.
+
+    Raises:
+        Unprinted: Standard output is closed or full, or its reader has left.
+    """
     try:
-        print(shown, flush=True)
+        print(text, flush=True)
     except (OSError, ValueError) as error:  # ValueError: of a file that was closed
         raise Unprinted(getattr(error, "strerror", None) or str(error)) from error
 
