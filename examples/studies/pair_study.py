@@ -4,15 +4,16 @@
         --arch resnet56_cifar,shortcut=A --epochs 8 --table examples/studies/README.md --mark pair-cifar10
 
 For each seed: S0 and its res-student R1 with ``--epochs`` each; R1 once more on the half of the images that S0 is least
-sure of (``--focus``); and, for as many epochs as S0 and R1 together, single students, and S0 with the teacher behind
-it. Everything starts from the teacher's layers, where any fit. At each budget a gate is calibrated for each cascade,
-for the pair with a learned measure, too. The single student that they are compared with may cost up to a fifth more,
-never less. ``--so-far`` trains nothing, and makes the table of what is done.
+sure of (``--focus``), for as many epochs and for as many images; and, for as many epochs as S0 and R1 together, single
+students, and S0 with the teacher behind it. Everything starts from the teacher's layers, where any fit. At each budget
+a gate is calibrated for each cascade, for the pair with a learned measure, too. The single student that they are
+compared with may cost up to a fifth more, never less. ``--so-far`` trains nothing, and makes the table of what is done.
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 from typing import Any
 
 from study import Study, arguments, data_name, mean_std, show, spread_over, teacher_of, titled
@@ -21,13 +22,16 @@ import kdcompress
 
 START = ["--from-teacher", "--logit-loss"]
 SUMMED, ALONE = "mse", "standardized-kl"  # the best for logits that are summed, and for a student alone
+VIEWS = 8  # of the images, with the teacher's targets: the networks of a seed share them
 FOCUS = "0.5"
+SEEN = 0.55  # of the images by an epoch of that: a tenth of the others is drawn as well
 DEARER = 1.2  # that a single student may be than a gate that is compared with it
 # gates at each budget: title, cascade, measure
 GATES = (
     ("gated pair", "pair", "auto"),
     ("gated pair, learned measure", "pair", "learned"),
     (f"gated pair, R1 by `--focus {FOCUS}`", "focused", "auto"),
+    (f"gated pair, R1 by `--focus {FOCUS}` for as many images in all", "focused-longer", "auto"),
     ("S0, then the teacher", "handover", "auto"),
     ("S0 trained for longer, then the teacher", "longer-handover", "auto"),
 )
@@ -48,7 +52,7 @@ def main() -> None:
     parser.add_argument("--so-far", action="store_true", help="train nothing: the table of what is done")
     parser.add_argument("--mark", default="pair-cifar10", help="of the table in that file")
     given = parser.parse_args()
-    study = Study.of(given)
+    study = _study(given)
     if "teacher" not in study.results():
         arch = ["--arch", given.arch] if given.arch else []
         study.keep("teacher", study.call("eval", given.teacher, *arch, "--data", given.data))
@@ -56,6 +60,12 @@ def main() -> None:
         for seed in range(given.seeds):
             study.run(_runs(study, given, seed))
     _table(study, given)
+
+
+def _study(given: argparse.Namespace) -> Study:
+    """One whose trainings share the teacher's targets; the runs kept before this had new views in each epoch."""
+    study = Study.of(given)
+    return dataclasses.replace(study, common=[*study.common, "--target-views", str(VIEWS)])
 
 
 def _runs(study: Study, given: argparse.Namespace, seed: int) -> dict[str, list[str]]:
@@ -73,6 +83,7 @@ def _runs(study: Study, given: argparse.Namespace, seed: int) -> dict[str, list[
         "first": ["distill", *teacher, "--method", "reskd", "--student", given.first, *start],
         "pair": second,
         "focused": [*second, "--focus", FOCUS],
+        "focused-longer": [*second, "--focus", FOCUS, "--epochs", str(int(given.epochs / SEEN))],
         "longer": ["distill", *teacher, "--student", given.first, *START, ALONE, *own, *longer],
         "longer-handover": ["cascade", path("longer"), given.teacher, *arch, "--data", given.data],
     }
@@ -121,6 +132,7 @@ def _table(study: Study, given: argparse.Namespace) -> None:
         *row(f"S0 alone, `{given.first}`", found("first"), given.epochs),
         *row(f"both run: S0 + R1, `{given.second}`", found("pair"), 2 * given.epochs),
         *row(f"both run, R1 by `--focus {FOCUS}`", found("focused"), 2 * given.epochs),
+        *row(f"both run, R1 by `--focus {FOCUS}` for as many images in all", found("focused-longer"), 2 * given.epochs),
     ]
     for spec in given.singles:
         lines += row(f"single `{spec}`", found(_single(spec)), 2 * given.epochs)
