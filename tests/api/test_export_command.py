@@ -19,6 +19,7 @@ from chains import COMMON, TINY, Chain
 from cli.shell import photos
 from heard import Heard
 from kdcompress.api import onnx_file, quantized
+from kdcompress.api.check import check_exported
 from kdcompress.api.exported_file import evaluate_file
 from kdcompress.engine.progress import Silent
 from kdcompress.errors import UserError
@@ -68,6 +69,14 @@ def test_the_file_knows_its_cost(chain: Chain, exported: Any) -> None:
     assert {key: getattr(run, key) for key in keys} == {key: getattr(file, key) for key in keys}
     with pytest.raises(UserError, match="needs the network"):
         kdcompress.profile_flops(model=exported.file, by_module=True)
+
+
+def test_options_without_effect_on_a_file_are_refused() -> None:
+    """A user believes that the file was scored in bf16, or by the GPU."""
+    check_exported(EvalOptions(precision="fp32"), "arch")
+    for options in (EvalOptions(precision="bf16"), EvalOptions(device="cuda"), EvalOptions(arch="lenet5")):
+        with pytest.raises(UserError, match="exported file"):
+            check_exported(options, "arch")
 
 
 def test_the_next_command_of_a_pipe_takes_the_file(exported: Any, monkeypatch: pytest.MonkeyPatch) -> None:

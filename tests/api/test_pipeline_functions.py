@@ -29,6 +29,7 @@ from chains import (
 from heard import Heard
 from kdcompress.api.teacher import may_have_seen_calibration
 from kdcompress.data import Data, load_source
+from kdcompress.errors import UserError
 from kdcompress.methods.kd import KdTask
 from kdcompress.methods.reskd import ResKdTask
 from kdcompress.models.loading import load_network
@@ -210,6 +211,8 @@ def test_profile_of_a_gated_cascade(chain: Chain) -> None:
     assert result.by_module is not None
     assert any(entry["module"] == "members.1.conv1" for entry in result.by_module)
     assert kdcompress.profile_flops(model=chain.longer.run).expected_macs is None
+    with pytest.raises(UserError, match="has 10 classes"):
+        kdcompress.profile_flops(model=chain.longer.run, num_classes=100)
 
 
 def test_a_member_added_to_a_gated_cascade(chain: Chain, tmp_path: Path) -> None:

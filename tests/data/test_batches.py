@@ -15,6 +15,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from kdcompress import threads
 from kdcompress.data import Data, DataSource, EvalBatches, Preprocess, TrainBatches, load_source, prepared
 from kdcompress.data.augment import crop_indices
 from kdcompress.data.batches import MemoryImages, StreamImages, find_good, load_into_memory
@@ -450,10 +451,14 @@ def test_a_short_transfer_goes_without_crops(options: TrainingOptions, short: bo
     assert options.is_short_transfer == short
 
 
-@pytest.mark.parametrize(("here", "workers"), [("8", 8), ("", 4)])
-def test_readers_share_the_cores_of_their_host(monkeypatch: pytest.MonkeyPatch, here: str, workers: int) -> None:
-    """Of two hosts with eight processes each, half of the cores would read no images."""
+@pytest.mark.parametrize(("here", "quota", "workers"), [("8", "max", 8), ("", "max", 4), ("8", "1600000", 2)])
+def test_readers_share_the_cores_of_their_host(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, here: str, quota: str, workers: int
+) -> None:
+    """Of two hosts with eight processes each, half of the cores would read no images; a container may have fewer."""
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(64)), raising=False)
+    monkeypatch.setattr(threads, "QUOTA", tmp_path / "cpu.max")
+    threads.QUOTA.write_text(f"{quota} 100000")
     monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
     if here:
         monkeypatch.setenv("LOCAL_WORLD_SIZE", here)

@@ -152,6 +152,28 @@ def test_weights_without_a_classifier_are_called_that(tmp_path: Path, state: Sta
     assert "no classifier" in error.remedy
 
 
+@pytest.mark.parametrize("prefix", ["", "model."])
+def test_a_linear_layer_in_a_sequential_is_the_classifier(
+    tmp_path: Path, network: nn.Module, state: State, prefix: str
+) -> None:
+    """``model.fc = nn.Sequential(nn.Dropout(), nn.Linear(…))`` is how torchvision's networks are fine-tuned."""
+    named = {name.replace("fc.", "fc.1."): value for name, value in state.items()}
+    found, notes = loaded(tmp_path, below(prefix, named))
+    assert same(found.model, network)
+    assert "fc.1 is the classifier" in notes[0]
+
+
+def test_a_classifier_of_several_layers_is_not_cut(tmp_path: Path, state: State) -> None:
+    """The last of them alone would fit by its shape, and answer nonsense; "no classifier" is not what is wrong."""
+    hidden = {"fc.0.weight": torch.zeros(64, 64), "fc.0.bias": torch.zeros(64)}
+    last = {name.replace("fc.", "fc.2."): value for name, value in state.items()}
+    error = refused(tmp_path, {**last, **hidden})
+    assert "several layers" in error.remedy
+    assert "py:" in error.remedy
+    normed = {"fc.0.weight": torch.zeros(64), "fc.0.bias": torch.zeros(64)}
+    assert "several layers" in refused(tmp_path, {**last, **normed}).remedy
+
+
 # --- several sets of weights
 
 

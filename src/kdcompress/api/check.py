@@ -88,13 +88,16 @@ def check_exported(options: EvalOptions | PredictOptions, *unused: str) -> None:
         unused: Their names.
 
     Raises:
-        UserError: For the first such option, and for a device that is not the CPU.
+        UserError: For the first such option, for a device that is not the CPU, and for a precision of training.
     """
     for name in unused:
         if getattr(options, name) is not None:
             raise meaningless(name, "an exported file")
     if options.device not in ("auto", "cpu"):
         raise usage_error(f"--device {options.device}: an exported file runs on the CPU.", "Leave it out.")
+    if options.precision not in ("auto", "fp32"):
+        problem = f"--precision {options.precision}: an exported file keeps the precision of its export."
+        raise usage_error(problem, "Leave it out.")
 
 
 def check_named(networks: Sequence[str], arch: Sequence[str]) -> None:

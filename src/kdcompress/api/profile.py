@@ -14,7 +14,7 @@ from kdcompress.api.exported_file import profile_file
 from kdcompress.api.reference import resolve
 from kdcompress.data import parse_size
 from kdcompress.engine.progress import Reporter, Silent
-from kdcompress.errors import UserError
+from kdcompress.errors import UserError, usage_error
 from kdcompress.export.onnx_network import is_onnx
 from kdcompress.flops import Profile
 from kdcompress.gating import expected_macs
@@ -54,6 +54,10 @@ def profile_flops(
         shape.update(size=tuple(size), **({"in_chans": wanted} if wanted else {}))
     note = reporter.note if reporter is not None else Silent().note
     network = load_network(reference, options.arch, weights=False, key=options.weights_key, note=note, **shape)
+    known = config_of(network.model).get("num_classes")
+    if options.num_classes and known and options.num_classes != known:
+        problem = f"--num-classes {options.num_classes} was given, but {network.reference} has {known} classes."
+        raise usage_error(problem, "Leave it out: only a model spec without num_classes takes it.")
     if options.input_size is not None:
         channels, height, width = parse_size(options.input_size, network.prep.channels)
         config_of(network.model)["input_size"] = (channels, height, width)

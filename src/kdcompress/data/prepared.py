@@ -32,6 +32,7 @@ from kdcompress.data.splits import fit_calibration, rank_in_class
 from kdcompress.data.unlabelled import NONE, MixedImages, Unlabelled
 from kdcompress.errors import UserError, usage_error
 from kdcompress.options import DataOptions
+from kdcompress.threads import available
 
 HOLDOUT = 0.1
 
@@ -80,10 +81,8 @@ class Data:
         """Processes that read images."""
         if self.options.workers is not None:
             return self.options.workers
-        # containers and batch systems give a process fewer cores than the machine has
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         here = min(int(os.environ.get("LOCAL_WORLD_SIZE", self.world)), self.world)  # the others are on other hosts
-        return min(max(cores // max(here, 1), 1), 8)
+        return min(max(available() // max(here, 1), 1), 8)
 
     def fit_size(self) -> int:
         """Number of images in the fit split."""

@@ -128,7 +128,8 @@ class Contact:
         try:
             while not self.call(partial(_has, key=ready)):
                 if time.monotonic() - looked > self.every * max(1, self.world / FEW):
-                    self._check_alive(keys, since)
+                    if not self._late(keys, since):
+                        break  # one left between its message and its count
                     looked = time.monotonic()
                 time.sleep(pause)
                 pause = min(1.5 * pause, POLL[1])
@@ -137,7 +138,12 @@ class Contact:
         finally:
             self.waiting = False
 
-    def _check_alive(self, keys: dict[int, str], since: dict[int, tuple[bytes, float]]) -> None:
+    def _late(self, keys: dict[int, str], since: dict[int, tuple[bytes, float]]) -> list[int]:
+        """The peers that have not sent their messages, all of which are alive.
+
+        Raises:
+            Lost: One of them is not.
+        """
         late = self._without(keys)
         if self._gone(late):
             late = self._without({rank: keys[rank] for rank in late})  # one may have sent its message before it left
@@ -149,6 +155,7 @@ class Contact:
                 since[rank] = beat, now
         if silent := [rank for rank in late if now - since[rank][1] > self.seconds]:
             raise self._agreed_error(silent)
+        return late
 
     def lost(self) -> Lost:
         """The error to raise where a collective failed; it names the processes that send no heartbeat."""

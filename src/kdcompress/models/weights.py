@@ -93,7 +93,11 @@ def _misfit(source: Path, detail: str, model: nn.Module, state: Mapping[str, Ten
     if re.search(r"-\d+-of-\d+\.", source.name):
         remedy = "It is one of several files: give their folder, or the index beside them (….index.json)."
     elif own & heads and not state.keys() & heads and own - state.keys() <= heads:
+        others = [name for name in state if name not in own]
         remedy = "It has no classifier: give a fine-tuned network, or fine-tune it with kdcompress train-teacher."
+        if others:
+            code = "build the network in a function of yours, and give py:MODULE:FUNCTION"
+            remedy = f"Its classifier may be of several layers ({', '.join(others[:3])}): {code}."
     elif own - state.keys() and all(key.endswith(STATISTICS) for key in own - state.keys()):
         remedy = "It lacks the statistics of BatchNorm: save all of model.state_dict(), not its parameters alone."
     elif not state.keys() & own and in_order(state, model) is not None:

@@ -172,16 +172,27 @@ def by_timm(state: State, model: nn.Module) -> State:
 
 
 def _with_head(best: _Candidate, state: State, model: nn.Module) -> Fit:
-    """A wrapper's own linear layer as the classifier of the network inside, where that is all that it lacks."""
-    own = model.state_dict()
+    """A linear layer elsewhere as the classifier, where that is all that is missing: a wrapper's, or a Sequential's."""
+    own, fitted = model.state_dict(), best.fit.state
     classifier = (getattr(model, "pretrained_cfg", None) or {}).get("classifier")
-    missing = [name for name in own if name not in best.fit.state and not name.endswith(COUNTER)]
-    linear = [name for name in best.rest if name.endswith(".weight") and state[name].ndim == 2]
-    if not isinstance(classifier, str) or missing != [f"{classifier}.weight", f"{classifier}.bias"] or len(linear) != 1:
+    missing = [name for name in own if name not in fitted and not name.endswith(COUNTER)]
+    if not isinstance(classifier, str) or missing != [f"{classifier}.weight", f"{classifier}.bias"]:
         return best.fit
-    head = linear[0].removesuffix(".weight")
-    if f"{head}.bias" not in state or state[linear[0]].shape[1:] != own[missing[0]].shape[1:]:
+    beside = {name: state[name] for name in best.rest}
+    inside = {name: value for name, value in fitted.items() if name.startswith(f"{classifier}.")}
+    head, tensors = _linear_in(beside), beside
+    if not head and len(inside) == 2:  # what else has weights would be lost
+        head, tensors = _linear_in(inside), inside
+    if not head or tensors[f"{head}.weight"].shape[1:] != own[missing[0]].shape[1:]:
         return best.fit
-    both = {missing[0]: state[linear[0]], missing[1]: state[f"{head}.bias"]}
-    words = f"names begin with {best.prefix!r}, which is taken off; {head} is the classifier."
-    return Fit({**best.fit.state, **both}, best.fit.arguments, words)
+    kept = {name: value for name, value in fitted.items() if name not in inside}
+    both = {missing[0]: tensors[f"{head}.weight"], missing[1]: tensors[f"{head}.bias"]}
+    words = f"names begin with {best.prefix!r}, which is taken off; " if best.prefix else ""
+    return Fit({**kept, **both}, best.fit.arguments, f"{words}{head} is the classifier.")
+
+
+def _linear_in(tensors: Mapping[str, Tensor]) -> str:
+    """Name of the only linear layer with a bias; empty where there is none, or several."""
+    matrices = [name for name, value in tensors.items() if name.endswith(".weight") and value.ndim == 2]
+    head = matrices[0].removesuffix(".weight") if len(matrices) == 1 else ""
+    return head if f"{head}.bias" in tensors else ""
