@@ -14,9 +14,10 @@ from sklearn.datasets import load_digits
 from sklearn.linear_model import LogisticRegression
 from torch import Tensor
 
+from kdcompress.deferral import fit_heads
 from kdcompress.errors import UserError
 from kdcompress.gate_search import descent, search, towards
-from kdcompress.gating import Gate, MemberScores, outcome
+from kdcompress.gating import Gate, MemberScores, learned, outcome
 from kdcompress.guarantee import drop_p_value, guaranteed_gate, least_images
 
 MACS = (2, 1)
@@ -177,6 +178,9 @@ def test_too_few_images_are_named() -> None:
     logits, labels = population(count=200)
     with pytest.raises(UserError, match=str(2 * least_images(0.5, 0.95))):
         guaranteed_gate(logits, labels, MACS, ["confidence"], max_drop=0.5, confidence_level=0.95)
+    heads = learned(fit_heads(logits, labels))  # on as many others
+    with pytest.raises(UserError, match=rf"^400 .*{4 * least_images(0.5, 0.95)}"):
+        guaranteed_gate(logits, labels, MACS, [heads], max_drop=0.5, confidence_level=0.95)
 
 
 def test_where_no_gate_passes_all_members_run() -> None:

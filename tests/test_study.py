@@ -201,7 +201,7 @@ def alike(study: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
         ("reskd_study", "reskd-table", 35),
         ("search_study", "search-table", 3),
         ("lwkd_study", "lwkd-table", 7),
-        ("pair_study", "pair-cifar10", 18),
+        ("pair_study", "pair-cifar10", 22),
     ],
 )
 def test_tables_are_made_of_what_was_found(

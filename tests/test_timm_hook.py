@@ -62,6 +62,14 @@ def test_the_import_and_the_command_line_are_light() -> None:
     assert python("-c", f"{code} import kdcompress.api; print({rare})") == "set()\nset()\n"
 
 
+def test_a_command_does_not_import_what_only_timms_script_logs_to() -> None:
+    """Who has Weights & Biases installed would wait two seconds longer for each command."""
+    pytest.importorskip("wandb")
+    code = "import sys; from kdcompress.cli import run; run(['profile-flops', 'lenet5', '--json'])"
+    told = python("-c", f"{code}; print('wandb' in sys.modules); import wandb; print(wandb.__name__)")
+    assert told.splitlines()[1:] == ["False", "wandb"]
+
+
 @pytest.mark.parametrize("order", ORDERS)
 def test_our_networks_are_registered_with_timm(problems: dict[str, str], order: str) -> None:
     """``timm.create_model('local-dir:…')`` of a cascade would fail, depending on the order of imports."""

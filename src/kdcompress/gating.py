@@ -332,7 +332,10 @@ class MemberScores:
             if member < members - 1:
                 values[member] = value(after, *logits[:member])
             if bool(after.isnan().any() | values[: member + 1].isnan().any()):
-                raise UserError(f"The logits of member {member} hold NaN or infinity.", "Train that member again.")
+                raise UserError(
+                    f"The logits of member {member} hold NaN or infinity.",
+                    "Use --precision fp32, or train that member again.",
+                )
         return cls(values, correct, macs)
 
 

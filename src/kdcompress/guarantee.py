@@ -91,11 +91,12 @@ def guaranteed_gate(
         UserError: There are too few images for a guarantee even for a gate that makes no error.
     """
     error, samples = 1 - confidence_level, len(labels)
+    held_out = 2 if any(measure_of(each).heads is not None for each in measures) else 1  # half were learned from
     needed = 2 * least_images(max_drop, confidence_level)
     if samples < needed:
         raise UserError(
-            f"{samples} calibration images are too few for a guarantee: a drop of {max_drop:g} points at confidence "
-            f"level {confidence_level:g} needs {needed}, even if the gate makes no error.",
+            f"{held_out * samples} calibration images are too few for a guarantee: a drop of {max_drop:g} points at "
+            f"confidence level {confidence_level:g} needs {held_out * needed}, even if the gate makes no error.",
             f"Train the cascade with that many held out (--holdout), "
             f"{_larger_drop(samples, confidence_level)}or leave out --confidence-level.",
         )
@@ -120,7 +121,7 @@ def guaranteed_gate(
         p_value = drop_p_value(broken, mended, len(second), max_drop, error)
         if p_value > error:
             enough = _enough(broken, mended, len(second), max_drop, error)
-            return replace(passed, gates=gates, enough_for_next=enough and 2 * enough)
+            return replace(passed, gates=gates, enough_for_next=enough and 2 * held_out * enough)
         passed = replace(passed, thresholds=gate.thresholds, gates=gates, broken=broken, mended=mended, p_value=p_value)
     return passed
 

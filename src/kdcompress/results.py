@@ -576,6 +576,7 @@ class DataResult(Result):
     Attributes:
         input_size: (C, H, W) of the input of a new network.
         fit, calibration, test: Number of images in each split.
+        unreadable: Images that ``--skip-bad-images`` left out, of all splits.
         preview: Absolute path of the contact sheet.
     """
 
@@ -587,4 +588,5 @@ class DataResult(Result):
     calibration: int
     test: int | None
     fingerprint: str
+    unreadable: list[str] = field(default_factory=list)
     preview: str | None = None

@@ -18,6 +18,7 @@ import json
 import math
 import os
 import re
+import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -530,5 +531,6 @@ def _digest(path: Path) -> str:
 
 def _altered(path: Path) -> UserError:
     other = "start again without --resume in another folder" if path.name == CHECKPOINT else "train again"
-    remedy = f"Restore it from a copy, or {other}. If the change is yours: kdcompress verify {path.parent} --accept"
+    folder = shlex.quote(str(path.parent))
+    remedy = f"Restore it from a copy, or {other}. If the change is yours: kdcompress verify {folder} --accept"
     return UserError(f"{path} is not what the run wrote: it was altered, or cut off.", remedy)

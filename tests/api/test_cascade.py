@@ -141,6 +141,22 @@ def test_without_data_it_is_made_and_not_scored(tmp_path: Path) -> None:
     assert (made.top1, made.data) == (None, None)
     assert any("no data are named" in note for note in heard.notes)
     assert made.teacher_macs == made.members[1]["macs"]
+    with pytest.raises(UserError, match="names no data"):
+        kdcompress.gate_calibrate(run=made.run, max_drop=1.0, out=str(tmp_path / "gated"), **WHERE)
+    with pytest.raises(UserError, match=r"3.*1 channel|channel"):  # grey digits
+        kdcompress.gate_calibrate(run=made.run, data="digits", max_drop=1.0, out=str(tmp_path / "gated"), **WHERE)
+    gated = kdcompress.gate_calibrate(
+        run=made.run, data="digits", input_size="3x32x32", max_drop=99.0, out=str(tmp_path / "gated"), **WHERE
+    )
+    assert gated.calibration_seen, "nobody knows what the members were trained on"
+
+
+def test_classes_have_the_names_of_the_data(chain: Chain, tmp_path: Path) -> None:
+    """Networks of timm name no classes; predictions of the cascade would be numbers."""
+    torch.save(timm.create_model(TINY.split(",")[0], in_chans=1).state_dict(), tmp_path / "nameless.pth")
+    members, arch = [str(tmp_path / "nameless.pth"), str(chain.teacher.run)], ["resnet8_cifar,input_size=8"]
+    made = kdcompress.cascade(members=[members[0]] * 2, arch=arch * 2, data="digits", out=str(tmp_path / "a"), **WHERE)
+    assert kdcompress.load(str(made.run)).class_names == tuple(map(str, range(10)))
 
 
 def test_made_once_with_resume(chain: Chain, tmp_path: Path) -> None:
@@ -171,6 +187,8 @@ def test_the_wrong_way_round_is_said(chain: Chain, tmp_path: Path) -> None:
         (["STUDENT", "nowhere/run"], {}, "no file or folder"),
         (["STUDENT", "TEACHER"], {"arch": ["lenet5"]}, "1 arch= for 0 checkpoint"),
         (["STUDENT", "TEACHER"], {"sum_weight": [1.0, 2.0]}, "2 sum_weight= for 2 networks"),
+        (["TEACHER", "CASCADE"], {"sum_weight": [1.0]}, "a cascade itself"),
+        (["STUDENT", "TEACHER"], {"input_size": "16"}, "input_size= has no effect"),
         (["STUDENT", "FEW"], {"arch": ["resnet8_cifar,width=0.25,in_chans=1"]}, "4 classes"),
     ],
 )
@@ -178,7 +196,12 @@ def test_mistakes(chain: Chain, tmp_path: Path, members: list[str], more: dict[s
     """Members that answer other questions would be taken for one network."""
     few = timm.create_model("resnet8_cifar", width=0.25, num_classes=4, in_chans=1)
     torch.save(few.state_dict(), tmp_path / "few.pth")
-    known = {"STUDENT": chain.student.run, "TEACHER": chain.teacher.run, "FEW": tmp_path / "few.pth"}
+    known = {
+        "STUDENT": chain.student.run,
+        "TEACHER": chain.teacher.run,
+        "CASCADE": chain.longer.run,
+        "FEW": tmp_path / "few.pth",
+    }
     named = [str(known.get(each, each)) for each in members]
     with pytest.raises(UserError, match=words):
         kdcompress.cascade(members=named, out=str(tmp_path / "made"), **more, **WHERE)

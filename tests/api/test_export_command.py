@@ -17,6 +17,7 @@ import pytest
 import kdcompress
 from chains import COMMON, TINY, Chain
 from cli.shell import photos
+from data.images import random_image
 from heard import Heard
 from kdcompress.api import onnx_file, quantized
 from kdcompress.api.check import check_exported
@@ -77,6 +78,25 @@ def test_options_without_effect_on_a_file_are_refused() -> None:
     for options in (EvalOptions(precision="bf16"), EvalOptions(device="cuda"), EvalOptions(arch="lenet5")):
         with pytest.raises(UserError, match="exported file"):
             check_exported(options, "arch")
+
+
+def test_a_file_of_ones_own_photos_keeps_their_division(tmp_path: Path) -> None:
+    """Another share for calibration would be scored, most of it trained on, without a word."""
+    root = photos(tmp_path / "photos")
+    given: dict[str, Any] = {"data": str(root), "holdout": 0.4, **COMMON}
+    made = kdcompress.train_teacher(model=TINY, out=str(tmp_path / "run"), **given)
+    file = kdcompress.export_network(run=made.run, out=str(tmp_path / "file.onnx")).file
+    heard = Heard()
+    scored = kdcompress.evaluate(run=file, data=str(root), split="calibration", reporter=heard)
+    assert (scored.n, scored.top1) == (made.n, pytest.approx(made.top1, abs=1e-3))
+    assert not any("is not what" in note for note in heard.notes)
+    random_image(7).save(root / "train" / "cat" / "another.png")
+    kdcompress.evaluate(run=file, data=str(root), reporter=heard)
+    assert any("is not what file.onnx was made from" in note for note in heard.notes)
+    with pytest.raises(UserError, match=r"score_teacher.*exported file"):
+        kdcompress.evaluate(run=file, data=str(root), score_teacher=True)
+    with pytest.raises(UserError, match="runs on the CPU"):
+        kdcompress.benchmark(networks=[file], device="cuda")
 
 
 def test_the_next_command_of_a_pipe_takes_the_file(exported: Any, monkeypatch: pytest.MonkeyPatch) -> None:

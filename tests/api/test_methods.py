@@ -106,6 +106,13 @@ def test_wrong_combinations_are_refused_before_any_work(chain: Chain, tmp_path: 
         (lambda out: kdcompress.gate_calibrate(run=run, out=out, **WHERE), "exactly one target"),
         (lambda out: kdcompress.train_teacher(model="resnt8_cifar", out=out, **COMMON), "resnt8_cifar"),
         (lambda out: kdcompress.train_teacher(modle="resnet8_cifar", out=out), "modle"),
+        (lambda out: kdcompress.train_teacher(model=TINY, decay_epochs=3, out=out, **COMMON), 'sched="step"'),
+        (
+            lambda out: kdcompress.add_res_student(
+                run=run, arch=TINY, residual_loss="mse", label_smoothing=0.1, out=out, **COMMON
+            ),
+            "label_smoothing= has no effect",
+        ),
     ]
     for number, (call, words) in enumerate(cases):
         out = tmp_path / str(number)

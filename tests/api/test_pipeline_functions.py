@@ -26,13 +26,16 @@ from chains import (
     top1,
     weights_of,
 )
+from cli.shell import photos
 from heard import Heard
+from kdcompress.api.starting import check_seen
 from kdcompress.api.teacher import may_have_seen_calibration
 from kdcompress.data import Data, load_source
 from kdcompress.errors import UserError
 from kdcompress.methods.kd import KdTask
 from kdcompress.methods.reskd import ResKdTask
-from kdcompress.models.loading import load_network
+from kdcompress.models.build import ModelSpec
+from kdcompress.models.loading import Network, load_network
 from kdcompress.models.residual_cascade import ResidualCascade
 from kdcompress.options import TrainingOptions
 from kdcompress.results import EvalResult, ProfileResult, TrainResult
@@ -343,10 +346,37 @@ def test_a_teacher_that_may_have_seen_calibration_images_is_reported(chain: Chai
         assert any("the guarantee does not hold" in line for line in heard.notes) == seen
 
 
+def test_weights_of_timm_that_keep_their_classifier_may_know_the_images() -> None:
+    """A guarantee was given for ImageNet on the very images that timm had trained on."""
+    spec, heard = ModelSpec.parse("resnet18"), Heard()
+    for classes, seen in ((1000, True), (10, False)):
+        network = Network(torch.nn.Identity(), "resnet18", {}, "resnet18")
+        network.model.pretrained_cfg = {"num_classes": classes}
+        check_seen(network, spec, heard.note)
+        assert network.record.get("calibration_seen", False) == seen
+    assert len(heard.notes) == 1
+
+
+def test_a_gate_for_other_images_is_a_run_like_any_other(chain: Chain, tmp_path: Path) -> None:
+    """Its record named the new data with the fingerprint of the old: later commands refused it as changed."""
+    root = photos(tmp_path / "photos", tuple(map(str, range(10))), mode="L")
+    given = {"run": chain.longer.run, "data": str(root), "holdout": 0.4, **WHERE}
+    gated = kdcompress.gate_calibrate(**given, threshold=(0.5,), out=str(tmp_path / "gated"))
+    scored = kdcompress.evaluate(run=gated.run, split="calibration", **WHERE)
+    assert (scored.data, scored.n) == (str(root), gated.n)
+    assert scored.top1 == pytest.approx(gated.gated_top1, abs=1e-3)
+    assert not gated.calibration_seen
+    again = kdcompress.gate_calibrate(run=gated.run, threshold=(0.5,), out=str(tmp_path / "again"), **WHERE)
+    assert again.gated_top1 == gated.gated_top1
+
+
 def test_a_student_takes_the_normalisation_it_starts_with(chain: Chain, tmp_path: Path) -> None:
     """The teacher's first layer is worth little on images that are scaled otherwise."""
     spec = "resnet8_cifar,mean=0.1,std=0.9"
     teacher = kdcompress.train_teacher(model=spec, data="digits", out=str(tmp_path / "teacher"), **COMMON)
+    heard, own = Heard(), {**COMMON, "arch": spec, "from_teacher": True, "teacher": teacher.run}
+    kdcompress.add_res_student(run=chain.student.run, **own, out=str(tmp_path / "longer"), reporter=heard)
+    assert any("another normalisation than the cascade" in note for note in heard.notes)
     given = {**COMMON, "teacher": teacher.run, "method": "kd", "from_teacher": True}
     prep = {}
     for student in ("resnet8_cifar", "resnet8_cifar,mean=0.2"):

@@ -131,7 +131,11 @@ def test_a_gain_from_thresholds_alone_keeps_no_weights(
         shutil.copytree(tmp_path / "gated", job.options.out)
 
     monkeypatch.setattr(sys.modules["kdcompress.api.polish"], "_train", learned_nothing)
+    run = RunFolder(Path(str(by_hand.run)))
+    record, told = run.record(), {"cost_bound": {"confidence_level": 0.9, "images": 142, "macs_ratio": 0.5}}
+    run.finish({**record, "result": {**record["result"], **told}})
     result = kdcompress.polish(run=by_hand.run, epochs=1, out=str(tmp_path / "polished"), **COMMON)
+    assert result.cost_bound == told["cost_bound"], "of a gate that is what it was"
     assert (result.former_top1 or 0) > (by_hand.gated_top1 or 0), "the gate was the best already, and tests nothing"
     assert not result.polished
     assert RunFolder(Path(str(result.run))).record()["gate_target"] == {"threshold": [0.7]}

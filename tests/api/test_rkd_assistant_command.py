@@ -27,6 +27,7 @@ from chains import (
 )
 from heard import Heard
 from kdcompress.api.recipes import rkd_assistant
+from kdcompress.data import load_source, sources
 from kdcompress.gating import MEASURES
 from kdcompress.methods.losses import LOGIT_LOSSES
 from kdcompress.methods.rkd_assistant import RkdAssistantTask
@@ -243,3 +244,13 @@ def test_a_gated_run_finds_its_data_from_any_folder(
     given = {"run": chain.cascade.run, "threshold": (0.5,), "data_dir": "images", **WHERE}
     result = kdcompress.gate_calibrate(**given, out="gated")
     assert record_of(result.run)["options"]["data_dir"] == str(tmp_path / "images")
+
+
+def test_named_data_are_found_from_any_folder(chain: Chain, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without --data-dir they lie in ./data, which is another folder for the next command."""
+    monkeypatch.chdir(tmp_path)
+    digits = load_source("digits")
+    monkeypatch.setattr(sources, "_from_timm", lambda spec, *_: dataclasses.replace(digits, spec=spec))
+    given = {"run": chain.cascade.run, "threshold": (0.5,), "data": "torch/digits", **WHERE}
+    result = kdcompress.gate_calibrate(**given, out="gated")
+    assert record_of(result.run)["options"]["data_dir"] == str(tmp_path / "data")

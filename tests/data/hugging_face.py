@@ -21,7 +21,8 @@ class InMemory:
     def __init__(self, images: Sequence[bytes], labels: Sequence[int]) -> None:
         self.columns = {"image": [{"bytes": image, "path": None} for image in images], "label": list(labels)}
         names = [f"class {label}" for label in sorted(set(labels))]
-        self.info = SimpleNamespace(features={"label": SimpleNamespace(names=names)}, splits=None)
+        self.features = {"label": SimpleNamespace(names=names)}
+        self.info = SimpleNamespace(features=self.features, splits=None)
 
     def __len__(self) -> int:
         return len(self.columns["label"])

@@ -6,6 +6,7 @@ import multiprocessing
 import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -13,13 +14,25 @@ import pytest
 import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
+from PIL import Image
 from torch import Tensor
 
 from kdcompress import threads
-from kdcompress.data import Data, DataSource, EvalBatches, Preprocess, TrainBatches, load_source, prepared
+from kdcompress.data import (
+    Data,
+    DataSource,
+    EvalBatches,
+    Preprocess,
+    TrainBatches,
+    batches,
+    load_source,
+    prepared,
+    workers,
+)
 from kdcompress.data.augment import crop_indices
 from kdcompress.data.batches import MemoryImages, StreamImages, find_good, load_into_memory
 from kdcompress.data.images import ArrayImages
+from kdcompress.data.preprocess import read_image
 from kdcompress.data.splits import fit_calibration
 from kdcompress.errors import UserError
 from kdcompress.options import DataOptions, PolishOptions, TrainingOptions, TrainTeacherOptions
@@ -200,6 +213,50 @@ def test_streaming_gives_the_same_pixels_with_and_without_workers(make_folder: M
     other_view, other_seed = plain.epoch(3), streamed(source, augment, 0).training(4, 8, augment).epoch(2)
     for other in (other_view, other_seed):
         assert by_target(epoch).equal(by_target(other)) == (augment == "none")
+
+
+def test_workers_do_without_shared_memory(make_folder: MakeFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A container has 64 MiB of it: PyTorch drops a batch that does not fit, and waits for it forever."""
+    source = photos(make_folder, sizes=((12, 10), (20, 30)), train=5)
+    roomy = list(streamed(source, "crop-flip", 2).training(4, 7, "crop-flip").epoch(2))
+    asked: list[int] = []
+    monkeypatch.setattr(batches, "shared_memory_holds", lambda size: bool(asked.append(size)))
+    assert same(roomy, streamed(source, "crop-flip", 2).training(4, 7, "crop-flip").epoch(2))
+    assert asked
+    assert min(asked) >= 2 * 2 * 4 * 3 * 12 * 10  # of two workers, two batches each
+
+
+def test_shared_memory_is_that_of_all_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    free = SimpleNamespace(f_bavail=16, f_frsize=2**20)
+    monkeypatch.setattr(os, "statvfs", lambda _: free)
+    monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
+    assert workers.shared_memory_holds(16 * 2**20)
+    assert not workers.shared_memory_holds(16 * 2**20 + 1)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
+    assert not workers.shared_memory_holds(5 * 2**20)
+
+
+@pytest.mark.parametrize("error", [RuntimeError, KeyError, OSError])
+def test_whatever_a_decoder_raises_the_image_is_named(
+    make_folder: MakeFolder, monkeypatch: pytest.MonkeyPatch, error: type[Exception]
+) -> None:
+    """A damaged file of a rare format ended the training without its name, whatever --skip-bad-images said."""
+    source = photos(make_folder, train=5)
+
+    def damaged(file: str) -> Image.Image:
+        raise error("broken")
+
+    monkeypatch.setattr(Image, "open", damaged)
+    with pytest.raises(UserError, match=r"Unreadable image .*png: .*broken"):
+        read_image(source.train, 0, 3)
+
+
+def test_pixels_that_are_floats_are_refused() -> None:
+    """Pillow clips them: those between 0 and 1 would all be black."""
+    images = ArrayImages(np.zeros((1, 4, 4), np.uint8), np.zeros(1, np.int64))
+    images.image = lambda index: Image.fromarray(np.full((4, 4), 0.5, np.float32))  # type: ignore[method-assign]
+    with pytest.raises(UserError, match="floating-point numbers"):
+        read_image(images, 0, 1)
 
 
 def test_streamed_photos_are_mirrored_in_every_other_view(make_folder: MakeFolder) -> None:

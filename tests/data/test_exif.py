@@ -39,6 +39,8 @@ def test_as_pillow_turns_it(orientation: int | None, kind: str) -> None:
         turned, expected = upright(image), ImageOps.exif_transpose(image)
     assert np.array_equal(np.asarray(turned), np.asarray(expected))
     assert np.array_equal(np.asarray(upright(turned)), np.asarray(turned)), "turned twice"
+    with Image.open(io.BytesIO(photo(orientation, kind))) as image:
+        assert np.array_equal(np.asarray(upright(image)), np.asarray(expected)), "an image that is not loaded yet"
 
 
 def test_damaged_exif_data_leave_the_image_as_it_is() -> None:

@@ -142,6 +142,20 @@ def test_what_is_wrong_with_a_folder_is_named(
     assert words in refused(root).problem
 
 
+def test_a_test_split_may_lack_a_class(make_folder: MakeFolder) -> None:
+    """To remove its empty folder was the advice, and then the classes of the splits differed."""
+    root = make_folder(classes=("ant", "bee", "cow"))
+    whole = load_source(str(root)).test
+    shutil.rmtree(root / "test" / "ant")
+    found, notes = load_source(str(root)), list[str]()
+    found.tell(notes.append)
+    assert whole is not None
+    assert found.test is not None
+    assert found.class_names == ("ant", "bee", "cow")
+    assert found.test.labels.tolist() == [label for label in whole.labels.tolist() if label]
+    assert any("no images of ant" in note for note in notes)
+
+
 @pytest.mark.parametrize(
     ("mode", "suffix", "channels"),
     [

@@ -54,6 +54,24 @@ def test_data_without_a_test_split(monkeypatch: pytest.MonkeyPatch, split: str, 
     assert (None if test is None else len(test.labels)) == count
 
 
+def test_classes_have_their_names(source: DataSource) -> None:
+    """Predictions, reports and contact sheets would show numbers."""
+    assert source.class_names == ("class 0", "class 1")
+
+
+def test_a_test_split_without_labels_is_passed_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    """ImageNet's has -1 for every image, and could not be opened at all."""
+    images, labels = [encoded(index) for index in range(24)], [index % 2 for index in range(24)]
+    held_out = {"test": InMemory(images[:6], [-1] * 6), "validation": InMemory(images[:4], labels[:4])}
+    provide(monkeypatch, {"train": InMemory(images, labels), **held_out})
+    found, notes = load_source("hfds/org/name"), list[str]()
+    sys.modules.pop("timm.data.readers.reader_hfds", None)
+    found.tell(notes.append)
+    assert found.test is not None
+    assert len(found.test.labels) == 4
+    assert "test split of hfds/org/name has no labels" in " ".join(notes)
+
+
 class Mean(nn.Module):
     """Says the mean of an image."""
 

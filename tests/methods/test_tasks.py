@@ -21,6 +21,7 @@ from kdcompress.methods.losses import LOGIT_LOSSES
 from kdcompress.methods.reskd import ResKdTask
 from kdcompress.methods.supervised import SupervisedTask, TfKdTask
 from kdcompress.models.build import zero_classifier
+from kdcompress.training_task import unwrapped
 
 
 def network(seed: int, spec: str = "resnet8_cifar,width=0.25") -> nn.Module:
@@ -152,6 +153,27 @@ def test_frozen_networks_stay_as_they_were(x: Tensor, y: Tensor, method: str) ->
         assert all(torch.equal(value, state[key]) for key, value in module.state_dict().items())
     after = task.trainable_module.state_dict()
     assert all(not torch.equal(after[key], start[key]) for key in ("bn1.running_mean", "conv1.weight", "fc.weight"))
+
+
+class Normalised(nn.Module):
+    """A user's own wrapper, which has the name of PyTorch's."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.module = network(0)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.module((x - 0.5) / 0.1)
+
+
+def test_a_wrapper_of_the_users_own_is_part_of_the_network() -> None:
+    """The network was scored and saved without it: what is inside alone, on images that are not normalised."""
+    task = KdTask(Normalised(), Frozen(network(1)))
+    x = torch.rand(2, 1, 8, 8)
+    assert torch.equal(task.eval().get_eval_model()(x), task.trainable_module(x))
+    assert isinstance(task.trained(), Normalised)
+    task.setup_ema(decay=0.5)
+    assert isinstance(unwrapped(task.get_trainable_module(ema=True)), Normalised)
 
 
 @pytest.mark.parametrize("method", list(tasks()))

@@ -45,6 +45,8 @@ def add_res_student(
         raise usage_error("add-res-student needs one --arch, or --search.", remedy)
     if options.residual_loss == "mse" and (weights := logit_weights(options)):
         raise meaningless(min(weights), "--residual-loss mse")
+    if options.residual_loss == "mse" and options.label_smoothing is not None:
+        raise meaningless("label_smoothing", "--residual-loss mse")
     check_teacher(options, "no --teacher")
     if members:
         check_single_start(members[0], options, "--arch")

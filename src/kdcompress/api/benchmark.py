@@ -49,11 +49,16 @@ def benchmark(
     options = options or BenchmarkOptions.resolve(given)
     sizes = options.batch_sizes
     _check(options)
-    device = "cpu" if options.engine == "onnxruntime" else options.device
+    references = [resolve(name) for name in options.networks]
+    files = [each for each in references if is_onnx(each)]
+    if files and options.device not in ("auto", "cpu"):
+        problem = f"--device {options.device}: an exported file runs on the CPU ({files[0]})."
+        raise usage_error(problem, "Leave it out; the runs beside it are then timed on the CPU, too.")
+    device = "cpu" if files or options.engine == "onnxruntime" else options.device
     place = start(device, "fp32" if options.precision == "auto" else options.precision, options.patience)
     if place.world > 1:
         raise usage_error("benchmark runs in one process.", "Start it without torchrun.")
-    references, began = [resolve(name) for name in options.networks], time.perf_counter()
+    began = time.perf_counter()
     reporter = reporter or Silent()
     if options.threads is None:
         take_free_cores(place, reporter)

@@ -10,7 +10,7 @@ from typing import Any
 from kdcompress.api.check import check_named
 from kdcompress.api.claimed import claimed
 from kdcompress.api.cost import facts, member_profiles, note_missed
-from kdcompress.api.fitting import check_classes, check_images, open_data
+from kdcompress.api.fitting import check_classes, check_images, open_data, resize_input
 from kdcompress.api.inputs import note_assumed, settle_input
 from kdcompress.api.job import finished, recorded, versions
 from kdcompress.api.recorded_split import keep_split
@@ -27,11 +27,12 @@ from kdcompress.engine.restart import job_key, resuming
 from kdcompress.errors import UserError, usage_error
 from kdcompress.models.assemble import cascade_of
 from kdcompress.models.fold import for_inference
-from kdcompress.models.loading import Network, Note, load_network
+from kdcompress.models.loading import INPUT_SIZE, Network, Note, load_network
 from kdcompress.models.residual_cascade import ResidualCascade
 from kdcompress.models.saving import model_config, save_network
 from kdcompress.models.staged import Staged
 from kdcompress.options import CascadeOptions
+from kdcompress.options.methods import meaningless
 from kdcompress.references import absolute, has_weights, needs_arch
 from kdcompress.results import CascadeResult
 from kdcompress.runs import RunFolder
@@ -69,12 +70,14 @@ def cascade(
     if done is not None:
         _check_same(done, networks)
         return done
+    if options.input_size is not None and not any(INPUT_SIZE in network.assumed for network in networks):
+        raise meaningless("input_size", "every member records its own")
     options = _inherited(options, networks)
     source = None
     if options.data is not None:
         source = open_data(options, next((each for each in networks if each.record.get("options")), None))
     _check_alike(networks, source, options, reporter)
-    made = _composed(networks, options, reporter.note)
+    made = _composed(networks, source.class_names if source is not None else None, options, reporter.note)
     teacher = _teacher(networks, source, options, reporter)
     profiles = member_profiles(made)
     note_missed(profiles, made.architecture, reporter)
@@ -100,7 +103,9 @@ def cascade(
             "result": result.to_dict(),
             **job_key(),
         }
-        if source is not None:
+        if source is None:
+            record[SEEN] = True  # by whatever images come with a later command
+        else:
             data = Data(source, made.prep, options, place.device)
             record.update(options=recorded(options, data), data_fingerprint=source.fingerprint)
             record[SEEN] = result.calibration_seen
@@ -180,6 +185,8 @@ def _check_alike(
             settle_input(network, source, options, reporter.note, "--arch")
             check_images(network, source, options, "calibration", "network")
         else:
+            if INPUT_SIZE in network.assumed:
+                resize_input(network, options)
             note_assumed(network, reporter.note, "--arch")
     for network in networks[1:]:
         names = (named.class_names, network.class_names)
@@ -216,16 +223,20 @@ def _note_order(networks: list[Network], reporter: Reporter) -> None:
             )
 
 
-def _composed(networks: list[Network], options: CascadeOptions, note: Note) -> Network:
+def _composed(networks: list[Network], classes: tuple[str, ...] | None, options: CascadeOptions, note: Note) -> Network:
     weights = list(options.sum_weight) or [0.0]
     if len(weights) == 1:
         weights *= len(networks) - 1
+    for network, weight in zip(networks[1:], weights, strict=True):
+        if weight and isinstance(network.model, ResidualCascade):  # its first member's share of its own sum differs
+            problem = f"--sum-weight {weight:g} before {network.reference}, which is a cascade itself."
+            raise usage_error(problem, "Leave it out: a cascade answers from its own members' sum.")
     made = cascade_of(networks, weights)
     for network in networks:
         own, size = (f"{side[0]}x{side[1]}" for side in (network.prep.size, made.prep.size))
         if own != size:
             note(f"Notice: {network.reference} gets images resized from {size} to {own}, which may cost accuracy.")
-    made.class_names = next((each.class_names for each in networks if each.class_names), None)
+    made.class_names = next((each.class_names for each in networks if each.class_names), classes)
     return made
 
 

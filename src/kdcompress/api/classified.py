@@ -43,7 +43,7 @@ def classified(
             return _Read(path, classifier.prepare(image))
         except UserError as error:
             return Unreadable(path, f"{error.problem}.")
-        except Exception as error:  # what decoders raise for damaged files is open-ended
+        except Exception as error:  # a transform may fail as well
             return Unreadable(path, f"Unreadable image {path}: {type(error).__name__}: {first_line(error)}.")
 
     pool = ThreadPoolExecutor(min(threads.available(), READERS))

@@ -49,6 +49,8 @@ def describe_data(
         images, labels = _sample(data, source, options)
         _save(sheet(images, [_name(source, label) for label in labels.tolist()]), Path(options.preview))
     trained_on = bool(len(source.train.labels))
+    fit, calibration = ((data.usable(split) if trained_on else 0) for split in ("fit", "calibration"))
+    test = data.usable("test") if source.test is not None else None
     return DataResult(
         command="data",
         run=None,
@@ -57,9 +59,10 @@ def describe_data(
         num_classes=source.num_classes,
         class_names=list(source.class_names) if source.class_names else None,
         input_size=(channels, *size),
-        fit=data.usable("fit") if trained_on else 0,
-        calibration=data.usable("calibration") if trained_on else 0,
-        test=data.usable("test") if source.test is not None else None,
+        fit=fit,
+        calibration=calibration,
+        test=test,
+        unreadable=[name for names in data.left_out.values() for name in names],
         fingerprint=source.fingerprint,
         preview=str(Path(options.preview).absolute()) if options.preview is not None else None,
     )

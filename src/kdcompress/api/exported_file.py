@@ -44,7 +44,8 @@ def evaluate_file(options: EvalOptions, reporter: Reporter, run: Network | None 
     take_free_cores(place, reporter)
     network = open_onnx(options.run, torch.get_num_threads())
     facts = network.facts
-    check_exported(options, "arch", "weights_key", "input_size", "plot")
+    own = ("score_teacher",) if options.score_teacher else ()
+    check_exported(options, "arch", "weights_key", "input_size", "plot", *own)
     options = inherit(options, network.record)
     if run is not None:  # the file names no folder of the machine that it was made on
         options = inherit(options, run.record)
@@ -53,6 +54,11 @@ def evaluate_file(options: EvalOptions, reporter: Reporter, run: Network | None 
     source = open_data(options, run, classes=network.class_names)
     check_classes(network, source, "file")
     check_images(network, source, options, options.split, "file")
+    if run is None and facts["data_fingerprint"] not in (None, source.fingerprint, source.former):
+        reporter.note(
+            f"Notice: {source.spec} is not what {network.path.name} was made from, or has changed since: its training "
+            f"images may be in the {options.split} split."
+        )
     data = Data(source, network.prep, options, place.device, note=reporter.note)
     split = data.evaluation(options.split, options.batch_size)
     batches: EvalBatches | RawBatches = split

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import shlex
 from typing import Any, Protocol
 
 from kdcompress.api.agreement import agreement_source
 from kdcompress.api.recorded_split import recorded_split, split_of_resumed
 from kdcompress.data import DataSource, Preprocess, choose_channels, load_source, parse_size
-from kdcompress.errors import UserError
+from kdcompress.errors import UserError, usage_error
 from kdcompress.models.build import config_of
 from kdcompress.models.loading import INPUT_SIZE, Network
 from kdcompress.models.outputs import return_logits
@@ -84,6 +85,8 @@ def open_data(
     Raises:
         UserError: The data cannot be found or read, or the recorded division was altered.
     """
+    if options.data is None and network is not None and network.record:
+        raise usage_error(f"{network.reference} names no data.", "Say which to use: --data.")
     spec = options.data or "digits"
     split = recorded_split(network, spec) or split_of_resumed(options, spec)
     if spec.startswith(UNLABELLED):
@@ -128,7 +131,8 @@ def check_classes(network: Described, source: DataSource, role: str) -> None:
         if isinstance(network, Network):
             arch = f" --arch {network.arch}" if network.arch else ""
             start = " --pretrained" if is_of_timm(network.reference) else ""
-            command = f"kdcompress train-teacher --model {network.reference}{start}{arch} --data {source.spec}"
+            model, data = shlex.quote(network.reference), shlex.quote(source.spec)
+            command = f"kdcompress train-teacher --model {model}{start}{arch} --data {data}"
             raise UserError(f"{problem} {source.num_classes}.", f"{remedy}, or fine-tune it: {command}")
         raise UserError(f"{problem} {source.num_classes}.", f"{remedy}.")
     if network.class_names and source.class_names and tuple(network.class_names) != source.class_names:

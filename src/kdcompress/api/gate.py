@@ -8,12 +8,12 @@ from typing import Any
 
 from kdcompress.api.check import check_engine
 from kdcompress.api.claimed import claimed
-from kdcompress.api.fitting import check_classes, check_unchanged, open_data, resize_input
+from kdcompress.api.fitting import check_classes, check_images, open_data, resize_input
 from kdcompress.api.gate_by_time import Device, gate_within
 from kdcompress.api.gated import Calibration
 from kdcompress.api.job import finished
 from kdcompress.api.reference import inherit, resolve
-from kdcompress.api.teacher import SEEN
+from kdcompress.api.teacher import may_have_seen_calibration
 from kdcompress.cost_bound import bound_of_macs, search_within
 from kdcompress.data import Data
 from kdcompress.deferral import fit_heads, halves
@@ -76,17 +76,18 @@ def gate_calibrate(
     resize_input(network, options)
     source = open_data(options, network)
     check_classes(network, source, "cascade")
-    check_unchanged(network, source)
+    check_images(network, source, options, "calibration", "cascade")
     data = Data(source, network.prep, options, place.device, note=reporter.note)
     at_once = AT_ONCE if options.target_ms is not None else options.batch_size or AT_ONCE
     calibration = Calibration.of(network, data, data.evaluation("calibration", at_once), place)
+    images = len(calibration.labels)
     calibration, measures = _measures(calibration, options)
     guaranteed = timing = bound = None
-    if network.record.get(SEEN):
+    if may_have_seen_calibration(network, source.spec, source.fingerprint, data.holdout):
         what = "the gate may" if options.confidence_level is None else "the guarantee does not hold, and the gate may"
         how = "cost more" if options.target_macs is not None else "lose more"
         reporter.note(
-            "Notice: the cascade started from a teacher that may have been trained on the calibration images; "
+            "Notice: the cascade, or what it started from, may have been trained on the calibration images; "
             f"{what} {how} on new ones."
         )
     if options.target_ms is not None:
@@ -110,7 +111,7 @@ def gate_calibrate(
         chosen = outcome(scores, measure, guaranteed.thresholds)
         curve = search(scores, measure, max_drop=options.max_drop)[1]
         if all(limit is None for limit in guaranteed.thresholds):
-            reporter.note(f"Notice: every member runs: {_why_none(guaranteed, len(calibration.labels))}.")
+            reporter.note(f"Notice: every member runs: {_why_none(guaranteed, images)}.")
     stem = f"gated-{network.path.name if network.path else network.architecture}"
     with claimed(options, stem, place, reporter) as run:
         if place.is_main:

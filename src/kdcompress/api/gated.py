@@ -14,7 +14,7 @@ from torch import Tensor
 from kdcompress.api.cost import expected, facts, member_profiles
 from kdcompress.api.job import recorded, versions
 from kdcompress.api.recorded_split import keep_split
-from kdcompress.api.teacher import SEEN
+from kdcompress.api.teacher import SEEN, may_have_seen_calibration
 from kdcompress.api.teacher_score import lost
 from kdcompress.data import Data, EvalBatches
 from kdcompress.deferral import for_thresholds
@@ -114,6 +114,7 @@ class Calibration:
         network.staged("so it takes no gate").gate = gate
         network.model_args = {**network.model_args, "gate": gate.to_dict()}
         past = network.record.get("training") or network.record.get("result") or {}
+        seen = may_have_seen_calibration(network, source.spec, source.fingerprint, self.data.holdout)
         same_images = network.record.get("data_fingerprint") == source.fingerprint and self.is_whole
         full = outcome(self.member_scores(measure), measure, [None] * (len(self.profiles) - 1))
         result = GateResult(
@@ -123,7 +124,7 @@ class Calibration:
             data=source.spec,
             split="calibration",
             n=len(self.labels),
-            calibration_seen=network.record.get(SEEN, False),
+            calibration_seen=seen,
             full_top1=round(full.top1, 4),
             curve=[_point(entry, teacher) for entry in curve],
             measure=measure.name,
@@ -148,6 +149,8 @@ class Calibration:
             "command": command,
             TARGET: asked,
             "options": recorded(options, self.data),
+            "data_fingerprint": source.fingerprint,
+            SEEN: seen,
             "parents": [parent.reference],
             "parent_fingerprint": file_hash(parent.path),
             "versions": versions(),

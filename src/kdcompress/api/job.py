@@ -17,7 +17,6 @@ from typing import Any, Generic, TypeVar
 import numpy as np
 import timm
 import torch
-from timm.utils import unwrap_model
 from torch import nn
 
 from kdcompress.api.claimed import claimed, discarding
@@ -31,6 +30,8 @@ from kdcompress.api.teacher import SEEN, Teacher
 from kdcompress.api.teacher_score import TeacherScores, lost
 from kdcompress.api.temperature import best_scale, scale_classifier
 from kdcompress.data import Data, EvalBatches, TrainBatches
+from kdcompress.data.source import DATA_DIR
+from kdcompress.data.sources import is_named
 from kdcompress.engine.compiling import check_compiler, compiled
 from kdcompress.engine.cores import take_free_cores
 from kdcompress.engine.distributed import Place, check_same, from_main, start
@@ -51,10 +52,12 @@ from kdcompress.models.loading import Network
 from kdcompress.models.saving import model_config, save_network
 from kdcompress.option_set import shown
 from kdcompress.options import DataOptions, OutputOptions, TargetOptions, TrainingOptions
+from kdcompress.options.methods import meaningless
 from kdcompress.references import absolute
 from kdcompress.results import R, TrainResult
 from kdcompress.runs import CONFIG, RECORD, WEIGHTS, RunFolder, check_claim, file_hash
 from kdcompress.schema import Malformed
+from kdcompress.training_task import unwrapped
 
 JobOptions = TypeVar("JobOptions", bound=TrainingOptions)
 
@@ -137,8 +140,9 @@ class Job(Generic[JobOptions]):
             reporter: Receives progress and notices; None for none.
 
         Raises:
-            UserError: No such device, or a standard input that cannot be used.
+            UserError: No such device, a standard input that cannot be used, or options of another schedule.
         """
+        _check_schedule(options)
         place = start(options.device, options.precision, options.patience)
         # began after standard input was read: waiting for the command before does not count
         options, began = piped(options), time.perf_counter()
@@ -384,11 +388,12 @@ class Job(Generic[JobOptions]):
         return [_student(task), *(module.model for module in task.modules() if isinstance(module, Frozen))]
 
     def energy(self, network: nn.Module, teacher: nn.Module, data: Data) -> float:
-        """Energy of the residual between ``teacher`` and ``network``, on the whole calibration split."""
-        batches = data.alone().evaluation("calibration", forward_batch(self.place))
-        teacher.to(self.place.device)
-        logits, _ = collect(network.to(self.place.device), batches, self.place)
-        return round(float(residual_energy(collect(teacher, batches, self.place)[0], logits)), 6)
+        """Energy of the residual between ``teacher`` and ``network``, on the whole calibration split, in fp32."""
+        place = dataclasses.replace(self.place, precision="fp32")
+        batches = data.alone().evaluation("calibration", forward_batch(place))
+        teacher.to(place.device)
+        logits, _ = collect(network.to(place.device), batches, place)
+        return round(float(residual_energy(collect(teacher, batches, place)[0], logits)), 6)
 
     def _provenance(self, data: Data, teacher: Teacher | None, parent: Network | None) -> dict[str, Any]:
         return {
@@ -409,18 +414,25 @@ class Job(Generic[JobOptions]):
         }
 
 
+def _check_schedule(options: TrainingOptions) -> None:
+    """Raises:
+    UserError: Options of the step schedule for another one.
+    """
+    for name in ("decay_epochs", "decay_rate"):
+        if options.sched != "step" and name in options.changed():
+            raise meaningless(name, f"--sched {options.sched}", "Add --sched step, or leave it out.")
+
+
 def _student(task: StudentTask) -> nn.Module:
     """The trainable module of a task, without the wrapper of several processes."""
-    module = task.get_trainable_module()
-    assert module is not None
-    return unwrap_model(module)
+    return unwrapped(task.get_trainable_module())
 
 
 def recorded(options: DataOptions, data: Data) -> dict[str, Any]:
     """Options as ``run.json`` keeps them, with data that are found from any working directory."""
     values = {**options.to_dict(), "data": data.source.spec, "holdout": data.holdout}
-    if values.get("data_dir"):
-        values["data_dir"] = str(Path(values["data_dir"]).absolute())
+    if values.get("data_dir") or is_named(data.source.spec):
+        values["data_dir"] = str(Path(values.get("data_dir") or DATA_DIR).absolute())
     return values
 
 

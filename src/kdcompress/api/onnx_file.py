@@ -14,7 +14,7 @@ from kdcompress.api.job import versions
 from kdcompress.data.prepared import HOLDOUT
 from kdcompress.errors import usage_error
 from kdcompress.export.compose import Cascade, serialized
-from kdcompress.export.metadata import FileFacts
+from kdcompress.export.metadata import FileFacts, Source
 from kdcompress.export.onnx_network import SUFFIX, open_onnx
 from kdcompress.models.loading import Network
 from kdcompress.options import ExportOptions
@@ -75,11 +75,16 @@ def file_facts(
         "members": result.members,  # type: ignore[typeddict-item]
         "gate": cascade.gate.to_dict() if cascade.gate is not None else None,  # type: ignore[typeddict-item]
         "exit_rates": result.exit_rates,
-        "source": {"data": source.spec, "holdout": options.holdout or HOLDOUT} if source is not None and public else {},
+        "source": _source(source.spec if public else None, options.holdout or HOLDOUT) if source is not None else {},
         "run_fingerprint": file_hash(network.path),
         "data_fingerprint": record.get("data_fingerprint"),
         "versions": {**versions(), **packages},
     }
+
+
+def _source(spec: str | None, holdout: float) -> Source:
+    """How the data were divided; their name only where it is not a place on this machine."""
+    return {"holdout": holdout} if spec is None else {"data": spec, "holdout": holdout}
 
 
 def check_out(path: Path) -> None:

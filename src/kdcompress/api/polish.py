@@ -80,8 +80,8 @@ def polish(options: PolishOptions | None = None, /, *, reporter: Reporter | None
         better = chosen.top1 > former.top1
         if not better:
             job.reporter.note("Notice: the calibration accuracy did not improve; the weights are left as they were.")
-        elif past.get("promise"):
-            job.reporter.note("Notice: the guarantee of the gate does not hold for the new weights.")
+        elif past.get("promise") or past.get("cost_bound"):
+            job.reporter.note("Notice: what was guaranteed of the gate does not hold for the new weights.")
         return (after if better else before).save_gated(
             run,
             "polish",
@@ -91,6 +91,8 @@ def polish(options: PolishOptions | None = None, /, *, reporter: Reporter | None
             parent=network,
             curve=later if better else curve,
             promise=None if better else past.get("promise"),
+            cost_bound=None if better else past.get("cost_bound"),
+            timing=None if better else past.get("timing"),
             former_top1=round(former.top1, 4),
             polished=better,
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 import tempfile
 import time
 from collections.abc import Callable
@@ -109,6 +110,7 @@ def _card(network: Network, reporter: Reporter) -> str:
         try:
             write_report(ReportOptions(runs=(str(network.path),), out=str(out), time=False), reporter=reporter)
         except UserError as error:  # the data of the run may be on another machine
-            remedy = f"Make it with kdcompress report {network.path} --format md --data DATA, then push again."
+            command = f"kdcompress report {shlex.quote(str(network.path))} --format md --data DATA"
+            remedy = f"Make it with {command}, then push again."
             raise UserError(f"There is no model card, and none can be made. {error.problem}", remedy) from error
         return out.read_text()

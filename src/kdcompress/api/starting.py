@@ -12,7 +12,7 @@ from kdcompress.data import DataSource, choose_size
 from kdcompress.data.prepared import HOLDOUT
 from kdcompress.digests import digest_of
 from kdcompress.errors import usage_error
-from kdcompress.models.build import config_of
+from kdcompress.models.build import ModelSpec, config_of, default_config
 from kdcompress.models.loading import INPUT_SIZE, Network, Note, load_network
 from kdcompress.models.starting import adapted, single
 from kdcompress.options import TrainingOptions
@@ -59,12 +59,23 @@ def started(
         )
     alike = same_number and not has_other_names(given, source)
     if alike and may_have_seen_calibration(given, source.spec, source.fingerprint, options.holdout or HOLDOUT):
-        network.record = {SEEN: True}
-        note(
-            f"Notice: {given.reference} may have been trained on the calibration images; the accuracy on them is then "
-            "higher than on new ones."
-        )
+        has_seen(network, given.reference, note)
     return network
+
+
+def has_seen(network: Network, reference: str, note: Note) -> None:
+    """Say, and record, that a network may know the calibration images from weights that it starts from."""
+    network.record = {SEEN: True}
+    note(
+        f"Notice: {reference} may have been trained on the calibration images; the accuracy on them is then higher "
+        "than on new ones."
+    )
+
+
+def check_seen(network: Network, spec: ModelSpec, note: Note) -> None:
+    """As :func:`has_seen`, for timm's weights that keep their classifier: the data may be those of the weights."""
+    if network.num_classes == default_config(spec.name).get("num_classes"):
+        has_seen(network, spec.name, note)
 
 
 def fitted(given: Network, classes: int, channels: int, size: tuple[int, int], seed: int, note: Note) -> Network:

@@ -10,7 +10,7 @@ import signal
 import sys
 import traceback
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import typer
@@ -278,7 +278,8 @@ def _command(name: str) -> Callable[..., int]:
             os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
         threads.spin_less(os.environ)
         # imported here, since they import torch
-        from kdcompress import api
+        with _without("wandb"):  # which timm imports for its own training script, and takes longer than timm
+            from kdcompress import api
         from kdcompress.engine.precision import Process
         from kdcompress.engine.progress import Silent, Terminal
         from kdcompress.results import Rows
@@ -313,6 +314,19 @@ def _command(name: str) -> Callable[..., int]:
         return int(result.exit_status)
 
     return with_options(call, option_set, sets.ShellOptions)
+
+
+@contextlib.contextmanager
+def _without(package: str) -> Iterator[None]:
+    """Let what is imported inside go on as if a package were not installed."""
+    if package in sys.modules:
+        yield
+        return
+    sys.modules[package] = None  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        del sys.modules[package]
 
 
 def run(arguments: list[str]) -> int:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
@@ -22,10 +23,11 @@ from kdcompress.data.augment import crop_indices, image_seed, mirrored
 from kdcompress.data.images import ArrayImages, ImageList, TensorItems, each_anew
 from kdcompress.data.preprocess import Preprocess, bad_image, read_image
 from kdcompress.data.seeded import seed_all
-from kdcompress.data.workers import with_parent
+from kdcompress.data.workers import shared_memory_holds, with_parent
 from kdcompress.errors import UserError
 
 Batch = tuple[Tensor, Tensor]
+AHEAD = 3  # batches of a worker that may wait in shared memory: PyTorch asks for two, and one is being read
 FEW = 2000  # images that are read sooner than worker processes start (our choice)
 
 
@@ -210,11 +212,13 @@ class StreamImages:
         from timm.data.loader import PrefetchLoader
 
         dataset = _ViewDataset(self.images, self.ids, self.prep.channels, transform, seed, view, flip)
+        largest = max(map(len, batches), default=0) * self.prep.channels * math.prod(self.prep.size)
+        roomy = shared_memory_holds(AHEAD * self.workers * largest)
         loader = DataLoader(
             dataset,
             batch_sampler=_Lists(batches),
             num_workers=self.workers,
-            collate_fn=_collate,
+            collate_fn=_collate if roomy else _collate_arrays,
             worker_init_fn=with_parent(),
             pin_memory=self.device.type == "cuda",
         )
@@ -285,6 +289,12 @@ def _collate(items: list[tuple[Any, int, str]]) -> tuple[Tensor, Tensor, list[st
     return images, targets, []
 
 
+def _collate_arrays(items: list[tuple[Any, int, str]]) -> tuple[np.ndarray, np.ndarray, list[str]]:
+    """A batch that a worker sends through a pipe: only tensors go through shared memory, and wait for it forever."""
+    images, targets, problems = _collate(items)
+    return images.numpy(), targets.numpy(), problems
+
+
 class _Checked:
     """Raises bad images that a worker met in the main process, where the error keeps its two lines."""
 
@@ -296,7 +306,7 @@ class _Checked:
             if problems:  # other batches may have more: to read all of a large data set now would take an epoch
                 error = bad_image(*problems)
                 raise UserError(error.problem, f"{error.remedy} `kdcompress data DATA --skip-bad-images` lists all.")
-            yield images, targets
+            yield torch.as_tensor(images), torch.as_tensor(targets)
 
     def __len__(self) -> int:
         return len(self.loader)

@@ -27,6 +27,8 @@ def upright(image: Image.Image) -> Image.Image:
     """
     if not hasattr(image, "tag_v2") and not any(key in image.info for key in SOURCES):
         return image
+    if hasattr(image, "tag_v2"):
+        image.load()  # which turns a TIFF itself, and says so only then
     orientation = None
     with contextlib.suppress(Exception):  # damaged EXIF data raise many kinds of errors; the pixels are sound
         orientation = image.getexif().get(ORIENTATION)

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from kdcompress.data.images import FileImages, Paths
+from kdcompress.data.labels import without_images
 from kdcompress.data.listing import Listing, class_folders, has_images
 from kdcompress.data.source import DataSource
 from kdcompress.data.split_file import SplitFile
@@ -55,6 +56,9 @@ def folder_source(spec: str, split: SplitFile | None = None) -> DataSource:
         test_classes, test = listing.split(labelled[0])
         if train is None:
             classes, images = test_classes, FileImages(Paths(), np.empty(0, np.int64), b"")
+        elif set(test_classes) < set(classes):
+            test.labels = np.array([classes.index(name) for name in test_classes])[test.labels]
+            notes.append(f"Notice: {labelled[0]} has no images of {without_images(test.labels, classes)}.")
         elif test_classes != classes:
             odd = sorted(set(classes) ^ set(test_classes))
             raise UserError(

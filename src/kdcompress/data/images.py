@@ -107,9 +107,14 @@ class FileImages:
     def image(self, index: int) -> Image.Image:
         # draft mode lets libjpeg skip work, at the cost of other pixels than timm's own reading gives: not used
         check_plain(self.paths[index])
-        with Image.open(self.paths[index]) as image:
-            image.load()
-            return upright(image)
+        try:
+            with Image.open(self.paths[index]) as image:
+                image.load()
+                return upright(image)
+        except (*UNREADABLE, MemoryError):
+            raise
+        except Exception as error:  # what decoders raise for damaged files is open-ended
+            raise OSError(f"{type(error).__name__}: {error}") from error
 
     def name(self, index: int) -> str:
         return self.paths[index]

@@ -182,11 +182,20 @@ def _item(dataset: Any, index: int) -> Any:
 
 
 def _names(dataset: Any) -> Sequence[Any] | None:
-    """Class names: the data set's ``classes``, or those of a Hugging Face data set."""
+    """Class names: the data set's ``classes``, or those of a Hugging Face data set, also inside timm's."""
     if (classes := getattr(dataset, "classes", None)) is not None:
         return classes
-    features = getattr(dataset, "features", None)
-    return getattr(features["label"], "names", None) if isinstance(features, dict) and "label" in features else None
+    for table in _tables(dataset):
+        features = getattr(table, "features", None)
+        if isinstance(features, dict) and "label" in features:
+            return getattr(features["label"], "names", None)
+    return None
+
+
+def has_labels(dataset: Any) -> bool:
+    """False where a Hugging Face data set lists -1 as every label, as of the test split of a contest."""
+    labels = _column(dataset)
+    return not labels or any(label != -1 for label in labels)
 
 
 def _labels_of(dataset: Any) -> Any:
@@ -194,8 +203,16 @@ def _labels_of(dataset: Any) -> Any:
     for name in ("targets", "labels", "_labels"):
         if (labels := getattr(dataset, name, None)) is not None and np.shape(labels) == (len(dataset),):
             return labels
-    tables: tuple[Any, ...] = (dataset, getattr(getattr(dataset, "reader", None), "dataset", None))
-    for table in tables:
+    return _column(dataset) or [item_of(dataset, index)[1] for index in range(len(dataset))]
+
+
+def _column(dataset: Any) -> list[Any]:
+    """The labels that a Hugging Face data set lists, also inside timm's; empty where it does not."""
+    for table in _tables(dataset):
         if "label" in (getattr(table, "column_names", None) or ()):
             return list(table["label"])
-    return [item_of(dataset, index)[1] for index in range(len(dataset))]
+    return []
+
+
+def _tables(dataset: Any) -> tuple[Any, Any]:
+    return dataset, getattr(getattr(dataset, "reader", None), "dataset", None)

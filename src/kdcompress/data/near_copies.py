@@ -16,7 +16,6 @@ import numpy as np
 from PIL import Image
 
 from kdcompress.data.exif import upright
-from kdcompress.data.images import UNREADABLE
 from kdcompress.digests import check_plain
 
 WIDTH, HEIGHT = 18, 16  # of the pictures; a cell of the hash is 2 x 2 of their pixels
@@ -93,7 +92,7 @@ def _picture(file: str) -> np.ndarray | None:
             image.draft("L", (2 * WIDTH, 2 * HEIGHT))  # of a JPEG only as many pixels as are needed
             grey = upright(image).convert("L")
             return np.asarray(grey.resize((WIDTH, HEIGHT), Image.Resampling.BOX)).reshape(-1)
-    except UNREADABLE:
+    except Exception:  # what decoders raise for damaged files is open-ended
         return None
 
 

@@ -53,6 +53,7 @@ class Data:
         note: Receives what was assumed about the source, and which images are left out, once per split.
         unlabelled: Images without labels, which the fit split has at its end; their labels are -1.
         holdout: Share of the training split that is the calibration split.
+        left_out: Images of each split that cannot be read, as far as it was read.
     """
 
     source: DataSource
@@ -63,6 +64,7 @@ class Data:
     world: int = 1
     note: Callable[[str], None] | None = None
     noted: set[str] = field(default_factory=set)
+    left_out: dict[str, list[str]] = field(default_factory=dict)
     unlabelled: Unlabelled | None = None
 
     def __post_init__(self) -> None:
@@ -237,12 +239,14 @@ class Data:
         return bad_image(*problems) if problems else None
 
     def _tell_left_out(self, split: str, images: ImageList, wanted: np.ndarray, kept: np.ndarray) -> None:
-        """Say which images could not be read, and which classes have none left."""
-        if self.note is None or len(kept) == len(wanted) or split in self.noted:
+        """Say, once, which images could not be read, and which classes have none left."""
+        if len(kept) == len(wanted) or split in self.left_out:
             return
-        self.noted.add(split)
         left = np.setdiff1d(wanted, kept)
-        first = ", ".join(images.name(int(index)) for index in left[:NAMED])
+        self.left_out[split] = [images.name(int(index)) for index in left]
+        if self.note is None:
+            return
+        first = ", ".join(self.left_out[split][:NAMED])
         first += f" and {len(left) - NAMED} more" if len(left) > NAMED else ""
         self.note(f"Notice: {len(left)} of {len(wanted)} images of the {split} split are left out: {first}")
         for gone in np.setdiff1d(images.labels[wanted], np.append(images.labels[kept], NONE)):

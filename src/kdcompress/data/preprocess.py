@@ -164,7 +164,13 @@ def read_image(images: ImageList, index: int, channels: int) -> Image.Image:
 
 
 def with_channels(image: Image.Image, channels: int) -> Image.Image:
-    """An image of any mode in grey (1) or colour (3)."""
+    """An image of any mode in grey (1) or colour (3).
+
+    Raises:
+        ValueError: Pixels are floating-point numbers, whose range is not known.
+    """
+    if image.mode == "F":  # Pillow would clip them: those in [0, 1] are black
+        raise ValueError("its pixels are floating-point numbers; convert it to 8 bits")
     if image.mode.startswith("I"):  # 16-bit grey, which Pillow would clip at 255
         values = np.asarray(image)
         image = Image.fromarray((values >> 8 if values.max(initial=0) > 255 else values).astype(np.uint8))

@@ -12,6 +12,8 @@ from kdcompress.data.flips import flips_confuse
 from kdcompress.data.images import UNREADABLE, ImageList, TensorItems
 from kdcompress.data.split_file import SplitFile
 
+DATA_DIR = "data"  # of named data sets, unless --data-dir says where
+
 
 @dataclass
 class DataSource:

@@ -17,12 +17,17 @@ from kdcompress.data.folders import folder_source
 from kdcompress.data.images import ArrayImages
 from kdcompress.data.manifest import is_manifest
 from kdcompress.data.manifest_source import manifest_source
-from kdcompress.data.map_source import map_source
-from kdcompress.data.source import DataSource
+from kdcompress.data.map_source import has_labels, map_source
+from kdcompress.data.source import DATA_DIR, DataSource
 from kdcompress.data.split_file import SplitFile
 from kdcompress.errors import UserError, first_line, usage_error
 from kdcompress.references import UNLABELLED
 from kdcompress.trust import PREFIX, import_callable
+
+
+def is_named(spec: str) -> bool:
+    """Whether data are known by a name, and stored in ``--data-dir``."""
+    return spec.split("/")[0].lower() in ("torch", "hfds", "hfids", "wds", "tfds") and not os.path.exists(spec)
 
 
 def load_source(
@@ -53,7 +58,7 @@ def load_source(
         source = _synth_digits(spec)
     elif spec.startswith(PREFIX):
         source = _from_callable(spec)
-    elif spec.split("/")[0].lower() in ("torch", "hfds", "hfids", "wds", "tfds") and not os.path.exists(spec):
+    elif is_named(spec):
         source = _shards(spec, data_dir) if spec.lower().startswith("wds/") else _from_timm(spec, data_dir, download)
     elif os.path.isdir(spec):  # unlike that of Path, it takes any text
         source = folder_source(spec, split)
@@ -119,22 +124,27 @@ def _from_timm(spec: str, data_dir: str | None, download: bool) -> DataSource:
 
     from kdcompress.data.timm_images import EachItsOwn
 
+    notes: list[str] = []
     if spec.lower().startswith("hfids/"):
         remedy = f"Give hfds/{spec[len('hfids/') :]}, the same data with an index."
         raise usage_error(f"{spec} is a stream, which cannot be split into fit and calibration.", remedy)
 
     def split(name: str, fetch: bool) -> Any:
-        made = create_dataset(spec, root=data_dir or "data", split=name, is_training=False, download=fetch)
+        made = create_dataset(spec, root=data_dir or DATA_DIR, split=name, is_training=False, download=fetch)
         return EachItsOwn(made.reader) if isinstance(made, ImageDataset) else made
 
     def held_out() -> Any:
         """The test split, or where a data set of the hub has none, its validation split, or none."""
         for name in ("test", "validation"):
             try:
-                return split(name, download)
+                found = split(name, download)
             except ValueError as error:
                 if "split" not in str(error).lower():
                     raise
+                continue
+            if has_labels(found):
+                return found
+            notes.append(f"Notice: the {name} split of {spec} has no labels, so it is not used.")
         return None
 
     try:
@@ -147,7 +157,9 @@ def _from_timm(spec: str, data_dir: str | None, download: bool) -> DataSource:
         first = first_line(error)
         remedy = "Check the name and --data-dir, or fetch it with --download."
         raise UserError(f"The data set {spec} cannot be opened: {first}", remedy) from error
-    return map_source(spec, train, test, flip="mnist" not in spec.lower())
+    source = map_source(spec, train, test, flip="mnist" not in spec.lower())
+    source.first_notes.extend(notes)
+    return source
 
 
 def _from_callable(spec: str) -> DataSource:

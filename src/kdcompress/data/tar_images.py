@@ -22,7 +22,7 @@ from PIL import Image
 
 from kdcompress.data.exif import upright
 from kdcompress.data.images import Paths
-from kdcompress.data.source import DataSource
+from kdcompress.data.source import DATA_DIR, DataSource
 from kdcompress.data.tar_headers import BLOCK, BUFFER, Damaged, Member, members, name_in
 from kdcompress.errors import UserError, first_line, usage_error
 
@@ -99,7 +99,7 @@ def load_shards(spec: str, data_dir: str | None) -> DataSource:
     Raises:
         UserError: No such shards, or they are cut off, damaged, fewer or shorter than given, or have no labels.
     """
-    root = Path(data_dir or "data")
+    root = Path(data_dir or DATA_DIR)
     splits = _splits(root)
     if "train" not in splits:
         remedy = f"Put shards like photos-train-0000.tar, or {INFO[0]} that names them, into --data-dir."

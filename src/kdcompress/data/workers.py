@@ -10,8 +10,21 @@ import os
 import signal
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
+SHARED_MEMORY = Path("/dev/shm")
+
+
+def shared_memory_holds(size: int) -> bool:
+    """Whether so many bytes of each process of this host fit into the memory that processes share.
+
+    Containers often have 64 MiB of it. Where a worker's tensor does not fit, PyTorch drops it and waits for it forever.
+    """
+    with contextlib.suppress(OSError, AttributeError):  # other systems have no such file system
+        free = os.statvfs(SHARED_MEMORY)
+        return free.f_bavail * free.f_frsize >= size * int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    return True
 
 
 def with_parent() -> Callable[[int], None]:

@@ -13,7 +13,7 @@ import torch
 from timm.data import Mixup
 from timm.optim import create_optimizer_v2
 from timm.scheduler import create_scheduler_v2
-from timm.utils import NativeScaler, dispatch_clip_grad, unwrap_model
+from timm.utils import NativeScaler, dispatch_clip_grad
 from torch import Tensor, nn
 
 from kdcompress.data import EvalBatches, TrainBatches
@@ -39,7 +39,7 @@ from kdcompress.engine.targets import CachedBatches, CachedEval, unpacked
 from kdcompress.errors import Diverged, UserError, first_line, usage_error
 from kdcompress.options import TrainingOptions
 from kdcompress.runs import CHECKPOINT, RunFolder
-from kdcompress.training_task import TrainingTask
+from kdcompress.training_task import TrainingTask, unwrapped
 
 RECIPE = "recipe"  # in run.json: by phase
 REPORT_SECONDS = 0.5
@@ -213,9 +213,9 @@ class Trainer:
         """
         self.task.eval()
         if self.place.world > 1:
-            share_buffers(unwrap_model(self.task.get_trainable_module()))
+            share_buffers(unwrapped(self.task.get_trainable_module()))
             if self.task.has_ema():
-                share_buffers(unwrap_model(self.task.get_trainable_module(ema=True)))
+                share_buffers(unwrapped(self.task.get_trainable_module(ema=True)))
         model = self.task.get_eval_model(ema=self.task.has_ema())
         assert model is not None
         return model
@@ -284,8 +284,8 @@ class Trainer:
     def take_average(self) -> None:
         """Replace the trained weights by their moving average, if there is one."""
         if self.task.has_ema():
-            average = unwrap_model(self.task.get_trainable_module(ema=True)).state_dict()
-            unwrap_model(self.task.get_trainable_module()).load_state_dict(average)
+            average = unwrapped(self.task.get_trainable_module(ema=True)).state_dict()
+            unwrapped(self.task.get_trainable_module()).load_state_dict(average)
 
     def next_epoch(self) -> None:
         """Reset what is counted per epoch."""
@@ -433,10 +433,10 @@ class Trainer:
                 "preparing": self.preparing,
                 "history": self.history,
                 "sums": self.sums,
-                "state_dict": unwrap_model(task.get_trainable_module()).state_dict(),
+                "state_dict": unwrapped(task.get_trainable_module()).state_dict(),
                 "task_state": task.get_task_state(),
                 "optimizer": self.optimizer.state_dict(),
-                "ema": unwrap_model(task.get_trainable_module(ema=True)).state_dict() if ema else None,
+                "ema": unwrapped(task.get_trainable_module(ema=True)).state_dict() if ema else None,
                 "scaler": self.scaler.state_dict() if self.scaler else None,
             }
         )
@@ -460,11 +460,11 @@ class Trainer:
             detail = ", ".join(f"{key} {then.get(key, '-')}, now {now.get(key, '-')}" for key in changed[:3])
             remedy = "Resume with the same options, or start a new run without --resume."
             raise UserError(f"The run {self.run.path} was started with other options: {detail}.", remedy)
-        unwrap_model(self.task.get_trainable_module()).load_state_dict(state["state_dict"])
+        unwrapped(self.task.get_trainable_module()).load_state_dict(state["state_dict"])
         self.task.load_task_state(state["task_state"])
         self.optimizer.load_state_dict(state["optimizer"])
         if state["ema"] is not None:
-            unwrap_model(self.task.get_trainable_module(ema=True)).load_state_dict(state["ema"])
+            unwrapped(self.task.get_trainable_module(ema=True)).load_state_dict(state["ema"])
         if self.scaler is not None:
             self.scaler.load_state_dict(state["scaler"])
         self.epoch, self.step, self.update = state["epoch"], state["step"], state["update"]

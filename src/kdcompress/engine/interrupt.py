@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import signal
 import threading
 from pathlib import Path
@@ -51,7 +52,7 @@ class Interrupted(KeyboardInterrupt):
     def __init__(self, path: Path, remedy: str = "") -> None:
         super().__init__(path)
         self.path = path
-        self.remedy = remedy or f"The state is saved: run the same command with --resume --out {path}"
+        self.remedy = remedy or f"The state is saved: run the same command with --resume --out {shlex.quote(str(path))}"
 
 
 class StopSignal:

@@ -337,7 +337,7 @@ def precision_error(network: nn.Module, batches: TrainBatches, place: Place) -> 
     count = len(batches.images.ids)
     chosen = np.linspace(0, count - 1, min(count, CHECKED)).astype(int)  # the first images may all be of one class
     images = chosen[place.rank :: place.world]
-    parts = np.array_split(images, -(-len(images) // forward_batch(place)))
+    parts = np.array_split(images, -(-len(images) // forward_batch(place))) if len(images) else []
     squares = torch.zeros(2, device=place.device)
     with torch.inference_mode():
         for x, _ in batches.load(parts, SEED, 0):

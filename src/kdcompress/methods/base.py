@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from timm.utils import unwrap_model
 from torch import Tensor, nn
 
 from kdcompress import options
@@ -16,7 +15,7 @@ from kdcompress.data import InputAdapter
 from kdcompress.methods.features import FeatureStage, final_and_maps
 from kdcompress.methods.losses import LOGIT_LOSSES
 from kdcompress.models.fold import fold_batchnorm
-from kdcompress.training_task import TrainingTask
+from kdcompress.training_task import TrainingTask, unwrapped
 
 Outputs = tuple[Tensor, Tensor | None, list[Tensor]]  # logits [B, K], features [B, D], feature maps [B, C, h, w]
 
@@ -168,7 +167,7 @@ class StudentTask(TrainingTask):
 
     def trained(self, module: nn.Module | None = None) -> nn.Module:
         """The network to save: the student without what only training needs."""
-        return unwrap_model(module or self.trainable_module)
+        return unwrapped(module or self.trainable_module)
 
     def get_eval_model(self, module: nn.Module | None = None, ema: bool = False) -> nn.Module:
         """The network to score on the calibration split; takes the same batches as the task."""

@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
-from timm.utils import unwrap_model
 from torch import Tensor, nn
 
 from kdcompress.data import InputAdapter
@@ -19,6 +18,7 @@ from kdcompress.methods.features import TRANSFERS, Connectors, FeatureStage, Tra
 from kdcompress.methods.losses import LOGIT_LOSSES
 from kdcompress.models.student_assistant import StudentAssistant
 from kdcompress.options import METHODS, has_temperature
+from kdcompress.training_task import unwrapped
 
 Pairs = Sequence[tuple[FeatureStage, FeatureStage]]
 
@@ -206,7 +206,7 @@ class TransferTask(StudentTask):
 
     def trained(self, module: nn.Module | None = None) -> nn.Module:
         """The network without the connectors."""
-        return unwrap_model(module or self.trainable_module).model
+        return unwrapped(module or self.trainable_module).get_submodule("model")
 
 
 class RkdAssistantTask(TransferTask):

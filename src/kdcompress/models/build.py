@@ -233,6 +233,8 @@ def _from_callable(name: str, args: dict[str, Any], note: Note | None) -> nn.Mod
         model = function(**args)
     except TypeError as error:
         remedy = "It is called with num_classes, in_chans and the keys of the spec."
+        if "num_classes" not in args:
+            remedy = f"A trained network is made from the keys of its spec alone: {name},num_classes=10,in_chans=3."
         raise usage_error(f"{name} cannot be called: {error}", remedy) from error
     except UserError:
         raise

@@ -12,7 +12,7 @@ from kdcompress.api.check import check_enough_classes
 from kdcompress.api.fitting import check_channels, check_classes, open_data
 from kdcompress.api.job import Job, JobOptions
 from kdcompress.api.reference import inherit
-from kdcompress.api.starting import check_single_start, started
+from kdcompress.api.starting import check_seen, check_single_start, started
 from kdcompress.api.teacher import Teacher, as_teacher, load_teacher
 from kdcompress.data import (
     Data,
@@ -54,7 +54,10 @@ def learner(
         return started(reference, source, options, channels, job.reporter.note, key, arch_flag)
     if os.path.isdir(reference.text):
         job.reporter.note(f"Notice: {reference.text} is the architecture; ./{reference.text} would be the folder.")
-    network = fresh(reference.text, source, options, channels, getattr(options, "pretrained", False), like)
+    pretrained = getattr(options, "pretrained", False)
+    network = fresh(reference.text, source, options, channels, pretrained, like)
+    if pretrained:
+        check_seen(network, ModelSpec.parse(reference.text), job.reporter.note)
     _note_reduced(network, source, options, job.reporter.note)
     return network
 

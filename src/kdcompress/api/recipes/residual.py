@@ -10,11 +10,11 @@ import numpy as np
 from kdcompress.api.agreement import check_alpha
 from kdcompress.api.check import check_enough_classes
 from kdcompress.api.cost import macs_of
-from kdcompress.api.fitting import check_channels, check_classes, check_unchanged, open_data, resize_input
+from kdcompress.api.fitting import check_channels, check_classes, check_images, open_data, resize_input
 from kdcompress.api.job import Job, Phase
 from kdcompress.api.recipes.prepare import adapter, batches_for, logit_weights, shared
 from kdcompress.api.reference import inherit
-from kdcompress.api.starting import fitted
+from kdcompress.api.starting import check_seen, fitted
 from kdcompress.api.teacher import (
     SEEN,
     Teacher,
@@ -98,6 +98,12 @@ class Residual:
         member = self.member(arch, options.seed, job.reporter.note)
         if options.from_teacher:
             start_from(teacher, member, data, job.reporter)
+            theirs = teacher.network.prep
+            if (theirs.mean, theirs.std) != (data.prep.mean, data.prep.std):
+                job.reporter.note(
+                    "Notice: the teacher was trained with another normalisation than the cascade, whose members share "
+                    "one; the layers have to adapt."
+                )
         weight = options.sum_weight if options.sum_weight is not None else _share(base, member)
         if (
             not options.residual_warmup
@@ -163,7 +169,11 @@ def member_of(reference: Reference, base: Network, seed: int, note: Note, pretra
         UserError: Nothing of that name, or weights that cannot be had, or used at the input size of the cascade.
     """
     if not reference.has_weights:
-        return new_member(ModelSpec.parse(reference.text), base, seed, pretrained)
+        spec = ModelSpec.parse(reference.text)
+        member = new_member(spec, base, seed, pretrained)
+        if pretrained:
+            check_seen(member, spec, note)
+        return member
     flag = f"--arch {reference.text} --arch"
     given = single(load_network(reference.text, reference.arch, note=note, arch_flag=flag, headless=True))
     prep = base.prep
@@ -220,7 +230,7 @@ def teacher_and_data(base: Network, job: Job[FromRun]) -> tuple[Teacher, Data]:
     check_enough_classes(options, source.num_classes)
     check_classes(teacher, source, "teacher")
     check_classes(base, source, "student")
-    check_unchanged(base, source)
+    check_images(base, source, options, "calibration", "student")
     check_channels(teacher, base.prep.channels, "teacher", source.size)
     known = as_teacher(teacher, source, options, job.reporter)
     return known, batches_for(source, shared(base.prep, teacher.prep, source), job)
