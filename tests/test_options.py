@@ -19,6 +19,7 @@ from kdcompress.option_set import Options, field_type, flag
 from kdcompress.options import (
     AddResStudentOptions,
     BenchmarkOptions,
+    CompressOptions,
     DataOptions,
     DistillOptions,
     EvalOptions,
@@ -107,6 +108,12 @@ def test_a_false_flag_and_a_zero_are_values() -> None:
 def test_config_takes_names_as_flags_or_fields(name: str) -> None:
     """A name copied from --help into the config file would be unknown."""
     assert TrainTeacherOptions.resolve({}, {name: 64}).batch_size == 64
+
+
+@pytest.mark.parametrize(("value", "wanted"), [(True, "on"), (False, "off"), ("auto", "auto")])
+def test_yaml_reads_on_and_off_as_booleans(value: Any, wanted: str) -> None:
+    """``sync_bn: off`` was refused as no text, though it is one of the choices."""
+    assert TrainTeacherOptions.resolve({}, {"sync_bn": value}, {}).sync_bn == wanted
 
 
 def test_none_means_the_default_wherever_it_comes_from() -> None:
@@ -314,6 +321,17 @@ def test_every_option_is_a_flag_with_help(option_set: type[Options]) -> None:
             assert not parameter.required
         else:
             assert flag(field.name) in parameter.opts
+
+
+def test_every_switch_can_be_switched_off() -> None:
+    """``--report`` of compress is on by default, and there was no ``--no-report``."""
+    for option_set in (CompressOptions, ReportOptions, EvalOptions):
+        command = typer.Typer()
+        command.command()(with_options(lambda values: None, option_set))
+        known = {flag for each in typer.main.get_command(command).params for flag in (*each.opts, *each.secondary_opts)}
+        switches = [each.name for each in dataclasses.fields(option_set) if field_type(option_set, each.name) is bool]
+        assert switches
+        assert {f"--no-{name.replace('_', '-')}" for name in switches} <= known
 
 
 def test_the_command_line_hands_over_what_was_typed_and_no_more() -> None:

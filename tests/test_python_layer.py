@@ -5,12 +5,15 @@ from __future__ import annotations
 import dataclasses
 import importlib.util
 import inspect
+import random
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 
 import kdcompress
 from kdcompress import options
@@ -104,6 +107,7 @@ def test_the_stub_is_up_to_date() -> None:
             "`kdcompress.describe_data(data=DATA, skip_bad_images=True)` lists all.",
         ),
         ("kdcompress verify /a/b --accept", 'kdcompress.verify(run="/a/b", accept=True)'),
+        ("kdcompress verify '/a/my b' --accept", 'kdcompress.verify(run="/a/my b", accept=True)'),
         ("--input-size 3x32x32", 'input_size="3x32x32"'),
         ("Add --trust-code, or --max-restarts.", "Add --trust-code, or --max-restarts."),
         ("runs/a--lr and resnet8_cifar,width=0.5", "runs/a--lr and resnet8_cifar,width=0.5"),
@@ -113,6 +117,20 @@ def test_the_stub_is_up_to_date() -> None:
 def test_flags_become_parameters(flags: str, python: str) -> None:
     """The remedy could not be copied into the call that failed."""
     assert in_python(flags) == python
+
+
+def test_the_callers_random_numbers_go_on() -> None:
+    """A loop that draws between two calls would draw the same each time."""
+    random.seed(1)
+    np.random.seed(1)
+    torch.manual_seed(1)
+    before = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state()
+    kdcompress.profile_flops(model="lenet5,in_chans=1")
+    with pytest.raises(UserError):
+        kdcompress.profile_flops(model="lenet5", input_size="0")
+    assert random.getstate() == before[0]
+    assert np.random.get_state()[1].tolist() == before[1]
+    assert torch.equal(torch.get_rng_state(), before[2])
 
 
 def test_errors_of_functions_speak_python() -> None:

@@ -26,12 +26,13 @@ VIEWS = 8  # of the images, with the teacher's targets: the networks of a seed s
 FOCUS = "0.5"
 SEEN = 0.55  # of the images by an epoch of that: a tenth of the others is drawn as well
 DEARER = 1.2  # that a single student may be than a gate that is compared with it
+LONGER = "focused-longer"
 # gates at each budget: title, cascade, measure
 GATES = (
     ("gated pair", "pair", "auto"),
     ("gated pair, learned measure", "pair", "learned"),
     (f"gated pair, R1 by `--focus {FOCUS}`", "focused", "auto"),
-    (f"gated pair, R1 by `--focus {FOCUS}` for as many images in all", "focused-longer", "auto"),
+    (f"gated pair, R1 by `--focus {FOCUS}` for as many images in all", LONGER, "auto"),
     ("S0, then the teacher", "handover", "auto"),
     ("S0 trained for longer, then the teacher", "longer-handover", "auto"),
 )
@@ -83,7 +84,7 @@ def _runs(study: Study, given: argparse.Namespace, seed: int) -> dict[str, list[
         "first": ["distill", *teacher, "--method", "reskd", "--student", given.first, *start],
         "pair": second,
         "focused": [*second, "--focus", FOCUS],
-        "focused-longer": [*second, "--focus", FOCUS, "--epochs", str(int(given.epochs / SEEN))],
+        LONGER: [*second, "--focus", FOCUS, "--epochs", str(_longer(given))],
         "longer": ["distill", *teacher, "--student", given.first, *START, ALONE, *own, *longer],
         "longer-handover": ["cascade", path("longer"), given.teacher, *arch, "--data", given.data],
     }
@@ -96,6 +97,11 @@ def _runs(study: Study, given: argparse.Namespace, seed: int) -> dict[str, list[
     for spec in given.singles:
         runs[_single(spec)] = ["distill", *teacher, "--student", spec, *START, ALONE, *own, *longer]
     return {f"{name}-seed{seed}": command for name, command in runs.items()}
+
+
+def _longer(given: argparse.Namespace) -> int:
+    """Epochs of R1 by --focus in which it sees as many images as in ``--epochs`` without."""
+    return int(given.epochs / SEEN)
 
 
 def _gate(cascade: str, measure: str, budget: float) -> str:
@@ -132,7 +138,9 @@ def _table(study: Study, given: argparse.Namespace) -> None:
         *row(f"S0 alone, `{given.first}`", found("first"), given.epochs),
         *row(f"both run: S0 + R1, `{given.second}`", found("pair"), 2 * given.epochs),
         *row(f"both run, R1 by `--focus {FOCUS}`", found("focused"), 2 * given.epochs),
-        *row(f"both run, R1 by `--focus {FOCUS}` for as many images in all", found("focused-longer"), 2 * given.epochs),
+        *row(
+            f"both run, R1 by `--focus {FOCUS}` for as many images in all", found(LONGER), given.epochs + _longer(given)
+        ),
     ]
     for spec in given.singles:
         lines += row(f"single `{spec}`", found(_single(spec)), 2 * given.epochs)
@@ -140,7 +148,7 @@ def _table(study: Study, given: argparse.Namespace) -> None:
         dearer = [spec for spec in given.singles if budget <= shares[spec] + 1e-4 <= DEARER * budget]
         single = found(_single(min(dearer, key=lambda spec: shares[spec]))) if dearer else {}
         for title, cascade, measure in GATES:
-            epochs = given.epochs if cascade == SHORTER else 2 * given.epochs
+            epochs = {SHORTER: given.epochs, LONGER: given.epochs + _longer(given)}.get(cascade, 2 * given.epochs)
             bold = "**" if (cascade, measure) == ("pair", "auto") else ""
             results = found(_gate(cascade, measure, budget))
             lines += row(f"{bold}{budget:.1%}: {title}{bold}", results, epochs, single)
@@ -148,7 +156,7 @@ def _table(study: Study, given: argparse.Namespace) -> None:
         "",
         f"{data_name(given)} test, {spread_over(given)}, last epoch; epochs of all networks that were trained. A gate "
         "is compared with the cheapest single student that costs as much, or up to a fifth more."
-        f"{_saved(study, given)}{_seen(done)} {study.machines()}.",
+        f"{_saved(study, given)}{_viewed(done)}{_seen(done)} {study.machines()}.",
     ]
     show(lines, given, given.mark)
 
@@ -167,6 +175,16 @@ def _saved(study: Study, given: argparse.Namespace) -> str:
         f" An epoch of R1 by --focus took {epochs[0] / epochs[1]:.2f} of one of R1, the whole command, with the "
         f"members' targets of all images, {commands[0] / commands[1]:.2f}."
     )
+
+
+def _viewed(done: dict[str, dict[str, Any]]) -> str:
+    """What a table has to say of the images that its networks saw."""
+    views = {
+        run["training"].get("target_views") for name, run in done.items() if name.startswith(("first", "pair-seed"))
+    }
+    if len(views) < 2:
+        return ""
+    return f" Some members saw {VIEWS} views of each image, whose targets were kept; others a new view in each epoch."
 
 
 def _seen(done: dict[str, dict[str, Any]]) -> str:

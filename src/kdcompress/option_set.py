@@ -201,6 +201,8 @@ def _checked(field: dataclasses.Field[Any], kind: Any, value: Any) -> Any:
 
 def _checked_one(field: dataclasses.Field[Any], kind: type, value: Any) -> Any:
     meta, name = field.metadata, flag(field.name)
+    if isinstance(value, bool) and {"on", "off"} <= set(meta["choices"] or ()):  # as YAML reads them
+        value = "on" if value else "off"
     try:
         value = _converted(kind, value)
     except (TypeError, ValueError, OverflowError):

@@ -24,7 +24,8 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 GIVEN = r"[a-z_]\w*=(?:\"[^\"]*\"|'[^']*'|[\w./…-]*[\w…])"
 BESIDE = re.compile(rf"({GIVEN}) (?={GIVEN})")
-COMMAND = re.compile(r"\bkdcompress ([a-z]+(?:-[a-z]+)*)((?: (?!kdcompress )[^\s`]+)*)")  # and what follows
+COMMAND = re.compile(r"\bkdcompress ([a-z]+(?:-[a-z]+)*)((?: (?!kdcompress )(?:'[^']*'[.,;:)]*|[^\s`]+))*)")
+WORD = re.compile(r"'[^']*'\S*|\S+")  # of what follows
 # a flag, and what may be its value: a placeholder, a number, something in quotes, a spec or a word
 FLAG = re.compile(r"(?<![\w-])(no )?--(no-)?([a-z][a-z0-9-]*[a-z0-9])(?: ('[^']*'|[\w…/][\w.,=:/…-]*\w|[\w…]))?")
 PLACEHOLDER = re.compile(r"[A-Z][A-Z_]*")
@@ -36,9 +37,12 @@ def public(function: F) -> F:
 
     @functools.wraps(function)
     def call(*arguments: Any, **given: Any) -> Any:
+        from kdcompress.data.seeded import preserved  # here, since it imports torch
+
         _check_first(function, arguments)
         try:
-            return function(*arguments, **given)
+            with preserved():  # a caller's loop would draw the same numbers after every training
+                return function(*arguments, **given)
         except UserError as error:
             error.problem, error.remedy = in_python(error.problem), in_python(error.remedy)
             error.args = (error.problem, error.remedy)
@@ -121,7 +125,7 @@ def _call(name: str, words: str) -> tuple[str, str]:
     function, option_set = COMMANDS[name][0], getattr(sets, COMMANDS[name][1])
     fields = {field.name: field for field in dataclasses.fields(option_set)}
     argument = next((field.name for field in fields.values() if field.metadata["argument"]), "run")
-    given, rest, ends = list[str](), words.split(), ""
+    given, rest, ends = list[str](), WORD.findall(words), ""
 
     def word() -> str:
         """The next one, without the punctuation at its end, after which the sentence goes on."""
@@ -129,11 +133,11 @@ def _call(name: str, words: str) -> tuple[str, str]:
         whole = rest.pop(0)
         bare = whole.rstrip(".,;:)")
         ends = whole[len(bare) :]
-        return bare
+        return bare.strip("'")  # it gets quotes of Python
 
     if rest and PLACEHOLDER.fullmatch(rest[0]):
         given.append(f"{argument}={word()}")
-    elif rest and "/" in rest[0] and not rest[0].startswith("--"):
+    elif rest and ("/" in rest[0] or rest[0].startswith("'")) and not rest[0].startswith("--"):
         given.append(f'{argument}="{word()}"')
     while rest and not ends and rest[0].startswith("--"):
         option = word().removeprefix("--").replace("-", "_")

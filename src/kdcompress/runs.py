@@ -463,7 +463,8 @@ def open_run(path: str | Path) -> RunFolder:
     unfinished = run.record().get("status") == "unfinished"
     if unfinished or not (run.path / WEIGHTS).is_file():
         if unfinished or run.has_checkpoint:
-            remedy = f"Finish it first: run the command that made it with --resume --out {run.path}."
+            out = shlex.quote(str(run.path))
+            remedy = f"Finish it first: run the command that made it with --resume --out {out}."
             raise UserError(f"The run {run.path} is unfinished and has no weights yet.", remedy)
         raise UserError(f"The folder {run.path} has no weights ({WEIGHTS}).", "Give a finished run, or train one.")
     if not (run.path / CONFIG).is_file():

@@ -158,6 +158,8 @@ class Record(TypedDict, total=False):
     numerics: dict[str, Numerics]
     recipe: dict[str, Recipe]
     gate_target: GateTarget
+    calibrated: dict[Name, Any]
+    trained_on: dict[Name, Any]
     result: RunResult
     training: RunResult | None
 

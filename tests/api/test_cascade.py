@@ -143,7 +143,7 @@ def test_without_data_it_is_made_and_not_scored(tmp_path: Path) -> None:
     assert made.teacher_macs == made.members[1]["macs"]
     with pytest.raises(UserError, match="names no data"):
         kdcompress.gate_calibrate(run=made.run, max_drop=1.0, out=str(tmp_path / "gated"), **WHERE)
-    with pytest.raises(UserError, match=r"3.*1 channel|channel"):  # grey digits
+    with pytest.raises(UserError, match="channel"):  # grey digits
         kdcompress.gate_calibrate(run=made.run, data="digits", max_drop=1.0, out=str(tmp_path / "gated"), **WHERE)
     gated = kdcompress.gate_calibrate(
         run=made.run, data="digits", input_size="3x32x32", max_drop=99.0, out=str(tmp_path / "gated"), **WHERE

@@ -35,7 +35,7 @@ from kdcompress.methods.lwkd import LwKdTask, SoftTargetBank
 from kdcompress.models.loading import load_network
 from kdcompress.options import DistillOptions
 from kdcompress.results import TrainResult
-from kdcompress.runs import METRICS, WEIGHTS
+from kdcompress.runs import CHECKPOINT, METRICS, WEIGHTS
 
 COMMON: dict[str, Any] = {"device": "cpu", "precision": "fp32", "epochs": 2, "method": "lwkd", "student": TINY,
                           "adversarial_weight": 0.1}  # fmt: skip
@@ -134,6 +134,25 @@ def test_a_damaged_teacher_is_trained_again(tmp_path: Path, monkeypatch: pytest.
         again = kdcompress.distill(**once, out=str(tmp_path / "again"))
         assert again.loss == first.loss
         shutil.rmtree(tmp_path / "again")
+
+
+def test_a_teacher_that_cannot_be_gone_on_with_is_trained_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A damaged checkpoint in a hidden folder of the cache would stop every later training of this kind."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    quick(monkeypatch, epochs=3)
+
+    class Stops(Heard):
+        def epoch(self, row: dict[str, Any]) -> None:
+            if row["epoch"] == 2:
+                os.kill(os.getpid(), signal.SIGINT)
+
+    once = {**COMMON, "epochs": 1, "teacher_top1": 100}
+    with pytest.raises(Interrupted) as caught:
+        kdcompress.distill(**once, out=str(tmp_path / "run"), reporter=Stops())
+    (caught.value.path / CHECKPOINT).write_bytes(b"cut")
+    heard = Heard()
+    kdcompress.distill(**once, out=str(tmp_path / "run"), reporter=heard)
+    assert any("trained anew" in note for note in heard.notes)
 
 
 def test_without_a_cache_the_teacher_is_used_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -54,6 +54,7 @@ def test_all_commands_of_a_chain_use_one_division(photos: Path, tmp_path: Path) 
     assert kdcompress.evaluate(run=out[0]).top1 == before.top1
     for name in ("s", "c", "g"):
         assert (tmp_path / name / "split.csv").read_bytes() == recorded
+    (Path(out[3]) / "checkpoint.pt").touch()  # a kill while the run was finished
     assert kdcompress.verify(run=out[3]).whole
     (tmp_path / "g" / "split.csv").write_bytes(recorded.replace(b"train", b"test", 1))
     assert not kdcompress.verify(run=out[3]).whole

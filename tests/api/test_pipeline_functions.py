@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ from chains import (
 )
 from cli.shell import photos
 from heard import Heard
+from kdcompress.api.nested import adopt
 from kdcompress.api.starting import check_seen
 from kdcompress.api.teacher import may_have_seen_calibration
 from kdcompress.data import Data, load_source
@@ -37,9 +39,9 @@ from kdcompress.methods.reskd import ResKdTask
 from kdcompress.models.build import ModelSpec
 from kdcompress.models.loading import Network, load_network
 from kdcompress.models.residual_cascade import ResidualCascade
-from kdcompress.options import TrainingOptions
+from kdcompress.options import CompressOptions, TrainingOptions
 from kdcompress.results import EvalResult, ProfileResult, TrainResult
-from kdcompress.runs import CONFIG, METRICS, RECORD, WEIGHTS
+from kdcompress.runs import CONFIG, METRICS, RECORD, WEIGHTS, RunFolder
 
 
 def test_results_are_typed_and_complete(chain: Chain) -> None:
@@ -368,6 +370,21 @@ def test_a_gate_for_other_images_is_a_run_like_any_other(chain: Chain, tmp_path:
     assert not gated.calibration_seen
     again = kdcompress.gate_calibrate(run=gated.run, threshold=(0.5,), out=str(tmp_path / "again"), **WHERE)
     assert again.gated_top1 == gated.gated_top1
+    network = load_network(str(again.run))
+    fingerprint = record_of(chain.longer.run)["data_fingerprint"]
+    assert not may_have_seen_calibration(network, "digits", fingerprint, 0.1)
+    assert may_have_seen_calibration(network, "digits", fingerprint, 0.4), "its weights were trained with 0.1"
+
+
+def test_a_result_on_test_images_keeps_what_its_gate_does_on_others(chain: Chain, tmp_path: Path) -> None:
+    """``compress`` reports the test split: int8 thresholds were then chosen by it, or a later gate had its rates."""
+    inner, outer = RunFolder(Path(str(chain.gated.run))), RunFolder(tmp_path / "outer")
+    outer.path.mkdir()
+    tested = dataclasses.replace(chain.gated, exit_rates=[0.25, 0.5, 0.25], expected_macs=1.0, split="test")
+    adopt(outer, inner, "compress", CompressOptions(out=str(outer.path)), tested)
+    assert kdcompress.profile_flops(model=str(outer.path)).exit_rates == chain.gated.exit_rates
+    later = kdcompress.gate_calibrate(run=str(outer.path), threshold=(0.9,), out=str(tmp_path / "later"), **WHERE)
+    assert kdcompress.profile_flops(model=later.run).exit_rates == later.exit_rates != chain.gated.exit_rates
 
 
 def test_a_student_takes_the_normalisation_it_starts_with(chain: Chain, tmp_path: Path) -> None:

@@ -69,6 +69,7 @@ def test_timm_loads_what_was_pushed(chain: Chain, hub: Path, which: str) -> None
     card = (hub / "me/small" / "README.md").read_text()
     assert card.startswith("---\n")
     assert "top-1" in card
+    assert "timm.create_model('hf-hub:me/small', pretrained=True)" in card, "readers have no folder of ours"
 
 
 def test_a_readme_that_is_there_stays(chain: Chain, hub: Path) -> None:

@@ -219,6 +219,13 @@ def test_mistakes(
     assert (tmp_path / "there.html").read_text() == "mine"
 
 
+def test_the_teacher_is_one_row(chain: Chain, tmp_path: Path) -> None:
+    """Named beside the run, as for benchmark, it was run and timed twice."""
+    made = kdcompress.write_report(runs=[chain.gated.run, chain.teacher.run], out=str(tmp_path / "r.html"), **QUICK)
+    assert [row["role"] for row in made.networks].count("teacher") == 1
+    assert not any(row["role"] == "single" for row in made.networks)
+
+
 def test_a_file_of_others_is_kept(chain: Chain, tmp_path: Path) -> None:
     """A README that somebody wrote by hand would be lost."""
     run = Path(shutil.copytree(chain.student.run, tmp_path / "student"))

@@ -15,6 +15,7 @@ import torch
 import kdcompress
 from chains import (
     COMMON,
+    CPU,
     SMALL,
     TEST,
     TINY,
@@ -26,15 +27,18 @@ from chains import (
     weights_of,
 )
 from heard import Heard
+from kdcompress.api.claimed import claimed
 from kdcompress.api.recipes import rkd_assistant
 from kdcompress.data import load_source, sources
+from kdcompress.engine.interrupt import Interrupted
+from kdcompress.engine.progress import Silent
 from kdcompress.gating import MEASURES
 from kdcompress.methods.losses import LOGIT_LOSSES
 from kdcompress.methods.rkd_assistant import RkdAssistantTask
 from kdcompress.models.loading import load_network
-from kdcompress.options import DistillOptions
+from kdcompress.options import DistillOptions, TrainTeacherOptions
 from kdcompress.results import TrainResult
-from kdcompress.runs import METRICS
+from kdcompress.runs import CHECKPOINT, METRICS
 
 
 @pytest.fixture(scope="module")
@@ -244,6 +248,33 @@ def test_a_gated_run_finds_its_data_from_any_folder(
     given = {"run": chain.cascade.run, "threshold": (0.5,), "data_dir": "images", **WHERE}
     result = kdcompress.gate_calibrate(**given, out="gated")
     assert record_of(result.run)["options"]["data_dir"] == str(tmp_path / "images")
+
+
+def test_a_finished_gate_is_known_by_any_name_of_its_run(
+    chain: Chain, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same command from another folder, or with ``local-dir:``, was refused as another, or as changed."""
+    monkeypatch.chdir(chain.folder)
+    name = Path(str(chain.cascade.run)).name
+    given = {"threshold": (0.5,), "out": str(tmp_path / "gated"), **WHERE}
+    first = kdcompress.gate_calibrate(run=name, **given)
+    assert kdcompress.gate_calibrate(run=f"local-dir:{name}", **given, resume=True) == first
+    monkeypatch.chdir(tmp_path)
+    assert kdcompress.gate_calibrate(run=str(chain.cascade.run), **given, resume=True) == first
+
+
+def test_a_stop_after_the_last_epoch_names_the_run(tmp_path: Path) -> None:
+    """Without --out, nobody knew where the training lay, nor that nothing was lost."""
+    options = TrainTeacherOptions(out=str(tmp_path / "run"))
+
+    def stopped_late() -> None:
+        with claimed(options, "run", CPU, Silent()) as run:
+            (run.path / CHECKPOINT).touch()
+            raise KeyboardInterrupt
+
+    with pytest.raises(Interrupted) as caught:
+        stopped_late()
+    assert caught.value.path == tmp_path / "run"
 
 
 def test_named_data_are_found_from_any_folder(chain: Chain, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -226,6 +226,28 @@ def test_workers_do_without_shared_memory(make_folder: MakeFolder, monkeypatch: 
     assert min(asked) >= 2 * 2 * 4 * 3 * 12 * 10  # of two workers, two batches each
 
 
+def test_an_epoch_without_batches_is_empty(make_folder: MakeFolder) -> None:
+    """A training that was stopped after the last step of an epoch goes on with that."""
+    train = streamed(photos(make_folder, train=5), "none", 0).training(4, 7, "none")
+    assert list(train.epoch(2, len(train))) == []
+
+
+def test_images_that_can_be_read_are_looked_for_once(make_folder: MakeFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each pass decodes all photos of the split, and a training asked five times."""
+    options = DataOptions(loading="stream", workers=0, skip_bad_images=True)
+    data = Data(photos(make_folder, train=5), PREP, options, CPU)
+    passes: list[int] = []
+
+    def counted(images: Any, indices: np.ndarray, channels: int, workers: int) -> np.ndarray:
+        passes.append(len(indices))
+        return find_good(images, indices, channels, workers)
+
+    monkeypatch.setattr(prepared, "find_good", counted)
+    for each in (data, data.alone(), data):
+        each.evaluation("fit", 4)
+    assert len(passes) == 1
+
+
 def test_shared_memory_is_that_of_all_processes(monkeypatch: pytest.MonkeyPatch) -> None:
     free = SimpleNamespace(f_bavail=16, f_frsize=2**20)
     monkeypatch.setattr(os, "statvfs", lambda _: free)

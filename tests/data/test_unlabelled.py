@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from pathlib import Path
 
@@ -70,6 +71,20 @@ def test_the_digest_knows_them(make_folder: MakeFolder, more: Path) -> None:
     second = unlabelled_images(str(more), source)
     assert first.fingerprint != second.fingerprint
     assert first.images.written != second.images.written
+
+
+def test_other_images_of_the_same_time_are_others(make_folder: MakeFolder, more: Path, tmp_path: Path) -> None:
+    """Archives may give all files one date: targets of one folder would be taken for those of another."""
+    source = load_source(str(make_folder()))
+    other = shutil.copytree(more, tmp_path / "other")
+    for folder in (more, other):
+        for number, file in enumerate(sorted(folder.rglob("*.png"))):
+            if folder == other:
+                file = file.rename(file.with_name(f"x{number}.png"))
+            os.utime(file, (1e9, 1e9))
+    one, two = (unlabelled_images(str(folder), source).images for folder in (more, other))
+    assert len(one.labels) == len(two.labels)
+    assert one.written != two.written
 
 
 def test_copies_of_labelled_images_are_left_out(make_folder: MakeFolder, more: Path) -> None:

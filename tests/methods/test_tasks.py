@@ -160,10 +160,11 @@ class Normalised(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
+        self.register_buffer("mean", torch.tensor([0.5]))
         self.module = network(0)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.module((x - 0.5) / 0.1)
+        return self.module((x - self.mean) / 0.1)
 
 
 def test_a_wrapper_of_the_users_own_is_part_of_the_network() -> None:
@@ -173,7 +174,10 @@ def test_a_wrapper_of_the_users_own_is_part_of_the_network() -> None:
     assert torch.equal(task.eval().get_eval_model()(x), task.trainable_module(x))
     assert isinstance(task.trained(), Normalised)
     task.setup_ema(decay=0.5)
-    assert isinstance(unwrapped(task.get_trainable_module(ema=True)), Normalised)
+    task.update_ema(step=1)
+    average = unwrapped(task.get_trainable_module(ema=True))
+    assert isinstance(average, Normalised)
+    assert average.mean == 0.5
 
 
 @pytest.mark.parametrize("method", list(tasks()))

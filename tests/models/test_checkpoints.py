@@ -170,6 +170,9 @@ def test_a_classifier_of_several_layers_is_not_cut(tmp_path: Path, state: State)
     error = refused(tmp_path, {**last, **hidden})
     assert "several layers" in error.remedy
     assert "py:" in error.remedy
+    backbone = below("backbone.", {name: value for name, value in state.items() if not name.startswith("fc.")})
+    projected = {**backbone, **below("backbone.", hidden), "classifier.weight": state["fc.weight"]}
+    assert refused(tmp_path, {**projected, "classifier.bias": state["fc.bias"]}), "its projection would be lost"
     normed = {"fc.0.weight": torch.zeros(64), "fc.0.bias": torch.zeros(64)}
     assert "several layers" in refused(tmp_path, {**last, **normed}).remedy
 

@@ -31,6 +31,13 @@ def test_front_matter(facts: Facts) -> None:
     assert yaml.safe_load(card(hub).split("---\n", 2)[1])["base_model"] == "timm/resnet50.a1_in1k"
 
 
+def test_agreement_is_no_metric(facts: Facts) -> None:
+    """Hubs would rank a network by how often it agrees with another one."""
+    front = yaml.safe_load(card(with_result(facts, agreement=True)).split("---\n", 2)[1])
+    assert "model-index" not in front
+    assert front["library_name"] == "timm"
+
+
 def test_it_says_what_the_page_says(facts: Facts) -> None:
     """Card and page of one run would contradict each other."""
     text = card(facts)

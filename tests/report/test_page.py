@@ -180,3 +180,5 @@ def test_agreement_is_not_called_accuracy(facts: Facts) -> None:
     assert "calibration error (ECE)" in page(facts)
     assert "probabilities be believed" not in page(agreed), "the teacher's answers are no truth to be sure of"
     assert "calibration error (ECE)" not in page(agreed)
+    assert ">ECE<" in page(facts)
+    assert ">ECE<" not in page(agreed)

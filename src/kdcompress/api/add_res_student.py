@@ -45,7 +45,7 @@ def add_res_student(
         raise usage_error("add-res-student needs one --arch, or --search.", remedy)
     if options.residual_loss == "mse" and (weights := logit_weights(options)):
         raise meaningless(min(weights), "--residual-loss mse")
-    if options.residual_loss == "mse" and options.label_smoothing is not None:
+    if options.residual_loss == "mse" and options.label_smoothing is not None and not options.resume:
         raise meaningless("label_smoothing", "--residual-loss mse")
     check_teacher(options, "no --teacher")
     if members:

@@ -108,7 +108,7 @@ def _opened(
             # time does not depend on the weights, so those of an architecture need not be downloaded
             loaded.append(load_network(each, arch, weights=has_weights(each), note=reporter.note))
     for network in loaded:
-        if options.data is None:
+        if options.data is None and network.record.get("options", {}).get("data"):
             options = inherit(options, network.record)
     source = open_data(options, _divided_by(loaded, options), is_teacher=True) if options.data is not None else None
     timed = [each for network in loaded for each in _timed(network, source, options, place, reporter)]

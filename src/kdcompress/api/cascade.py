@@ -15,9 +15,9 @@ from kdcompress.api.inputs import note_assumed, settle_input
 from kdcompress.api.job import finished, recorded, versions
 from kdcompress.api.recorded_split import keep_split
 from kdcompress.api.reference import inherit, resolve
-from kdcompress.api.teacher import SEEN, as_teacher, load_teacher, may_have_seen_calibration
+from kdcompress.api.teacher import SEEN, as_teacher, knows_calibration, load_teacher
 from kdcompress.api.teacher_score import TeacherScores, lost
-from kdcompress.data import Data, DataSource
+from kdcompress.data import Data, DataSource, parse_size
 from kdcompress.data.prepared import HOLDOUT
 from kdcompress.engine.cores import take_free_cores
 from kdcompress.engine.distributed import Place, from_main, start
@@ -70,7 +70,8 @@ def cascade(
     if done is not None:
         _check_same(done, networks)
         return done
-    if options.input_size is not None and not any(INPUT_SIZE in network.assumed for network in networks):
+    converts = options.input_size is not None and parse_size(options.input_size)[0]  # to channels that the members take
+    if options.input_size is not None and not converts and not any(INPUT_SIZE in each.assumed for each in networks):
         raise meaningless("input_size", "every member records its own")
     options = _inherited(options, networks)
     source = None
@@ -230,7 +231,7 @@ def _composed(networks: list[Network], classes: tuple[str, ...] | None, options:
     for network, weight in zip(networks[1:], weights, strict=True):
         if weight and isinstance(network.model, ResidualCascade):  # its first member's share of its own sum differs
             problem = f"--sum-weight {weight:g} before {network.reference}, which is a cascade itself."
-            raise usage_error(problem, "Leave it out: a cascade answers from its own members' sum.")
+            raise usage_error(problem, "Give one for each network but the first, and 0 before a cascade.")
     made = cascade_of(networks, weights)
     for network in networks:
         own, size = (f"{side[0]}x{side[1]}" for side in (network.prep.size, made.prep.size))
@@ -281,7 +282,7 @@ def _measured(
     stage_top1 = [round(100 * count / len(labels), 4) for count in right.tolist()]
     scores = TeacherScores("calibration", source, options, place, reporter)
     holdout = options.holdout or HOLDOUT
-    seen = any(may_have_seen_calibration(network, source.spec, source.fingerprint, holdout) for network in networks)
+    seen = any(knows_calibration(network, source, holdout) for network in networks)
     if seen:
         reporter.note(
             "Notice: a member may have been trained on the calibration images; a gate may then lose more on new ones."

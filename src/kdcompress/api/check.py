@@ -117,7 +117,7 @@ def check_named(networks: Sequence[str], arch: Sequence[str]) -> None:
 
 
 def check_engine(options: BenchmarkOptions | GateCalibrateOptions) -> None:
-    """Refuse ONNX Runtime where it is not installed, or on another device than the CPU.
+    """Refuse ONNX Runtime where it is not installed, or on another device or in another precision than it runs in.
 
     Raises:
         UserError: It cannot run.
@@ -126,6 +126,9 @@ def check_engine(options: BenchmarkOptions | GateCalibrateOptions) -> None:
         check_extra("--engine onnxruntime", "onnx", "onnxscript", "onnxruntime")
         if options.device not in ("auto", "cpu"):
             raise usage_error(f"--device {options.device}: ONNX Runtime runs on the CPU here.", "Leave it out.")
+        if options.precision not in ("auto", "fp32"):
+            problem = f"--precision {options.precision}: what ONNX Runtime gets is exported in fp32."
+            raise usage_error(problem, "Leave it out.")
 
 
 def _check_read(options: DistillOptions) -> None:

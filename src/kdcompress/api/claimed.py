@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 from kdcompress.engine.cores import take_as_before
 from kdcompress.engine.distributed import Place, forget, from_main, remember
+from kdcompress.engine.interrupt import Interrupted
 from kdcompress.engine.progress import Reporter
 from kdcompress.engine.shared_folder import check_shared
 from kdcompress.errors import UserError
@@ -28,7 +29,12 @@ def claimed(options: OutputOptions, stem: str, place: Place, reporter: Reporter)
         check_shared(run, place)
         remember(run.path)
         take_as_before(place, from_main(run.record).get("threads"), reporter)
-        yield run
+        try:
+            yield run
+        except KeyboardInterrupt as stop:
+            if isinstance(stop, Interrupted) or not run.has_checkpoint:
+                raise
+            raise Interrupted(run.path) from stop
         forget(run.path)
     finally:
         release(run)

@@ -83,7 +83,7 @@ def evaluate_file(options: EvalOptions, reporter: Reporter, run: Network | None 
         **scores.rounded(),
         ece=round(scores.ece, 4),
         bytes=network.path.stat().st_size,
-        latency_ms=None if facts["preprocess"] else latency_ms(forward, split, place),
+        latency_ms=None if facts["preprocess"] else latency_ms(forward, split, place, torch.contiguous_format),
         images_per_second=round(scores.images_per_second, 1),
         hardware=place.describe(),
         device="cpu",

@@ -83,7 +83,7 @@ def open_data(
         classes: Names that labels of a manifest are matched with, where they are not those of ``network``.
 
     Raises:
-        UserError: The data cannot be found or read, or the recorded division was altered.
+        UserError: The data cannot be found or read, the recorded division was altered, or a run names no data.
     """
     if options.data is None and network is not None and network.record:
         raise usage_error(f"{network.reference} names no data.", "Say which to use: --data.")
@@ -111,7 +111,8 @@ def check_images(network: Described, source: DataSource, options: DataOptions, s
     """
     if split == "calibration":
         check_unchanged(network, source)
-    if network.record.get("data_fingerprint") != source.fingerprint:
+    known = network.record.get("data_fingerprint")
+    if known is None or known not in (source.fingerprint, source.former):
         check_channels(network, choose_channels(source, options), role, source.size)
 
 

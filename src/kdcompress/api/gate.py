@@ -13,7 +13,7 @@ from kdcompress.api.gate_by_time import Device, gate_within
 from kdcompress.api.gated import Calibration
 from kdcompress.api.job import finished
 from kdcompress.api.reference import inherit, resolve
-from kdcompress.api.teacher import may_have_seen_calibration
+from kdcompress.api.teacher import knows_calibration
 from kdcompress.cost_bound import bound_of_macs, search_within
 from kdcompress.data import Data
 from kdcompress.deferral import fit_heads, halves
@@ -83,7 +83,7 @@ def gate_calibrate(
     images = len(calibration.labels)
     calibration, measures = _measures(calibration, options)
     guaranteed = timing = bound = None
-    if may_have_seen_calibration(network, source.spec, source.fingerprint, data.holdout):
+    if knows_calibration(network, source, data.holdout):
         what = "the gate may" if options.confidence_level is None else "the guarantee does not hold, and the gate may"
         how = "cost more" if options.target_macs is not None else "lose more"
         reporter.note(

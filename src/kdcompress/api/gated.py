@@ -14,7 +14,7 @@ from torch import Tensor
 from kdcompress.api.cost import expected, facts, member_profiles
 from kdcompress.api.job import recorded, versions
 from kdcompress.api.recorded_split import keep_split
-from kdcompress.api.teacher import SEEN, may_have_seen_calibration
+from kdcompress.api.teacher import SEEN, TRAINED, knows_calibration, origin_of
 from kdcompress.api.teacher_score import lost
 from kdcompress.data import Data, EvalBatches
 from kdcompress.deferral import for_thresholds
@@ -30,6 +30,7 @@ from kdcompress.results import GateResult
 from kdcompress.runs import RunFolder, file_hash
 
 TARGET = "gate_target"  # in run.json: what the gate was asked for, which is not what compress was asked for
+CALIBRATED = "calibrated"  # in run.json: what a gate does on the calibration images, where the result is of others
 TARGETS = ("max_drop", "target_macs", "target_ms", "threshold", "confidence_level")
 
 
@@ -114,7 +115,7 @@ class Calibration:
         network.staged("so it takes no gate").gate = gate
         network.model_args = {**network.model_args, "gate": gate.to_dict()}
         past = network.record.get("training") or network.record.get("result") or {}
-        seen = may_have_seen_calibration(network, source.spec, source.fingerprint, self.data.holdout)
+        seen = knows_calibration(network, source, self.data.holdout)
         same_images = network.record.get("data_fingerprint") == source.fingerprint and self.is_whole
         full = outcome(self.member_scores(measure), measure, [None] * (len(self.profiles) - 1))
         result = GateResult(
@@ -145,11 +146,12 @@ class Calibration:
         if polished is False:  # the gate is the one that it was
             asked = target_of(network.record)
         record = {
-            **{key: value for key, value in network.record.items() if key != RECIPE},
+            **{key: value for key, value in network.record.items() if key not in (RECIPE, CALIBRATED)},
             "command": command,
             TARGET: asked,
             "options": recorded(options, self.data),
             "data_fingerprint": source.fingerprint,
+            TRAINED: network.record.get(TRAINED) or origin_of(network.record),
             SEEN: seen,
             "parents": [parent.reference],
             "parent_fingerprint": file_hash(parent.path),

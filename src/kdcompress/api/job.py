@@ -419,7 +419,7 @@ def _check_schedule(options: TrainingOptions) -> None:
     UserError: Options of the step schedule for another one.
     """
     for name in ("decay_epochs", "decay_rate"):
-        if options.sched != "step" and name in options.changed():
+        if options.sched != "step" and name in options.changed() and not options.resume:
             raise meaningless(name, f"--sched {options.sched}", "Add --sched step, or leave it out.")
 
 
@@ -492,11 +492,18 @@ def _finished(options: OutputOptions, command: str, kind: type[R]) -> dict[str, 
         return None
     run.check(CONFIG, WEIGHTS)
     then, now = record.get("options", {}), options.to_dict()
+    # networks as they were typed may be relative to another folder
+    places = {
+        "run": next(iter(record.get("parents") or []), None),
+        "teacher": (record.get("teacher") or {}).get("reference"),
+    }
     for key in ORIGINS:
-        if now.get(key, "-") != "-" and key in then and absolute(now[key]) != absolute(then[key]):
+        known = {absolute(str(each)) for each in (then.get(key), places.get(key)) if each}
+        if now.get(key, "-") != "-" and key in then and absolute(now[key]) not in known:
             remedy = "Choose another folder, or leave out --resume and --out."
             raise usage_error(f"The run {run.path} is finished, but its {key} is {then[key]}.", remedy)
-    if now.get("run", "-") != "-" and record.get("parent_fingerprint") not in (None, file_hash(Path(now["run"]))):
+    parent = Path(absolute(now["run"])) if now.get("run", "-") != "-" else None
+    if parent is not None and record.get("parent_fingerprint") not in (None, file_hash(parent)):
         remedy = "Choose another folder, or remove this one to run it again."
         raise usage_error(f"The run {run.path} is finished, but {now['run']} has changed since.", remedy)
     start = record.get("start") or {}

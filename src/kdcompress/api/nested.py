@@ -8,6 +8,7 @@ from collections.abc import Iterator
 import torch
 
 from kdcompress.api.claimed import claimed, discarding
+from kdcompress.api.gated import CALIBRATED
 from kdcompress.api.job import INHERITED
 from kdcompress.engine.distributed import Place, from_main
 from kdcompress.engine.fit import RECIPE
@@ -55,4 +56,6 @@ def adopt(run: RunFolder, inner: RunFolder, command: str, options: OutputOptions
                 file.write((inner.path / name).read_bytes())
     inherited = {key: record["options"][key] for key in INHERITED if key in record["options"]}
     own = {"command": command, "options": {**options.to_dict(), **inherited}, "result": result.to_dict()}
+    if "exit_rates" in (of_gate := record.get("result", {})):  # the result may be of the test split
+        own[CALIBRATED] = {key: of_gate.get(key) for key in ("exit_rates", "expected_macs")}
     run.finish({**record, "training": record.get("training", record.get("result")), **own})

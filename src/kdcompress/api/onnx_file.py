@@ -61,7 +61,7 @@ def file_facts(
     return {
         "architecture": result.architecture,
         "num_classes": result.num_classes,
-        "label_names": list(network.class_names) if network.class_names else None,
+        "label_names": list(names) if (names := network.class_names or (source and source.class_names)) else None,
         "input_size": result.input_size,
         "mean": prep.mean,
         "std": prep.std,

@@ -11,6 +11,7 @@ from torch import nn
 
 from kdcompress.api.cost import expected, facts, member_profiles, note_missed
 from kdcompress.api.exported_file import profile_file
+from kdcompress.api.gated import CALIBRATED
 from kdcompress.api.reference import resolve
 from kdcompress.data import parse_size
 from kdcompress.engine.progress import Reporter, Silent
@@ -88,7 +89,7 @@ def profile_flops(
 
 def _gated(network: Network, profiles: list[Profile], teacher: dict[str, Any] | None) -> dict[str, Any]:
     """Expected cost with the exit rates on the calibration split."""
-    rates = network.record.get("result", {}).get("exit_rates")
+    rates = (network.record.get(CALIBRATED) or network.record.get("result", {})).get("exit_rates")
     if not isinstance(network.model, Staged) or network.model.gate is None or not rates:
         return {}
     if len(rates) != len(profiles):

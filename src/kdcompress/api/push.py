@@ -60,7 +60,7 @@ def push(options: PushOptions | None = None, /, *, reporter: Reporter | None = N
                 f"Nothing was pushed: {hub.problem}.", "Check the connection, and run the same command again."
             )
         try:
-            url = _pushed(network, name, lambda: _card(network, reporter), options)
+            url = _pushed(network, name, lambda: _addressed(_card(network, reporter), network, name), options)
         except UserError:
             raise
         except Exception as error:  # of the hub's client, or of the HTTP library that it is made with
@@ -97,6 +97,12 @@ def _pushed(network: Network, name: str, card: Callable[[], str], options: PushO
         safe_serialization=True,
     )
     return str(url)
+
+
+def _addressed(card: str, network: Network, name: str) -> str:
+    """A card whose readers find the network on the hub, not in a folder of ours."""
+    assert network.path is not None
+    return card.replace(f"'local-dir:{network.path.name}'", f"'{HUB}{name}'")
 
 
 def _card(network: Network, reporter: Reporter) -> str:

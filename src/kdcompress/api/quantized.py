@@ -8,7 +8,7 @@ import torch
 
 from kdcompress.api.calibration_images import CalibrationImages
 from kdcompress.api.cost import member_profiles
-from kdcompress.api.gated import target_of
+from kdcompress.api.gated import CALIBRATED, target_of
 from kdcompress.cost_bound import search_within
 from kdcompress.deferral import for_thresholds
 from kdcompress.engine.progress import Reporter
@@ -44,7 +44,7 @@ def quantized(cascade: Cascade, network: Network, images: CalibrationImages, rep
 def _new_gate(cascade: Cascade, gate: Gate, network: Network, images: CalibrationImages, note: Note) -> Gate:
     """A gate with the measure and the target of the run's own."""
     record = network.record
-    asked, result = target_of(record), record.get("result", {})
+    asked, result = target_of(record), record.get(CALIBRATED) or record.get("result", {})
     if asked.get("threshold"):  # set by hand
         return gate
     after_each = member_by_member(cascade)

@@ -17,6 +17,7 @@ from kdcompress.models.transplant import LEAST, transplant
 from kdcompress.options import DataOptions
 
 SEEN = "calibration_seen"  # in run.json, handed on from run to run
+TRAINED = "trained_on"  # in run.json of a gate, which may be for other data: what the weights were trained on
 
 
 @dataclass
@@ -91,7 +92,24 @@ def may_have_seen_calibration(network: Network, data: str | None, fingerprint: s
     record = network.record
     if record.get(SEEN) or "data_fingerprint" not in record:
         return True
-    past = record.get("options", {})
-    if record["data_fingerprint"] != fingerprint:  # images that have come or gone have changed the division, too
+    past = record.get(TRAINED) or origin_of(record)
+    if past.get("data_fingerprint") != fingerprint:  # images that have come or gone have changed the division, too
         return data is not None and past.get("data") == data
     return bool(past.get("holdout") != holdout)
+
+
+def knows_calibration(network: Network, source: DataSource, holdout: float) -> bool:
+    """As :func:`may_have_seen_calibration`, for data that are open."""
+    former = source.former is not None and network.record.get("data_fingerprint") == source.former
+    fingerprint = str(source.former) if former else source.fingerprint
+    return may_have_seen_calibration(network, source.spec, fingerprint, holdout)
+
+
+def origin_of(record: dict[str, Any]) -> dict[str, Any]:
+    """What a run was trained on, by its record: the data, and the share that was kept for calibration."""
+    options = record.get("options", {})
+    return {
+        "data": options.get("data"),
+        "holdout": options.get("holdout"),
+        "data_fingerprint": record.get("data_fingerprint"),
+    }

@@ -85,7 +85,9 @@ class TeacherScores:
         own = {key: entry.get(key) for key in ("fingerprint", "architecture", "macs", "input")}
         images = {"data": self.source.fingerprint, "split": self.split, "skip_bad": self.options.skip_bad_images}
         holdout = self._holdout if self.split == "calibration" else None
-        return {**own, **images, "holdout": holdout, "precision": self.place.precision}
+        of_split = self.source.test if self.split == "test" and self.source.test is not None else self.source.train
+        written = of_split.written.hex()  # files may have been mended in place
+        return {**own, **images, "written": written, "holdout": holdout, "precision": self.place.precision}
 
     def _found(self, entry: Mapping[str, Any], network: Network | None, wanted: bool) -> float | None:
         key = self._key(entry)

@@ -76,7 +76,8 @@ def _states(run: RunFolder) -> dict[str, str]:
         return {RECORD: "altered"}
     states = {RECORD: "whole" if run.is_sealed else "no digest"}
     # other files of an unfinished run are written again when it is resumed
-    for name in FILES if run.record().get("status") != "unfinished" else (CHECKPOINT, SPLIT):
+    done = [name for name in FILES if name != CHECKPOINT]  # a kill while a run is finished may leave that one
+    for name in done if run.record().get("status") != "unfinished" else (CHECKPOINT, SPLIT):
         there = (run.path / name).is_file()
         if name not in known:
             states |= {name: "no digest"} if there else {}

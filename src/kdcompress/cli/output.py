@@ -103,6 +103,7 @@ def _rows(title: str, rows: list[dict[str, Any]], keys: Collection[str] | None =
         keys: Of the columns; None for all, as where a row lacks one.
     """
     from rich.table import Table
+    from rich.text import Text
 
     table = Table(title=title, title_justify="left")
     known = list(dict.fromkeys(key for row in rows for key in row))
@@ -114,7 +115,7 @@ def _rows(title: str, rows: list[dict[str, Any]], keys: Collection[str] | None =
         header = key.replace("_", " ") if title in BRIEF else key  # of several words, it takes several lines
         table.add_column(header, justify=side, overflow="fold")  # a spec cut short could not be copied
     for row in rows:
-        table.add_row(*(_shown(key, row.get(key)) for key in keys))
+        table.add_row(*(Text(_shown(key, row.get(key))) for key in keys))  # brackets in names are no markup
     return table
 
 

@@ -69,7 +69,7 @@ def _annotation(option_set: type[Options], field: dataclasses.Field[Any]) -> Any
         return Annotated[Optional[str], typer.Argument(metavar=field.name.upper(), **common)]  # noqa: UP045
     shared = {**common, "rich_help_panel": meta["panel"] or "Options"}
     if kind is bool:
-        no = f"/--no-{field.name.replace('_', '-')}" if field.default is None else ""
+        no = f"/--no-{field.name.replace('_', '-')}" if field.default in (None, True) else ""
         names = flag(field.name) + no
         short = [meta["short"]] if meta["short"] else []
         return Annotated[Optional[bool], typer.Option(names, *short, **shared)]  # noqa: UP045

@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 import os
 from array import array
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol, overload
 
@@ -24,6 +24,21 @@ IMAGE_KEYS, LABEL_KEYS = ("image", "img", "pixel_values"), ("label", "labels", "
 
 
 UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)  # what Pillow raises
+
+
+@contextlib.contextmanager
+def decoding() -> Iterator[None]:
+    """Make one error of what decoders raise for damaged files, which is open-ended.
+
+    Raises:
+        OSError: In place of an error that is none of :data:`UNREADABLE`.
+    """
+    try:
+        yield
+    except (*UNREADABLE, MemoryError):
+        raise
+    except Exception as error:
+        raise OSError(f"{type(error).__name__}: {error}") from error
 
 
 class ImageList(Protocol):
@@ -107,14 +122,9 @@ class FileImages:
     def image(self, index: int) -> Image.Image:
         # draft mode lets libjpeg skip work, at the cost of other pixels than timm's own reading gives: not used
         check_plain(self.paths[index])
-        try:
-            with Image.open(self.paths[index]) as image:
-                image.load()
-                return upright(image)
-        except (*UNREADABLE, MemoryError):
-            raise
-        except Exception as error:  # what decoders raise for damaged files is open-ended
-            raise OSError(f"{type(error).__name__}: {error}") from error
+        with decoding(), Image.open(self.paths[index]) as image:
+            image.load()
+            return upright(image)
 
     def name(self, index: int) -> str:
         return self.paths[index]

@@ -95,7 +95,7 @@ class Listing:
         for path, (size, changed) in zip(relative, states, strict=True):
             self.hash.update(os.fsencode(f"{self.between}{mark}{path} {size}"))  # names of files need not be UTF-8
             self.between = "\n"
-            written.update(f"{changed} ".encode())
+            written.update(os.fsencode(f"{path} {size} {changed}\n"))  # other images may have the same times
         return FileImages(files, labels, written.digest())
 
     def fingerprint(self) -> str:

@@ -8,7 +8,6 @@ contrast, such as blank scans, have no such hash.
 from __future__ import annotations
 
 import itertools
-import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
@@ -17,6 +16,7 @@ from PIL import Image
 
 from kdcompress.data.exif import upright
 from kdcompress.digests import check_plain
+from kdcompress.threads import available
 
 WIDTH, HEIGHT = 18, 16  # of the pictures; a cell of the hash is 2 x 2 of their pixels
 LEAST_CONTRAST = 4.0  # standard deviation, of 255 grey levels
@@ -63,17 +63,17 @@ def implausible(groups: Sequence[int], labels: np.ndarray) -> set[int]:
     numbers, sizes = np.unique(groups, return_counts=True)
     counts = np.bincount(labels)
     large = numbers[sizes > FEW].tolist()
-    members = {group: np.bincount(labels[np.asarray(groups) == group], minlength=len(counts)) for group in large}
+    of_image = np.asarray(groups)
+    members = {group: np.bincount(labels[of_image == group], minlength=len(counts)) for group in large}
     return {group for group, taken in members.items() if (2 * taken > np.maximum(counts, FEW)).any()}
 
 
 def _pictures(files: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
     """Grey pictures, float32 [N, H * W], and which of the files could be read, bool [N]."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     chunks = [files[start : start + AT_ONCE] for start in range(0, len(files), AT_ONCE)]
     pictures = np.zeros((len(files), WIDTH * HEIGHT), dtype=np.uint8)
     readable = np.zeros(len(files), dtype=bool)
-    with ThreadPoolExecutor(min(cores, 8)) as threads:  # Pillow decodes without the interpreter's lock
+    with ThreadPoolExecutor(min(available(), 8)) as threads:  # Pillow decodes without the interpreter's lock
         for index, picture in enumerate(itertools.chain.from_iterable(threads.map(_read, chunks))):
             if picture is not None:
                 pictures[index], readable[index] = picture, True

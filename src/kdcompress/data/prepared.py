@@ -54,6 +54,7 @@ class Data:
         unlabelled: Images without labels, which the fit split has at its end; their labels are -1.
         holdout: Share of the training split that is the calibration split.
         left_out: Images of each split that cannot be read, as far as it was read.
+        good: Indices of those that can be read, by split and number of images, where a pass was made to know.
     """
 
     source: DataSource
@@ -65,6 +66,7 @@ class Data:
     note: Callable[[str], None] | None = None
     noted: set[str] = field(default_factory=set)
     left_out: dict[str, list[str]] = field(default_factory=dict)
+    good: dict[tuple[str, int], np.ndarray] = field(default_factory=dict)
     unlabelled: Unlabelled | None = None
 
     def __post_init__(self) -> None:
@@ -118,7 +120,7 @@ class Data:
         images, indices = self._select(split)
         if not self.options.skip_bad_images or isinstance(images, TensorItems):
             return len(indices)
-        kept = find_good(images, indices, self.prep.channels, self.workers)
+        kept = self._good(split, images, indices)
         self._tell_left_out(split, images, indices, kept)
         return len(kept)
 
@@ -206,7 +208,7 @@ class Data:
                 raise self._bad_images(split) or error from None
         else:
             if self.options.skip_bad_images:
-                indices = find_good(images, indices, self.prep.channels, self.workers)
+                indices = self._good(split, images, indices)
             loaded = StreamImages(images, indices, self.prep, self.device, self.workers)
         self._tell_left_out(split, images, wanted, loaded.ids)
         if not len(wanted):
@@ -216,6 +218,13 @@ class Data:
             remedy = "Two images a class or more are needed, in a format that Pillow reads."
             raise UserError(f"The {split} split of {self.source.spec} has no image that can be read.", remedy)
         return loaded
+
+    def _good(self, split: str, images: ImageList, indices: np.ndarray) -> np.ndarray:
+        """Those of the indices whose images can be read, after a pass over all of them, once."""
+        key = split, len(indices)
+        if key not in self.good:
+            self.good[key] = find_good(images, indices, self.prep.channels, self.workers)
+        return self.good[key]
 
     def _fits(self, count: int) -> bool:
         """Whether so many images are kept in memory."""

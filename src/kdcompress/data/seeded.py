@@ -1,4 +1,4 @@
-"""Random transforms of a user's data set, made repeatable."""
+"""The global random generators: seeded for transforms of a user's data set, and put back for a user's own code."""
 
 from __future__ import annotations
 
@@ -15,6 +15,19 @@ def seed_all(number: int) -> None:
     random.seed(number)
     np.random.seed(number)
     torch.manual_seed(number)
+
+
+@contextlib.contextmanager
+def preserved() -> Iterator[None]:
+    """Put the global generators back as they were, those of GPUs in use as well."""
+    before = random.getstate(), np.random.get_state()
+    devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
+    with torch.random.fork_rng(devices):
+        try:
+            yield
+        finally:
+            random.setstate(before[0])
+            np.random.set_state(before[1])
 
 
 @contextlib.contextmanager

@@ -61,9 +61,9 @@ def take(labels: np.ndarray, groups: Sequence[int], draws: Sequence[Any], wanted
     drawn = {group: min(draws[index] for index in found) for group, found in members.items()}
     taken = np.zeros(len(labels), dtype=bool)
     for group in sorted(members, key=lambda group: drawn[group]):
-        counts = np.bincount(labels[members[group]], minlength=len(left))
-        if (counts <= left).all():
-            left -= counts
+        classes, counts = np.unique(labels[members[group]], return_counts=True)
+        if (counts <= left[classes]).all():
+            left[classes] -= counts
             taken[members[group]] = True
     return taken
 

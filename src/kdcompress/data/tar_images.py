@@ -21,7 +21,7 @@ import numpy as np
 from PIL import Image
 
 from kdcompress.data.exif import upright
-from kdcompress.data.images import Paths
+from kdcompress.data.images import Paths, decoding
 from kdcompress.data.source import DATA_DIR, DataSource
 from kdcompress.data.tar_headers import BLOCK, BUFFER, Damaged, Member, members, name_in
 from kdcompress.errors import UserError, first_line, usage_error
@@ -52,7 +52,8 @@ class TarImages:
     written: bytes
 
     def image(self, index: int) -> Image.Image:
-        with Image.open(io.BytesIO(self._read(index, int(self.offsets[index]), int(self.sizes[index])))) as image:
+        content = io.BytesIO(self._read(index, int(self.offsets[index]), int(self.sizes[index])))
+        with decoding(), Image.open(content) as image:
             image.load()
             return upright(image)
 

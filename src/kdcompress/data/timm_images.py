@@ -7,6 +7,8 @@ from typing import Any
 from PIL import Image
 
 from kdcompress.data.exif import upright
+from kdcompress.data.images import decoding
+from kdcompress.data.preprocess import with_channels
 
 
 class EachItsOwn:
@@ -31,5 +33,5 @@ class EachItsOwn:
             OSError: The image cannot be read.
         """
         file, label = self.reader[index][:2]
-        with file, Image.open(file) as image:
-            return upright(image).convert("RGB"), label
+        with file, decoding(), Image.open(file) as image:
+            return with_channels(upright(image), 3), label

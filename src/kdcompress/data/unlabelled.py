@@ -110,7 +110,8 @@ def unlabelled_images(folder: str, source: DataSource) -> Unlabelled:
 def _not_copied(files: list[str], source: DataSource) -> list[str]:
     """The files that are no copies of labelled images, where those are files, too."""
     splits = [part for part in (source.train, source.test) if isinstance(part, FileImages)]
-    known = [path for part in splits for path in part.paths]
+    sizes = {state_of(path)[0] for path in files}
+    known = [path for part in splits for path in part.paths if state_of(path)[0] in sizes]
     every = known + files
     first = same_bytes(every, [state_of(path)[0] for path in every])
     return [path for path, index in zip(files, first[len(known) :], strict=True) if index >= len(known)]

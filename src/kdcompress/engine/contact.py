@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import queue
+import shlex
 import socket
 import threading
 import time
@@ -214,7 +215,8 @@ class Contact:
     def _saved(self) -> str:
         if self.run is None:
             return "No run was in progress; run the same command again."
-        return f"The last saved state is in {self.run}: run the same command with --resume --out {self.run}"
+        out = shlex.quote(str(self.run))
+        return f"The last saved state is in {self.run}: run the same command with --resume --out {out}"
 
     def _serve_calls(self, store: dist.Store) -> None:
         store.set_timeout(timedelta(seconds=self.seconds))

@@ -16,7 +16,12 @@ from kdcompress.engine.evaluate import timed
 RUNS, WARM_UP, SECONDS = 50, 5, 5.0  # our choice
 
 
-def latency_ms(forward: Callable[[Any], Any], batches: EvalBatches, place: Place) -> dict[str, float]:
+def latency_ms(
+    forward: Callable[[Any], Any],
+    batches: EvalBatches,
+    place: Place,
+    memory_format: torch.memory_format = torch.channels_last,
+) -> dict[str, float]:
     """Milliseconds for a batch of one image: median (``p50``) and 95th percentile (``p95``).
 
     Images are spread over the split, as a gated network takes longer for some than for others. The host waits for the
@@ -24,7 +29,7 @@ def latency_ms(forward: Callable[[Any], Any], batches: EvalBatches, place: Place
     """
     positions = spread(len(batches.images.ids), RUNS)
     images = next(iter(batches.load([positions])))[0]
-    singles = [images[i : i + 1].contiguous(memory_format=torch.channels_last) for i in range(len(images))]
+    singles = [images[i : i + 1].contiguous(memory_format=memory_format) for i in range(len(images))]
     times: list[float] = []
     with torch.inference_mode(), place.autocast():
         for image in itertools.islice(itertools.cycle(singles), WARM_UP):

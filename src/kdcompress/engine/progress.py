@@ -154,7 +154,7 @@ class Terminal:
             self.live.start()
 
     def note(self, text: str) -> None:
-        self.console.print(text, markup=False, soft_wrap=True)
+        self.console.print(text, markup=False, emoji=False, soft_wrap=True)
         sys.stderr.flush()
 
     def detail(self, text: str) -> None:

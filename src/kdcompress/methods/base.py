@@ -153,6 +153,12 @@ class StudentTask(TrainingTask):
         self.trainable_module = nn.parallel.DistributedDataParallel(self.trainable_module, device_ids=device_ids, **ddp)
         return self
 
+    def update_ema(self, step: int | None = None) -> None:
+        """Take the student's weights into their moving average; of a user's own wrapper all, not what is inside."""
+        if self.has_ema():
+            average = self.get_trainable_module(ema=True)
+            average.update(unwrapped(self.get_trainable_module()), step=step)  # type: ignore[union-attr, operator]
+
     def adapted(self, x: Tensor) -> Tensor:
         """A batch in the student's preprocessing."""
         return x if self.adapter is None else self.adapter(x)

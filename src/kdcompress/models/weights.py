@@ -93,7 +93,8 @@ def _misfit(source: Path, detail: str, model: nn.Module, state: Mapping[str, Ten
     if re.search(r"-\d+-of-\d+\.", source.name):
         remedy = "It is one of several files: give their folder, or the index beside them (….index.json)."
     elif own & heads and not state.keys() & heads and own - state.keys() <= heads:
-        others = [name for name in state if name not in own]
+        layers = tuple(f"{name.rpartition('.')[0]}." for name in heads)
+        others = [name for name in state if name.startswith(layers)]
         remedy = "It has no classifier: give a fine-tuned network, or fine-tune it with kdcompress train-teacher."
         if others:
             code = "build the network in a function of yours, and give py:MODULE:FUNCTION"

@@ -57,6 +57,8 @@ def _front_matter(facts: Facts) -> dict[str, Any]:
         front["tags"].append("early-exit")
     if found.teacher is not None and found.teacher.startswith(HUB):
         front["base_model"] = found.teacher.removeprefix(HUB)
+    if found.agreement:  # with a teacher: no accuracy that could be compared with others'
+        return front
     results = [{"task": task, "dataset": dataset, "metrics": metrics}]
     return {**front, "model-index": [{"name": facts.name, "results": results}]}
 

@@ -126,7 +126,7 @@ def _promised(promise: dict[str, Any] | None) -> list[str]:
 def _seen(found: ReportResult, promise: dict[str, Any] | None) -> list[str]:
     if found.full_top1 is None:
         return []
-    loss = found.full_top1 - found.top1
+    loss = round(found.full_top1 - found.top1, 4)
     start = f"On the {found.split} split, the gate has {found.top1:.2f} % and all members {found.full_top1:.2f} %: "
     text = start + (f"{loss:.2f} points lost." if loss > 0 else f"{-loss:.2f} points gained." if loss else "none lost.")
     if promise is not None and promise.get("p_value") is not None and loss > float(promise["max_drop"]):

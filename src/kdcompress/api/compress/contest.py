@@ -191,7 +191,7 @@ class Contest:
     @property
     def _left(self) -> float:
         """Seconds of the time budget for trainings to come."""
-        return usable(self.seconds) - self.before - (time.perf_counter() - self.began)
+        return usable(self.seconds) - self.costs.after - self.before - (time.perf_counter() - self.began)
 
     def _fitting(self, cost: float, left: float, otherwise: int = MOST_EPOCHS) -> int:
         """Epochs of ``cost`` seconds that fit into the time that is left; without a budget ``otherwise``.

@@ -47,11 +47,13 @@ class Costs:
         training: By the key of the student; with the teacher's part, where its outputs are not cached.
         teacher: Per view.
         fine_tuning: Of the teacher in all, before anything else.
+        after: In all, after the last training: the score on the test split and the report.
     """
 
     training: dict[str, float]
     teacher: float
     fine_tuning: float = 0.0
+    after: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -170,7 +172,8 @@ class Plan:
         commands = PER_COMMAND * (2 * len(list(self.students())) + 4)
         short = self._trial_seconds(epochs, costs) if self.has_trials else 0.0
         looked = 2 * self.focus_seconds(costs)  # before a trial, and before the last training
-        return costs.fine_tuning + short + epochs * final + self.views(epochs) * costs.teacher + commands + looked
+        once = costs.fine_tuning + commands + looked + costs.after
+        return once + short + epochs * final + self.views(epochs) * costs.teacher
 
     def focus_seconds(self, costs: Costs) -> float:
         """Estimated: what it takes to see which images the first member is least sure of."""

@@ -15,8 +15,9 @@ from kdcompress.api.benchmark import benchmark
 from kdcompress.api.compress.candidates import RESIZED, Student, Students
 from kdcompress.api.compress.commands import SHARED, Commands
 from kdcompress.api.compress.contest import Limit
-from kdcompress.api.compress.plan import FOCUS_STEPS, TEACHER, UNTIL_ENOUGH, Costs, Plan
+from kdcompress.api.compress.plan import FOCUS_STEPS, FORWARD_SHARE, TEACHER, UNTIL_ENOUGH, Costs, Plan
 from kdcompress.api.compress.probe import forward_seconds, training_seconds
+from kdcompress.api.evaluate import PASSES
 from kdcompress.api.fitting import check_channels, check_classes, has_other_classes, open_data
 from kdcompress.api.inputs import is_fixed
 from kdcompress.api.reference import inherit
@@ -106,7 +107,9 @@ class Prospect:
 
         def spelled(least: float) -> str:
             """The budget that would allow a share of the teacher's MACs, in the unit of the one that was given."""
-            return f"{flag} {least:g}" if name != "target_ms" else f"about {flag} {value * least / share:.3g}"
+            if name == "target_ms":
+                return f"about {flag} {value * least / share:.3g}"
+            return f"--target-macs {least:g}"  # of --max-drop, half of the teacher's MACs
 
         steps = math.ceil(data.fit_size() / Schedule.of(TrainingOptions(), data.fit_size()).batch_size)
         plan = Plan.of(
@@ -215,7 +218,15 @@ class Prospect:
             tuning = FINE_TUNING_EPOCHS * TRAINING * images * self._with_reading(step)
         self.costs = Costs({}, teacher, tuning)
         self._measure(list(self.plan.students()), images)
-        return self.costs
+        return dataclasses.replace(self.costs, after=self._after(images))
+
+    def _after(self, images: int) -> float:
+        """Seconds after the trainings, when all test images are scored, and run once more for a report."""
+        if self.source.test is None:
+            return 0.0
+        looks = 1 + self.options.report
+        student = FORWARD_SHARE * max(self.costs.training.values(), default=0.0)
+        return len(self.source.test.labels) / images * looks * (self.costs.teacher + PASSES * student)
 
     def _measure(self, students: list[Student], images: int) -> None:
         """Seconds of an epoch of students, into the costs."""
@@ -255,6 +266,8 @@ def _share_of_time(options: CompressOptions, teacher: Network, wanted: float) ->
         UserError: The teacher itself is within the budget.
     """
     shared = {name: getattr(options, name) for name in SHARED if name in BenchmarkOptions.__dataclass_fields__}
+    if options.engine == "onnxruntime":
+        shared["precision"] = "auto"  # that of the trainings may be lower
     given = BenchmarkOptions(
         **shared,
         networks=(options.teacher,),

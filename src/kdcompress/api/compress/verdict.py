@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -105,7 +106,8 @@ def with_int8(result: CompressResult, file: Path, options: CompressOptions, repo
         "chosen": False,
     }
     if options.target_ms is not None:
-        _, row["ms"] = _milliseconds([str(result.run), str(file)], options, reporter)
+        on_cpu = dataclasses.replace(options, device="cpu", precision="auto")  # where exported files run
+        _, row["ms"] = _milliseconds([str(result.run), str(file)], on_cpu, reporter)
     row["within"] = _over(row, *options.budget) <= 0
     if row["within"] != own["within"]:
         reporter.note(f"Notice: {file.name} is {'within' if row['within'] else 'over'} the budget, the run is not.")
@@ -148,7 +150,7 @@ def _milliseconds(networks: list[str], options: CompressOptions, reporter: Repor
         engine=options.engine,
         split="calibration",
         device=options.device,
-        precision=options.precision,
+        precision="auto" if options.engine == "onnxruntime" else options.precision,
     )
     timed = benchmark(given, reporter=reporter).networks
     own = [row for row in timed if row["gated"] is not False]  # without those of gated runs with every member

@@ -32,7 +32,7 @@ from kdcompress.methods.base import Frozen
 from kdcompress.models import lenet
 from kdcompress.models.loading import Network, load_network
 from kdcompress.options import DistillOptions, TrainTeacherOptions
-from kdcompress.runs import WEIGHTS, RunFolder
+from kdcompress.runs import RECORD, WEIGHTS, RunFolder
 
 RECIPE: dict[str, Any] = {"model": "lenet5", "opt": "adamw", "lr": 4e-3, "augment": "none"}
 FORMAT = 2  # of the cached runs: with digests
@@ -86,17 +86,23 @@ def _trained(
                 if job.finished() is None:
                     train_on_labels(job)
 
-            try:
-                make(work)
-            except Interrupted as interrupted:
-                remedy = "Run the same command again: the lightweight teacher resumes where it stopped."
-                raise Interrupted(interrupted.path, remedy) from interrupted
-            except UserError as error:
-                if work.parent != cached.parent or (problem := _disk_error(error)) is None:
-                    raise
-                shutil.rmtree(work, ignore_errors=True)
-                work = _not_kept(cached, problem, reporter)
-                make(work)
+            for is_last in (False, True):
+                began = (work / RECORD).exists()
+                try:
+                    make(work)
+                    break
+                except Interrupted as interrupted:
+                    remedy = "Run the same command again: the lightweight teacher resumes where it stopped."
+                    raise Interrupted(interrupted.path, remedy) from interrupted
+                except UserError as error:
+                    problem = _disk_error(error)
+                    if is_last or work.parent != cached.parent or (problem is None and not began):
+                        raise
+                    shutil.rmtree(work, ignore_errors=True)
+                    if problem is None:  # damaged, or begun with other defaults
+                        reporter.note(f"Notice: the lightweight teacher is trained anew. {error.problem}")
+                    else:
+                        work = _not_kept(cached, problem, reporter)
             if work.parent == cached.parent:
                 work = _moved(work, cached)
     network = load_network(str(work))

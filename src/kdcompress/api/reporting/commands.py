@@ -33,6 +33,7 @@ OF_THE_JOB = {
     "dist_timeout",
     "workers",
     "cache_dir",
+    "data_dir",
     "plot",
     "log",
     "tensorboard",

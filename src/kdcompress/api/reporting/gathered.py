@@ -104,17 +104,23 @@ def gather(networks: list[Network], options: ReportOptions, place: Place, report
     runner = _Runner(source, split, options, place, reporter)
     measured = runner.run(subject, "network", resize=True)
     gathered = Gathered(source, split, place, images, runner.ids, [Row(_name(subject), SUBJECT, measured)])
+    others = networks[1:]
     if (teacher := _teacher(gathered, runner, options)) is not None:
         gathered.rows.append(teacher)
-    gathered.rows += [
-        Row(_name(network), SINGLE, runner.run(network, "network", resize=True)) for network in networks[1:]
-    ]
+        known = _identity(teacher.measured.network)
+        others = [network for network in others if _identity(network) != known]
+    gathered.rows += [Row(_name(network), SINGLE, runner.run(network, "network", resize=True)) for network in others]
     if options.time is not False:
         timed = [row.measured.network for row in gathered.rows]
         times = milliseconds(timed, source, options, split, place, reporter)
         for row, (ms, full) in zip(gathered.rows, times, strict=True):
             row.ms, row.full_ms = ms, full
     return gathered
+
+
+def _identity(network: Network) -> tuple[str, Any]:
+    """What tells networks apart: weights, and a gate."""
+    return network.fingerprint(), network.model_args.get("gate")
 
 
 @dataclass

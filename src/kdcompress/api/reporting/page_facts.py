@@ -29,7 +29,7 @@ def page_facts(gathered: Gathered, result: ReportResult, options: ReportOptions)
     if gathered.source.is_raw:
         missing.append("Example images: the inputs of this network are not images.")
     if gathered.subject.ms is None:
-        missing.append("Milliseconds: left out, as was asked for (--no-time).")
+        missing.append("Milliseconds: not measured (--no-time).")
     if not lineage.trainings:
         missing.append("Training curves: no run of the lineage has a metrics.csv on this disk.")
     past = network.record.get("result") or {}

@@ -180,9 +180,9 @@ def _with_head(best: _Candidate, state: State, model: nn.Module) -> Fit:
         return best.fit
     beside = {name: state[name] for name in best.rest}
     inside = {name: value for name, value in fitted.items() if name.startswith(f"{classifier}.")}
-    head, tensors = _linear_in(beside), beside
-    if not head and len(inside) == 2:  # what else has weights would be lost
-        head, tensors = _linear_in(inside), inside
+    head, tensors = ("", inside) if inside else (_linear_in(beside), beside)
+    if len(inside) == 2:  # what else has weights would be lost
+        head = _linear_in(inside)
     if not head or tensors[f"{head}.weight"].shape[1:] != own[missing[0]].shape[1:]:
         return best.fit
     kept = {name: value for name, value in fitted.items() if name not in inside}
