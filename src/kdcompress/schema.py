@@ -122,6 +122,7 @@ class Recipe(TypedDict, total=False):
     opt: Name
     lr: float
     batch_size: int
+    views: int
     alpha: float
     temperature: float
     label_smoothing: float

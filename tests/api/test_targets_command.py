@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -205,6 +206,24 @@ def test_a_resumed_run_keeps_its_views(tmp_path: Path, teacher: str) -> None:
         kdcompress.distill(**{**common, "target_views": 3}, resume=True)
     whole = kdcompress.distill(**{**common, "out": tmp_path / "whole"})
     assert same(kdcompress.distill(**common, resume=True), whole)
+
+
+def test_a_resumed_run_keeps_the_views_that_were_chosen_for_it(
+    tmp_path: Path, teacher: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With a smaller --cache-size it was refused, for an option that nobody had given."""
+    common = {**COMMON, "teacher": teacher, "out": tmp_path / "run", "target_views": "auto"}
+
+    class Stops(Silent):
+        def epoch(self, row: dict[str, Any]) -> None:
+            raise KeyboardInterrupt
+
+    module = sys.modules["kdcompress.api.targets"]
+    monkeypatch.setattr(module, "choose_views", lambda *_: 2)
+    with pytest.raises(KeyboardInterrupt):
+        kdcompress.distill(**common, reporter=Stops())
+    monkeypatch.setattr(module, "choose_views", lambda *_: 0)
+    assert kdcompress.distill(**common, resume=True).target_views == 2
 
 
 class Unsteady(nn.Module):

@@ -329,10 +329,12 @@ class Job(Generic[JobOptions]):
             numerics = numerics_of(
                 run, number, task, prepared.batches, place, note, may_choose=options.precision == "auto"
             )
-            recipe = {**vars(plan), **task.hyperparameters(), "augment": prepared.batches.augment}
+            known = _views_of(run, number)  # of a resumed training, whatever room the cache has now
             batches, calibration = with_cached_targets(
-                task, prepared.batches, prepared.calibration, data, options, plan.epochs, place, note
+                task, prepared.batches, prepared.calibration, data, options, plan.epochs, place, note, known
             )
+            images = {"augment": prepared.batches.augment, "views": batches.views or 0}
+            recipe = {**vars(plan), **task.hyperparameters(), **images}
             student = _student(task)
             title = f"{self.command} {architecture} {phases[number].name}".rstrip()
             with contextlib.ExitStack() as modes:
@@ -412,6 +414,12 @@ class Job(Generic[JobOptions]):
             "versions": versions(),
             **job_key(),
         }
+
+
+def _views_of(run: RunFolder, phase: int) -> int | None:
+    """Number of views that a phase was begun with; None where that is not recorded."""
+    views = from_main(lambda: run.record().get(RECIPE, {}).get(str(phase), {}).get("views"))
+    return None if views is None else int(views)
 
 
 def _check_schedule(options: TrainingOptions) -> None:

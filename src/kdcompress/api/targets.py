@@ -42,11 +42,18 @@ def with_cached_targets(
     epochs: int,
     place: Place,
     note: Callable[[str], None],
+    known: int | None = None,
 ) -> tuple[TrainBatches | CachedBatches, EvalBatches | CachedEval]:
-    """Batches that carry the cached outputs of a task's frozen networks, if that was asked for or saves time."""
+    """Batches that carry the cached outputs of a task's frozen networks, if that was asked for or saves time.
+
+    Args:
+        known: The number of views that the training was begun with, if it was; for ``--target-views auto``.
+    """
     if not isinstance(options, TargetOptions) or not task.frozen():
         return batches, calibration
-    views = from_main(lambda: choose_views(task, batches, options, epochs, data.source.num_classes, note))
+    views = known if options.chosen_views is None else None
+    if views is None:
+        views = from_main(lambda: choose_views(task, batches, options, epochs, data.source.num_classes, note))
     if not views:
         return batches, calibration
     for network in task.frozen().values():
