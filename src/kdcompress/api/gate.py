@@ -83,13 +83,6 @@ def gate_calibrate(
     images = len(calibration.labels)
     calibration, measures = _measures(calibration, options)
     guaranteed = timing = bound = None
-    if knows_calibration(network, source, data.holdout):
-        what = "the gate may" if options.confidence_level is None else "the guarantee does not hold, and the gate may"
-        how = "cost more" if options.target_macs is not None else "lose more"
-        reporter.note(
-            "Notice: the cascade, or what it started from, may have been trained on the calibration images; "
-            f"{what} {how} on new ones."
-        )
     if options.target_ms is not None:
         timed = Device(calibration, options.engine, options.batch_size or 1, place, reporter)
         measure, chosen, timing = gate_within(calibration, measures, options.target_ms, timed, reporter)
@@ -112,6 +105,13 @@ def gate_calibrate(
         curve = search(scores, measure, max_drop=options.max_drop)[1]
         if all(limit is None for limit in guaranteed.thresholds):
             reporter.note(f"Notice: every member runs: {_why_none(guaranteed, images)}.")
+    if knows_calibration(network, source, data.holdout):
+        what = "the gate may" if options.confidence_level is None else "the guarantee does not hold, and the gate may"
+        how = "cost more" if options.target_macs is not None else "lose more"
+        reporter.note(
+            "Notice: the cascade, or what it started from, may have been trained on the calibration images; "
+            f"{what} {how} on new ones."
+        )
     stem = f"gated-{network.path.name if network.path else network.architecture}"
     with claimed(options, stem, place, reporter) as run:
         if place.is_main:

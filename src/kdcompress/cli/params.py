@@ -60,7 +60,7 @@ def _annotation(option_set: type[Options], field: dataclasses.Field[Any]) -> Any
     if meta["choices"]:
         help_text += f": {', '.join(meta['choices'])}"
     if not meta["argument"] and field.default not in (None, ()) and field.default is not False:
-        help_text += f" (default: {field.default})"
+        help_text += f" (default: {'on' if field.default is True else field.default})"
     help_text = help_text.replace("[", r"\[")  # or Rich would take it for markup
     common: dict[str, Any] = {"help": help_text, "show_default": False, "autocompletion": completer(field)}
     if meta["argument"] and typing.get_origin(kind) is tuple:
