@@ -79,6 +79,8 @@ def replaced(content: Any, path: tuple[Any, ...], value: str) -> Any:
 def unmarked(here: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], bool]:
     """Whether none of the code has run."""
     monkeypatch.syspath_prepend(str(here))
+    monkeypatch.setattr(trust, "_typed", set())  # other tests of this process have typed such names
+    monkeypatch.delitem(sys.modules, "evil", raising=False)
     code = "from pathlib import Path\nPath('ran').touch()\ndef make(**given): Path('ran').touch()\n"
     (here / "evil.py").write_text(code)
     imported: list[str] = []
