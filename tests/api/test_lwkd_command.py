@@ -57,6 +57,14 @@ def quick(monkeypatch: pytest.MonkeyPatch, epochs: int = 1) -> None:
     monkeypatch.setattr(light_teacher, "_data", lambda classes: f"synth-digits:{classes},n=2000")
 
 
+class Stops(Heard):
+    """Asks the training to stop after its second epoch."""
+
+    def epoch(self, row: dict[str, Any]) -> None:
+        if row["epoch"] == 2:
+            os.kill(os.getpid(), signal.SIGINT)
+
+
 def test_the_lightweight_teacher_is_trained_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Seconds for each student would be the price of a method whose promise is that they are spent once."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
@@ -102,11 +110,6 @@ def test_an_interrupted_teacher_training_resumes(tmp_path: Path, monkeypatch: py
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     quick(monkeypatch, epochs=3)
 
-    class Stops(Heard):
-        def epoch(self, row: dict[str, Any]) -> None:
-            if row["epoch"] == 2:
-                os.kill(os.getpid(), signal.SIGINT)
-
     with pytest.raises(Interrupted) as caught:
         kdcompress.distill(**COMMON, out=str(tmp_path / "run"), teacher_top1=100, reporter=Stops())
     assert "same command again" in caught.value.remedy
@@ -140,11 +143,6 @@ def test_a_teacher_that_cannot_be_gone_on_with_is_trained_anew(tmp_path: Path, m
     """A damaged checkpoint in a hidden folder of the cache would stop every later training of this kind."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     quick(monkeypatch, epochs=3)
-
-    class Stops(Heard):
-        def epoch(self, row: dict[str, Any]) -> None:
-            if row["epoch"] == 2:
-                os.kill(os.getpid(), signal.SIGINT)
 
     once = {**COMMON, "epochs": 1, "teacher_top1": 100}
     with pytest.raises(Interrupted) as caught:

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from kdcompress.api.check import check_engine, check_named
+from kdcompress.api.check import check_engine, check_named, check_on_cpu
 from kdcompress.api.fitting import open_data, resize_input
 from kdcompress.api.inputs import note_assumed, settle_input
 from kdcompress.api.recorded_split import recorded_split
@@ -51,9 +51,9 @@ def benchmark(
     _check(options)
     references = [resolve(name) for name in options.networks]
     files = [each for each in references if is_onnx(each)]
-    if files and options.device not in ("auto", "cpu"):
-        problem = f"--device {options.device}: an exported file runs on the CPU ({files[0]})."
-        raise usage_error(problem, "Leave it out; the runs beside it are then timed on the CPU, too.")
+    if files:
+        remedy = "Leave it out; the runs beside it are then timed on the CPU, too."
+        check_on_cpu(options.device, f"an exported file runs on the CPU ({files[0]})", remedy)
     device = "cpu" if files or options.engine == "onnxruntime" else options.device
     place = start(device, "fp32" if options.precision == "auto" else options.precision, options.patience)
     if place.world > 1:

@@ -93,11 +93,18 @@ def check_exported(options: EvalOptions | PredictOptions, *unused: str) -> None:
     for name in unused:
         if getattr(options, name) is not None:
             raise meaningless(name, "an exported file")
-    if options.device not in ("auto", "cpu"):
-        raise usage_error(f"--device {options.device}: an exported file runs on the CPU.", "Leave it out.")
+    check_on_cpu(options.device, "an exported file runs on the CPU")
     if options.precision not in ("auto", "fp32"):
         problem = f"--precision {options.precision}: an exported file keeps the precision of its export."
         raise usage_error(problem, "Leave it out.")
+
+
+def check_on_cpu(device: str, why: str, remedy: str = "Leave it out.") -> None:
+    """Raises:
+    UserError: Another device was asked for.
+    """
+    if device not in ("auto", "cpu"):
+        raise usage_error(f"--device {device}: {why}.", remedy)
 
 
 def check_named(networks: Sequence[str], arch: Sequence[str]) -> None:
@@ -124,8 +131,7 @@ def check_engine(options: BenchmarkOptions | GateCalibrateOptions) -> None:
     """
     if options.engine == "onnxruntime":
         check_extra("--engine onnxruntime", "onnx", "onnxscript", "onnxruntime")
-        if options.device not in ("auto", "cpu"):
-            raise usage_error(f"--device {options.device}: ONNX Runtime runs on the CPU here.", "Leave it out.")
+        check_on_cpu(options.device, "ONNX Runtime runs on the CPU here")
         if options.precision not in ("auto", "fp32"):
             problem = f"--precision {options.precision}: what ONNX Runtime gets is exported in fp32."
             raise usage_error(problem, "Leave it out.")

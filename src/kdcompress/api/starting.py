@@ -7,7 +7,7 @@ from typing import Any
 
 from kdcompress.api.fitting import has_other_names
 from kdcompress.api.inputs import is_fixed, settle_input
-from kdcompress.api.teacher import SEEN, may_have_seen_calibration
+from kdcompress.api.teacher import SEEN, knows_calibration
 from kdcompress.data import DataSource, choose_size
 from kdcompress.data.prepared import HOLDOUT
 from kdcompress.digests import digest_of
@@ -58,7 +58,7 @@ def started(
             f"{len(ours)}, so its classifier is kept."
         )
     alike = same_number and not has_other_names(given, source)
-    if alike and may_have_seen_calibration(given, source.spec, source.fingerprint, options.holdout or HOLDOUT):
+    if alike and knows_calibration(given, source, options.holdout or HOLDOUT):
         has_seen(network, given.reference, note)
     return network
 

@@ -60,8 +60,8 @@ def as_teacher(network: Network, source: DataSource, options: DataOptions, repor
     return Teacher(network, {**entry, "input_size": list(network.input_size), "input": network.prep.described()})
 
 
-def start_from(teacher: Teacher, student: Network, data: Data, reporter: Reporter) -> None:
-    """Copy the teacher's layers that fit into a student.
+def start_from(teacher: Teacher, student: Network, data: Data, reporter: Reporter) -> bool:
+    """Copy the teacher's layers that fit into a student, and say whether there were enough of them.
 
     Args:
         data: The student's data, to tell whether the teacher may have been trained on its calibration images.
@@ -73,14 +73,15 @@ def start_from(teacher: Teacher, student: Network, data: Data, reporter: Reporte
         if not isinstance(teacher.network.model, Staged):
             hint = "a shallower network of the same family and width would fit"
         reporter.note(f"Notice: {spec} is initialised randomly: {share:.0%} of its parameters fit the teacher; {hint}.")
-        return
+        return False
     reporter.note(f"{spec} starts from the teacher's weights: {share:.0%} of its parameters")
-    if may_have_seen_calibration(teacher.network, data.source.spec, data.source.fingerprint, data.holdout):
+    if knows_calibration(teacher.network, data.source, data.holdout):
         student.record = {**student.record, SEEN: True}
         reporter.note(
             "Notice: the teacher may have been trained on the calibration images; a student that starts from it then "
             "scores higher on them than on new ones."
         )
+    return True
 
 
 def may_have_seen_calibration(network: Network, data: str | None, fingerprint: str, holdout: float) -> bool:

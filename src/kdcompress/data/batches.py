@@ -214,7 +214,7 @@ class StreamImages:
         if not len(batches):  # an epoch that a signal stopped after its last step: some versions of timm fail
             return iter(())
         dataset = _ViewDataset(self.images, self.ids, self.prep.channels, transform, seed, view, flip)
-        largest = max(map(len, batches), default=0) * self.prep.channels * math.prod(self.prep.size)
+        largest = max(map(len, batches)) * self.prep.channels * math.prod(self.prep.size)
         roomy = shared_memory_holds(AHEAD * self.workers * largest)
         loader = DataLoader(
             dataset,

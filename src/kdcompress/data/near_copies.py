@@ -15,6 +15,7 @@ import numpy as np
 from PIL import Image
 
 from kdcompress.data.exif import upright
+from kdcompress.data.images import UNREADABLE, decoding
 from kdcompress.digests import check_plain
 from kdcompress.threads import available
 
@@ -88,11 +89,11 @@ def _picture(file: str) -> np.ndarray | None:
     """The grey picture of an image, uint8 [H * W]; None if it cannot be read, which reading the split names."""
     try:
         check_plain(file)
-        with Image.open(file) as image:
+        with decoding(), Image.open(file) as image:
             image.draft("L", (2 * WIDTH, 2 * HEIGHT))  # of a JPEG only as many pixels as are needed
             grey = upright(image).convert("L")
             return np.asarray(grey.resize((WIDTH, HEIGHT), Image.Resampling.BOX)).reshape(-1)
-    except Exception:  # what decoders raise for damaged files is open-ended
+    except UNREADABLE:
         return None
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -110,8 +111,11 @@ def unlabelled_images(folder: str, source: DataSource) -> Unlabelled:
 def _not_copied(files: list[str], source: DataSource) -> list[str]:
     """The files that are no copies of labelled images, where those are files, too."""
     splits = [part for part in (source.train, source.test) if isinstance(part, FileImages)]
-    sizes = {state_of(path)[0] for path in files}
-    known = [path for part in splits for path in part.paths if state_of(path)[0] in sizes]
-    every = known + files
-    first = same_bytes(every, [state_of(path)[0] for path in every])
+    sizes = [state_of(path)[0] for path in files]
+    wanted, known, of_known = set(sizes), list[str](), list[int]()
+    for path in itertools.chain.from_iterable(part.paths for part in splits):
+        if (size := state_of(path)[0]) in wanted:
+            known.append(path)
+            of_known.append(size)
+    first = same_bytes(known + files, of_known + sizes)
     return [path for path, index in zip(files, first[len(known) :], strict=True) if index >= len(known)]

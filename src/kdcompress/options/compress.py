@@ -91,6 +91,11 @@ class CompressOptions(
         return given[0]
 
     @property
+    def timed_precision(self) -> str:
+        """Precision of what is timed: the trainings' own, but ONNX Runtime gets networks in fp32."""
+        return "auto" if self.engine == "onnxruntime" else self.precision
+
+    @property
     def time_limit(self) -> float:
         """As :func:`~kdcompress.options.groups.time_limit`."""
         return time_limit(self.time_budget)

@@ -93,8 +93,8 @@ class Commands:
     def gate(self, name: str, run: str, limit: dict[str, Any]) -> GateResult:
         """A gate for the cascade ``run``."""
         own = {"run": run, "measure": "auto", **limit}
-        if own.get("engine") == "onnxruntime":
-            own["precision"] = "auto"  # that of the trainings may be lower
+        if "engine" in own:
+            own["precision"] = self.options.timed_precision
         if self.options.target_macs is not None:
             own["confidence_level"] = KEPT
         return self._run(name, "gate-calibrate", gate_calibrate, GateCalibrateOptions, own, GateResult)

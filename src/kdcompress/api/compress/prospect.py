@@ -22,7 +22,7 @@ from kdcompress.api.fitting import check_channels, check_classes, has_other_clas
 from kdcompress.api.inputs import is_fixed
 from kdcompress.api.reference import inherit
 from kdcompress.api.targets import VIEWS, gib
-from kdcompress.api.teacher import Teacher, as_teacher, load_teacher, may_have_seen_calibration
+from kdcompress.api.teacher import Teacher, as_teacher, knows_calibration, load_teacher
 from kdcompress.data import Data, DataSource, choose_channels, choose_size, unlabelled_images
 from kdcompress.engine.distributed import Place
 from kdcompress.engine.plan import Plan as Schedule
@@ -85,9 +85,7 @@ class Prospect:
         teacher = as_teacher(network, source, options, reporter)
         more = None if options.unlabelled is None else unlabelled_images(options.unlabelled, source)
         data = Data(source, network.prep, options, place.device, note=reporter.note, unlabelled=more)
-        seen = not (fine_tunes or source.agreement) and may_have_seen_calibration(
-            network, source.spec, source.fingerprint, data.holdout
-        )
+        seen = not (fine_tunes or source.agreement) and knows_calibration(network, source, data.holdout)
         name, value = options.budget
         if seen and name == "max_drop":
             problem = f"--max-drop needs images that the teacher {network.reference} has not seen, and it may have"
@@ -266,10 +264,8 @@ def _share_of_time(options: CompressOptions, teacher: Network, wanted: float) ->
         UserError: The teacher itself is within the budget.
     """
     shared = {name: getattr(options, name) for name in SHARED if name in BenchmarkOptions.__dataclass_fields__}
-    if options.engine == "onnxruntime":
-        shared["precision"] = "auto"  # that of the trainings may be lower
     given = BenchmarkOptions(
-        **shared,
+        **{**shared, "precision": options.timed_precision},
         networks=(options.teacher,),
         arch=(teacher.arch,) if teacher.arch else (),
         input_size="x".join(map(str, teacher.input_size)),

@@ -150,7 +150,7 @@ def _milliseconds(networks: list[str], options: CompressOptions, reporter: Repor
         engine=options.engine,
         split="calibration",
         device=options.device,
-        precision="auto" if options.engine == "onnxruntime" else options.precision,
+        precision=options.timed_precision,
     )
     timed = benchmark(given, reporter=reporter).networks
     own = [row for row in timed if row["gated"] is not False]  # without those of gated runs with every member

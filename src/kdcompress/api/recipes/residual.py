@@ -96,8 +96,7 @@ class Residual:
         options, base, teacher, data = job.options, self.base, self.teacher, self.data
         assert isinstance(base.model, ResidualCascade)
         member = self.member(arch, options.seed, job.reporter.note)
-        if options.from_teacher:
-            start_from(teacher, member, data, job.reporter)
+        if options.from_teacher and start_from(teacher, member, data, job.reporter):
             theirs = teacher.network.prep
             if (theirs.mean, theirs.std) != (data.prep.mean, data.prep.std):
                 job.reporter.note(

@@ -180,9 +180,8 @@ def _with_head(best: _Candidate, state: State, model: nn.Module) -> Fit:
         return best.fit
     beside = {name: state[name] for name in best.rest}
     inside = {name: value for name, value in fitted.items() if name.startswith(f"{classifier}.")}
-    head, tensors = ("", inside) if inside else (_linear_in(beside), beside)
-    if len(inside) == 2:  # what else has weights would be lost
-        head = _linear_in(inside)
+    tensors = inside or beside
+    head = _linear_in(tensors) if len(inside) in (0, 2) else ""  # of more, the others would be lost
     if not head or tensors[f"{head}.weight"].shape[1:] != own[missing[0]].shape[1:]:
         return best.fit
     kept = {name: value for name, value in fitted.items() if name not in inside}
