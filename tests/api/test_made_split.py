@@ -114,6 +114,20 @@ def test_small_images_are_not_reduced_in_silence(
     assert not said or "input_size=48x48" in notes[0] or "--input-size 48x48" in notes[0]
 
 
+@pytest.mark.parametrize(
+    ("given", "said"), [({}, True), ({"input_size": "32"}, False), ({"model": "test_resnet"}, False)]
+)
+def test_photos_are_not_made_tiny_in_silence(given: dict[str, Any], said: bool, photos: Path, tmp_path: Path) -> None:
+    """The default student is a network for thumbnails, and photos would be reduced to 32 pixels."""
+    for number, file in enumerate(sorted(photos.glob("*/*.png"))):
+        Image.open(file).resize((240 + number, 320)).save(file)
+    heard = Heard()
+    kdcompress.train_teacher(
+        data=str(photos), out=str(tmp_path / "t"), reporter=heard, **{"model": TINY, **FAST, **given}
+    )
+    assert any("photos are reduced to 32x32" in note and "--model resnet18" in note for note in heard.notes) == said
+
+
 @pytest.mark.parametrize("way", ["dots", "link", "moved"])
 def test_the_division_belongs_to_the_folder_whatever_it_is_called(photos: Path, tmp_path: Path, way: str) -> None:
     """With another path to the same photos, images that were trained on would come into the test split."""

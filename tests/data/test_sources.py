@@ -22,6 +22,7 @@ from cli.shell import photos
 from kdcompress import trust
 from kdcompress.data.images import FileImages
 from kdcompress.data.preprocess import read_image
+from kdcompress.data.source import DataSource
 from kdcompress.data.sources import load_source
 from kdcompress.errors import UserError
 
@@ -200,6 +201,42 @@ def test_eight_and_sixteen_bit_grey_together_are_grey(make_folder: MakeFolder) -
     assert load_source(str(root)).channels == 1
 
 
+def _index(source: DataSource, name: str) -> int:
+    return next(i for i in range(len(source.train.labels)) if source.train.name(i).endswith(name))
+
+
+def test_sixteen_bit_images_are_scaled_alike(make_folder: MakeFolder) -> None:
+    """A dark image would come out brighter than a bright one."""
+    root = make_folder(mode="L")
+    for number, value in enumerate((200, 300, 40_000)):
+        path = root / "train" / "bee" / f"{number}.png"
+        Image.fromarray(np.full((12, 10), value, dtype=np.uint16)).save(path)
+    source = load_source(str(root))
+    indices = [_index(source, f"bee/{number}.png") for number in range(3)]
+    values = [np.asarray(read_image(source.train, index, 1)) for index in indices]
+    assert [int(each.max()) for each in values] == [0, 1, 156]
+    assert not source.first_notes
+
+
+def test_twelve_bits_in_sixteen_are_noticed(make_folder: MakeFolder) -> None:
+    """Images of a 12-bit camera would be left four bits, in silence."""
+    root = make_folder(mode="L")
+    Image.fromarray(np.full((12, 10), 4_095, dtype=np.uint16)).save(root / "train" / "bee" / "0.png")
+    notes: list[str] = []
+    load_source(str(root)).tell(notes.append)
+    assert any("4095 of 65535" in note for note in notes)
+
+
+@pytest.mark.parametrize("value", [-1, 2**16])
+def test_more_bits_than_sixteen_are_refused(make_folder: MakeFolder, value: int) -> None:
+    """They would wrap around."""
+    root = make_folder(mode="L")
+    Image.fromarray(np.full((12, 10), value, dtype=np.int32)).save(root / "train" / "bee" / "0.tif")
+    source = load_source(str(root))
+    with pytest.raises(UserError, match="more than 16 bits"):
+        read_image(source.train, _index(source, "0.tif"), 1)
+
+
 @pytest.mark.parametrize(
     ("sizes", "expected"), [(((12, 10),), (12, 10)), (((12, 10), (10, 12)), None), (((9, 9), (9, 8)), None)]
 )
@@ -215,7 +252,7 @@ def test_a_bad_image_does_not_keep_a_folder_from_opening(make_folder: MakeFolder
     whole = (root / "train/ant/0.png").read_bytes()
     (root / "train/ant" / name).write_bytes({"n": b"no image", "t": whole[:100], "e": b""}[name[0]])
     source = load_source(str(root))
-    index = next(i for i in range(9) if source.train.name(i).endswith(name))
+    index = _index(source, name)
     assert source.size == (12, 10)
     with pytest.raises(UserError, match=f"ant/{name}: ") as caught:
         read_image(source.train, index, 3)

@@ -167,13 +167,15 @@ def with_channels(image: Image.Image, channels: int) -> Image.Image:
     """An image of any mode in grey (1) or colour (3).
 
     Raises:
-        ValueError: Pixels are floating-point numbers, whose range is not known.
+        ValueError: Pixels are floating-point numbers or have more than 16 bits: their range is not known.
     """
     if image.mode == "F":  # Pillow would clip them: those in [0, 1] are black
         raise ValueError("its pixels are floating-point numbers; convert it to 8 bits")
     if image.mode.startswith("I"):  # 16-bit grey, which Pillow would clip at 255
         values = np.asarray(image)
-        image = Image.fromarray((values >> 8 if values.max(initial=0) > 255 else values).astype(np.uint8))
+        if values.size and not 0 <= values.min() <= values.max() < 2**16:
+            raise ValueError("its pixels have more than 16 bits; convert it to 8 or 16 bits")
+        image = Image.fromarray((values >> 8).astype(np.uint8))  # all by one factor, whatever their own range
     return image.convert(IMAGE_MODES[channels])
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 
@@ -13,6 +14,7 @@ from kdcompress.data.images import UNREADABLE, ImageList, TensorItems
 from kdcompress.data.split_file import SplitFile
 
 DATA_DIR = "data"  # of named data sets, unless --data-dir says where
+DARK = 2**14  # a 16-bit image that never reaches a quarter of its range comes from fewer bits, or is underexposed
 
 
 @dataclass
@@ -24,6 +26,7 @@ class DataSource:
         class_names: In label order, where known.
         channels: 1 for grey, 3 for colour.
         size: (H, W) of the images where a sample of them agrees, else None.
+        side: The longer side of the sample's images, in pixels: their median.
         flip: False where mirrored images are known to belong to other classes; see :attr:`why_not_flipped`.
         fingerprint: Changes when the data do.
         former: The fingerprint that earlier versions gave the same training images, if it is another.
@@ -49,14 +52,21 @@ class DataSource:
     agreement: bool = False
     channels: int = field(init=False)
     size: tuple[int, int] | None = field(init=False)
+    side: int = field(init=False)
 
     def __post_init__(self) -> None:
         if isinstance(self.train, TensorItems):
             _, self.channels, height, width = self.train.inputs.shape
-            self.size = (height, width)
+            self.size, self.side = (height, width), max(height, width)
         else:
             shown = self.train if len(self.train.labels) or self.test is None else self.test
-            self.channels, self.size = _look_at(shown)
+            looked_at = _look_at(shown)
+            self.channels, self.size, self.side = looked_at.channels, looked_at.size, looked_at.side
+            if 0 <= looked_at.brightest < DARK:
+                self.first_notes.append(
+                    f"The brightest pixel of a sample of the 16-bit images is {looked_at.brightest} of 65535: they are "
+                    "dark, and lose detail in 8 bits. If your camera has fewer bits, scale its images to 16 first."
+                )
 
     def tell(self, note: Callable[[str], None]) -> None:
         """Say the notes that have not been said yet."""
@@ -79,15 +89,28 @@ class DataSource:
         return isinstance(self.train, TensorItems)
 
 
-def _look_at(images: ImageList, sample: int = 64) -> tuple[int, tuple[int, int] | None]:
-    """Channels and common (H, W) of a sample of the images; reading a split names those that cannot be read."""
-    modes, sizes = set(), set()
+class _LookedAt(NamedTuple):
+    """Of a sample of the images: as in :class:`DataSource`, and the largest value of 16-bit ones, else -1."""
+
+    channels: int
+    size: tuple[int, int] | None
+    side: int
+    brightest: int
+
+
+def _look_at(images: ImageList, sample: int = 64) -> _LookedAt:
+    """Look at a sample of the images; reading a split names those that cannot be read."""
+    modes, sizes, brightest = set(), [], -1
     for index in np.unique(np.linspace(0, len(images.labels) - 1, sample if len(images.labels) else 0).astype(int)):
         try:
             image = images.image(int(index))
+            if image.mode.startswith("I"):
+                brightest = max(brightest, int(np.asarray(image).max(initial=0)))
         except UNREADABLE:
             continue
         modes.add(image.mode)
-        sizes.add((image.height, image.width))
+        sizes.append((image.height, image.width))
     grey = all(mode in ("1", "L", "F") or mode.startswith("I") for mode in modes)
-    return (1 if modes and grey else 3), (sizes.pop() if len(sizes) == 1 else None)
+    alike = sizes[0] if len(set(sizes)) == 1 else None
+    side = int(np.median([max(size) for size in sizes])) if sizes else 0
+    return _LookedAt(1 if modes and grey else 3, alike, side, brightest)

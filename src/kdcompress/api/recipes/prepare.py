@@ -25,11 +25,12 @@ from kdcompress.data import (
 )
 from kdcompress.models.assemble import new_network
 from kdcompress.models.build import ModelSpec, default_config
-from kdcompress.models.loading import Network, Note
+from kdcompress.models.loading import Network
 from kdcompress.options import METHODS, DistillOptions, LogitOptions, TrainingOptions
 from kdcompress.options.methods import Method
 
 SMALL = 224  # pixels: larger photos are reduced by every network, which goes without saying
+TINY = 64  # pixels: networks made for images of up to this side are not made for photos
 
 
 def learner(
@@ -58,16 +59,23 @@ def learner(
     network = fresh(reference.text, source, options, channels, pretrained, like)
     if pretrained:
         check_seen(network, ModelSpec.parse(reference.text), job.reporter.note)
-    _note_reduced(network, source, options, job.reporter.note)
+    _note_reduced(network, source, job, flag)
     return network
 
 
-def _note_reduced(network: Network, source: DataSource, options: TrainingOptions, note: Note) -> None:
-    """Say that small images are made smaller still: at their own size a network may be far more accurate."""
+def _note_reduced(network: Network, source: DataSource, job: Job[JobOptions], flag: str) -> None:
+    """Say that small images are made smaller still, or photos tiny: another size, or network, may be more accurate."""
     own, size = source.size, network.prep.size
-    if options.input_size is not None or own is None or max(own) > SMALL or math.prod(size) >= math.prod(own):
+    if job.options.input_size is not None or source.is_raw:
         return
-    note(
+    if max(size) <= TINY < source.side and (own is None or max(own) > SMALL):
+        job.reporter.note(
+            f"Notice: photos are reduced to {size[0]}x{size[1]} pixels, the default of {network.architecture}. "
+            f"Of timm's networks for photos one is {flag} resnet18 --pretrained"
+        )
+    if own is None or max(own) > SMALL or math.prod(size) >= math.prod(own):
+        return
+    job.reporter.note(
         f"Notice: images of {own[0]}x{own[1]} pixels are reduced to {size[0]}x{size[1]}, the default of "
         f"{network.architecture}. To keep their size: --input-size {own[0]}x{own[1]}"
     )
