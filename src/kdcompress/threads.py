@@ -21,6 +21,8 @@ SPINS = 20_000  # for GNU's OpenMP, which PyTorch's Linux packages contain; cost
 SAMPLES, PAUSE = 6, 0.01  # samples of the machine's load, and seconds between them
 PROC, QUOTA = Path("/proc"), Path("/sys/fs/cgroup/cpu.max")
 
+_sharing = 1
+
 
 def spin_less(environment: MutableMapping[str, str]) -> None:
     """Let waiting threads go to sleep sooner, unless the user has set how they wait.
@@ -39,9 +41,25 @@ def free_cores() -> tuple[int, int]:
     return max(1, min(cores, (os.cpu_count() or 1) - running())), cores
 
 
+def usable() -> frozenset[int]:
+    """The cores that this process may run on."""
+    return frozenset(os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1))
+
+
+def share_cores(processes: int) -> None:
+    """Say how many processes of this job, this one among them, run on the cores of this one."""
+    global _sharing
+    _sharing = processes
+
+
+def share() -> int:
+    """Number of cores for this process: of those that it may use, its share of what its job uses."""
+    return max(1, available() // _sharing)
+
+
 def available() -> int:
     """Number of cores that this process may use, by its affinity and its container's quota."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = len(usable())
     with contextlib.suppress(OSError, ValueError):  # no control groups, or no quota ("max")
         quota, period = QUOTA.read_text().split()
         cores = min(cores, max(1, math.ceil(int(quota) / int(period))))

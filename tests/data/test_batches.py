@@ -530,15 +530,13 @@ def test_a_short_transfer_goes_without_crops(options: TrainingOptions, short: bo
     assert options.is_short_transfer == short
 
 
-@pytest.mark.parametrize(("here", "quota", "workers"), [("8", "max", 8), ("", "max", 4), ("8", "1600000", 2)])
-def test_readers_share_the_cores_of_their_host(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, here: str, quota: str, workers: int
+@pytest.mark.parametrize(("here", "quota", "workers"), [(8, "max", 8), (16, "max", 4), (8, "1600000", 2)])
+def test_readers_share_the_cores_that_their_processes_do(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, here: int, quota: str, workers: int
 ) -> None:
-    """Of two hosts with eight processes each, half of the cores would read no images; a container may have fewer."""
+    """Of two hosts with eight processes each, or where each process is bound to its cores, most would read nothing."""
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(64)), raising=False)
     monkeypatch.setattr(threads, "QUOTA", tmp_path / "cpu.max")
     threads.QUOTA.write_text(f"{quota} 100000")
-    monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
-    if here:
-        monkeypatch.setenv("LOCAL_WORLD_SIZE", here)
+    monkeypatch.setattr(threads, "_sharing", here)
     assert Data(load_source("digits"), GREY, DataOptions(), CPU, rank=0, world=16).workers == workers

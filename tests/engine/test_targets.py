@@ -20,13 +20,14 @@ from torch import Tensor, nn
 
 import kdcompress.models  # noqa: F401 - registers our networks
 from kdcompress.cache import ArrayStore
-from kdcompress.data import Data, EvalBatches, InputAdapter, TrainBatches, load_source
+from kdcompress.data import Data, EvalBatches, InputAdapter, Preprocess, TrainBatches, load_source
 from kdcompress.engine.distributed import Place
 from kdcompress.engine.targets import (
     CPU_BATCH,
     CachedBatches,
     CachedEval,
     Targets,
+    forward_batch,
     image_key,
     network_key,
     precision_error,
@@ -365,3 +366,11 @@ def test_images_that_cannot_be_read_are_no_stop(tmp_path: Path) -> None:
     with pytest.raises(OSError, match="Too many open files"):
         cached.prepare(0, never)
     assert not cached.prepare(0, lambda: True), "after a signal it is one"
+
+
+@pytest.mark.parametrize(("side", "batch"), [(32, 512), (224, 256), (384, 87), (2048, 16)])
+def test_large_images_are_scored_in_small_batches(side: int, batch: int) -> None:
+    """A teacher that was trained with --batch-size 16 would not fit when it is scored at the end, at any resume."""
+    prep = Preprocess((side, side), 3, (0.5,) * 3, (0.5,) * 3)
+    assert forward_batch(Place(torch.device("cuda"), "fp32"), prep) == batch
+    assert forward_batch(CPU, prep) == 128

@@ -45,7 +45,7 @@ def _answers(spec: str, network: Network, options: DataOptions) -> np.ndarray:
     place = start(getattr(options, "device", "auto"), "fp32")
     source = unanswered(spec, network.num_classes)
     settle_input(network, source, without_size(options), lambda _: None, "--teacher-arch")
-    batches = Data(source, network.prep, options, place.device).evaluation("test", forward_batch(place))
+    batches = Data(source, network.prep, options, place.device).evaluation("test", forward_batch(place, network.prep))
     logits, _ = collect(for_inference(network.model, place.device), batches, place)
     answers = np.zeros(len(source.test.labels) if source.test is not None else 0, dtype=np.int64)
     answers[batches.images.ids] = logits.argmax(-1).numpy()

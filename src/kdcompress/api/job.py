@@ -34,7 +34,7 @@ from kdcompress.data.source import DATA_DIR
 from kdcompress.data.sources import is_named
 from kdcompress.engine.compiling import check_compiler, compiled
 from kdcompress.engine.cores import take_free_cores
-from kdcompress.engine.distributed import Place, check_same, from_main, start
+from kdcompress.engine.distributed import Place, check_same, from_main, start, summed
 from kdcompress.engine.evaluate import Scores, collect, evaluate
 from kdcompress.engine.fit import RECIPE, fit, phase_of
 from kdcompress.engine.fp32_layers import in_fp32
@@ -291,7 +291,7 @@ class Job(Generic[JobOptions]):
             mild=options.is_short_transfer,
             chosen=chosen,
         )
-        calibration = data.evaluation("calibration", forward_batch(place))
+        calibration = data.evaluation("calibration", forward_batch(place, data.prep))
         synced = is_wanted(options.sync_bn, plan.batch_size, place)
         if place.world > 1:  # processes that differ would hang, or each train on other data
             splits = {"the fit split": batches.digest(), "the calibration split": calibration.digest()}
@@ -359,10 +359,13 @@ class Job(Generic[JobOptions]):
         if not trained.task.scale_is_open:
             return None
         trained.task.eval()
-        batches = data.alone().evaluation("calibration", forward_batch(self.place))
-        with in_fp32(student, trained.numerics.fp32_layers):
-            logits, labels = collect(trained.task.get_eval_model(), batches, self._computing(trained.numerics))
-        scale = from_main(lambda: best_scale(logits, labels))
+
+        def fitted() -> float:
+            batches = data.alone().evaluation("calibration", forward_batch(self.place, data.prep))
+            with in_fp32(student, trained.numerics.fp32_layers):
+                return best_scale(*collect(trained.task.get_eval_model(), batches, self._computing(trained.numerics)))
+
+        scale = from_main(fitted)
         return round(1 / scale, 6) if scale_classifier(layers, scale) else None
 
     def _score(self, trained: Trained) -> Scores:
@@ -392,10 +395,14 @@ class Job(Generic[JobOptions]):
     def energy(self, network: nn.Module, teacher: nn.Module, data: Data) -> float:
         """Energy of the residual between ``teacher`` and ``network``, on the whole calibration split, in fp32."""
         place = dataclasses.replace(self.place, precision="fp32")
-        batches = data.alone().evaluation("calibration", forward_batch(place))
-        teacher.to(place.device)
-        logits, _ = collect(network.to(place.device), batches, place)
-        return round(float(residual_energy(collect(teacher, batches, place)[0], logits)), 6)
+        of_teacher, of_network = teacher.to(place.device), network.to(place.device)
+        sums = torch.zeros(2, dtype=place.sum_dtype, device=place.device)
+        with torch.inference_mode(), place.autocast():
+            for x, _ in data.evaluation("calibration", forward_batch(place, data.prep)):
+                energy = residual_energy(of_teacher(x).float(), of_network(x).float())
+                sums += torch.stack([energy * len(x), torch.full_like(energy, len(x))]).to(sums)
+        total, count = summed(sums).tolist()
+        return round(total / count, 6)
 
     def _provenance(self, data: Data, teacher: Teacher | None, parent: Network | None) -> dict[str, Any]:
         return {

@@ -62,7 +62,7 @@ def polish(options: PolishOptions | None = None, /, *, reporter: Reporter | None
     options, past = job.options, network.record.get("result", {})
     place = job.place if options.precision != "auto" else dataclasses.replace(job.place, precision="fp32")
     images = Data(data.source, network.prep, options, place.device)
-    batches = images.evaluation("calibration", forward_batch(place))
+    batches = images.evaluation("calibration", forward_batch(place, network.prep))
     before = Calibration.of(network, images, batches, place).for_thresholds(gate.measured)
     scores = before.member_scores(gate.measured)
     own = outcome(scores, gate.measured, gate.thresholds)

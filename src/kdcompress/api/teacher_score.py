@@ -136,4 +136,5 @@ class TeacherScores:
         data = Data(self.source, network.prep, self.options, place.device)
         model = for_inference(network.model, place.device)
         with alone():
-            return round(evaluate(model, data.evaluation(self.split, forward_batch(place)), place).top1, 4)
+            batches = data.evaluation(self.split, forward_batch(place, network.prep))
+            return round(evaluate(model, batches, place).top1, 4)

@@ -353,6 +353,8 @@ def run(arguments: list[str]) -> int:
         if os.environ.get("KDCOMPRESS_DEBUG") == "1":
             raise
         status = _report(error, arguments)
+    if (distributed := sys.modules.get("kdcompress.engine.distributed")) is not None:  # else there are no peers
+        distributed.failed(status)
     return status
 
 

@@ -6,6 +6,7 @@ an epoch can be entered at any step. With several processes each takes its share
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import itertools
 import math
@@ -231,7 +232,15 @@ class StreamImages:
             channels=self.prep.channels,
             device=self.device,
         )
+        if self.device.type == "cuda":
+            prefetch.stream = _copy_stream(self.device)
         return iter(prefetch)
+
+
+@functools.cache
+def _copy_stream(device: torch.device) -> Any:
+    """The stream on which batches are copied. Memory that was used on one is kept for it: one for each pass adds up."""
+    return torch.cuda.Stream(device)
 
 
 class _Lists(Sampler[list[int]]):

@@ -17,7 +17,7 @@ from PIL import Image
 from kdcompress.data.exif import upright
 from kdcompress.data.images import UNREADABLE, decoding
 from kdcompress.digests import check_plain
-from kdcompress.threads import available
+from kdcompress.threads import share
 
 WIDTH, HEIGHT = 18, 16  # of the pictures; a cell of the hash is 2 x 2 of their pixels
 LEAST_CONTRAST = 4.0  # standard deviation, of 255 grey levels
@@ -74,7 +74,7 @@ def _pictures(files: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
     chunks = [files[start : start + AT_ONCE] for start in range(0, len(files), AT_ONCE)]
     pictures = np.zeros((len(files), WIDTH * HEIGHT), dtype=np.uint8)
     readable = np.zeros(len(files), dtype=bool)
-    with ThreadPoolExecutor(min(available(), 8)) as threads:  # Pillow decodes without the interpreter's lock
+    with ThreadPoolExecutor(min(share(), 8)) as threads:  # Pillow decodes without the interpreter's lock
         for index, picture in enumerate(itertools.chain.from_iterable(threads.map(_read, chunks))):
             if picture is not None:
                 pictures[index], readable[index] = picture, True

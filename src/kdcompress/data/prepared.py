@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import os
 import statistics
 import time
 from collections.abc import Callable
@@ -32,7 +31,7 @@ from kdcompress.data.splits import fit_calibration, rank_in_class
 from kdcompress.data.unlabelled import NONE, MixedImages, Unlabelled
 from kdcompress.errors import UserError, usage_error
 from kdcompress.options import DataOptions
-from kdcompress.threads import available
+from kdcompress.threads import share
 
 HOLDOUT = 0.1
 
@@ -85,8 +84,7 @@ class Data:
         """Processes that read images."""
         if self.options.workers is not None:
             return self.options.workers
-        here = min(int(os.environ.get("LOCAL_WORLD_SIZE", self.world)), self.world)  # the others are on other hosts
-        return min(max(available() // max(here, 1), 1), 8)
+        return min(share(), 8)
 
     def fit_size(self) -> int:
         """Number of images in the fit split."""

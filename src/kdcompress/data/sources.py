@@ -5,9 +5,11 @@ A source is a list of images that are read on demand; :mod:`kdcompress.data.batc
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,6 +23,7 @@ from kdcompress.data.map_source import has_labels, map_source
 from kdcompress.data.source import DATA_DIR, DataSource
 from kdcompress.data.split_file import SplitFile
 from kdcompress.errors import UserError, first_line, usage_error
+from kdcompress.locks import Lock
 from kdcompress.references import UNLABELLED
 from kdcompress.trust import PREFIX, import_callable
 
@@ -148,8 +151,9 @@ def _from_timm(spec: str, data_dir: str | None, download: bool) -> DataSource:
         return None
 
     try:
-        train = split("train", download)
-        test = split("validation", download) if spec.startswith("torch/") else held_out()
+        with _only_one(Path(data_dir or DATA_DIR)) if download else contextlib.nullcontext():
+            train = split("train", download)
+            test = split("validation", download) if spec.startswith("torch/") else held_out()
     except (Exception, AssertionError) as error:
         if isinstance(error, ImportError):
             remedy = "hfds/ needs pip install 'kdcompress[hf]'; other families need the package of their name."
@@ -160,6 +164,12 @@ def _from_timm(spec: str, data_dir: str | None, download: bool) -> DataSource:
     source = map_source(spec, train, test, flip="mnist" not in spec.lower())
     source.first_notes.extend(notes)
     return source
+
+
+def _only_one(root: Path) -> contextlib.AbstractContextManager[None]:
+    """Of the processes that download into a folder, one does, and the others find what it has fetched."""
+    root.mkdir(parents=True, exist_ok=True)
+    return Lock(root / ".download.lock").awaited(lambda: None)
 
 
 def _from_callable(spec: str) -> DataSource:

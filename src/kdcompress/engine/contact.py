@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import queue
+import re
 import shlex
 import socket
 import threading
@@ -54,6 +55,7 @@ class Contact:
         self.number = 0  # of the message: the same in all processes, for all send and receive in the same order
         self.waiting = self.is_lost = False
         self.run: Path | None = None
+        self.cause = ""  # of a collective that failed, if it was not that a peer is late
         self.left = threading.Event()
         self.calls: queue.SimpleQueue[tuple[Callable[[dist.Store], Any], queue.SimpleQueue[Any]]] = queue.SimpleQueue()
         store.set(f"host/{rank}", socket.gethostname())
@@ -158,8 +160,14 @@ class Contact:
             raise self._agreed_error(silent)
         return late
 
-    def lost(self) -> Lost:
-        """The error to raise where a collective failed; it names the processes that send no heartbeat."""
+    def lost(self, error: Exception) -> Lost:
+        """The error to raise where a collective failed; it names the processes that send no heartbeat.
+
+        Args:
+            error: PyTorch's. If all processes are alive, and it is about no time-out, it is itself the problem.
+        """
+        late = re.search(r"tim(e|ed)[ -]?out", str(error), re.IGNORECASE)
+        self.cause = "" if late else str(error).strip().splitlines()[-1]
         others = [rank for rank in range(self.world) if rank != self.rank]
         self.is_lost = True
         try:
@@ -180,6 +188,9 @@ class Contact:
         if self.rank in named:
             problem = f"The other processes lost contact with process {self.rank} on {self.hosts[self.rank]} and left."
             return Lost(problem, self._saved())
+        if not named and self.cause:
+            problem = f"The processes could not exchange data: {self.cause}"
+            return Lost(problem, f"In a container, raise --shm-size; NCCL_DEBUG=INFO shows more. {self._saved()}")
         if not named:
             problem = f"The processes are alive, but were not in step within {self.seconds:g} s."
             return Lost(problem, f"Give a longer --dist-timeout. {self._saved()}")

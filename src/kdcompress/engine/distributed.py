@@ -24,10 +24,12 @@ from kdcompress.engine.attempt import clean_store
 from kdcompress.engine.contact import Contact
 from kdcompress.engine.precision import Process, bf16_support, cpu_precision
 from kdcompress.errors import UserError, first_line, usage_error
+from kdcompress.threads import share_cores, usable
 
 T = TypeVar("T")
 
 USUAL_TIMEOUT = 300.0
+LOCAL_RANKS = ("LOCAL_RANK", "MPI_LOCALRANKID", "SLURM_LOCALID", "OMPI_COMM_WORLD_LOCAL_RANK")  # as timm reads them
 # in the errors of gloo, NCCL and PyTorch when a peer does not respond
 OF_PEERS = re.compile(
     r"gloo|NCCL|c10d|TCPStore|pair closure|Connection (closed|reset|refused)|Broken pipe", re.IGNORECASE
@@ -103,6 +105,7 @@ class _Peers:
     contact: Contact | None = None
     hidden = False
     restarted = False
+    status = 0
 
 
 def _join(device: str, seconds: float) -> None:
@@ -110,10 +113,8 @@ def _join(device: str, seconds: float) -> None:
     from timm.utils.distributed import world_info_from_env
 
     local, rank, world = world_info_from_env()
-    before = False
-    if device == "cuda":
-        torch.cuda.set_device(local)
-    if dist.is_initialized():
+    before, by_caller, by_launcher = False, dist.is_initialized(), any(name in os.environ for name in LOCAL_RANKS)
+    if by_caller:
         store, rank, world = dist.distributed_c10d._get_default_store(), dist.get_rank(), dist.get_world_size()
         contact = Contact(dist.PrefixStore("kdcompress", store), rank, world, seconds)
         contact.gather(b"")
@@ -134,10 +135,30 @@ def _join(device: str, seconds: float) -> None:
             ) from error
     Process.has_chosen_threads = True  # the launcher sets the number of threads per process
     contact.exchange_hosts()
+    here = [other for other, name in enumerate(contact.hosts) if name == contact.hosts[rank]]
+    os.environ.setdefault("LOCAL_WORLD_SIZE", str(len(here)))
     _Peers.contact = contact
     # unlike atexit, this also runs in processes that multiprocessing has started
     Finalize(None, _leave, args=(contact,), exitpriority=10)
+    if device == "cuda" and (by_launcher or not by_caller):
+        torch.cuda.set_device(_own_gpu(local if by_launcher else here.index(rank), contact.hosts[rank]))
+    cores = gather_objects(usable())
+    share_cores(sum(not cores[rank].isdisjoint(cores[other]) for other in here))
     _Peers.restarted = any(gather_objects(before or restarted()))
+
+
+def _own_gpu(local: int, name: str) -> int:
+    """The GPU of the process with this number on the host ``name``.
+
+    Raises:
+        UserError: It has more processes than GPUs.
+    """
+    count = torch.cuda.device_count()
+    if count == 1:  # launchers may show each process its own only
+        return 0
+    if local >= count:
+        raise usage_error(f"{name} has {count} GPUs for more processes than that.", "Start one process for each GPU.")
+    return local
 
 
 def restarted() -> bool:
@@ -251,7 +272,7 @@ def in_contact() -> Iterator[None]:
     except RuntimeError as error:
         if _Peers.contact is None or not OF_PEERS.search(str(error)):
             raise
-        raise _Peers.contact.lost() from error
+        raise _Peers.contact.lost(error) from error
 
 
 def summed(values: Tensor) -> Tensor:
@@ -289,16 +310,23 @@ def any_process(flag: bool, place: Place) -> bool:
     return bool(count.item())
 
 
+def failed(status: int) -> None:
+    """Say that this process ends by an error, with this exit status."""
+    _Peers.status = status
+
+
 def _leave(contact: Contact) -> None:
     """At the end of the process."""
-    if contact.is_lost:
-        # PyTorch's threads still wait for the lost process, and a normal exit would wait for those threads
+    if not contact.is_lost:
+        contact.leave()
+    if contact.is_lost or _Peers.status:
+        # A normal exit would wait for peers: PyTorch's threads for a lost one, and NCCL for all of them to end its
+        # communicator, while they wait for this process in a collective.
         for child in multiprocessing.active_children():
             child.kill()
         sys.stdout.flush()
         sys.stderr.flush()
-        os._exit(1)
-    contact.leave()
+        os._exit(_Peers.status or 1)
     if dist.is_initialized():
         dist.destroy_process_group()
 

@@ -26,11 +26,12 @@ import torch
 from torch import Tensor, nn
 
 from kdcompress.cache import ArrayStore
-from kdcompress.data import EvalBatches, TrainBatches
+from kdcompress.data import EvalBatches, Preprocess, TrainBatches
 from kdcompress.engine.distributed import Place, any_process, from_main, gather_objects, gather_rows, host, summed
 from kdcompress.engine.shared_folder import first_to_see
 from kdcompress.errors import first_line
 
+FORWARD_PIXELS, SMALLEST_FORWARD = 256 * 224 * 224, 16  # of a batch: a ConvNeXt-L in fp32 takes some 5 GB for as many
 FORWARD_BATCH, CPU_BATCH = 512, 128  # larger batches do not fit the caches of a CPU, which is then half as fast or less
 SEED = 0  # of the views, whatever the seed of the run, so that other runs can use them
 HALF_MAX, CHECKED = 65504.0, 256
@@ -243,7 +244,8 @@ class Targets:
             arrays: Filled with the outputs [N, W], by name; None where this process needs none.
         """
         count, world = self.count, self.place.world
-        chunks = np.array_split(np.arange(count), -(-count // (forward_batch(self.place) * world)))
+        size = forward_batch(self.place, getattr(self.batches.images, "prep", None))
+        chunks = np.array_split(np.arange(count), -(-count // (size * world)))
         parts = [chunk[self.place.rank :: world] for chunk in chunks]
         shown = time.monotonic()
         with torch.inference_mode(), self.place.autocast():
@@ -321,9 +323,16 @@ class CachedEval:
         return ((x, y, self.targets.rows_of(part)) for part, (x, y) in zip(parts, loaded, strict=True))
 
 
-def forward_batch(place: Place) -> int:
-    """Batch size for inference, whatever that of the training."""
-    return CPU_BATCH if place.device.type == "cpu" else FORWARD_BATCH
+def forward_batch(place: Place, prep: Preprocess | None) -> int:
+    """Batch size for inference, whatever that of the training: smaller for large images, on which a GPU would run out.
+
+    Args:
+        prep: Input of the networks; None where that is no image.
+    """
+    if place.device.type == "cpu":
+        return CPU_BATCH
+    pixels = math.prod(prep.size) if prep is not None else 1
+    return max(SMALLEST_FORWARD, min(FORWARD_BATCH, FORWARD_PIXELS // pixels))
 
 
 def precision_error(network: nn.Module, batches: TrainBatches, place: Place) -> float:
@@ -337,7 +346,8 @@ def precision_error(network: nn.Module, batches: TrainBatches, place: Place) -> 
     count = len(batches.images.ids)
     chosen = np.linspace(0, count - 1, min(count, CHECKED)).astype(int)  # the first images may all be of one class
     images = chosen[place.rank :: place.world]
-    parts = np.array_split(images, -(-len(images) // forward_batch(place))) if len(images) else []
+    size = forward_batch(place, getattr(batches.images, "prep", None))
+    parts = np.array_split(images, -(-len(images) // size)) if len(images) else []
     squares = torch.zeros(2, device=place.device)
     with torch.inference_mode():
         for x, _ in batches.load(parts, SEED, 0):

@@ -146,7 +146,7 @@ def soft_targets(
     bank = torch.zeros(known.num_classes, images, teacher.num_classes, dtype=torch.float16)
     filled = torch.zeros(known.num_classes, dtype=torch.long)
     with torch.inference_mode(), job.place.autocast():
-        for x, y in data.evaluation(split, forward_batch(job.place), images):
+        for x, y in data.evaluation(split, forward_batch(job.place, data.prep), images):
             labels = y.cpu()
             bank[labels, filled[labels] + torch.from_numpy(rank_in_class(labels.numpy()))] = model(x).half().cpu()
             filled += torch.bincount(labels, minlength=len(filled))

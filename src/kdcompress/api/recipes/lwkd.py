@@ -112,7 +112,7 @@ def similar_classes(confusion: Tensor, bank: SoftTargetBank) -> Tensor:
 
 
 def _confusion(student: Network, data: Data, job: Job[DistillOptions]) -> Tensor:
-    batches = data.alone().evaluation("calibration", forward_batch(job.place))
+    batches = data.alone().evaluation("calibration", forward_batch(job.place, data.prep))
     logits, labels = collect(student.model.to(job.place.device).eval(), batches, job.place)
     sums = torch.zeros(data.source.num_classes, logits.shape[1]).index_add_(0, labels, logits.softmax(1))
     return sums / torch.bincount(labels, minlength=len(sums)).clamp_min(1)[:, None]

@@ -27,7 +27,7 @@ from kdcompress.api.teacher import (
 from kdcompress.data import Data
 from kdcompress.data.focus import least_sure
 from kdcompress.data.prepared import HOLDOUT
-from kdcompress.engine.distributed import from_main
+from kdcompress.engine.distributed import from_main, gather_objects
 from kdcompress.engine.evaluate import collect
 from kdcompress.engine.targets import forward_batch
 from kdcompress.errors import UserError
@@ -147,9 +147,13 @@ def _focused(base: Network, data: Data, job: Job[AddResStudentOptions]) -> np.nd
     share, place = job.options.focus, job.place
     assert share is not None
     members = Frozen(base.model, adapter(data.prep, base.prep)).to(place.device)
-    batches = data.alone().evaluation("fit", forward_batch(place))
-    margins = collect(lambda x: margin(members(x))[:, None], batches, place)[0][:, 0]  # logits of ImageNet take GiB
-    chosen: np.ndarray = from_main(lambda: least_sure(margins.numpy(), share, job.options.seed))
+    batches = data.evaluation("fit", forward_batch(place, data.prep))
+    own = collect(lambda x: margin(members(x))[:, None], batches, place)[0][:, 0]  # logits of ImageNet take GiB
+    of_all = gather_objects(own.numpy())
+    margins = np.empty(sum(map(len, of_all)), np.float32)
+    for rank, part in enumerate(of_all):
+        margins[rank :: place.world] = part
+    chosen: np.ndarray = from_main(lambda: least_sure(margins, share, job.options.seed))
     members.cpu()
     job.reporter.note(
         f"Training on {len(chosen):,} of {len(margins):,} images: the {share:.0%} that the members so far are least "
