@@ -16,7 +16,7 @@ from kdcompress.api.compress.contest import Contest
 from kdcompress.api.compress.course import Course
 from kdcompress.api.compress.plan import CALIBRATION, RESERVE, Costs, Plan
 from kdcompress.engine.progress import Silent
-from kdcompress.errors import UserError, usage_error
+from kdcompress.errors import Diverged, UserError, usage_error
 from kdcompress.options import CompressOptions
 
 KINDS = ("layers", "resized", "scratch")
@@ -35,9 +35,12 @@ class Scripted:
         self.views = 8
         self.exact = 91.0  # in full precision
         self.begun: set[str] = set()
+        self.failing: set[str] = set()
 
     def _made(self, name: str, epochs: int) -> Any:
         self.course.begin(name)
+        if name in self.failing:
+            raise Diverged("The loss is not finite.")
         self.trained[name] = epochs
         return SimpleNamespace(run=name, epochs=epochs, top1=self.scores.get(name, 80.0))
 
@@ -116,6 +119,30 @@ def test_hopeless_students_alone_are_dropped_after_a_look() -> None:
     made, commands, _ = contest({"look-resized": 50.0, "look-scratch": 74.0})
     made.run()
     assert "trial-scratch" not in commands.trained, "six points behind"
+
+
+@pytest.mark.parametrize(
+    "lost", ["look-layers", "trial-layers", "trial-pair", "trial-first", "single", "first", "pair"]
+)
+def test_a_training_that_fails_leaves_the_others(lost: str) -> None:
+    """One candidate whose loss is not finite ended hours of work, and every resumption again."""
+    scores = {"look-resized": 60.0, "trial-layers": 88.0, "trial-pair-gated": 88.5, "pair-gated": 90.0, "single": 89.0}
+    made, commands, _ = contest(scores, max_drop=1.0)
+    commands.failing = {lost}
+    answers = {each.run for each in made.run()}
+    assert lost not in {*answers, *(each.run for each in made.dropped)}
+    assert answers
+    if lost == "single":
+        assert answers == {"pair-gated", "trial-layers"}, "its trial is the best that there is of it"
+    if lost in ("first", "pair", "trial-pair", "trial-first"):
+        assert answers == {"single"}
+
+
+def test_where_nothing_can_be_trained_the_error_is_told() -> None:
+    made, commands, _ = contest({})
+    commands.failing = {f"look-{kind}" for kind in KINDS}
+    with pytest.raises(Diverged):
+        made.run()
 
 
 def test_one_kind_is_not_looked_at() -> None:

@@ -112,7 +112,9 @@ def _with_files(result: CompressResult, options: CompressOptions, reporter: Repo
     folder, began = Path(result.run), time.perf_counter()
     exported = report = None
     if options.report:
-        report = _report(folder / REPORT, ReportOptions(runs=(result.run,), device=options.device), reporter)
+        report = _report(
+            folder / REPORT, ReportOptions(runs=(result.run,), device=options.device, skip_bad_images=True), reporter
+        )
     if options.export != "none":
         format, _, precision = options.export.partition("-")
         file = folder / f"model{'-' * bool(precision)}{precision}.{format}"
@@ -197,7 +199,7 @@ def _carried_out(
     finally:
         reporter.plan_over()
     split = "test" if prospect.source.test is not None else "calibration"
-    found = commands.score(verdict.chosen.run, split)
+    found = commands.score(verdict.chosen.run, split, skip_bad_images=True)  # all is trained; its notice names them
     seconds = round(done + time.perf_counter() - began, 3)
     return verdict, _result(found, verdict, run, seconds)
 

@@ -10,9 +10,11 @@ import dataclasses
 import math
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
+
+import torch
 
 from kdcompress.api.compress.candidates import Student, Students
 from kdcompress.api.compress.commands import Commands
@@ -30,7 +32,9 @@ from kdcompress.api.compress.plan import (
     pair,
     usable,
 )
-from kdcompress.errors import USAGE, UserError
+from kdcompress.errors import USAGE, Diverged, UserError, first_line
+
+T = TypeVar("T")
 
 HOPELESS = 5.0  # points below the best student alone, after a look
 MAY_WIN = 2.0  # points below the best after the trials: ranks change in longer trainings, in favour of cascades
@@ -70,6 +74,8 @@ class Contest:
         within: Limit of a gate in the trials.
         dropped: What the trials left behind.
         tried: Epochs of the trials, by the names of their runs.
+        alone: Students that were trained to answer alone, by the names of their runs.
+        failure: The error of the last training that failed.
         planned: Seconds of an epoch of each student, as planned.
         measured: Names of the students whose seconds were measured since.
         cached: Views of the images for which a training has cached the teacher's outputs; all see the same views.
@@ -90,13 +96,19 @@ class Contest:
     dropped: list[Contender] = field(default_factory=list)
     cached: int = 0
     tried: dict[str, int] = field(default_factory=dict)
+    alone: dict[str, Contender] = field(default_factory=dict)
+    failure: Exception | None = None
 
     def __post_init__(self) -> None:
         self.planned = dict(self.costs.training)
         self.measured: set[str] = set()
 
     def run(self) -> list[Contender]:
-        """Trials, then trainings of what may win; what may not is in ``dropped``."""
+        """Trials, then trainings of what may win; what may not is in ``dropped``.
+
+        Raises:
+            Diverged, torch.OutOfMemoryError: No student can be trained.
+        """
         single, first, second = self.plan.singles[0], self.plan.first, self.plan.second
         forms = {SINGLE}
         looked = self._looked_at() if self.plan.has_trials else []
@@ -104,7 +116,7 @@ class Contest:
             single = looked[0][0]
         elif looked:
             short = self.plan.trial_epochs(self.epochs)
-            singles = {each.kind: self._single(f"{TRIAL_OF}{each.kind}", each, own) for each, own in looked}
+            singles = self._singles(TRIAL_OF, looked)
             kind = max(singles, key=lambda kind: singles[kind].top1)
             single = next(each for each in self.plan.singles if each.kind == kind)
             tried = [singles[kind]]
@@ -130,8 +142,8 @@ class Contest:
         look, singles = self.plan.look_epochs(self.epochs), self.plan.singles
         kept = singles
         if look:
-            seen = {each.kind: self._single(f"{LOOK}{each.kind}", each, look) for each in singles}
-            order = sorted(singles, key=lambda each: -seen[each.kind].top1)
+            seen = self._singles(LOOK, [(each, look) for each in singles])
+            order = sorted((each for each in singles if each.kind in seen), key=lambda each: -seen[each.kind].top1)
             best = seen[order[0].kind].top1
             kept = [each for each in order[: math.ceil(len(order) / 2)] if seen[each.kind].top1 >= best - HOPELESS]
             self.dropped = [seen[each.kind] for each in order[len(kept) :]]
@@ -145,6 +157,17 @@ class Contest:
         known = {} if settled else {f"{TRIAL_OF}{each.kind}": (each.key, own) for each, own in trials}
         self.commands.course.replace([f"{TRIAL_OF}{each.kind}" for each in singles], known)
         return trials
+
+    def _singles(self, stem: str, students: Sequence[tuple[Student, int]]) -> dict[str, Contender]:
+        """Students alone, each trained for its epochs, by kind; those that cannot be trained are left out.
+
+        Raises:
+            Diverged, torch.OutOfMemoryError: None of them can.
+        """
+        made = {each.kind: self._single(f"{stem}{each.kind}", each, epochs) for each, epochs in students}
+        if not any(made.values()) and self.failure is not None:
+            raise self.failure
+        return {kind: each for kind, each in made.items() if each is not None}
 
     def _finals(
         self, single: Student, first: Student | None, second: Student | None, forms: set[str]
@@ -183,7 +206,12 @@ class Contest:
             name = f"{TRIAL_OF}{single.kind}" if is_tried else SINGLE
             if is_tried:
                 self.commands.course.pass_by(SINGLE)
-            made.append(self._single(name, single, short if is_tried else alone))
+            last = self._single(name, single, short if is_tried else alone) or self.alone.get(
+                f"{TRIAL_OF}{single.kind}"
+            )
+            made += [last] if last is not None else []
+        if not made and self.failure is not None:
+            raise self.failure
         answers = {each.run for each in made}
         self.dropped = [each for each in self.dropped if each.run not in answers]
         return made
@@ -206,11 +234,24 @@ class Contest:
 
         return bisect.bisect_right(range(2, MOST_EPOCHS + 1), left, key=seconds) + 1
 
-    def _single(self, name: str, student: Student, epochs: int) -> Contender:
-        result = self.commands.single(name, self.teacher, student.options, epochs)
+    def _single(self, name: str, student: Student, epochs: int) -> Contender | None:
+        """A student alone; None if it cannot be trained."""
+        result = self._trained(student, lambda: self.commands.single(name, self.teacher, student.options, epochs))
+        if result is None:
+            return None
         self.tried[name] = result.epochs
         self._measure(student, name)
-        return Contender(SINGLE, str(result.run), student.name, result.epochs, result.top1)
+        self.alone[name] = Contender(SINGLE, str(result.run), student.name, result.epochs, result.top1)
+        return self.alone[name]
+
+    def _trained(self, student: Student, train: Callable[[], T]) -> T | None:
+        """What a training makes; None if its loss is not finite, or the device runs out of memory."""
+        try:
+            return train()
+        except (Diverged, torch.OutOfMemoryError) as error:
+            self.failure = error
+            self.commands.reporter.note(f"Notice: {student.name} cannot be trained: {first_line(error)}")
+            return None
 
     def _cascades(
         self,
@@ -223,13 +264,15 @@ class Contest:
         seconds: float = math.inf,
         gated: str = "gated",
     ) -> list[Contender]:
-        """Train the members, and give each form of cascade a gate.
+        """Train the members, and give each form of cascade a gate; those whose members cannot be trained are left out.
 
         Args:
             epochs: Of each member; of the second what is left of ``seconds``, where those are finite.
             gated: How the names of runs with a gate end.
         """
-        own = self.commands.first(f"{prefix}{FIRST}", self.teacher, first.options, epochs)
+        own = self._trained(first, lambda: self.commands.first(f"{prefix}{FIRST}", self.teacher, first.options, epochs))
+        if own is None:
+            return []
         self.tried[f"{prefix}{FIRST}"] = own.epochs
         self._measure(first, f"{prefix}{FIRST}")
         wholes: list[Contender] = []
@@ -238,10 +281,12 @@ class Contest:
             if not math.isinf(seconds):
                 left = seconds - self.commands.spent(FIRST) - self.plan.focus_seconds(self.costs)
                 more = self._fitting(self.costs.training[second.key], left)
-            whole = self.commands.res_student(f"{prefix}{PAIR}", str(own.run), second.options, more)
-            self._measure(second, f"{prefix}{PAIR}")
-            names = f"{first.name} + {second.name}"
-            wholes.append(Contender(PAIR, str(whole.run), names, own.epochs + whole.epochs, whole.top1))
+            base, options = str(own.run), second.options
+            whole = self._trained(second, lambda: self.commands.res_student(f"{prefix}{PAIR}", base, options, more))
+            if whole is not None:
+                self._measure(second, f"{prefix}{PAIR}")
+                names = f"{first.name} + {second.name}"
+                wholes.append(Contender(PAIR, str(whole.run), names, own.epochs + whole.epochs, whole.top1))
         if HANDOVER in forms and self.plan.handover:
             arch = self.teacher.get("teacher_arch")
             joined = self.commands.cascade(
