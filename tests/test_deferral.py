@@ -9,10 +9,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from kdcompress.deferral import LEAST, TOP, fit_heads, halves
+from kdcompress.deferral import LEAST, TOP, fit_heads
 from kdcompress.errors import UserError
 from kdcompress.gate_search import search
 from kdcompress.gating import MEASURES, Gate, Heads, Measure, MemberScores, learned, outcome
+from kdcompress.halving import halves
 
 MACS = (1, 4)
 

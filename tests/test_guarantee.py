@@ -206,3 +206,15 @@ def test_the_choice_of_the_measure_does_not_see_the_test(monkeypatch: pytest.Mon
     assert (
         guaranteed_gate(logits, scrambled, MACS, ["confidence", "energy", "margin"], **given).measure == found.measure
     )
+
+
+def test_copies_are_one_draw() -> None:
+    """A burst of five photos counted as five images, so that the promise was broken far more often than it says."""
+    logits, labels = population(seed=0, count=400)
+    groups = torch.arange(400).repeat(5)
+    given = logits.repeat(1, 5, 1), labels.repeat(5), MACS, ["confidence"]
+    found = guaranteed_gate(*given, max_drop=3.0, confidence_level=0.95, groups=groups)
+    once = guaranteed_gate(logits, labels, MACS, ["confidence"], max_drop=3.0, confidence_level=0.95)
+    assert found.images == once.images == 200
+    with pytest.raises(UserError, match="400 distinct calibration images are too few"):
+        guaranteed_gate(*given, max_drop=0.5, confidence_level=0.95, groups=groups)

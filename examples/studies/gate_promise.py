@@ -23,12 +23,13 @@ from kdcompress.api.cost import member_profiles
 from kdcompress.api.fitting import open_data
 from kdcompress.api.reference import inherit
 from kdcompress.data import Data
-from kdcompress.deferral import fit_heads, halves
+from kdcompress.deferral import fit_heads
 from kdcompress.engine.distributed import start
 from kdcompress.engine.evaluate import collect
 from kdcompress.gate_search import search
 from kdcompress.gating import LEARNED, Measure, MemberScores, Outcome, learned, measure_of, outcome
 from kdcompress.guarantee import guaranteed_gate
+from kdcompress.halving import halves
 from kdcompress.models.loading import load_network
 from kdcompress.options import MEASURES, GateCalibrateOptions
 

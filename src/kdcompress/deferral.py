@@ -12,6 +12,7 @@ from torch import Tensor
 
 from kdcompress.errors import UserError
 from kdcompress.gating import Heads, Measure, features
+from kdcompress.halving import halves
 
 TOP = 10  # log-probabilities of each member
 LEAST = 20  # images that going on mends; where fewer are spoiled, none is taken to be
@@ -19,17 +20,14 @@ NEVER = -30.0  # bias of a head that predicts what did not happen
 STRENGTH = 1.0  # inverse of the L2 penalty
 
 
-def halves(samples: int, seed: int = 0) -> tuple[Tensor, Tensor]:
-    """Images ``[N / 2]`` to fit heads on, and the others."""
-    order = torch.randperm(samples, generator=torch.Generator().manual_seed(seed))
-    return order[: samples // 2].sort().values, order[samples // 2 :].sort().values
-
-
-def for_thresholds(measure: Measure, samples: int) -> Tensor:
+def for_thresholds(measure: Measure, samples: int, groups: Tensor | None) -> Tensor:
     """Positions among ``samples`` calibration images of those on which thresholds of ``measure`` may be chosen: all, or
-    for a learned measure the half that its heads were not fitted on.
+    for a learned measure the second half, as its heads are fitted on the first.
+
+    Args:
+        groups: As for :func:`~kdcompress.halving.halves`.
     """
-    return torch.arange(samples) if measure.heads is None else halves(samples)[1]
+    return torch.arange(samples) if measure.heads is None else halves(samples, groups)[1]
 
 
 def fit_heads(logits: Tensor, labels: Tensor) -> Heads:

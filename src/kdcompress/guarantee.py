@@ -21,12 +21,12 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from kdcompress.errors import UserError
 from kdcompress.gate_search import best_measure, descent, towards
 from kdcompress.gating import Measure, MemberScores, measure_of, stops_at
+from kdcompress.halving import distinct, halves
 
 BOUND = 0.1  # share of the allowed error that is spent on the bound of the disagreement rate
 RATES = 33  # number of disagreement rates, from the least possible to the bound, at which the test is evaluated
@@ -74,6 +74,7 @@ def guaranteed_gate(
     *,
     max_drop: float,
     confidence_level: float,
+    groups: Tensor | None = None,
     seed: int = 0,
 ) -> GuaranteedGate:
     """The cheapest gate for which a loss of at most ``max_drop`` can be guaranteed.
@@ -85,23 +86,26 @@ def guaranteed_gate(
         measures: Certainty measures, of which the one that is best on the first half is used.
         max_drop: Percentage points of top-1, in (0, 100).
         confidence_level: In (0, 1).
+        groups: ``[N]`` a number that copies of an image share, which are no independent draws: they are in the same
+            half, and count once in the test. None: there are no copies.
         seed: Of the split into halves.
 
     Raises:
         UserError: There are too few images for a guarantee even for a gate that makes no error.
     """
-    error, samples = 1 - confidence_level, len(labels)
+    error, samples = 1 - confidence_level, len(labels) if groups is None else len(groups.unique())
     held_out = 2 if any(measure_of(each).heads is not None for each in measures) else 1  # half were learned from
     needed = 2 * least_images(max_drop, confidence_level)
     if samples < needed:
+        kind = "calibration images" if groups is None else "distinct calibration images"
         raise UserError(
-            f"{held_out * samples} calibration images are too few for a guarantee: a drop of {max_drop:g} points at "
+            f"{held_out * samples} {kind} are too few for a guarantee: a drop of {max_drop:g} points at "
             f"confidence level {confidence_level:g} needs {held_out * needed}, even if the gate makes no error.",
             f"Train the cascade with that many held out (--holdout), "
             f"{_larger_drop(samples, confidence_level)}or leave out --confidence-level.",
         )
-    order = torch.randperm(samples, generator=torch.Generator().manual_seed(seed))
-    first, second = order[: samples // 2], order[samples // 2 :]
+    first, second = halves(len(labels), groups, seed)
+    second = distinct(second, groups)
 
     def half(chosen: Tensor, measure: Measure) -> MemberScores:
         return MemberScores.from_logits(logits[:, chosen], labels[chosen], macs, measure)

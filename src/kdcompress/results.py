@@ -389,6 +389,8 @@ class ExportResult(GateFacts, NetworkFacts, Result):
         largest_difference: Between logits of the file and of PyTorch, divided by the largest logit; images with another
             exit are left out. Of an int8 file: between it and its members run one by one.
         near_ties: Images that exit at another stage than in PyTorch, with a value within 1e-5 of a threshold.
+        promise: Of an int8 file: as in :class:`GateResult`, for the thresholds of its logits.
+        agreement: As in :class:`TeacherFacts`.
     """
 
     bytes: int
@@ -404,6 +406,8 @@ class ExportResult(GateFacts, NetworkFacts, Result):
     top1_agreement: float
     largest_difference: float
     near_ties: int
+    promise: dict[str, Any] | None = None
+    agreement: bool | None = None
 
 
 @dataclass(kw_only=True)

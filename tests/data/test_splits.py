@@ -83,3 +83,12 @@ def test_a_larger_holdout_keeps_the_smaller_one(monkeypatch: pytest.MonkeyPatch)
     assert small < large
     monkeypatch.setattr(splits, "SPLIT_SEED", 1)
     assert set(fit_calibration(labels, 0.1)[1].tolist()) != small
+
+
+def test_copies_are_held_out_as_often_as_other_images() -> None:
+    """By the smallest of five draws, bursts of photos would make up most of a test split."""
+    bursts, singles = 300, 1500
+    groups = np.concatenate([np.arange(bursts).repeat(5), bursts + np.arange(singles)])
+    _, held_out = fit_calibration(np.zeros(len(groups), dtype=int), 0.1, groups)
+    share = (groups[held_out] < bursts).mean()
+    assert 0.4 < share < 0.6

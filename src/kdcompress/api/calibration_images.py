@@ -28,11 +28,13 @@ class CalibrationImages:
         source: None for random images.
         prep: How images are preprocessed.
         batches: Of (images [B, C, H, W], labels [B]).
+        data: None for random images.
     """
 
     source: DataSource | None
     prep: Preprocess
     batches: EvalBatches | list[tuple[Tensor, Tensor]]
+    data: Data | None = None
 
     @classmethod
     def of(cls, network: Network, options: ExportOptions, reporter: Reporter) -> CalibrationImages:
@@ -58,7 +60,7 @@ class CalibrationImages:
         settle_input(network, source, options, reporter.note, "--arch")
         check_images(network, source, options, "calibration", "network")
         data = Data(source, network.prep, options, torch.device("cpu"), note=reporter.note)
-        return cls(source, data.prep, data.evaluation("calibration", options.batch_size))
+        return cls(source, data.prep, data.evaluation("calibration", options.batch_size), data)
 
     def __len__(self) -> int:
         return RANDOM if isinstance(self.batches, list) else len(self.batches.images.ids)
@@ -72,6 +74,25 @@ class CalibrationImages:
             return iter(self.batches)
         chosen, size = self._chosen(most), self.batches.batch_size
         return self.batches.load([chosen[start : start + size] for start in range(0, len(chosen), size)])
+
+    def of_training(self, most: int) -> Iterator[Tensor]:
+        """At most so many images of the fit split, in batches: what is fitted to them was not fitted to these."""
+        assert self.data is not None
+        assert not isinstance(self.batches, list)
+        each = -(-most // self.data.source.num_classes)
+        left = most
+        for x, _ in self.data.evaluation("fit", self.batches.batch_size, each):
+            if left <= 0:
+                break
+            yield x[:left]
+            left -= len(x)
+
+    @property
+    def groups(self) -> Tensor | None:
+        """[N] a number that copies among them share; None where no copies are known."""
+        if self.data is None or isinstance(self.batches, list):
+            return None
+        return self.data.groups_of(self.batches.images.ids)
 
     def as_read(self, most: int) -> RawBatches:
         """The same before preprocessing; not of random images."""

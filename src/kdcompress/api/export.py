@@ -71,13 +71,15 @@ def export_network(
     images = CalibrationImages.of(network, options, reporter)
     _check_images(images, network, options)
     plain = exported(network, options.opset, full=options.full, note=reporter.note)
-    cascade = plain if options.precision == "fp32" else quantized(plain, network, images, reporter)
+    cascade, promise = plain, None
+    if options.precision == "int8":
+        cascade, promise = quantized(plain, network, images, reporter)
     reporter.note(f"Verifying the file on {min(len(images), COMPARED)} {images}.")
     model, faithful, beside = _compared(cascade, plain, network, images, options)
     result = _result(network, options, images, cascade, beside, faithful)
     file = Path(options.out).absolute() if options.out is not None else free_name(network, options).absolute()
     write(model, file_facts(network, options, images, cascade, result), file)
-    result.file, result.bytes = str(file), file.stat().st_size
+    result.file, result.bytes, result.promise = str(file), file.stat().st_size, promise
     result.seconds = round(time.perf_counter() - began, 3)
     if images.source is not None and beside.percent(beside.right_before - beside.right) > NOTABLE_LOSS:
         reporter.note(f"Notice: top-1 is {result.top1} %, that of the network in fp32 {result.pytorch_top1} %.")
@@ -162,6 +164,7 @@ def _result(
     if images.source is not None:
         measured = {"data": images.source.spec, "split": "calibration", "n": beside.n, "top1": top1}
         measured["pytorch_top1"] = beside.percent(beside.right_before)
+        measured["agreement"] = images.source.agreement or None
     if cascade.gate is not None:
         measured |= {"measure": cascade.gate.measure, "thresholds": list(cascade.gate.thresholds)}
         if images.source is not None:

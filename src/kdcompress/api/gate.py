@@ -16,7 +16,7 @@ from kdcompress.api.reference import inherit, resolve
 from kdcompress.api.teacher import knows_calibration
 from kdcompress.cost_bound import bound_of_macs, search_within
 from kdcompress.data import Data
-from kdcompress.deferral import fit_heads, halves
+from kdcompress.deferral import fit_heads
 from kdcompress.engine.cores import take_free_cores
 from kdcompress.engine.distributed import Place, start
 from kdcompress.engine.progress import Reporter, Silent
@@ -25,6 +25,7 @@ from kdcompress.errors import UserError, usage_error
 from kdcompress.gate_search import best_measure, search
 from kdcompress.gating import LEARNED, MEASURES, Measure, Outcome, learned, outcome
 from kdcompress.guarantee import GuaranteedGate, guaranteed_gate
+from kdcompress.halving import halves
 from kdcompress.models.loading import load_network
 from kdcompress.options import GateCalibrateOptions
 from kdcompress.options.methods import meaningless
@@ -80,7 +81,7 @@ def gate_calibrate(
     data = Data(source, network.prep, options, place.device, note=reporter.note)
     at_once = AT_ONCE if options.target_ms is not None else options.batch_size or AT_ONCE
     calibration = Calibration.of(network, data, data.evaluation("calibration", at_once), place)
-    images = len(calibration.labels)
+    images = calibration.distinct
     calibration, measures = _measures(calibration, options)
     guaranteed = timing = bound = None
     if options.target_ms is not None:
@@ -98,6 +99,7 @@ def gate_calibrate(
             measures,
             max_drop=options.max_drop,
             confidence_level=options.confidence_level,
+            groups=calibration.groups,
         )
         measure = next(each for each in measures if each.name == guaranteed.measure)
         scores = calibration.member_scores(measure)
@@ -105,6 +107,8 @@ def gate_calibrate(
         curve = search(scores, measure, max_drop=options.max_drop)[1]
         if all(limit is None for limit in guaranteed.thresholds):
             reporter.note(f"Notice: every member runs: {_why_none(guaranteed, images)}.")
+    if options.confidence_level is not None and (by := _chosen_by(network.record)):
+        reporter.note(f"Notice: {by} chose the cascade on the calibration images; the guarantee holds only nearly.")
     if knows_calibration(network, source, data.holdout):
         what = "the gate may" if options.confidence_level is None else "the guarantee does not hold, and the gate may"
         how = "cost more" if options.target_macs is not None else "lose more"
@@ -138,7 +142,7 @@ def _measures(calibration: Calibration, options: GateCalibrateOptions) -> tuple[
         UserError: There are too few images to learn from.
     """
     if options.measure == LEARNED:
-        fitted, _ = halves(len(calibration.labels))
+        fitted, _ = halves(len(calibration.labels), calibration.groups)
         measure = learned(fit_heads(calibration.logits[:, fitted], calibration.labels[fitted]))
         return calibration.for_thresholds(measure), [measure]
     return calibration, list(MEASURES.values()) if options.measure == "auto" else [MEASURES[options.measure]]
@@ -204,7 +208,7 @@ def _choose(
     most = options.target_macs * teacher["macs"]
     measure = best_measure(measured, max_macs=most)
     if options.confidence_level is not None:
-        return measure, *search_within(measured[measure], measure, most, options.confidence_level)
+        return measure, *search_within(measured[measure], measure, most, options.confidence_level, calibration.groups)
     return measure, *search(measured[measure], measure, max_macs=most)
 
 
@@ -215,9 +219,17 @@ def _bound(
     if options.confidence_level is None:
         return None
     scores, teacher = calibration.member_scores(measure), calibration.network.record["teacher"]["macs"]
-    macs = bound_of_macs(scores, measure, chosen.thresholds, options.confidence_level)
+    macs = bound_of_macs(scores, measure, chosen.thresholds, options.confidence_level, calibration.groups)
     ratio = round(macs / teacher, 6)
-    return {"confidence_level": options.confidence_level, "images": len(calibration.labels), "macs_ratio": ratio}
+    return {"confidence_level": options.confidence_level, "images": calibration.distinct, "macs_ratio": ratio}
+
+
+def _chosen_by(record: dict[str, Any]) -> str:
+    """What chose among cascades by their accuracy on the calibration images, if anything did."""
+    result = record.get("training") or record.get("result") or {}
+    stops = result.get("stopped_by") == "target" or record.get("options", {}).get("stop_top1") is not None
+    reasons = {"polish": result.get("polished"), "--search": result.get("search"), "the target of --grow": stops}
+    return ", ".join(name for name, holds in reasons.items() if holds)
 
 
 def _why_none(guaranteed: GuaranteedGate, images: int) -> str:

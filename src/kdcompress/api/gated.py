@@ -50,6 +50,7 @@ class Calibration:
         labels: [N].
         profiles: Of each member by itself.
         is_whole: Whether these are all of the images.
+        groups: [N] a number that copies of an image share; None where there are none.
     """
 
     network: Network
@@ -58,6 +59,7 @@ class Calibration:
     labels: Tensor
     profiles: list[Profile]
     is_whole: bool = True
+    groups: Tensor | None = None
 
     @classmethod
     def of(cls, network: Network, data: Data, batches: EvalBatches, place: Place) -> Calibration:
@@ -66,7 +68,13 @@ class Calibration:
         model.to(place.device).to(memory_format=torch.channels_last)
         logits, labels = collect(model.forward_stages, batches, place)
         model.cpu()
-        return cls(network, data, logits, labels, member_profiles(network))
+        groups = data.groups_of(batches.images.ids)
+        return cls(network, data, logits, labels, member_profiles(network), groups=groups)
+
+    @property
+    def distinct(self) -> int:
+        """Number of images, of which copies count once."""
+        return len(self.labels) if self.groups is None else len(self.groups.unique())
 
     @property
     def macs(self) -> list[int]:
@@ -77,8 +85,10 @@ class Calibration:
         """The same for those images alone on which thresholds of a measure may be chosen."""
         if measure.heads is None:
             return self
-        chosen = for_thresholds(measure, len(self.labels))
-        return dataclasses.replace(self, logits=self.logits[:, chosen], labels=self.labels[chosen], is_whole=False)
+        chosen = for_thresholds(measure, len(self.labels), self.groups)
+        groups = None if self.groups is None else self.groups[chosen]
+        logits, labels = self.logits[:, chosen], self.labels[chosen]
+        return dataclasses.replace(self, logits=logits, labels=labels, groups=groups, is_whole=False)
 
     def member_scores(self, measure: Measure) -> MemberScores:
         """Correctness and certainty of each exit on each image, by a certainty measure."""

@@ -110,11 +110,12 @@ def _made(values: dict[str, Any]) -> Iterator[Row]:
     if values.get("measure"):
         limits = ["none" if limit is None else f"{limit:.4g}" for limit in values.get("thresholds") or []]
         yield "gate", f"{values['measure']}, threshold{'s' * (len(limits) > 1)} {', '.join(limits)}"
+    unsure = " (may not hold: weights may know these images)" if values.get("calibration_seen") else ""
     if promise := values.get("promise"):
-        yield "guarantee", _guarantee(promise)
+        yield "guarantee", _guarantee(promise) + unsure
     if bound := values.get("cost_bound"):
         level = f"with confidence {bound['confidence_level']:g}"
-        yield "on new images", f"at most {bound['macs_ratio']:.1%} of the teacher's MACs, {level}"
+        yield "on new images", f"at most {bound['macs_ratio']:.1%} of the teacher's MACs, {level}{unsure}"
     if values.get("stopped_by"):
         yield "stopped by", str(values["stopped_by"])
     if energies := values.get("energies"):

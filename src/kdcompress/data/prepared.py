@@ -86,6 +86,10 @@ class Data:
             return self.options.workers
         return min(share(), 8)
 
+    def groups_of(self, ids: np.ndarray) -> torch.Tensor | None:
+        """[N] a number that copies among training images of these ids share; None where no copies are known."""
+        return None if self.source.groups is None else torch.from_numpy(self.source.groups[ids])
+
     def fit_size(self) -> int:
         """Number of images in the fit split."""
         return len(self._select("fit")[1])

@@ -46,10 +46,12 @@ def fit_calibration(
 def take(labels: np.ndarray, groups: Sequence[int], draws: Sequence[Any], wanted: np.ndarray) -> np.ndarray:
     """Take whole groups, those of the smallest draws first, as long as no class gives more than is wanted of it.
 
+    A group has one draw, however large it is: with the smallest of its members', copies would be taken first.
+
     Args:
         labels: [N] class of each image.
         groups: [N] a number that images which belong together share.
-        draws: [N] of each image; the smallest of a group counts.
+        draws: [N] of each image; that of the first one of a group counts.
         wanted: [K] images of each class to take at most.
 
     Returns:
@@ -58,7 +60,7 @@ def take(labels: np.ndarray, groups: Sequence[int], draws: Sequence[Any], wanted
     left, members = wanted.copy(), dict[int, list[int]]()
     for index, group in enumerate(groups):
         members.setdefault(group, []).append(index)
-    drawn = {group: min(draws[index] for index in found) for group, found in members.items()}
+    drawn = {group: draws[found[0]] for group, found in members.items()}
     taken = np.zeros(len(labels), dtype=bool)
     for group in sorted(members, key=lambda group: drawn[group]):
         classes, counts = np.unique(labels[members[group]], return_counts=True)

@@ -145,6 +145,7 @@ class Facts:
         curve, oracle: (MACs, top-1) of other thresholds and of gates that know the labels.
         classes: All of them, those that lost most first.
         promise, cost_bound: The guarantees as ``gate-calibrate`` recorded them.
+        calibration_seen: Whether weights may know the calibration images, so that guarantees do not hold.
         options: Of the run itself.
         missing: What is not in the report, and why.
     """
@@ -163,5 +164,6 @@ class Facts:
     oracle: list[tuple[float, float]] = field(default_factory=list)
     promise: dict[str, Any] | None = None
     cost_bound: dict[str, Any] | None = None
+    calibration_seen: bool = False
     versions: dict[str, str] = field(default_factory=dict)
     missing: list[str] = field(default_factory=list)

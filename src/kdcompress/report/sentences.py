@@ -82,13 +82,22 @@ def how_measured(facts: Facts) -> list[str]:
     return notes
 
 
+SEEN_BEFORE = (
+    "Weights of this network may have been trained on the calibration images, so that what follows may not hold: on "
+    "new images it may lose, or cost, more."
+)
+
+
 def guarantee_in_words(facts: Facts) -> list[str]:
     """What is promised of new images, how it was tested, and what this split says."""
     found, promise = facts.result, facts.promise
     if found.measure is None:
         return ["A guarantee is about a gate, and this run has none: every image gets all of the network."]
     bound = facts.cost_bound
-    return [*(_bounded(bound) if bound and promise is None else _promised(promise)), *_seen(found, promise)]
+    told = _bounded(bound) if bound and promise is None else _promised(promise)
+    if facts.calibration_seen and (bound or promise):
+        told.insert(0, SEEN_BEFORE)
+    return [*told, *_seen(found, promise)]
 
 
 def _bounded(bound: dict[str, Any]) -> list[str]:

@@ -11,6 +11,7 @@ from kdcompress.api.reporting.examples import exits
 from kdcompress.api.reporting.gathered import SUBJECT, Gathered
 from kdcompress.api.reporting.lineage import Lineage
 from kdcompress.api.reporting.measured import Measured
+from kdcompress.api.teacher import SEEN
 from kdcompress.models.staged import Staged
 from kdcompress.models.student_assistant import StudentAssistant
 from kdcompress.options import ReportOptions
@@ -51,6 +52,7 @@ def page_facts(gathered: Gathered, result: ReportResult, options: ReportOptions)
         oracle=subject.oracle() if len(subject.macs) > 1 else [],
         promise=_promise(past.get("promise")),
         cost_bound=_cost_bound(past.get("cost_bound")),
+        calibration_seen=bool(network.record.get(SEEN) or past.get(SEEN)),
         versions=versions(),
         missing=missing,
     )
