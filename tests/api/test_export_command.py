@@ -277,13 +277,38 @@ def test_the_int8_gate_of_an_outer_run_has_the_target_of_the_gate(
     )
     budgets = list[tuple[float, float]]()
 
-    def within(scores: Any, measure: Measure, most: float, level: float) -> Any:
+    def within(scores: Any, measure: Measure, most: float, level: float, groups: Any) -> Any:
         budgets.append((most, level))
         return quantized.search(scores, measure, max_macs=most)
 
     monkeypatch.setattr(quantized, "search_within", within)
     kdcompress.export_network(run=str(outer.path), precision="int8", out=str(tmp_path / "int8.onnx"))
     assert budgets == [(chain.teacher.macs, 0.9)]
+
+
+def test_int8_without_a_record_costs_what_the_gate_did(chain: Chain, tmp_path: Path) -> None:
+    """A cascade from the hub has no run.json: its thresholds, made for other logits, stayed."""
+    shutil.copytree(str(chain.gated.run), tmp_path / "bare")
+    (tmp_path / "bare" / "run.json").unlink()
+    known = {"data": str(chain.gated.data), "precision": "int8"}
+    made = kdcompress.export_network(run=str(tmp_path / "bare"), out=str(tmp_path / "int8.onnx"), **known)
+    exact = kdcompress.export_network(
+        run=str(tmp_path / "bare"), out=str(tmp_path / "fp32.onnx"), data=str(chain.gated.data)
+    )
+    assert made.thresholds != exact.thresholds
+    assert made.expected_macs == pytest.approx(exact.expected_macs, rel=0.1)
+
+
+def test_an_int8_guarantee_is_in_the_result(chain: Chain, tmp_path: Path) -> None:
+    """A script could not tell whether a gate had passed; and ranges were fitted to the images of the test."""
+    gated = kdcompress.gate_calibrate(
+        run=chain.cascade.run, max_drop=20.0, confidence_level=0.8, out=str(tmp_path / "promised")
+    )
+    heard = Heard()
+    made = kdcompress.export_network(run=gated.run, precision="int8", out=str(tmp_path / "int8.onnx"), reporter=heard)
+    assert made.promise is not None
+    assert made.promise["max_drop"] == 20.0
+    assert any("training images" in note for note in heard.notes)
 
 
 @pytest.mark.parametrize("prefix", ["", "unlabelled:"])
