@@ -41,6 +41,7 @@ class Pretrained(TypedDict, total=False):
     mean: Annotated[tuple[Annotated[float, Meta(ge=-1e6, le=1e6)], ...], PerChannel] | None
     std: Annotated[tuple[Annotated[float, Meta(ge=MIN_STD, le=1e6)], ...], PerChannel] | None
     crop_pct: Annotated[float, Meta(gt=0, le=10)] | None
+    crop_mode: Name | None
     interpolation: Name | None
     label_names: list[Text] | dict[Text, Text] | None
 

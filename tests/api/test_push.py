@@ -18,6 +18,7 @@ from huggingface_hub import RepoUrl
 
 import kdcompress
 from chains import Chain, logits_on
+from kdcompress.api.push import _without_places
 from kdcompress.errors import UserError
 from kdcompress.models.hub import Connection
 from kdcompress.runs import RunFolder
@@ -70,6 +71,39 @@ def test_timm_loads_what_was_pushed(chain: Chain, hub: Path, which: str) -> None
     assert card.startswith("---\n")
     assert "top-1" in card
     assert "timm.create_model('hf-hub:me/small', pretrained=True)" in card, "readers have no folder of ours"
+
+
+def test_a_card_names_no_place_on_this_machine(chain: Chain, hub: Path) -> None:
+    """Whoever pushes would publish the names of folders, and of whose photos are in them."""
+    kdcompress.push(run=chain.gated.run, repository="me/small")
+    card = (hub / "me" / "small" / "README.md").read_text()
+    assert str(chain.folder) not in card
+    assert Path(str(chain.gated.run)).name in card
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("--data /home/me/acme/photos --epochs 3", "--data photos --epochs 3"),
+        ("name: unlabelled:/home/me/photos", "name: unlabelled:photos"),
+        ("local-dir:/srv/runs/a and hf-hub:timm/b", "local-dir:a and hf-hub:timm/b"),
+        ("arXiv https://arxiv.org/abs/2110.01052, runs/a, ../b/c, 3 / 4", None),
+    ],
+)
+def test_paths_are_cut_and_addresses_are_not(text: str, told: str | None) -> None:
+    assert _without_places(text) == (told or text)
+
+
+def test_a_network_of_ones_own_code_is_refused_before_a_repository_is_made(
+    chain: Chain, hub: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An empty repository was left behind, and the token blamed."""
+    network = kdcompress.load(chain.cascade.run)
+    network.model_args["members"][-1]["architecture"] = "py:mine:make"
+    monkeypatch.setattr(sys.modules["kdcompress.api.push"], "load_network", lambda *_, **__: network)
+    with pytest.raises(UserError, match="py:mine:make is a function of yours"):
+        kdcompress.push(run=chain.cascade.run, repository="me/small")
+    assert not hub.exists()
 
 
 def test_a_readme_that_is_there_stays(chain: Chain, hub: Path) -> None:

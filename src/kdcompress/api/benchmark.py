@@ -50,6 +50,7 @@ def benchmark(
     sizes = options.batch_sizes
     _check(options)
     references = [resolve(name) for name in options.networks]
+    check_named(references, options.arch)
     files = [each for each in references if is_onnx(each)]
     if files:
         remedy = "Leave it out; the runs beside it are then timed on the CPU, too."

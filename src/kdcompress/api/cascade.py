@@ -62,6 +62,7 @@ def cascade(
     _check(options)
     place = start(options.device, "fp32" if options.precision == "auto" else options.precision, options.patience)
     references, began = [resolve(name) for name in options.members], time.perf_counter()
+    check_named(references, options.arch)
     reporter = (reporter if place.is_main else None) or Silent()
     options = resuming(options, "cascade", reporter.note)
     take_free_cores(place, reporter)
@@ -237,7 +238,8 @@ def _composed(networks: list[Network], classes: tuple[str, ...] | None, options:
         own, size = (f"{side[0]}x{side[1]}" for side in (network.prep.size, made.prep.size))
         if own != size:
             note(f"Notice: {network.reference} gets images resized from {size} to {own}, which may cost accuracy.")
-    made.class_names = next((each.class_names for each in networks if each.class_names), classes)
+    names = (each.class_names for each in networks if each.class_names)
+    made.class_names = next(names, classes) or next((each.labels for each in networks if each.labels), None)
     return made
 
 

@@ -108,7 +108,7 @@ def check_on_cpu(device: str, why: str, remedy: str = "Leave it out.") -> None:
 
 
 def check_named(networks: Sequence[str], arch: Sequence[str]) -> None:
-    """Refuse networks that cannot be told apart or loaded, where a command takes several.
+    """Refuse networks that cannot be told apart or loaded, where a command takes several; ``-`` as it resolves.
 
     Args:
         arch: Specs of those that are checkpoint files.
@@ -118,7 +118,8 @@ def check_named(networks: Sequence[str], arch: Sequence[str]) -> None:
     """
     if list(networks).count(STDIN) > 1:
         raise usage_error("'-' can be given once: standard input is read once.", "Name the other networks.")
-    if len(arch) != (checkpoints := sum(map(needs_arch, networks))):
+    checkpoints = sum(map(needs_arch, networks))
+    if STDIN not in networks and len(arch) != checkpoints:
         problem = f"{len(arch)} --arch for {checkpoints} checkpoint file(s)."
         raise usage_error(problem, "Give one for each, in their order: --arch resnet56_cifar,shortcut=A")
 

@@ -23,9 +23,11 @@ from kdcompress.options import PushOptions, ReportOptions
 from kdcompress.references import HUB
 from kdcompress.results import PushResult
 from kdcompress.runs import CONFIG
+from kdcompress.trust import PREFIX
 
 NAME = re.compile(r"[\w.-]+/[\w.-]+")
 CARD = "README.md"
+FOLDERS = re.compile(r"(?<![\w/.~-])/(?!/)(?:[^\s\"'`|,;()<>/]+/)+")  # of an absolute path, not of an address
 
 
 def push(options: PushOptions | None = None, /, *, reporter: Reporter | None = None, **given: Any) -> PushResult:
@@ -54,6 +56,9 @@ def push(options: PushOptions | None = None, /, *, reporter: Reporter | None = N
     network = load_network(reference, arch_flag=None)
     if network.path is None:
         raise UserError(f"{network.reference} is not a run.", "Give the folder of one; other networks have no record.")
+    if (code := _code_of(network)) is not None:
+        problem = f"{code} is a function of yours, which whoever loads the network would need."
+        raise UserError(problem, "Export it, and upload the file; or train one of timm's architectures.")
     with brief_downloads() as hub:
         if hub.problem is not None:
             raise UserError(
@@ -73,6 +78,14 @@ def push(options: PushOptions | None = None, /, *, reporter: Reporter | None = N
         repository=name,
         url=url,
     )
+
+
+def _code_of(network: Network) -> str | None:
+    """The first function of the user's own, if any, that makes the network or a part of it."""
+    parts = [network.architecture]
+    parts += [each["architecture"] for each in network.model_args.get("members", ())]
+    parts += [str(network.model_args.get("model", ""))]
+    return next((part for part in parts if part.startswith(PREFIX)), None)
 
 
 def _pushed(network: Network, name: str, card: Callable[[], str], options: PushOptions) -> str:
@@ -119,4 +132,9 @@ def _card(network: Network, reporter: Reporter) -> str:
             command = f"kdcompress report {shlex.quote(str(network.path))} --format md --data DATA"
             remedy = f"Make it with {command}, then push again."
             raise UserError(f"There is no model card, and none can be made. {error.problem}", remedy) from error
-        return out.read_text()
+        return _without_places(out.read_text())
+
+
+def _without_places(card: str) -> str:
+    """A card with absolute paths cut to their last part: it is to be read by others."""
+    return FOLDERS.sub("", card)

@@ -55,7 +55,9 @@ def write_report(
     if place.world > 1:
         raise usage_error("report runs in one process.", "Start it without torchrun.")
     reporter = reporter or Silent()
-    references = _with_contenders([resolve(name) for name in options.runs or (STDIN,)])
+    named = [resolve(name) for name in options.runs or (STDIN,)]
+    check_named(named, options.arch)
+    references = _with_contenders(named)
     began, specs = time.perf_counter(), iter(options.arch)
     for each in references:
         if is_onnx(each):

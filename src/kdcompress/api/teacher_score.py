@@ -17,6 +17,7 @@ from kdcompress.engine.evaluate import evaluate
 from kdcompress.engine.progress import Reporter
 from kdcompress.engine.targets import forward_batch
 from kdcompress.errors import UserError
+from kdcompress.gating import LEARNED
 from kdcompress.models.fold import for_inference
 from kdcompress.models.loading import Network, load_network
 from kdcompress.models.staged import Staged
@@ -126,6 +127,8 @@ class TeacherScores:
         result, own = record.get("result") or {}, record.get("options", {}).get("holdout")
         same = record.get("data_fingerprint") == self.source.fingerprint and own == self._holdout
         if self.split != "calibration" or result.get("split") != "calibration" or not same:
+            return None
+        if result.get("measure") == LEARNED:  # it was scored on half of them
             return None
         top1 = result.get("gated_top1", result.get("top1"))
         return float(top1) if isinstance(top1, (int, float)) else None

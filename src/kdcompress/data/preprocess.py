@@ -18,6 +18,7 @@ from kdcompress.errors import UserError, usage_error
 from kdcompress.schema import MAX_SIDE
 
 NAMED = 10  # files in a notice or an error
+CENTER = "center"
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,7 @@ class Preprocess:
         mean, std: Per channel, of values in [0, 1].
         interpolation: For resizing, one of timm's names.
         crop_pct: Share of the shorter side that the centre crop keeps; only where images have to be resized.
+        crop_mode: How timm makes an image of the input's proportions: ``center``, ``squash`` or ``border``.
     """
 
     size: tuple[int, int]
@@ -38,10 +40,12 @@ class Preprocess:
     std: tuple[float, ...]
     interpolation: str = "bilinear"
     crop_pct: float = 1.0
+    crop_mode: str = CENTER
 
     def described(self) -> str:
         """All of it in a line: the same text for the same input."""
-        return repr(dataclasses.astuple(self))
+        values = dataclasses.astuple(self)
+        return repr(values[:-1] if self.crop_mode == CENTER else values)  # as before there was another mode
 
     @classmethod
     def of(cls, model: nn.Module) -> Preprocess:
@@ -63,6 +67,7 @@ class Preprocess:
             std=adapted(config["std"]),
             interpolation=config["interpolation"],
             crop_pct=config["crop_pct"],
+            crop_mode=config.get("crop_mode") or CENTER,
         )
 
     def eval_transform(self) -> Callable[[Image.Image], np.ndarray]:
@@ -73,6 +78,8 @@ class Preprocess:
             (self.channels, *self.size),
             interpolation=self.interpolation,
             crop_pct=self.crop_pct,
+            crop_mode=self.crop_mode,
+            mean=self.mean,  # the colour of a border
             use_prefetcher=True,
         )
 

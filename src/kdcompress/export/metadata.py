@@ -54,7 +54,13 @@ class GateOf(_Gate, total=False):
     heads: HeadsOf
 
 
-class FileFacts(TypedDict):
+class _Later(TypedDict, total=False):
+    """Keys that files of earlier versions lack."""
+
+    crop_mode: schema.Name
+
+
+class FileFacts(_Later):
     """The metadata.
 
     ``preprocess``: whether the graph itself resizes and normalises uint8 [batch, H, W, C]. ``macs`` are of one image

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from kdcompress.data.preprocess import Preprocess
+from kdcompress.data.preprocess import CENTER, Preprocess
 from kdcompress.errors import UserError, first_line
 from kdcompress.export.compose import EXIT_STAGE, Cascade
 from kdcompress.export.members import IMAGES, LOGITS
@@ -64,9 +64,8 @@ class OnnxNetwork:
         """How images are made into the input of the network; a file with ``preprocess`` does so itself."""
         facts = self.facts
         channels, height, width = facts["input_size"]
-        return Preprocess(
-            (height, width), channels, facts["mean"], facts["std"], facts["interpolation"], facts["crop_pct"]
-        )
+        crop = facts["crop_pct"], facts.get("crop_mode", CENTER)
+        return Preprocess((height, width), channels, facts["mean"], facts["std"], facts["interpolation"], *crop)
 
     @property
     def record(self) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from kdcompress.data.preprocess import Preprocess
+from kdcompress.data.preprocess import CENTER, Preprocess
 from kdcompress.errors import UserError, usage_error
 from kdcompress.export.scope import Scope
 
@@ -36,11 +36,9 @@ def check_preprocess(prep: Preprocess) -> None:
         problem = f"--preprocess resizes by {' and '.join(MODES)}, and the network's images are resized by"
         raise usage_error(f"{problem} {prep.interpolation}.", remedy)
     height, width = prep.size
-    if height != width or prep.crop_pct > 1:
-        raise usage_error(
-            f"--preprocess makes square images; the network takes {height}x{width}, with crop_pct {prep.crop_pct:g}.",
-            remedy,
-        )
+    if height != width or prep.crop_pct > 1 or prep.crop_mode != CENTER:
+        taken = f"{height}x{width}, with crop_pct {prep.crop_pct:g} and crop_mode {prep.crop_mode}"
+        raise usage_error(f"--preprocess makes square images by a centre crop; the network takes {taken}.", remedy)
 
 
 def preprocessed(scope: Scope, pixels: str, prep: Preprocess) -> str:

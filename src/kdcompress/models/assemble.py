@@ -15,7 +15,7 @@ from kdcompress.models.loading import Network
 from kdcompress.models.own_input import OwnInput
 from kdcompress.models.residual_cascade import ARCHITECTURE, ResidualCascade
 
-INPUT_KEYS = ("mean", "std", "interpolation", "crop_pct", "input_size", "num_classes")
+INPUT_KEYS = ("mean", "std", "interpolation", "crop_pct", "crop_mode", "input_size", "num_classes")
 
 
 def new_network(

@@ -25,7 +25,12 @@ NOT_OURS = frozenset(("checkpoint_path", "pretrained", "pretrained_cfg", "pretra
 CLASSIFIER_STD = 0.01  # of new classes on pretrained features
 MATCHES = ("name", "order")
 WEIGHTS_KEY = "weights_key"
-PREPROCESSING = ("mean", "std", "input_size", "interpolation", "crop_pct")
+PREPROCESSING = ("mean", "std", "input_size", "interpolation", "crop_pct", "crop_mode")
+MOST_CROP = 10.0
+NAMED = {  # the values of keys that have names
+    "interpolation": ("nearest", "bilinear", "bicubic", "box", "hamming", "lanczos"),
+    "crop_mode": ("center", "squash", "border"),
+}
 
 
 @dataclass(frozen=True)
@@ -79,8 +84,16 @@ class ModelSpec:
                 preprocessing[key] = parse_size(value.strip(), 3)
             elif key in ("mean", "std"):
                 preprocessing[key] = _numbers(part, value)
-            elif key in PREPROCESSING:
+            elif key in NAMED:
+                preprocessing[key] = value.strip()
+                if preprocessing[key] not in NAMED[key]:
+                    raise usage_error(
+                        f"{part!r} in the model spec is unknown.", f"Write one of {', '.join(NAMED[key])}."
+                    )
+            elif key == "crop_pct":
                 preprocessing[key] = _literal(value)
+                if not isinstance(preprocessing[key], (int, float)) or not 0 < preprocessing[key] <= MOST_CROP:
+                    raise usage_error(f"{part!r} in the model spec is no share.", "Write one like crop_pct=0.875.")
             elif key == "match_by":
                 match_by = value.strip()
                 if match_by not in MATCHES:
@@ -132,6 +145,11 @@ def build(
     built = config.get("input_size", (3, 224, 224))[0]  # channels, whatever the spec says of the input
     config.update({key: value for key, value in spec.preprocessing.items() if value is not None})
     channels = args.get("in_chans") or (config.get("input_size", (built,))[0] if spec.is_code else built)
+    for key in ("mean", "std"):
+        if (count := len(spec.preprocessing.get(key) or (0.0,))) not in (1, 3, channels):
+            raise usage_error(
+                f"{key} has {count} numbers for {channels} channels.", "Write one for each, or one for all."
+            )
     height, width = size or config.get("input_size", (3, 224, 224))[1:]
     config.update(input_size=(channels, height, width), num_classes=args.get("num_classes", config.get("num_classes")))
     config.pop("test_input_size", None)
@@ -254,6 +272,9 @@ def _numbers(part: str, value: str) -> tuple[float, ...]:
     if not all(isinstance(number, (int, float)) and math.isfinite(number) and number >= least for number in numbers):
         remedy = "Write one, or one per channel: 0.5/0.4/0.3."
         raise usage_error(f"{part!r} in the model spec is not a number, or out of range.", remedy)
+    if max(numbers) > 1:
+        remedy = "They are of pixels in [0, 1]: divide those of 0 to 255 by 255."
+        raise usage_error(f"{part!r} in the model spec is above 1.", remedy)
     return numbers
 
 

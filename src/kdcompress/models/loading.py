@@ -34,7 +34,7 @@ from kdcompress.models.folders import class_names, is_theirs, weights_in
 from kdcompress.models.hub import Connection, brief_downloads, elsewhere
 from kdcompress.models.positions import trained_size
 from kdcompress.models.staged import Staged
-from kdcompress.models.weights import check_gate, fill, read_weights
+from kdcompress.models.weights import check_finite, check_gate, fill, read_weights
 from kdcompress.references import HUB, LOCAL_DIR, is_checkpoint, is_path
 from kdcompress.runs import CONFIG, RECORD, WEIGHTS, RunFolder, open_run
 from kdcompress.schema import Malformed, Pretrained, check
@@ -302,6 +302,8 @@ def _by_timm(reference: str) -> Network:
         check(config, Pretrained)
     except Malformed as error:
         raise UserError(f"{reference} has a config that cannot be used: {error}", "Mend its config.json.") from error
+    check_gate(model, Path(reference))
+    check_finite(model, Path(reference))
     return Network(model.eval(), config["architecture"], args, reference, class_names=class_names(config))
 
 

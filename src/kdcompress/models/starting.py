@@ -53,7 +53,7 @@ def adapted(network: Network, *, num_classes: int, channels: int, size: tuple[in
     """
     prep = network.prep
     args = {key: value for key, value in network.model_args.items() if key not in GIVEN}
-    config = {key: getattr(prep, key) for key in ("mean", "std", "interpolation", "crop_pct")}
+    config = {key: getattr(prep, key) for key in ("mean", "std", "interpolation", "crop_pct", "crop_mode")}
     if channels != prep.channels:
         config.update(mean=(sum(prep.mean) / len(prep.mean),), std=(sum(prep.std) / len(prep.std),))
     torch.manual_seed(seed)

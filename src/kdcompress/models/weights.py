@@ -59,11 +59,24 @@ def fill(model: nn.Module, state: Mapping[str, Tensor], source: Path) -> None:
             what = f"{key} is {_type(there)} there and {_type(own[key])} in the model"
             remedy = "Give the weights before they were quantized or converted."
             raise UserError(f"{source} holds no weights that can be run: {what}.", remedy)
-        if there.is_floating_point() and there.isnan().any():
-            raise UserError(f"{source} is broken: {key} holds NaN.", "Take an earlier checkpoint, or train anew.")
-        if key in learned and there.isinf().any():  # a buffer may: a mask of attention
-            raise UserError(f"{source} is broken: {key} holds infinity.", "Take an earlier checkpoint, or train anew.")
+        _check_finite(key, there, source, learned=key in learned)
     model.load_state_dict(state, strict=False)
+
+
+def check_finite(model: nn.Module, source: Path) -> None:
+    """Raises:
+    UserError: A tensor of a loaded network holds NaN, or a parameter infinity.
+    """
+    learned = {name for name, _ in model.named_parameters()}
+    for key, value in model.state_dict().items():
+        _check_finite(key, value, source, learned=key in learned)
+
+
+def _check_finite(key: str, value: Tensor, source: Path, *, learned: bool) -> None:
+    if value.is_floating_point() and value.isnan().any():
+        raise UserError(f"{source} is broken: {key} holds NaN.", "Take an earlier checkpoint, or train anew.")
+    if learned and value.isinf().any():  # a buffer may: a mask of attention
+        raise UserError(f"{source} is broken: {key} holds infinity.", "Take an earlier checkpoint, or train anew.")
 
 
 def _other_kind(there: Tensor, own: Tensor) -> bool:
