@@ -93,8 +93,9 @@ class DistillOptions(
     )
     student: str = option(
         "resnet20_cifar",
-        "model spec of the student, or trained weights to start from: a run folder, '-', local-dir:PATH, "
-        "hf-hub:ORG/NAME, or a checkpoint with --student-arch; auto: searched for, with a res-student (--search)",
+        "model spec of the student (the default is for images of 32 pixels a side), or trained weights to start from: a "
+        "run folder, '-', local-dir:PATH, hf-hub:ORG/NAME, or a checkpoint with --student-arch; auto: searched for, with "
+        "a res-student (--search)",
     )
     student_arch: str | None = option(None, "model spec of a --student that is a checkpoint file")
     pretrained: bool = option(False, "start the student from timm's pretrained weights")
@@ -151,8 +152,8 @@ class CascadeOptions(DataOptions, DeviceOptions, OutputOptions):
     )
     sum_weight: tuple[float, ...] = option(
         (),
-        "what the logits before a network weigh in the sum with its own; one for all, or the flag repeated for each "
-        "network after the first (default: 0, the last member that runs answers alone)",
+        "weight of the earlier logits in each later network's sum; one for all, or the flag repeated per network after "
+        "the first (default: 0, the last member that runs answers alone)",
         low=0,
         high=100,
     )
@@ -199,7 +200,7 @@ class GateCalibrateOptions(DataOptions, DeviceOptions, OutputOptions):
         "torch", "what --target-ms is for; onnxruntime exports the members in memory (extra: onnx)", choices=ENGINES
     )
     batch_size: int | None = option(
-        None, "images per batch (default: 128; of the batch that --target-ms is for: 1)", low=1, high=MOST_BATCH
+        None, "images per batch (default: 128; with --target-ms: 1)", low=1, high=MOST_BATCH
     )
     plot: str | None = option(
         None,

@@ -65,8 +65,8 @@ class UnlabelledOptions(Options):
 
     unlabelled: str | None = option(
         None,
-        "folder of images without labels, in any subfolders: the student learns from the teacher's logits alone what "
-        "they are",
+        "folder of images without labels, in any subfolders: on them the student learns from the teacher's logits "
+        "alone",
         panel=DATA,
         file=True,
     )

@@ -167,7 +167,7 @@ class TrainingOptions(DataOptions, DeviceOptions, OutputOptions, LogOptions):
     layer_decay: float | None = option(
         None,
         "lower the learning rate by this factor from each group of layers to the one before it (default: "
-        "0.75 to fine-tune networks with LayerNorm, else 1)",
+        "with --opt auto 0.75 to fine-tune networks with LayerNorm, else 1)",
         above=0,
         high=1,
         panel=TRAINING,
@@ -202,8 +202,8 @@ class TrainingOptions(DataOptions, DeviceOptions, OutputOptions, LogOptions):
     )
     augment: str = option(
         "auto",
-        "crop: shifted crops, rrc: random resized crops (streamed images); auto: rrc from 20 000 streamed images, no "
-        "crops to fine-tune for fewer than 10 epochs, no flips where images are grey or mirrored ones look like other "
+        "crop: shifted crops, rrc: random resized crops (streamed images); auto: rrc from 20 000 streamed images, else "
+        "no crops to fine-tune for fewer than 10 epochs, no flips where images are grey or mirrored ones look like other "
         "classes",
         choices=AUGMENTATIONS,
         panel=TRAINING,
