@@ -93,9 +93,9 @@ class DistillOptions(
     )
     student: str = option(
         "resnet20_cifar",
-        "model spec of the student (the default is for images of 32 pixels a side), or trained weights to start from: a "
-        "run folder, '-', local-dir:PATH, hf-hub:ORG/NAME, or a checkpoint with --student-arch; auto: searched for, with "
-        "a res-student (--search)",
+        "model spec of the student (the default is for images of 32 pixels a side), or trained weights to start from: "
+        "a run folder, '-', local-dir:PATH, hf-hub:ORG/NAME, or a checkpoint with --student-arch; auto: searched for, "
+        "with a res-student (--search)",
     )
     student_arch: str | None = option(None, "model spec of a --student that is a checkpoint file")
     pretrained: bool = option(False, "start the student from timm's pretrained weights")

@@ -203,8 +203,8 @@ class TrainingOptions(DataOptions, DeviceOptions, OutputOptions, LogOptions):
     augment: str = option(
         "auto",
         "crop: shifted crops, rrc: random resized crops (streamed images); auto: rrc from 20 000 streamed images, else "
-        "no crops to fine-tune for fewer than 10 epochs, no flips where images are grey or mirrored ones look like other "
-        "classes",
+        "no crops to fine-tune for fewer than 10 epochs, no flips where images are grey or mirrored ones look like "
+        "other classes",
         choices=AUGMENTATIONS,
         panel=TRAINING,
     )
