@@ -1,5 +1,5 @@
 """Networks: ours (registered with timm on import) and any that a user refers to."""
 
-from kdcompress.models import cifar_resnet, cifar_wrn, lenet, residual_cascade, student_assistant
+from kdcompress.models import cifar_resnet, cifar_wrn, lenet, residual_cascade, resnet_3x3, student_assistant
 
-__all__ = ["cifar_resnet", "cifar_wrn", "lenet", "residual_cascade", "student_assistant"]
+__all__ = ["cifar_resnet", "cifar_wrn", "lenet", "residual_cascade", "resnet_3x3", "student_assistant"]

@@ -103,6 +103,9 @@ def check_gate(model: nn.Module, source: Path) -> None:
 def _misfit(source: Path, detail: str, model: nn.Module, state: Mapping[str, Tensor]) -> UserError:
     own, heads = model.state_dict().keys(), classifier_tensors(model)
     remedy = "Check --arch and its keys (width, stem, shortcut …)."
+    stems = [tuple(each["conv1.weight"].shape[2:]) for each in (state, model.state_dict()) if "conv1.weight" in each]
+    if stems == [(3, 3), (7, 7)]:
+        remedy = "Its first convolution is 3x3, as in code for CIFAR: --arch resnet18_3x3, resnet34_3x3, resnet50_3x3 …"
     if re.search(r"-\d+-of-\d+\.", source.name):
         remedy = "It is one of several files: give their folder, or the index beside them (….index.json)."
     elif own & heads and not state.keys() & heads and own - state.keys() <= heads:
