@@ -127,5 +127,6 @@ def test_compress_with_images_that_nobody_has_labelled(
     without_labels = "unlabelled" not in more
     assert bool(result.agreement) == without_labels
     trained = [note for note in heard.notes if note.startswith(("$ kdcompress distill", "$ kdcompress add-res"))]
+    assert trained
     assert all(("--unlabelled" in note) != without_labels for note in trained)
     assert [row["top1"] == 100.0 for row in result.contenders[:1]] == [without_labels]

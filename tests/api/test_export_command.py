@@ -7,7 +7,6 @@ import io
 import json
 import os
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -103,12 +102,6 @@ def test_the_next_command_of_a_pipe_takes_the_file(exported: Any, monkeypatch: p
     """``export RUN | eval -`` scores the run, and not what was made of it."""
     monkeypatch.setattr(sys, "stdin", io.StringIO(json.dumps(exported.to_dict())))
     assert kdcompress.profile_flops(model="-").file == exported.file
-
-
-def test_onnx_is_imported_only_by_what_needs_it() -> None:
-    """Every command takes a second longer, and none starts where the extra is missing."""
-    code = "import sys, kdcompress.api; sys.exit(bool({'onnx', 'onnxruntime', 'onnxscript'} & set(sys.modules)))"
-    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 
 def test_the_file_names_no_path_of_this_machine(chain: Chain, exported: Any) -> None:
@@ -325,3 +318,21 @@ def test_a_file_from_photos_names_no_folder_and_is_scored_beside_its_run(tmp_pat
     with pytest.raises(UserError, match="names no data"):
         evaluate_file(options, Silent())
     assert evaluate_file(options, Silent(), load_network(run)).n == kdcompress.evaluate(run=run, split="calibration").n
+
+
+def test_members_that_no_image_reached_are_verified_too(
+    chain: Chain, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Behind a gate at which all calibration images stop, a broken member would be shipped as verified."""
+    stopped = kdcompress.gate_calibrate(run=chain.cascade.run, threshold=[0.0], out=str(tmp_path / "stopped"))
+    genuine, gates = verify.compare, []
+
+    def noted(run: Any, after_each: Any, gate: Any, images: Any) -> Any:
+        gates.append(gate)
+        return genuine(run, after_each, gate, images)
+
+    monkeypatch.setattr(sys.modules["kdcompress.api.export"], "compare", noted)
+    kdcompress.export_network(run=stopped.run, out=str(tmp_path / "stopped.onnx"))
+    assert [gate is None for gate in gates] == [False, True]
+    kdcompress.export_network(run=chain.gated.run, out=str(tmp_path / "gated.onnx"))
+    assert len(gates) == 3

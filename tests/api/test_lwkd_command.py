@@ -38,7 +38,7 @@ from kdcompress.results import TrainResult
 from kdcompress.runs import CHECKPOINT, METRICS, WEIGHTS
 
 COMMON: dict[str, Any] = {"device": "cpu", "precision": "fp32", "epochs": 2, "method": "lwkd", "student": TINY,
-                          "adversarial_weight": 0.1}  # fmt: skip
+                          "adversarial_weight": 0.1, "bank_size": 8}  # fmt: skip
 NUMBERS = "synth-digits:10,n=1000"
 
 
@@ -54,7 +54,7 @@ def light(tmp_path_factory: pytest.TempPathFactory) -> TrainResult:
 def quick(monkeypatch: pytest.MonkeyPatch, epochs: int = 1) -> None:
     """Let the lightweight teacher have so few epochs, of few images."""
     monkeypatch.setattr(light_teacher, "MOST_EPOCHS", epochs)
-    monkeypatch.setattr(light_teacher, "_data", lambda classes: f"synth-digits:{classes},n=2000")
+    monkeypatch.setattr(light_teacher, "_data", lambda classes: f"synth-digits:{classes},n=600")
 
 
 class Stops(Heard):
@@ -300,12 +300,13 @@ def test_options_reach_the_method(light: TrainResult, tmp_path: Path, monkeypatc
 
 def test_impossible_options_are_refused(light: TrainResult, tmp_path: Path) -> None:
     """Before anything is trained."""
+    plain = {"adversarial_weight": 0.0, "bank_size": None}
     cases: list[tuple[dict[str, Any], str]] = [
         ({"teacher": light.run, "data": "synth-digits:12,n=100"}, "has 10 classes"),
         ({"bank_size": 50_000_000}, "GiB"),
         ({"teacher": "lenet5,num_classes=10,in_chans=1"}, "no pretrained weights"),
-        ({"method": "kd", "teacher": light.run, "class_map": "random", "adversarial_weight": 0.0}, "class_map="),
-        ({"method": "ce", "adversarial_weight": 0.3}, "adversarial_weight="),
+        ({**plain, "method": "kd", "teacher": light.run, "class_map": "random"}, "class_map="),
+        ({**plain, "method": "ce", "adversarial_weight": 0.3}, "adversarial_weight="),
     ]
     for given, words in cases:
         with pytest.raises(UserError, match=words) as caught:

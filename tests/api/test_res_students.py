@@ -189,6 +189,7 @@ def test_a_member_is_trained_on_what_it_will_get(chain: Chain, tmp_path: Path, m
         patch.setattr(residual, "least_sure", lambda *_: pytest.fail("the images are chosen again"))
         resumed = kdcompress.add_res_student(**given, out=str(tmp_path / "killed"), resume=True)
     assert same_weights(resumed.run, whole.run)
+    assert resumed.energies == whole.energies is not None
     assert not (tmp_path / "killed" / IMAGES).exists()
     everything = kdcompress.add_res_student(**{**given, "focus": None}, out=str(tmp_path / "all"))
     assert not same_weights(everything.run, whole.run)

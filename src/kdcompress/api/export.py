@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -101,12 +102,15 @@ def _compared(
     model = compose(cascade, network.input_size)
     run = runner(new_session(serialized(model), threads))
     beside = compare(run, _after_each(network), plain.gate, images.some(COMPARED))
-    if options.precision == "fp32":
-        faithful = beside
-        check_exact(faithful)
-    else:
-        faithful = compare(run, member_by_member(cascade), cascade.gate, images.some(COMPARED))
-        check_int8(faithful)
+    after_each = _after_each(network) if options.precision == "fp32" else member_by_member(cascade)
+    check = check_exact if options.precision == "fp32" else check_int8
+    faithful = beside
+    if options.precision != "fp32":
+        faithful = compare(run, after_each, cascade.gate, images.some(COMPARED))
+    check(faithful)
+    if cascade.gate is not None and not faithful.exit_rates[-1]:  # the last member answered none of them
+        whole = compose(dataclasses.replace(cascade, gate=None), network.input_size)
+        check(compare(runner(new_session(serialized(whole), threads)), after_each, None, images.some(COMPARED)))
     if options.preprocess:
         _check_transform(images, options.opset)
         model = compose(cascade, network.input_size, images.prep)

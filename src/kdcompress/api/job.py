@@ -26,7 +26,7 @@ from kdcompress.api.recorded_split import keep_split
 from kdcompress.api.reference import piped
 from kdcompress.api.starting import file_digest
 from kdcompress.api.targets import check_precision, with_cached_targets
-from kdcompress.api.teacher import SEEN, Teacher
+from kdcompress.api.teacher import SEEN, Teacher, knows_calibration
 from kdcompress.api.teacher_score import TeacherScores, lost
 from kdcompress.api.temperature import best_scale, scale_classifier
 from kdcompress.data import Data, EvalBatches, TrainBatches
@@ -210,6 +210,12 @@ class Job(Generic[JobOptions]):
             profiles = member_profiles(made)
             note_missed(profiles, made.architecture, self.reporter)
             teacher_top1 = self._teacher_top1(data, teacher)
+            known = teacher is not None and knows_calibration(teacher.network, data.source, data.holdout)
+            if teacher_top1 is not None and known and not provenance[SEEN]:
+                self.reporter.note(
+                    "Notice: the teacher may have been trained on the calibration images; it scores higher there than "
+                    "on new ones, and so the points lost are too many."
+                )
             views = self.options.chosen_views if isinstance(self.options, TargetOptions) else None
             result = TrainResult(
                 command=self.command,
