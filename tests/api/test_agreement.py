@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import csv
+import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
+from safetensors.torch import save_file
 
 import kdcompress
 from chains import TINY, record_of
 from heard import Heard
+from kdcompress.api import agreement
 from kdcompress.errors import UserError
 
 FAST: dict[str, Any] = {"epochs": 1, "device": "cpu", "precision": "fp32", "workers": 0, "batch_size": 8}
@@ -69,6 +72,43 @@ def test_a_chain_without_any_label(made: Path, tmp_path: Path, monkeypatch: pyte
     assert (tmp_path / "g" / "split.csv").read_text() == recorded
     assert record_of(out[2])["data_fingerprint"] == record_of(out[0])["data_fingerprint"]
     assert kdcompress.evaluate(run=str(made / "t")).agreement is None
+
+
+def test_the_labels_of_the_same_folder_serve_later(made: Path, tmp_path: Path) -> None:
+    """Answers on record were taken for class folders, and the folder "0" could not be read."""
+    bare = tmp_path / "bare.safetensors"
+    save_file(kdcompress.load(str(made / "t")).model.state_dict(), bare)
+    given = {"teacher": str(bare), "teacher_arch": TINY, "data": f"unlabelled:{made / 'photos'}", "student": TINY}
+    student = kdcompress.distill(**given, out=str(tmp_path / "s"), **FAST)
+    assert {row.split(",")[1] for row in (tmp_path / "s" / "split.csv").read_text().split("\n")[1:-1]} <= {"0", "1"}
+    found = kdcompress.evaluate(run=student.run, data=str(made / "photos"))
+    sides = (tmp_path / "s" / "split.csv").read_text().count(",test")
+    assert (found.n, found.agreement) == (sides, None)
+
+
+def test_labels_on_record_are_no_answers(made: Path, tmp_path: Path) -> None:
+    """The labels of the teacher's own data were taken for its answers: accuracy was called agreement."""
+    photos = tmp_path / "photos"
+    shutil.copytree(made / "photos", photos)
+    (photos / "bright" / "0.png").rename(photos / "dark" / "wrong.png")
+    teacher = kdcompress.train_teacher(data=str(photos), model=str(made / "t"), out=str(tmp_path / "t"), lr=1e-9, **FAST)
+    kdcompress.distill(teacher=teacher.run, data=f"unlabelled:{photos}", student=TINY, out=str(tmp_path / "s"), **FAST)
+    rows = dict(line.split(",")[:2] for line in (tmp_path / "s" / "split.csv").read_text().split("\n")[1:-1])
+    answers = {row.path: row.label for row in kdcompress.predict(run=teacher.run, images=[str(photos)])}
+    assert {str(photos / path): label for path, label in rows.items()} == answers
+    assert rows["dark/wrong.png"] == "bright"
+
+
+def test_a_question_is_asked_once(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each training of compress ran the teacher over all images again, outside of its time budget."""
+    genuine, asked = agreement._asked, []
+    monkeypatch.setattr(agreement, "_answered", {})
+    monkeypatch.setattr(agreement, "_asked", lambda *given: asked.append(1) or genuine(*given))
+    for name in "ab":
+        kdcompress.distill(
+            teacher=str(made / "t"), data=f"unlabelled:{made / 'new'}", student=TINY, out=str(tmp_path / name), **FAST
+        )
+    assert len(asked) == 1
 
 
 def test_the_student_learns_nothing_but_the_logits(made: Path, tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import numpy as np
 from kdcompress.api.inputs import settle_input, without_size
 from kdcompress.data import Data, DataSource, SplitFile
 from kdcompress.data.answered import answered_source, unanswered
+from kdcompress.data.listing import state_of
 from kdcompress.engine.distributed import from_main, start
 from kdcompress.engine.evaluate import collect
 from kdcompress.engine.targets import forward_batch
@@ -30,24 +31,38 @@ def agreement_source(
     Raises:
         UserError: There is no teacher, and no record of its answers.
     """
-    if network is None or (split is None and not is_teacher):
+    recorded = split is not None and split.answered
+    if network is None or not (recorded or is_teacher):
         remedy = "Distill a student from a TEACHER with these data, whose run records its answers; or label the images."
         raise UserError(f"The images of {spec} have no labels, and no teacher's answers in their place.", remedy)
     classes = network.class_names or tuple(str(number) for number in range(network.num_classes))
-    answers = None if split is not None else from_main(lambda: _answers(spec, network, options))
+    answers = None if recorded else from_main(lambda: _answers(spec, network, options))
     source = answered_source(spec, classes, answers, split)
     source.class_names = network.class_names
     return source
 
 
 def _answers(spec: str, network: Network, options: DataOptions) -> np.ndarray:
-    """The class that a network gives each image, as it is; int64 [N]."""
-    place = start(getattr(options, "device", "auto"), "fp32")
+    """The class that a network gives each image, as it is; int64 [N]. The same question is asked once in a process."""
     source = unanswered(spec, network.num_classes)
     settle_input(network, source, without_size(options), lambda _: None, "--teacher-arch")
+    assert source.test is not None
+    states = tuple(state_of(source.test.name(index)) for index in range(len(source.test.labels)))
+    key = source.spec, network.fingerprint(), network.prep.described(), hash(states)
+    if key not in _answered:
+        _answered[key] = _asked(source, network, options)
+    return _answered[key]
+
+
+_answered: dict[tuple[str, str, str, int], np.ndarray] = {}
+
+
+def _asked(source: DataSource, network: Network, options: DataOptions) -> np.ndarray:
+    place = start(getattr(options, "device", "auto"), "fp32")
     batches = Data(source, network.prep, options, place.device).evaluation("test", forward_batch(place, network.prep))
     logits, _ = collect(for_inference(network.model, place.device), batches, place)
-    answers = np.zeros(len(source.test.labels) if source.test is not None else 0, dtype=np.int64)
+    assert source.test is not None
+    answers = np.zeros(len(source.test.labels), dtype=np.int64)
     answers[batches.images.ids] = logits.argmax(-1).numpy()
     return answers
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from pathlib import Path
 from typing import Any
@@ -39,6 +40,7 @@ def split_of_resumed(options: DataOptions, spec: str) -> SplitFile | None:
 
 def _split_in(run: RunFolder, record: dict[str, Any], spec: str) -> SplitFile | None:
     then = record.get("options", {}).get("data")
+    answered = str(then).startswith(UNLABELLED)
     then, spec = (None if then is None else then.removeprefix(UNLABELLED)), spec.removeprefix(UNLABELLED)
     is_file = is_manifest(spec) and os.path.isfile(spec)
     if then is None or SPLIT not in run.digests() or not (is_file or os.path.isdir(spec)):
@@ -47,7 +49,7 @@ def _split_in(run: RunFolder, record: dict[str, Any], spec: str) -> SplitFile | 
     if not same and os.path.exists(then):  # other data
         return None
     run.check(SPLIT)
-    split = SplitFile.read(run.path / SPLIT)
+    split = dataclasses.replace(SplitFile.read(run.path / SPLIT), answered=answered)
     return split if same or split.is_of(Path(spec).parent if is_file else Path(spec)) else None
 
 

@@ -15,6 +15,7 @@ from kdcompress.models.loading import Network, load_network
 from kdcompress.models.staged import Staged
 from kdcompress.models.transplant import LEAST, transplant
 from kdcompress.options import DataOptions
+from kdcompress.references import UNLABELLED
 
 SEEN = "calibration_seen"  # in run.json, handed on from run to run
 TRAINED = "trained_on"  # in run.json of a gate, which may be for other data: what the weights were trained on
@@ -95,7 +96,7 @@ def may_have_seen_calibration(network: Network, data: str | None, fingerprint: s
         return True
     past = record.get(TRAINED) or origin_of(record)
     if past.get("data_fingerprint") != fingerprint:  # images that have come or gone have changed the division, too
-        return data is not None and past.get("data") == data
+        return data is not None and str(past.get("data")).removeprefix(UNLABELLED) == data.removeprefix(UNLABELLED)
     return bool(past.get("holdout") != holdout)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -38,14 +39,18 @@ def answered_source(
     Args:
         classes: Names or numbers of the teacher's classes, in label order.
         answers: [N] the class that the teacher gives each image of :func:`unanswered`.
-        split: The division that a run recorded, and with it the answers; in place of ``answers``.
+        split: The division that a run recorded, and with it, unless they are given, the answers.
     """
     relative, paths, left_out, root = _files(spec)
-    if split is not None:
+    if answers is None:
+        assert split is not None
         numbers = {name: number for number, name in enumerate(classes)}
         known = {path: numbers.get(label, 0) for path, label, _ in split.rows}
         answers = np.array([known.get(path.replace(os.sep, "/"), 0) for path in relative], dtype=np.int64)
-    assert answers is not None
+    elif split is not None:  # of labelled images: their sides stay
+        told = {path.replace(os.sep, "/"): classes[answer] for path, answer in zip(relative, answers, strict=True)}
+        rows = tuple((path, told[path], side) for path, _, side in split.rows if path in told)
+        split = dataclasses.replace(split, rows=rows, answered=True)
     marks = [f"{path} {classes[answer]}" for path, answer in zip(relative, answers.tolist(), strict=True)]
     found = Found(root, paths, answers, relative, tuple(classes), marks)
     source = divided(found, Listing(), split, f"{root} has no splits")

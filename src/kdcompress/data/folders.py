@@ -93,7 +93,7 @@ def _undivided(root: Path, held_out: list[Path], split: SplitFile | None) -> Dat
     if len(names) > 1:  # else they are classes: valid/ and invalid/
         left_out += [f"Notice: {folder} has no class folders, and is not used." for folder in held_out]
         classes = names
-    if split is not None:
+    if split is not None and not split.answered:  # answers name no folders
         recorded = sorted({label for _, label, _ in split.rows})
         if new := sorted(set(classes) - set(recorded)):
             notes.append(f"Notice: class folders added to {root} since, and not used: {some(new)}.")

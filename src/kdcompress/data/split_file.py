@@ -35,11 +35,13 @@ class SplitFile:
         rows: (path, label, split) of each image.
         origin: The run that recorded it; None if it was made just now.
         groups: Number of the group, by path, of images that are copies of others.
+        answered: Whether the labels are a teacher's answers.
     """
 
     rows: tuple[tuple[str, str, str], ...]
     origin: Path | None = None
     groups: Mapping[str, int] = field(default_factory=dict)
+    answered: bool = False
 
     @classmethod
     def read(cls, path: Path) -> SplitFile:
