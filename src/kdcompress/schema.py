@@ -18,7 +18,7 @@ T = TypeVar("T")
 MAX_BYTES = 64 * 2**20  # of a file: the names of a million classes are 20 MB
 MAX_DEPTH = 64
 MAX_CLASSES = 1_000_000
-MAX_SIDE = 65_536  # pixels
+MAX_SIDE, MAX_CHANNELS = 2**20, 2**16  # of an input: also of a sound of a minute, or of a spectrum
 MIN_STD = 1e-6
 RGB = 3
 
@@ -30,7 +30,7 @@ Count = Annotated[int, Meta(ge=0, le=2**53)]
 Share = Annotated[float, Meta(ge=0, le=1)]
 Classes = Annotated[int, Meta(ge=0, le=MAX_CLASSES)]
 Side = Annotated[int, Meta(ge=1, le=MAX_SIDE)]
-PerChannel = Meta(min_length=1, max_length=64)
+PerChannel = Meta(min_length=1, max_length=MAX_CHANNELS)
 
 
 class Pretrained(TypedDict, total=False):

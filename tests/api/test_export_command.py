@@ -336,3 +336,18 @@ def test_members_that_no_image_reached_are_verified_too(
     assert [gate is None for gate in gates] == [False, True]
     kdcompress.export_network(run=chain.gated.run, out=str(tmp_path / "gated.onnx"))
     assert len(gates) == 3
+
+
+def test_a_run_whose_data_are_elsewhere_is_exported(chain: Chain, tmp_path: Path) -> None:
+    """Whoever copies a run to another machine could not export it, where a bare checkpoint can be."""
+    shutil.copytree(str(chain.gated.run), tmp_path / "moved")
+    moved = RunFolder(tmp_path / "moved")
+    record = moved.record()
+    moved.finish({**record, "options": {**record["options"], "data": "/gone/photos"}})
+    heard = Heard()
+    made = kdcompress.export_network(run=str(moved.path), out=str(tmp_path / "net.onnx"), reporter=heard)
+    assert made.n is None
+    assert any("/gone/photos" in note and "random images" in note for note in heard.notes)
+    for given in ({"precision": "int8"}, {"data": "/gone/photos"}, {"preprocess": True}):
+        with pytest.raises(UserError, match="/gone/photos"):
+            kdcompress.export_network(run=str(moved.path), out=str(tmp_path / "other.onnx"), **given)

@@ -37,23 +37,24 @@ class CalibrationImages:
     data: Data | None = None
 
     @classmethod
-    def of(cls, network: Network, options: ExportOptions, reporter: Reporter) -> CalibrationImages:
+    def of(
+        cls, network: Network, options: ExportOptions, reporter: Reporter, *, needed: bool = True
+    ) -> CalibrationImages:
         """Open the calibration split of the data that the options name.
+
+        Args:
+            needed: Whether random images would not do where the data are not here.
 
         Raises:
             UserError: The data cannot be opened, or do not fit the network.
         """
         if options.data is None:
-            reporter.note(
-                f"Notice: {network.reference} names no data, so the file is verified on random images; --data verifies "
-                "it on real ones."
-            )
-            note_assumed(network, reporter.note, "--arch")
-            noise = torch.randn(RANDOM, *network.input_size, generator=torch.Generator().manual_seed(0))
-            return cls(None, network.prep, [(noise, torch.zeros(RANDOM, dtype=torch.long))])
+            return cls._random(network, f"{network.reference} names no data", reporter)
         try:
             source = open_data(options, network)
         except UserError as error:
+            if not needed:
+                return cls._random(network, error.problem.rstrip("."), reporter)
             remedy = f"{error.remedy} The file is verified on calibration images; --data says where they are.".strip()
             raise UserError(error.problem, remedy, exit_code=error.exit_code) from error
         check_classes(network, source, "network")
@@ -61,6 +62,13 @@ class CalibrationImages:
         check_images(network, source, options, "calibration", "network")
         data = Data(source, network.prep, options, torch.device("cpu"), note=reporter.note)
         return cls(source, data.prep, data.evaluation("calibration", options.batch_size), data)
+
+    @classmethod
+    def _random(cls, network: Network, why: str, reporter: Reporter) -> CalibrationImages:
+        reporter.note(f"Notice: {why}, so the file is verified on random images; --data verifies it on real ones.")
+        note_assumed(network, reporter.note, "--arch")
+        noise = torch.randn(RANDOM, *network.input_size, generator=torch.Generator().manual_seed(0))
+        return cls(None, network.prep, [(noise, torch.zeros(RANDOM, dtype=torch.long))])
 
     def __len__(self) -> int:
         return RANDOM if isinstance(self.batches, list) else len(self.batches.images.ids)

@@ -35,7 +35,7 @@ from kdcompress.options import CascadeOptions
 from kdcompress.options.methods import meaningless
 from kdcompress.references import absolute, has_weights, needs_arch
 from kdcompress.results import CascadeResult
-from kdcompress.runs import RunFolder
+from kdcompress.runs import RunFolder, file_hash
 
 AT_ONCE = 128  # images
 
@@ -101,6 +101,7 @@ def cascade(
             "teacher": teacher,
             "parents": [network.reference for network in networks],
             "parent_fingerprints": [network.fingerprint() for network in networks],
+            "parent_files": [file_hash(network.path) for network in networks],
             "versions": versions(),
             "result": result.to_dict(),
             **job_key(),

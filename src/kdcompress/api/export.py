@@ -67,9 +67,10 @@ def export_network(
     reporter = reporter or Silent()
     take_free_cores(Place(torch.device("cpu"), "fp32"), reporter)
     network = load_network(reference, options.arch, key=options.weights_key, note=reporter.note)
+    needed = options.data is not None or options.preprocess or options.precision != "fp32"
     options = inherit(options, network.record)
     resize_input(network, options)
-    images = CalibrationImages.of(network, options, reporter)
+    images = CalibrationImages.of(network, options, reporter, needed=needed)
     _check_images(images, network, options)
     plain = exported(network, options.opset, full=options.full, note=reporter.note)
     cascade, promise = plain, None

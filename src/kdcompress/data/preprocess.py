@@ -15,9 +15,9 @@ from torch import Tensor, nn
 
 from kdcompress.data.images import IMAGE_MODES, UNREADABLE, ImageList
 from kdcompress.errors import UserError, usage_error
-from kdcompress.schema import MAX_SIDE
 
 NAMED = 10  # files in a notice or an error
+MAX_SIDE = 65_536  # pixels of --input-size
 CENTER = "center"
 
 

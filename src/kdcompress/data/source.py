@@ -12,6 +12,8 @@ import numpy as np
 from kdcompress.data.flips import flips_confuse
 from kdcompress.data.images import UNREADABLE, ImageList, TensorItems
 from kdcompress.data.split_file import SplitFile
+from kdcompress.errors import UserError
+from kdcompress.schema import MAX_CHANNELS, MAX_SIDE
 
 DATA_DIR = "data"  # of named data sets, unless --data-dir says where
 DARK = 2**14  # a 16-bit image that never reaches a quarter of its range comes from fewer bits, or is underexposed
@@ -57,6 +59,9 @@ class DataSource:
     def __post_init__(self) -> None:
         if isinstance(self.train, TensorItems):
             _, self.channels, height, width = self.train.inputs.shape
+            if self.channels > MAX_CHANNELS or max(height, width) > MAX_SIDE:  # no run could be read again
+                problem = f"The inputs of {self.spec} are {self.channels}x{height}x{width}."
+                raise UserError(problem, f"At most {MAX_CHANNELS} channels and {MAX_SIDE} values a side can be used.")
             self.size, self.side = (height, width), max(height, width)
         else:
             shown = self.train if len(self.train.labels) or self.test is None else self.test

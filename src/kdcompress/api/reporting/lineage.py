@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from pathlib import Path
 from typing import Any
@@ -60,9 +61,9 @@ class Lineage:
             entry = record.get(key)
             if isinstance(entry, dict) and isinstance(entry.get("reference"), str):
                 self._visit(entry["reference"], of, entry)
-        for number, parent in enumerate(record.get("parents") or []):
-            fingerprint = record.get("parent_fingerprint") if number == 0 else None
-            self._visit(parent, MEMBER if record.get("command") == "cascade" else BASE, {}, fingerprint)
+        files = record.get("parent_files") or [record.get("parent_fingerprint")]
+        for parent, known in itertools.zip_longest(parents := record.get("parents") or [], files[: len(parents)]):
+            self._visit(parent, MEMBER if record.get("command") == "cascade" else BASE, {}, known)
         self.steps.append(Step(path.name, role, command_line(record), _details(record, {}), notice))
         if rows := RunFolder(path.absolute()).metrics():
             names = dict.fromkeys(name for row in rows for name in row)
