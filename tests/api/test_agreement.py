@@ -79,11 +79,18 @@ def test_the_labels_of_the_same_folder_serve_later(made: Path, tmp_path: Path) -
     bare = tmp_path / "bare.safetensors"
     save_file(kdcompress.load(str(made / "t")).model.state_dict(), bare)
     given = {"teacher": str(bare), "teacher_arch": TINY, "data": f"unlabelled:{made / 'photos'}", "student": TINY}
-    student = kdcompress.distill(**given, out=str(tmp_path / "s"), **FAST)
+    heard = Heard()
+    student = kdcompress.distill(**given, method="reskd", out=str(tmp_path / "s"), reporter=heard, **FAST)
     assert {row.split(",")[1] for row in (tmp_path / "s" / "split.csv").read_text().split("\n")[1:-1]} <= {"0", "1"}
     found = kdcompress.evaluate(run=student.run, data=str(made / "photos"))
     sides = (tmp_path / "s" / "split.csv").read_text().count(",test")
     assert (found.n, found.agreement) == (sides, None)
+    assert not any("overstated" in note for note in heard.notes), "the teacher is right by definition"
+    both = kdcompress.add_res_student(run=student.run, arch=TINY, out=str(tmp_path / "c"), **FAST)
+    gated = kdcompress.gate_calibrate(run=both.run, threshold=[0.5], data=str(made / "photos"), out=str(tmp_path / "g"))
+    rows = [line.split(",") for line in (tmp_path / "g" / "split.csv").read_text().split("\n")[1:-1]]
+    assert all(path.startswith(f"{label}/") for path, label, _ in rows), "labels, no answers"
+    assert kdcompress.evaluate(run=gated.run).n == sides
 
 
 def test_labels_on_record_are_no_answers(made: Path, tmp_path: Path) -> None:
@@ -91,7 +98,9 @@ def test_labels_on_record_are_no_answers(made: Path, tmp_path: Path) -> None:
     photos = tmp_path / "photos"
     shutil.copytree(made / "photos", photos)
     (photos / "bright" / "0.png").rename(photos / "dark" / "wrong.png")
-    teacher = kdcompress.train_teacher(data=str(photos), model=str(made / "t"), out=str(tmp_path / "t"), lr=1e-9, **FAST)
+    teacher = kdcompress.train_teacher(
+        data=str(photos), model=str(made / "t"), out=str(tmp_path / "t"), lr=1e-9, **FAST
+    )
     kdcompress.distill(teacher=teacher.run, data=f"unlabelled:{photos}", student=TINY, out=str(tmp_path / "s"), **FAST)
     rows = dict(line.split(",")[:2] for line in (tmp_path / "s" / "split.csv").read_text().split("\n")[1:-1])
     answers = {row.path: row.label for row in kdcompress.predict(run=teacher.run, images=[str(photos)])}

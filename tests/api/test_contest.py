@@ -132,10 +132,19 @@ def test_a_training_that_fails_leaves_the_others(lost: str) -> None:
     answers = {each.run for each in made.run()}
     assert lost not in {*answers, *(each.run for each in made.dropped)}
     assert answers
+    assert made.failure is not None
+    assert made.failure.__traceback__ is None, "its frames keep the network that did not fit"
     if lost == "single":
         assert answers == {"pair-gated", "trial-layers"}, "its trial is the best that there is of it"
     if lost in ("first", "pair", "trial-pair", "trial-first"):
         assert answers == {"single"}
+
+
+def test_a_look_is_better_than_nothing() -> None:
+    made, commands, _ = contest({"look-layers": 70.0}, kinds=("layers", "resized"))
+    made.plan = dataclasses.replace(made.plan, first=None, second=None)
+    commands.failing = {"single"}
+    assert [each.run for each in made.run()] == ["look-resized"]
 
 
 def test_where_nothing_can_be_trained_the_error_is_told() -> None:

@@ -81,6 +81,17 @@ def test_a_card_names_no_place_on_this_machine(chain: Chain, hub: Path) -> None:
     assert Path(str(chain.gated.run)).name in card
 
 
+def test_a_card_that_report_made_names_none_either(chain: Chain, hub: Path, tmp_path: Path) -> None:
+    """Where no card can be made, the advice is to make it with report; its paths were uploaded."""
+    run = tmp_path / "run"
+    shutil.copytree(str(chain.student.run), run)
+    kdcompress.write_report(runs=[str(run)], format="md", time=False, out=str(run / "README.md"))
+    with open(run / "README.md", "a") as card:
+        card.write(f"--data {tmp_path}/photos")
+    kdcompress.push(run=str(run), repository="me/small")
+    assert str(tmp_path) not in (hub / "me" / "small" / "README.md").read_text()
+
+
 @pytest.mark.parametrize(
     ("text", "told"),
     [
@@ -94,12 +105,18 @@ def test_paths_are_cut_and_addresses_are_not(text: str, told: str | None) -> Non
     assert _without_places(text) == (told or text)
 
 
+@pytest.mark.parametrize("part", ["whole", "member", "assistant"])
 def test_a_network_of_ones_own_code_is_refused_before_a_repository_is_made(
-    chain: Chain, hub: Path, monkeypatch: pytest.MonkeyPatch
+    chain: Chain, hub: Path, monkeypatch: pytest.MonkeyPatch, part: str
 ) -> None:
     """An empty repository was left behind, and the token blamed."""
     network = kdcompress.load(chain.cascade.run)
-    network.model_args["members"][-1]["architecture"] = "py:mine:make"
+    if part == "whole":
+        network.architecture = "py:mine:make"
+    elif part == "member":
+        network.model_args["members"][-1]["architecture"] = "py:mine:make"
+    else:
+        network.model_args = {"model": {"architecture": "py:mine:make"}}
     monkeypatch.setattr(sys.modules["kdcompress.api.push"], "load_network", lambda *_, **__: network)
     with pytest.raises(UserError, match="py:mine:make is a function of yours"):
         kdcompress.push(run=chain.cascade.run, repository="me/small")

@@ -179,7 +179,7 @@ def test_series_are_networks_that_grow(size: tuple[int, int], single: Path) -> N
 
     for series in series_for(size):
         counts = []
-        for spec in {series.specs[0], series.specs[len(series.specs) // 2], series.specs[-1]}:
+        for spec in dict.fromkeys((series.specs[0], series.specs[len(series.specs) // 2], series.specs[-1])):
             with torch.device("meta"):
                 model, _ = build(ModelSpec.parse(spec), num_classes=10, in_chans=1, size=size)
             counts.append(sum(parameter.numel() for parameter in model.parameters()))

@@ -227,6 +227,13 @@ def test_twelve_bits_in_sixteen_are_noticed(make_folder: MakeFolder) -> None:
     assert any("4095 of 65535" in note for note in notes)
 
 
+def test_eight_bits_in_sixteen_are_refused(make_folder: MakeFolder) -> None:
+    """All of them would be black, and a training go on."""
+    root = make_folder(mode="L")
+    Image.fromarray(np.full((12, 10), 255, dtype=np.uint16)).save(root / "train" / "bee" / "0.png")
+    assert "would be black" in refused(root).problem
+
+
 @pytest.mark.parametrize("value", [-1, 2**16])
 def test_more_bits_than_sixteen_are_refused(make_folder: MakeFolder, value: int) -> None:
     """They would wrap around."""

@@ -43,6 +43,10 @@ def test_a_peer_that_left_after_its_message_is_not_waited_for() -> None:
 @pytest.mark.parametrize(
     ("error", "told"),
     [
+        (
+            "NCCL error: unhandled system error\nncclSystemError: no such device.\nLast error:\n\n",
+            "data: ncclSystemError",
+        ),
         (NO_MEMORY, "could not exchange data: Error while creating shared memory segment"),
         ("[gloo] Timed out waiting 1000ms for recv operation to complete", "not in step within 1 s"),
     ],
@@ -59,7 +63,7 @@ def test_each_process_has_a_gpu_of_its_own(
     """Slurm may show each process one GPU alone, which is then number 0, whatever the number of the process."""
     monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
     if gpu is None:
-        with pytest.raises(UserError, match="host-a has 4 GPUs"):
+        with pytest.raises(UserError, match="host-a runs more processes than its 4 GPU"):
             distributed._own_gpu(local, "host-a")
     else:
         assert distributed._own_gpu(local, "host-a") == gpu

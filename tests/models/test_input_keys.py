@@ -5,9 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import timm
+from PIL import Image
 from timm.data import create_transform, resolve_model_data_config
 
 from data.images import random_image
+from kdcompress.data.prepared import _stream_transform
 from kdcompress.data.preprocess import Preprocess
 from kdcompress.errors import UserError
 from kdcompress.models.assemble import new_network
@@ -34,10 +36,27 @@ def test_slips_are_named(keys: str, problem: str) -> None:
     assert caught.value.remedy
 
 
-@pytest.mark.parametrize("keys", ["mean=0.5,std=0.25", "mean=0.49/0.48/0.45", "crop_pct=1.0,interpolation=lanczos"])
-def test_what_is_right_is_taken(keys: str) -> None:
+@pytest.mark.parametrize(
+    ("keys", "expected"),
+    [
+        ("mean=0.5,std=0.25", {"mean": (0.5,) * 3, "std": (0.25,) * 3}),
+        ("mean=0.49/0.48/0.45", {"mean": (0.49, 0.48, 0.45)}),
+        ("crop_pct=0.9,interpolation=lanczos,crop_mode=border",
+         {"crop_pct": 0.9, "interpolation": "lanczos", "crop_mode": "border"}),
+    ],
+)  # fmt: skip
+def test_what_is_right_is_taken(keys: str, expected: dict[str, object]) -> None:
     prep = Preprocess.of(build(ModelSpec.parse(f"resnet8_cifar,{keys}"), num_classes=10, in_chans=3)[0])
-    assert prep.mean[0] in (0.5, 0.49, 0.485)
+    assert {name: getattr(prep, name) for name in expected} == expected
+
+
+def test_photos_are_squashed_for_training_as_for_scoring() -> None:
+    """A network would be fine-tuned on the centres of photos, and scored on whole ones."""
+    prep = Preprocess((32, 32), 3, (0.5,) * 3, (0.5,) * 3, crop_mode="squash")
+    image = Image.fromarray(np.repeat(np.arange(96, dtype=np.uint8)[None, :, None] * 2, 48, 0).repeat(3, 2))
+    for augment in ("none", "crop-flip"):
+        made = np.asarray(_stream_transform(prep, augment, 100)(image))
+        assert made[0].max() - made[0].min() > 150, f"{augment}: both ends of the photo"
 
 
 @pytest.mark.parametrize("mode", ["center", "squash", "border"])

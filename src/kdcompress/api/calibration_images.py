@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -12,12 +13,20 @@ from torch import Tensor
 from kdcompress.api.fitting import check_classes, check_images, open_data
 from kdcompress.api.inputs import note_assumed, settle_input
 from kdcompress.data import Data, DataSource, EvalBatches, Preprocess, RawBatches
+from kdcompress.data.splits import spread
 from kdcompress.engine.progress import Reporter
 from kdcompress.errors import UserError
 from kdcompress.models.loading import Network
 from kdcompress.options import ExportOptions
+from kdcompress.references import UNLABELLED
 
 RANDOM = 64  # images, where there are no others
+
+
+def _is_here(spec: str) -> bool:
+    """Whether data may be on this machine: all but a folder or file that is not."""
+    place = spec.removeprefix(UNLABELLED)
+    return not os.path.isabs(place) or os.path.exists(place)
 
 
 @dataclass(frozen=True)
@@ -53,7 +62,7 @@ class CalibrationImages:
         try:
             source = open_data(options, network)
         except UserError as error:
-            if not needed:
+            if not needed and not _is_here(options.data):
                 return cls._random(network, error.problem.rstrip("."), reporter)
             remedy = f"{error.remedy} The file is verified on calibration images; --data says where they are.".strip()
             raise UserError(error.problem, remedy, exit_code=error.exit_code) from error
@@ -84,16 +93,14 @@ class CalibrationImages:
         return self.batches.load([chosen[start : start + size] for start in range(0, len(chosen), size)])
 
     def of_training(self, most: int) -> Iterator[Tensor]:
-        """At most so many images of the fit split, in batches: what is fitted to them was not fitted to these."""
+        """At most so many images of the fit split, of all classes, in batches."""
         assert self.data is not None
         assert not isinstance(self.batches, list)
         each = -(-most // self.data.source.num_classes)
-        left = most
-        for x, _ in self.data.evaluation("fit", self.batches.batch_size, each):
-            if left <= 0:
-                break
-            yield x[:left]
-            left -= len(x)
+        batches = self.data.evaluation("fit", self.batches.batch_size, each)
+        chosen, size = spread(len(batches.images.ids), most), batches.batch_size
+        parts = [chosen[start : start + size] for start in range(0, len(chosen), size)]
+        return (x for x, _ in batches.load(parts))
 
     @property
     def groups(self) -> Tensor | None:

@@ -15,10 +15,11 @@ from kdcompress.api.inputs import note_assumed, settle_input
 from kdcompress.api.job import finished, recorded, versions
 from kdcompress.api.recorded_split import keep_split
 from kdcompress.api.reference import inherit, resolve
-from kdcompress.api.teacher import SEEN, as_teacher, knows_calibration, load_teacher
+from kdcompress.api.teacher import DIVIDED, SEEN, as_teacher, knows_calibration, load_teacher
 from kdcompress.api.teacher_score import TeacherScores, lost
 from kdcompress.data import Data, DataSource, parse_size
 from kdcompress.data.prepared import HOLDOUT
+from kdcompress.data.splits import DIVISION
 from kdcompress.engine.cores import take_free_cores
 from kdcompress.engine.distributed import Place, from_main, start
 from kdcompress.engine.evaluate import collect
@@ -111,6 +112,7 @@ def cascade(
         else:
             data = Data(source, made.prep, options, place.device)
             record.update(options=recorded(options, data), data_fingerprint=source.fingerprint)
+            record[DIVIDED] = DIVISION if source.groups is not None else None
             record[SEEN] = result.calibration_seen
 
         config = model_config(made.model, made.architecture, made.model_args, made.class_names)

@@ -108,7 +108,9 @@ def gate_calibrate(
         if all(limit is None for limit in guaranteed.thresholds):
             reporter.note(f"Notice: every member runs: {_why_none(guaranteed, images)}.")
     if options.confidence_level is not None and (by := _chosen_by(network.record)):
-        reporter.note(f"Notice: {by} chose the cascade on the calibration images; the guarantee holds only nearly.")
+        reporter.note(
+            f"Notice: {by} chose the cascade on the calibration images; the guarantee holds only approximately."
+        )
     if knows_calibration(network, source, data.holdout):
         what = "the gate may" if options.confidence_level is None else "the guarantee does not hold, and the gate may"
         how = "cost more" if options.target_macs is not None else "lose more"
@@ -226,9 +228,13 @@ def _bound(
 
 def _chosen_by(record: dict[str, Any]) -> str:
     """What chose among cascades by their accuracy on the calibration images, if anything did."""
-    result = record.get("training") or record.get("result") or {}
-    stops = result.get("stopped_by") == "target" or record.get("options", {}).get("stop_top1") is not None
-    reasons = {"polish": result.get("polished"), "--search": result.get("search"), "the target of --grow": stops}
+    training, result = record.get("training") or {}, record.get("result") or {}
+    reasons = {
+        "polish": result.get("polished"),
+        "--search": training.get("search") or result.get("search"),
+        "--grow": "target" in (training.get("stopped_by"), result.get("stopped_by")),
+        "--stop-top1": record.get("options", {}).get("stop_top1") is not None,
+    }
     return ", ".join(name for name, holds in reasons.items() if holds)
 
 

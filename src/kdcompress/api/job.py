@@ -26,12 +26,13 @@ from kdcompress.api.recorded_split import keep_split
 from kdcompress.api.reference import piped
 from kdcompress.api.starting import file_digest
 from kdcompress.api.targets import check_precision, with_cached_targets
-from kdcompress.api.teacher import SEEN, Teacher, knows_calibration
+from kdcompress.api.teacher import DIVIDED, SEEN, Teacher, knows_calibration
 from kdcompress.api.teacher_score import TeacherScores, lost
 from kdcompress.api.temperature import best_scale, scale_classifier
 from kdcompress.data import Data, EvalBatches, TrainBatches
 from kdcompress.data.source import DATA_DIR
 from kdcompress.data.sources import is_named
+from kdcompress.data.splits import DIVISION
 from kdcompress.engine.compiling import check_compiler, compiled
 from kdcompress.engine.cores import take_free_cores
 from kdcompress.engine.distributed import Place, check_same, from_main, start, summed
@@ -211,10 +212,10 @@ class Job(Generic[JobOptions]):
             note_missed(profiles, made.architecture, self.reporter)
             teacher_top1 = self._teacher_top1(data, teacher)
             known = teacher is not None and knows_calibration(teacher.network, data.source, data.holdout)
-            if teacher_top1 is not None and known and not provenance[SEEN]:
+            if teacher_top1 is not None and known and not (provenance[SEEN] or data.source.agreement):
                 self.reporter.note(
                     "Notice: the teacher may have been trained on the calibration images; it scores higher there than "
-                    "on new ones, and so the points lost are too many."
+                    "on new ones, so the points lost are overstated."
                 )
             views = self.options.chosen_views if isinstance(self.options, TargetOptions) else None
             result = TrainResult(
@@ -416,6 +417,7 @@ class Job(Generic[JobOptions]):
             "method": self.method,
             "options": recorded(self.options, data),
             "data_fingerprint": data.source.fingerprint,
+            DIVIDED: DIVISION if data.source.groups is not None else None,
             "unlabelled_fingerprint": data.unlabelled.fingerprint if data.unlabelled is not None else None,
             "teacher": teacher.entry if teacher else None,
             "parents": [parent.reference] if parent is not None else [],
@@ -473,6 +475,7 @@ def _check_origin(run: RunFolder, now: dict[str, Any]) -> None:
             "starting weights": start.get("fingerprint"),
             "unlabelled images": record.get("unlabelled_fingerprint"),
             "chosen images": record.get("images"),
+            "rule of division": record.get(DIVIDED),
         }
 
     then = origin(run.record())

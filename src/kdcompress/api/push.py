@@ -21,6 +21,7 @@ from kdcompress.models.hub import brief_downloads
 from kdcompress.models.loading import Network, load_network
 from kdcompress.options import PushOptions, ReportOptions
 from kdcompress.references import HUB
+from kdcompress.report import MARK
 from kdcompress.results import PushResult
 from kdcompress.runs import CONFIG
 from kdcompress.trust import PREFIX
@@ -84,7 +85,7 @@ def _code_of(network: Network) -> str | None:
     """The first function of the user's own, if any, that makes the network or a part of it."""
     parts = [network.architecture]
     parts += [each["architecture"] for each in network.model_args.get("members", ())]
-    parts += [str(network.model_args.get("model", ""))]
+    parts += [(network.model_args.get("model") or {}).get("architecture", "")]
     return next((part for part in parts if part.startswith(PREFIX)), None)
 
 
@@ -123,7 +124,8 @@ def _card(network: Network, reporter: Reporter) -> str:
     assert network.path is not None
     known = network.path / CARD
     if known.is_file():
-        return known.read_text()
+        text = known.read_text()
+        return _without_places(text) if MARK in text else text  # one of our own, or written by hand
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / CARD
         try:

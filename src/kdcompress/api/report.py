@@ -49,7 +49,7 @@ def write_report(
         '…/runs/gated/report.html'
     """
     options = options or ReportOptions.resolve(given)
-    check_named(options.runs, options.arch)
+    check_named(options.runs or (STDIN,), options.arch)
     check_out(options)
     place = start(options.device, "fp32" if options.precision == "auto" else options.precision, options.patience)
     if place.world > 1:

@@ -9,6 +9,7 @@ from kdcompress.api.cost import facts, member_profiles, note_missed, spec_of
 from kdcompress.api.inputs import recall_size, settle_input, without_size
 from kdcompress.api.reference import resolve
 from kdcompress.data import Data, DataSource, InputAdapter
+from kdcompress.data.splits import DIVISION
 from kdcompress.engine.progress import Reporter
 from kdcompress.methods.base import Frozen
 from kdcompress.models.loading import Network, load_network
@@ -18,6 +19,7 @@ from kdcompress.options import DataOptions
 from kdcompress.references import UNLABELLED
 
 SEEN = "calibration_seen"  # in run.json, handed on from run to run
+DIVIDED = "division"  # in run.json: the rule by which images with copies were divided; None where there are none
 TRAINED = "trained_on"  # in run.json of a gate, which may be for other data: what the weights were trained on
 
 
@@ -102,8 +104,12 @@ def may_have_seen_calibration(network: Network, data: str | None, fingerprint: s
 
 def knows_calibration(network: Network, source: DataSource, holdout: float) -> bool:
     """As :func:`may_have_seen_calibration`, for data that are open."""
-    former = source.former is not None and network.record.get("data_fingerprint") == source.former
+    record = network.record
+    former = source.former is not None and record.get("data_fingerprint") == source.former
     fingerprint = str(source.former) if former else source.fingerprint
+    past = record.get(TRAINED) or origin_of(record)
+    if source.groups is not None and past.get("data_fingerprint") == fingerprint and record.get(DIVIDED) != DIVISION:
+        return True  # by the rule of its time, other images were for calibration
     return may_have_seen_calibration(network, source.spec, fingerprint, holdout)
 
 

@@ -351,11 +351,17 @@ def run(arguments: list[str]) -> int:
         status = 1
     except Exception as error:
         if os.environ.get("KDCOMPRESS_DEBUG") == "1":
+            _tell_peers(1)
             raise
         status = _report(error, arguments)
-    if (distributed := sys.modules.get("kdcompress.engine.distributed")) is not None:  # else there are no peers
-        distributed.failed(status)
+    _tell_peers(status)
     return status
+
+
+def _tell_peers(status: int) -> None:
+    """Let this process end at once, if it is one of several."""
+    if (distributed := sys.modules.get("kdcompress.engine.distributed")) is not None:
+        distributed.failed(status)
 
 
 def _interrupted(interrupt: KeyboardInterrupt) -> UserError:

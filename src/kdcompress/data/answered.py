@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -48,9 +47,7 @@ def answered_source(
         known = {path: numbers.get(label, 0) for path, label, _ in split.rows}
         answers = np.array([known.get(path.replace(os.sep, "/"), 0) for path in relative], dtype=np.int64)
     elif split is not None:  # of labelled images: their sides stay
-        told = {path.replace(os.sep, "/"): classes[answer] for path, answer in zip(relative, answers, strict=True)}
-        rows = tuple((path, told[path], side) for path, _, side in split.rows if path in told)
-        split = dataclasses.replace(split, rows=rows, answered=True)
+        split = split.relabelled(relative, [classes[answer] for answer in answers], answered=True)
     marks = [f"{path} {classes[answer]}" for path, answer in zip(relative, answers.tolist(), strict=True)]
     found = Found(root, paths, answers, relative, tuple(classes), marks)
     source = divided(found, Listing(), split, f"{root} has no splits")

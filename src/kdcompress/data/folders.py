@@ -102,6 +102,8 @@ def _undivided(root: Path, held_out: list[Path], split: SplitFile | None) -> Dat
     files, labels = listing.files(root, classes)
     relative = [os.path.relpath(file, root) for file in files]
     found = Found(root, files, labels, relative, tuple(classes))
+    if split is not None and split.answered:
+        split = split.relabelled(relative, [classes[label] for label in labels], answered=False)
     source = divided(found, listing, split, f"{root} has no train/ and test/")
     source.notes += notes
     source.first_notes[:0] = left_out

@@ -303,7 +303,7 @@ def _stream_transform(prep: Preprocess, augment: str, count: int) -> Any:
             use_prefetcher=True,
         )
     larger = (round(prep.size[0] * 1.125), round(prep.size[1] * 1.125))
-    enlarge = Preprocess(larger, prep.channels, prep.mean, prep.std, prep.interpolation).eval_transform()
+    enlarge = dataclasses.replace(prep, size=larger, crop_pct=1.0).eval_transform()
     steps = [*enlarge.transforms[:-1], transforms.RandomCrop(prep.size), ToNumpy()]  # type: ignore[attr-defined]
     return transforms.Compose(steps)
 

@@ -16,6 +16,7 @@ from kdcompress.errors import UserError
 from kdcompress.schema import MAX_CHANNELS, MAX_SIDE
 
 DATA_DIR = "data"  # of named data sets, unless --data-dir says where
+BLACK = 2**8
 DARK = 2**14  # a 16-bit image that never reaches a quarter of its range comes from fewer bits, or is underexposed
 
 
@@ -67,7 +68,12 @@ class DataSource:
             shown = self.train if len(self.train.labels) or self.test is None else self.test
             looked_at = _look_at(shown)
             self.channels, self.size, self.side = looked_at.channels, looked_at.size, looked_at.side
-            if 0 <= looked_at.brightest < DARK:
+            if 0 <= looked_at.brightest < BLACK:
+                problem = (
+                    f"The 16-bit images of {self.spec} have no value above {looked_at.brightest}: all would be black."
+                )
+                raise UserError(problem, "Convert them to 8 bits, or scale them to 16.")
+            if BLACK <= looked_at.brightest < DARK:
                 self.first_notes.append(
                     f"The brightest pixel of a sample of the 16-bit images is {looked_at.brightest} of 65535: they are "
                     "dark, and lose detail in 8 bits. If your camera has fewer bits, scale its images to 16 first."
@@ -110,7 +116,9 @@ def _look_at(images: ImageList, sample: int = 64) -> _LookedAt:
         try:
             image = images.image(int(index))
             if image.mode.startswith("I"):
-                brightest = max(brightest, int(np.asarray(image).max(initial=0)))
+                values = np.asarray(image)
+                if values.min(initial=0) >= 0:  # else the image is refused where it is read
+                    brightest = max(brightest, int(values.max(initial=0)))
         except UNREADABLE:
             continue
         modes.add(image.mode)

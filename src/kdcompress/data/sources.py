@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -166,10 +166,14 @@ def _from_timm(spec: str, data_dir: str | None, download: bool) -> DataSource:
     return source
 
 
-def _only_one(root: Path) -> contextlib.AbstractContextManager[None]:
+@contextlib.contextmanager
+def _only_one(root: Path) -> Iterator[None]:
     """Of the processes that download into a folder, one does, and the others find what it has fetched."""
-    root.mkdir(parents=True, exist_ok=True)
-    return Lock(root / ".download.lock").awaited(lambda: None)
+    with contextlib.ExitStack() as held:
+        with contextlib.suppress(OSError):  # a folder that is complete may be read-only
+            root.mkdir(parents=True, exist_ok=True)
+            held.enter_context(Lock(root / ".download.lock").awaited(lambda: None))
+        yield
 
 
 def _from_callable(spec: str) -> DataSource:

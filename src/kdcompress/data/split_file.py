@@ -10,8 +10,9 @@ from __future__ import annotations
 import csv
 import hashlib
 import io
+import os
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -65,6 +66,17 @@ class SplitFile:
     def is_of(self, folder: Path) -> bool:
         """Whether most of the images are in a folder: the one that was divided may have been moved."""
         return sum((folder / path).is_file() for path, _, _ in self.rows) > len(self.rows) / 2
+
+    def relabelled(self, paths: Sequence[str], labels: Sequence[str], *, answered: bool) -> SplitFile:
+        """The same sides of those images that are there, with other labels.
+
+        Args:
+            paths: As the system writes them.
+            answered: Whether the labels are a teacher's answers.
+        """
+        own = {path.replace(os.sep, "/"): label for path, label in zip(paths, labels, strict=True)}
+        rows = tuple((path, own[path], side) for path, _, side in self.rows if path in own)
+        return replace(self, rows=rows, answered=answered)
 
     def content(self) -> bytes:
         """As it is written to a run folder."""

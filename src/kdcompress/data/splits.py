@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 SPLIT_SEED = 0
+DIVISION = 2  # the rule by which images with copies are divided; where a run does not name one, copies were taken first
 
 
 def fit_calibration(

@@ -55,7 +55,7 @@ class Contact:
         self.number = 0  # of the message: the same in all processes, for all send and receive in the same order
         self.waiting = self.is_lost = False
         self.run: Path | None = None
-        self.cause = ""  # of a collective that failed, if it was not that a peer is late
+        self.cause, self.is_nccl = "", False  # of a collective that failed, if it was not that a peer is late
         self.left = threading.Event()
         self.calls: queue.SimpleQueue[tuple[Callable[[dist.Store], Any], queue.SimpleQueue[Any]]] = queue.SimpleQueue()
         store.set(f"host/{rank}", socket.gethostname())
@@ -167,7 +167,10 @@ class Contact:
             error: PyTorch's. If all processes are alive, and it is about no time-out, it is itself the problem.
         """
         late = re.search(r"tim(e|ed)[ -]?out", str(error), re.IGNORECASE)
-        self.cause = "" if late else str(error).strip().splitlines()[-1]
+        lines = [line.strip() for line in str(error).splitlines()]
+        told = [line for line in lines if line and line != "Last error:"]
+        self.cause = "" if late or not told else told[-1]
+        self.is_nccl = "nccl" in str(error).lower()
         others = [rank for rank in range(self.world) if rank != self.rank]
         self.is_lost = True
         try:
@@ -190,7 +193,8 @@ class Contact:
             return Lost(problem, self._saved())
         if not named and self.cause:
             problem = f"The processes could not exchange data: {self.cause}"
-            return Lost(problem, f"In a container, raise --shm-size; NCCL_DEBUG=INFO shows more. {self._saved()}")
+            more = "In a container, raise --shm-size; NCCL_DEBUG=INFO shows more. " if self.is_nccl else ""
+            return Lost(problem, f"{more}{self._saved()}")
         if not named:
             problem = f"The processes are alive, but were not in step within {self.seconds:g} s."
             return Lost(problem, f"Give a longer --dist-timeout. {self._saved()}")

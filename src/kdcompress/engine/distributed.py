@@ -142,6 +142,9 @@ def _join(device: str, seconds: float) -> None:
     Finalize(None, _leave, args=(contact,), exitpriority=10)
     if device == "cuda" and (by_launcher or not by_caller):
         torch.cuda.set_device(_own_gpu(local if by_launcher else here.index(rank), contact.hosts[rank]))
+        gpus = gather_objects(str(torch.cuda.get_device_properties(torch.cuda.current_device()).uuid))
+        if sum(gpus[other] == gpus[rank] for other in here) > 1:
+            raise _too_few_gpus(contact.hosts[rank])
     cores = gather_objects(usable())
     share_cores(sum(not cores[rank].isdisjoint(cores[other]) for other in here))
     _Peers.restarted = any(gather_objects(before or restarted()))
@@ -157,8 +160,12 @@ def _own_gpu(local: int, name: str) -> int:
     if count == 1:  # launchers may show each process its own only
         return 0
     if local >= count:
-        raise usage_error(f"{name} has {count} GPUs for more processes than that.", "Start one process for each GPU.")
+        raise _too_few_gpus(name)
     return local
+
+
+def _too_few_gpus(name: str) -> UserError:
+    return usage_error(f"{name} runs more processes than its {torch.cuda.device_count()} GPU(s).", "Start one on each.")
 
 
 def restarted() -> bool:

@@ -38,9 +38,9 @@ class ModelSpec:
     """``NAME[,key=value…]``: an architecture, its arguments, and how its input is prepared.
 
     Values are Python literals (numbers, ``True``, ``None``), else text; ``a/b/c`` is a tuple. The keys ``mean``,
-    ``std``, ``input_size``, ``interpolation`` and ``crop_pct`` describe the input, all others go to the constructor but
-    two that describe a checkpoint file: ``match_by`` says how its tensors are matched to the network's (``name`` or
-    ``order``), ``weights_key`` is the path with dots to one of several sets of weights in it.
+    ``std``, ``input_size``, ``interpolation``, ``crop_pct`` and ``crop_mode`` describe the input, all others go to the
+    constructor but two that describe a checkpoint file: ``match_by`` says how its tensors are matched to the network's
+    (``name`` or ``order``), ``weights_key`` is the path with dots to one of several sets of weights in it.
     """
 
     name: str

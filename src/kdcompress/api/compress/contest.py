@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import bisect
 import dataclasses
+import gc
 import math
 import statistics
 import time
@@ -206,10 +207,9 @@ class Contest:
             name = f"{TRIAL_OF}{single.kind}" if is_tried else SINGLE
             if is_tried:
                 self.commands.course.pass_by(SINGLE)
-            last = self._single(name, single, short if is_tried else alone) or self.alone.get(
-                f"{TRIAL_OF}{single.kind}"
-            )
-            made += [last] if last is not None else []
+            last = self._single(name, single, short if is_tried else alone)
+            shorter = (self.alone.get(f"{stem}{single.kind}") for stem in (TRIAL_OF, LOOK))
+            made += [each for each in (last, *shorter) if each is not None][:1]
         if not made and self.failure is not None:
             raise self.failure
         answers = {each.run for each in made}
@@ -249,9 +249,11 @@ class Contest:
         try:
             return train()
         except (Diverged, torch.OutOfMemoryError) as error:
-            self.failure = error
+            self.failure = error.with_traceback(None)  # whose frames would keep the network, and its memory
+            error.__context__ = None
             self.commands.reporter.note(f"Notice: {student.name} cannot be trained: {first_line(error)}")
-            return None
+        gc.collect()
+        return None
 
     def _cascades(
         self,

@@ -71,7 +71,7 @@ def _note_reduced(network: Network, source: DataSource, job: Job[JobOptions], fl
     if max(size) <= TINY < source.side and (own is None or max(own) > SMALL):
         job.reporter.note(
             f"Notice: photos are reduced to {size[0]}x{size[1]} pixels, the default of {network.architecture}. "
-            f"Of timm's networks for photos one is {flag} resnet18 --pretrained"
+            f"One of timm's networks for photos: {flag} resnet18 --pretrained"
         )
     if own is None or max(own) > SMALL or math.prod(size) >= math.prod(own):
         return
