@@ -12,8 +12,11 @@ from typing import Any
 
 import pytest
 import sklearn.datasets
+from PIL import Image
 from torch import nn
 
+from kdcompress.data import synth_digits
+from kdcompress.engine import latency
 from kdcompress.flops import Profile, profile
 
 PROFILED = ("api.cost", "api.compress.candidates", "engine.muon", "models.separate")
@@ -21,14 +24,16 @@ PLAIN = (bool, int, float, str, tuple, type(None))
 
 
 def patched(patch: pytest.MonkeyPatch) -> None:
-    """Let commands count, and read digits, once; and let no file wait for the disk, for no test cuts the power.
+    """Let commands count, and read or draw digits, once; and let no file wait for the disk: no test cuts the power.
 
-    tests/test_flops.py and tests/models/test_separate.py call the count itself.
+    tests/test_flops.py and tests/models/test_separate.py call the count itself, tests/data/test_synth_digits.py draws.
     """
     counted = _counted_once()
     for module in PROFILED:
         patch.setattr(importlib.import_module(f"kdcompress.{module}"), "profile", counted)
     patch.setattr("sklearn.datasets.load_digits", functools.cache(sklearn.datasets.load_digits))
+    patch.setattr(synth_digits, "draw", _drawn_once())
+    patch.setattr(latency, "RUNS", 5)  # each eval of a gated network times single images
     patch.setattr(os, "fsync", lambda descriptor: None)
 
 
@@ -44,6 +49,16 @@ def _counted_once() -> Callable[..., Profile]:
         return known[key]
 
     return counted
+
+
+def _drawn_once() -> Callable[..., Image.Image]:
+    """Numbers of ``synth-digits``; a copy each time, for who asks may write on it."""
+    known = functools.lru_cache(16_384)(synth_digits.draw)  # more than an epoch of the default size has
+
+    def drawn(number: int, digits: int, size: int, seed: int, index: int) -> Image.Image:
+        return known(number, digits, size, seed, index).copy()
+
+    return drawn
 
 
 def _plain(module: nn.Module) -> list[tuple[str, Any]]:

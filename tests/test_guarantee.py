@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 from collections.abc import Callable
@@ -89,7 +90,10 @@ def digits() -> tuple[Tensor, Tensor]:
 
 @pytest.mark.parametrize(
     ("made", "macs", "measures", "draws"),
-    [(population, MACS, ["confidence"], 100), (digits, (1, 2, 4), ["confidence", "agreement"], 60)],
+    [
+        (functools.partial(population, count=20_000), MACS, ["confidence"], 60),
+        (digits, (1, 2, 4), ["confidence", "agreement"], 40),
+    ],
 )
 def test_the_guarantee_holds(
     made: Callable[[], tuple[Tensor, Tensor]], macs: tuple[int, ...], measures: list[str], draws: int

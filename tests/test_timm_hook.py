@@ -58,7 +58,7 @@ def test_the_import_and_the_command_line_are_light() -> None:
     """``kdcompress --help`` would take seconds, and every command seconds more than it needs."""
     heavy = "{'torch', 'timm', 'numpy', 'torchvision', 'sklearn', 'fvcore'} & set(sys.modules)"
     code = f"import sys, kdcompress, kdcompress.options, kdcompress.results, kdcompress.cli; print({heavy});"
-    rare = "{'scipy', 'sklearn', 'optuna', 'matplotlib'} & set(sys.modules)"
+    rare = "{'scipy', 'sklearn', 'optuna', 'matplotlib', 'onnx', 'onnxruntime', 'onnxscript'} & set(sys.modules)"
     assert python("-c", f"{code} import kdcompress.api; print({rare})") == "set()\nset()\n"
 
 

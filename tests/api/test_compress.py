@@ -32,7 +32,6 @@ from kdcompress.api.teacher import SEEN, as_teacher, load_teacher
 from kdcompress.cli import COMMANDS
 from kdcompress.cli.params import with_options
 from kdcompress.data import load_source
-from kdcompress.engine import race
 from kdcompress.engine.distributed import Place
 from kdcompress.engine.progress import Silent
 from kdcompress.errors import UserError
@@ -48,12 +47,7 @@ FAST: dict[str, Any] = {"device": "cpu", "precision": "fp32", "epochs": 2}
 @pytest.fixture(autouse=True)
 def _short_probes(monkeypatch: pytest.MonkeyPatch) -> None:
     """How fast this machine is does not matter here."""
-    hurried(monkeypatch)
-
-
-def hurried(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(probe, "MOST", 0.0)
-    monkeypatch.setattr(race, "SECONDS", 0.02)
     monkeypatch.setattr(Commands, "seconds_of_epochs", lambda *_: [])
 
     def seconds(model: nn.Module, *_: Any, **more: Any) -> float:
@@ -416,8 +410,8 @@ def parsed(command: str, words: list[str]) -> Any:
 def test_a_teacher_of_other_classes_is_fine_tuned_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """People have a network for ImageNet and photos of their own; they would be told to run another command first."""
     monkeypatch.setattr(prospect, "FINE_TUNING_EPOCHS", 1)
-    given = {"model": "resnet14_cifar", "data": "synth-digits:3,n=600", "input_size": "1x8x8", **FAST, "epochs": 1}
-    kdcompress.train_teacher(**given, out=tmp_path / "three")
+    kdcompress.train_teacher(model="resnet14_cifar", data="synth-digits:3", input_size="1x8x8", out=tmp_path / "three",
+                             **{**FAST, "epochs": 1})  # fmt: skip
     result, notes = made(tmp_path / "three", tmp_path / "out", data="digits", target_macs=0.5, epochs=1)
     assert result.num_classes == 10
     assert any(note.startswith("$ kdcompress train-teacher") for note in notes)
@@ -492,21 +486,12 @@ def test_what_has_weights_leaves_scratch_out(teacher: Path) -> None:
     assert [each.kind for each in known.within(0.1 * known.macs)] == ["scratch"], "no depth is that cheap"
 
 
-@pytest.fixture(scope="module")
-def quantized(teacher: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, CompressResult]:
-    """``--out`` and the result of a run that was exported, too."""
-    pytest.importorskip("onnxruntime")
-    out = tmp_path_factory.mktemp("quantized") / "out"
-    with pytest.MonkeyPatch.context() as patch:
-        hurried(patch)
-        return out, made(teacher, out, export="onnx-int8", epochs=1)[0]
-
-
-def test_int8_of_the_winner_has_a_row(teacher: Path, quantized: tuple[Path, CompressResult]) -> None:
+def test_int8_of_the_winner_has_a_row(teacher: Path, tmp_path: Path) -> None:
     """Whoever ships int8 would see the accuracy of another network."""
-    out, result = quantized
-    assert record_of(out)["result"]["contenders"] == result.contenders
-    assert made(teacher, out, export="onnx-int8", epochs=1, resume=True)[0].contenders == result.contenders
+    pytest.importorskip("onnxruntime")
+    result, _ = made(teacher, tmp_path / "out", export="onnx-int8", epochs=1)
+    assert record_of(tmp_path / "out")["result"]["contenders"] == result.contenders
+    assert made(teacher, tmp_path / "out", export="onnx-int8", epochs=1, resume=True)[0].contenders == result.contenders
     (row,) = (each for each in result.contenders if each["form"] == "int8")
     (own,) = (each for each in result.contenders if each["chosen"])
     assert row["run"] == Path(str(result.exported)).name
@@ -534,13 +519,12 @@ def test_int8_may_be_what_keeps_a_time(tmp_path: Path, monkeypatch: pytest.Monke
         assert heard.notes == within * ["Notice: model.onnx is within the budget, the run is not."]
 
 
-def test_a_report_of_a_result_shows_what_it_won_against(quantized: tuple[Path, CompressResult]) -> None:
+def test_a_report_of_a_result_shows_what_it_won_against(teacher: Path, tmp_path: Path) -> None:
     """`report RUN` would replace the page of `compress` by one that says less."""
-    _, result = quantized
+    result, _ = made(teacher, tmp_path / "out", epochs=1)
     assert result.report is None
     found = kdcompress.write_report(runs=[result.run], time=False)
-    networks = [row for row in result.contenders[1:] if row["form"] != "int8"]
-    others = {row["run"] for row in networks if not row["chosen"] and not row.get("dropped")}
+    others = {row["run"] for row in result.contenders[1:] if not row["chosen"] and not row.get("dropped")}
     assert others <= {row["network"] for row in found.networks}
     assert len(found.networks) == 2 + len(others), "and the teacher"
 

@@ -16,10 +16,20 @@ from cli.shell import Done, environment
 
 
 def start(
-    arguments: Sequence[str], cwd: Path, out: Path, err: Path, program: str = "kdcompress", **more: str
+    arguments: Sequence[str],
+    cwd: Path,
+    out: Path,
+    err: Path,
+    program: str = "kdcompress",
+    given: Path = Path(os.devnull),
+    **more: str,
 ) -> BaseProcess:
-    """Start ``python -m kdcompress ARGUMENTS``, or a script, that appends to these files (or terminals, or pipes)."""
-    told = (program, list(arguments), cwd, environment(**more), out, err, None)
+    """Start ``python -m kdcompress ARGUMENTS``, or a script, that appends to these files (or terminals, or pipes).
+
+    Args:
+        given: Standard input.
+    """
+    told = (program, list(arguments), cwd, environment(**more), given, out, err, None)
     process = forkserver().Process(target=become, args=told)
     process.start()
     return process
@@ -39,12 +49,18 @@ def script(program: Path, arguments: Sequence[str], work: Path, cwd: Path | None
 class Forked:
     """What a test asks of a ``subprocess.Popen``: standard error is a pipe."""
 
-    def __init__(self, arguments: Sequence[str], cwd: Path) -> None:
+    def __init__(
+        self,
+        arguments: Sequence[str],
+        cwd: Path,
+        program: str = "kdcompress",
+        given: Path = Path(os.devnull),
+    ) -> None:
         number = len(list(cwd.parent.glob("forked-*.out")))
         self._out, err = (cwd.parent / f"forked-{number}.{stream}" for stream in ("out", "err"))
         self._out.touch()
         os.mkfifo(err)
-        self._process = start(arguments, cwd, self._out, err)
+        self._process = start(arguments, cwd, self._out, err, program, given)
         assert self._process.pid is not None
         self.pid: int = self._process.pid
         self.stderr = os.fdopen(os.open(err, os.O_RDONLY))  # waits until the process has opened it, too

@@ -127,7 +127,7 @@ class Job:
             own = environment(**shared, RANK=rank, LOCAL_RANK="0" if hosts else rank)
             if host is not None:
                 own["GLOO_SOCKET_IFNAME"] = host.cable
-            told = (program, list(arguments), cwd, own, self.out, self.err, host)
+            told = (program, list(arguments), cwd, own, Path(os.devnull), self.out, self.err, host)
             self.processes.append(context.Process(target=become, args=told))
             self.processes[-1].start()
 
@@ -169,19 +169,35 @@ def forkserver() -> ForkServerContext:
 
 
 def become(
-    program: str, arguments: list[str], cwd: Path, own: dict[str, str], out: Path, err: Path, host: Host | None
+    program: str,
+    arguments: list[str],
+    cwd: Path,
+    own: dict[str, str],
+    given: Path,
+    out: Path,
+    err: Path,
+    host: Host | None,
 ) -> None:
-    """Be a process of ``python -m kdcompress ARGUMENTS``, or of a script, with an environment of its ``own``."""
+    """Be a process of ``python -m kdcompress ARGUMENTS``, or of a script, with an environment of its ``own``.
+
+    Args:
+        given: Standard input.
+    """
     if host is not None:
         host.enter()
-    for number, path in ((0, Path(os.devnull)), (1, out), (2, err)):
+    for number, path in ((2, err), (1, out), (0, given)):  # pipes in the order in which the tests open their ends
         file = os.open(path, os.O_RDONLY if number == 0 else os.O_WRONLY | os.O_APPEND)
-        os.dup2(file, number)
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, signal.SIG_DFL)
+        if file != number:
+            os.dup2(file, number)
+            os.close(file)  # else a reader waits for what nobody writes
+    for signals in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):  # the tests may run under nohup
+        signal.signal(signals, signal.SIG_DFL)
     os.environ.clear()
     os.environ.update(own)
     os.chdir(cwd)
+    # those that were inherited take a pipe or a terminal for the file that they were opened on
+    sys.stdin, sys.stdout = open(0, closefd=False), open(1, "w", closefd=False)  # noqa: SIM115
+    sys.stderr = open(2, "w", buffering=1, errors="backslashreplace", closefd=False)  # noqa: SIM115
     sys.argv = [program, *arguments]
     torch.set_num_threads(1)  # for OMP_NUM_THREADS it is too late
     if program == "kdcompress":

@@ -8,7 +8,6 @@ import json
 import os
 import re
 import select
-import subprocess
 import time
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,8 @@ from typing import Any
 import pytest
 
 from cli.conftest import Cli
-from cli.shell import BIN, ESCAPE, TINY, environment, shell
+from cli.forked import start
+from cli.shell import ESCAPE, TINY, shell
 from kdcompress import options
 from kdcompress.cli import COMMANDS
 from kdcompress.option_set import flag
@@ -139,25 +139,19 @@ def test_reader_that_leaves(here: Path) -> None:
 def terminal(arguments: list[str], cwd: Path, **more: str) -> tuple[int, str]:
     """Exit status and all that a command writes on a terminal."""
     main, other = os.openpty()
-    command = [str(BIN / "kdcompress"), *arguments]
-    process = subprocess.Popen(
-        command, cwd=cwd, env=environment(COLUMNS="100", **more), stdin=other, stdout=other, stderr=other
-    )
-    os.close(other)
+    device = Path(os.ttyname(other))
+    process = start(arguments, cwd, device, device, given=device, COLUMNS="100", **more)
     shown, until = b"", time.monotonic() + 120
     try:
-        while time.monotonic() < until:
-            if select.select([main], [], [], 1)[0]:
-                try:
-                    part = os.read(main, 65536)
-                except OSError:  # Linux: the other end is closed
-                    break
-                if not part:
-                    break
-                shown += part
-        return process.wait(timeout=10), shown.decode()
+        while (ends := process.exitcode) is None and time.monotonic() < until:
+            process.join(0.1)
+            while select.select([main], [], [], 0)[0]:
+                shown += os.read(main, 65536)
+        assert ends is not None, "it does not end"
+        return ends, shown.decode()
     finally:
         process.kill()
+        os.close(other)
         os.close(main)
 
 

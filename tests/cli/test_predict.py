@@ -5,14 +5,14 @@ from __future__ import annotations
 import csv
 import json
 import os
-import subprocess
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
 from cli.conftest import Cli
-from cli.shell import BIN, environment, shell
+from cli.forked import start
+from cli.shell import shell
 from kdcompress.cli import rows as printing
 
 KEYS = ["path", "label", "index", "probability", "exit_stage", "top5"]
@@ -144,10 +144,13 @@ def test_as_a_link_of_a_shell_pipeline(runs: Path, images: Path, here: Path) -> 
         options="-0 --batch-size 1 --csv all.csv"
         find images images -name '*.png' -print0 | {predict} - $options 2>head.err | head -1 >head
         echo "head ${{PIPESTATUS[*]}}"
-        {predict} images >/dev/full 2>full.err; echo "full $?"
     """
+    (here / "full.err").touch()
+    full = start(["predict", f"{runs}/gated", "images"], here, Path("/dev/full"), here / "full.err")
     done = shell(script, here)
-    assert done.out.splitlines() == ["head 0 1 0", "full 1"], done.err
+    full.join(120)
+    assert full.exitcode == 1
+    assert done.out.splitlines() == ["head 0 1 0"], done.err
     assert json.loads((here / "head").read_text())["path"].startswith("images/")
     assert "Error" not in (here / "head.err").read_text()
     assert "Traceback" not in (here / "head.err").read_text()
@@ -158,24 +161,19 @@ def test_as_a_link_of_a_shell_pipeline(runs: Path, images: Path, here: Path) -> 
 
 def test_a_pipe_that_stays_open_does_not_keep_it(runs: Path, images: Path, here: Path) -> None:
     """Rows wait for paths that never come; or the command hangs, or crashes, when the reader of its rows has left."""
-    reader, writer = os.pipe()
-    os.write(writer, b"images/00.png\nimages/02.png\nimages/04.png\n")
-    process = subprocess.Popen(
-        [str(BIN / "kdcompress"), "predict", str(runs / "gated"), "-", "--batch-size", "1", "--quiet"],
-        cwd=here,
-        env=environment(),
-        stdin=reader,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    assert process.stdout is not None
-    assert process.stderr is not None
-    for number in (0, 2, 4):
-        assert json.loads(process.stdout.readline())["path"] == f"images/{number:02d}.png"
-    process.stdout.close()
+    paths, printed, err = (here / name for name in ("paths", "printed", "err"))
+    os.mkfifo(paths)
+    os.mkfifo(printed)
+    err.touch()
+    command = ["predict", str(runs / "gated"), "-", "--batch-size", "1", "--quiet"]
+    process = start(command, here, printed, err, given=paths)
+    with open(printed) as rows:
+        writer = os.open(paths, os.O_WRONLY)
+        os.write(writer, b"images/00.png\nimages/02.png\nimages/04.png\n")
+        for number in (0, 2, 4):
+            assert json.loads(rows.readline())["path"] == f"images/{number:02d}.png"
     os.write(writer, b"images/06.png\n")
-    assert process.wait(60) == 1
-    assert process.stderr.read() == ""
+    process.join(60)
+    assert process.exitcode == 1
+    assert err.read_text() == ""
     os.close(writer)
-    os.close(reader)

@@ -13,8 +13,8 @@ import pytest
 import torch
 
 from cli.conftest import Cli
-from cli.forked import start
-from cli.shell import TINY, finished, shell, spawn, wait_for
+from cli.forked import Forked, start
+from cli.shell import TINY, finished, shell, wait_for
 from kdcompress import streams
 from kdcompress.engine.interrupt import StopSignal
 
@@ -25,17 +25,18 @@ TRAIN = f"kdcompress train-teacher --model {TINY}"
 
 def test_a_training_outlives_its_streams(here: Path) -> None:
     """Else ``2>&1 | head -1``, a full log or a closed terminal ends a night's training half-way, without a word."""
-    script = f"""
-        {TRAIN} --epochs 2 --out head 2>&1 | head -1 >&2; echo "head ${{PIPESTATUS[0]}}"
-        {TRAIN} --epochs 1 --out none <&- >&- 2>&-; echo "none $?"
-    """
     (here / "full.json").touch()
-    full = start([*TRAIN.split()[1:], "--epochs", "1", "--out", "full"], here, here / "full.json", Path("/dev/full"))
-    done = shell(script, here)
-    full.join(120)
-    assert full.exitcode == 0
-    assert done.out.splitlines() == ["head 1", "none 1"]
-    assert len(done.err.splitlines()) == 1, "what was to be lost came elsewhere"
+    os.mkfifo(here / "pipe")
+    train = TRAIN.split()[1:]
+    full = start([*train, "--epochs", "1", "--out", "full"], here, here / "full.json", Path("/dev/full"))
+    head = start([*train, "--epochs", "2", "--out", "head"], here, here / "pipe", here / "pipe")
+    with open(here / "pipe") as reader:
+        assert reader.readline().startswith("Training with")
+    done = shell(f'{TRAIN} --epochs 1 --out none <&- >&- 2>&-; echo "none $?"', here)
+    for process in (full, head):
+        process.join(120)
+    assert (full.exitcode, head.exitcode, done.out) == (0, 1, "none 1\n")
+    assert done.err == "", "what was to be lost came elsewhere"
     assert json.loads((here / "full.json").read_text())["run"] == str(here / "full")
     for name, epochs in (("full", 1), ("head", 2), ("none", 1)):
         assert json.loads((here / name / "run.json").read_text())["status"] == "finished"
@@ -47,7 +48,7 @@ def test_a_training_outlives_its_streams(here: Path) -> None:
 def test_a_terminal_that_hangs_up(here: Path) -> None:
     """Else closing a laptop costs the epoch in hand, and a broken connection looks like a crash."""
     run = here / "run"
-    process = spawn([*TRAIN.split()[1:], "--epochs", "500", "--out", str(run)], here)
+    process = Forked([*TRAIN.split()[1:], "--epochs", "500", "--out", str(run)], here)
     wait_for(process, "epoch 1/")
     process.send_signal(signal.SIGHUP)
     done = finished(process)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import signal
-import subprocess
 import time
 from pathlib import Path
 
@@ -13,36 +13,37 @@ import pytest
 
 import kdcompress
 from cli.conftest import Cli
-from cli.shell import BIN
+from cli.forked import start
 
 TINY = "lenet5,width=0.5"
 
 
 def test_epochs_come_while_the_run_is_being_trained(here: Path) -> None:
     """A watcher that waits for the end is no watcher; one that stays after it blocks the script behind it."""
-    command = [str(BIN / "kdcompress"), "train-teacher", "--model", TINY, "--epochs", "400", "--out", "run"]
-    with subprocess.Popen([*command, "--quiet"], stdout=subprocess.DEVNULL, cwd=here) as training:
-        while not (here / "run" / "metrics.csv").exists():
-            assert training.poll() is None
-            time.sleep(0.05)
-        with subprocess.Popen(
-            [str(BIN / "kdcompress"), "watch", "run"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=here
-        ) as watching:
-            assert watching.stdout is not None
-            assert watching.stderr is not None
-            first = json.loads(watching.stdout.readline())
-            assert training.poll() is None
-            training.send_signal(signal.SIGINT)
-            training.wait()
-            rest = [json.loads(line) for line in watching.stdout]
-            said = watching.stderr.read().decode()
+    nowhere, said, pipe = Path("/dev/null"), here / "said", here / "pipe"
+    said.touch()
+    os.mkfifo(pipe)
+    command = ["train-teacher", "--model", TINY, "--epochs", "400", "--out", "run", "--quiet"]
+    training = start(command, here, nowhere, nowhere)
+    assert training.pid is not None
+    while not (here / "run" / "metrics.csv").exists():
+        assert training.is_alive()
+        time.sleep(0.05)
+    watching = start(["watch", "run"], here, pipe, said)
+    with open(pipe) as lines:
+        first = json.loads(lines.readline())
+        assert training.is_alive()
+        os.kill(training.pid, signal.SIGINT)
+        rest = [json.loads(line) for line in lines]
+    for process in (training, watching):
+        process.join(120)
     rows = [first, *rest]
     assert [row["epoch"] for row in rows] == list(range(1, len(rows) + 1))
     assert (first["run"], first["epochs"]) == ("run", 400)
     with open(here / "run" / "metrics.csv") as file:
         assert [row["top1"] for row in rows] == [float(row["calibration_top1"]) for row in csv.DictReader(file)]
-    assert watching.returncode == 1
-    assert "--resume" in said
+    assert watching.exitcode == 1
+    assert "--resume" in said.read_text()
 
 
 def test_a_finished_run_is_told_at_once(cli: Cli, here: Path) -> None:

@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import hashlib
-import subprocess
-import sys
 import tracemalloc
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+from cli.forked import script
 from kdcompress.data import Data, Preprocess, load_source, synth_digits
 from kdcompress.data.images import ArrayImages
 from kdcompress.data.synth_digits import SynthDigits, SynthImages, draw
 from kdcompress.errors import UserError
 from kdcompress.options import DataOptions
+
+
+@pytest.fixture(autouse=True)
+def _drawn_each_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Elsewhere the tests draw a picture once."""
+    monkeypatch.setattr(synth_digits, "draw", draw)
 
 
 def pixels(images: SynthImages, *indices: int) -> list[bytes]:
@@ -32,13 +38,13 @@ def test_an_image_depends_on_seed_and_number_alone() -> None:
     assert len({*pixels(images, *range(0, 500, 37))}) == 14, "images of one class are copies"
 
 
-def test_another_process_draws_the_same() -> None:
+def test_another_process_draws_the_same(tmp_path: Path) -> None:
     """Else processes under torchrun train on different data."""
-    code = (
+    (tmp_path / "drawing.py").write_text(
         "import hashlib\nfrom kdcompress.data.synth_digits import draw\n"
         "print(hashlib.sha256(b''.join(draw(n, 3, 32, 5, n).tobytes() for n in (7, 120, 999))).hexdigest())"
     )
-    there = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip()
+    there = script(tmp_path / "drawing.py", [], tmp_path).out.strip()
     here = hashlib.sha256(b"".join(draw(n, 3, 32, 5, n).tobytes() for n in (7, 120, 999))).hexdigest()
     assert there == here
 

@@ -18,6 +18,7 @@ from kdcompress.models.loading import load_network
 TINY = "resnet8_cifar,width=0.25"
 
 
+@torch.no_grad()  # the compiler would be asked for the backward pass, too
 def test_a_compiled_module_is_the_same_module() -> None:
     """Its weights would be saved under other names, or batches of another size fail."""
     torch.manual_seed(0)

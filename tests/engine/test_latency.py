@@ -10,12 +10,18 @@ import torch
 from torch import Tensor
 
 from kdcompress.data import Data, Preprocess, load_source
-from kdcompress.engine import evaluate
+from kdcompress.engine import evaluate, latency
 from kdcompress.engine.distributed import Place
 from kdcompress.engine.latency import RUNS, WARM_UP, latency_ms
 from kdcompress.options import EvalOptions
 
 CPU = Place(torch.device("cpu"), "fp32")
+
+
+@pytest.fixture(autouse=True)
+def _as_many_as_users_get(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Elsewhere the tests time fewer images."""
+    monkeypatch.setattr(latency, "RUNS", RUNS)
 
 
 class Clock:

@@ -426,7 +426,7 @@ def test_match_by_is_checked() -> None:
     [
         "eva02_tiny_patch14_224,img_size=28,depth=1",  # no classes by default
         "deit_tiny_distilled_patch16_224,img_size=32,depth=1",  # two heads
-        "tresnet_m",  # a stem that sees 16 channels for each of the image
+        "tresnet_m,layers=1/1/1/1",  # a stem that sees 16 channels for each of the image
         "levit_128s",
     ],
 )

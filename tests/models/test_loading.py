@@ -7,7 +7,7 @@ import os
 import pickle
 import subprocess
 import sys
-from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -391,29 +391,28 @@ def test_a_network_of_the_users_own(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 # --- what we save, in a process that never heard of us
 
+# a fork each from a process that has done the slow part, importing torch
 LOAD = """
-import json, sys
+import json, os, sys
 import torch
-{first}
-import timm
 torch.set_num_threads(1)
-for folder in json.loads(sys.argv[1]):
-    model = timm.create_model("local-dir:" + folder, pretrained=True).eval()
-    x = torch.load(folder + "/x.pt", weights_only=True)
-    with torch.no_grad():
-        torch.save({{"logits": model(x), "cfg": repr(sorted(model.pretrained_cfg.items()))}}, folder + "/out.pt")
-print("kdcompress" in sys.modules)
+for first, folders in json.loads(sys.argv[1]).items():
+    if os.fork() == 0:
+        assert not {"timm", "kdcompress"} & set(sys.modules)
+        exec(first)
+        import timm
+        for folder in folders:
+            model = timm.create_model("local-dir:" + folder, pretrained=True).eval()
+            x = torch.load(folder + "/x.pt", weights_only=True)
+            with torch.no_grad():
+                out = {"logits": model(x), "cfg": repr(sorted(model.pretrained_cfg.items()))}
+            torch.save(out, folder + "/out.pt")
+        os.write(1, (json.dumps([first, "kdcompress" in sys.modules]) + chr(10)).encode())
+        os._exit(0)
+    os.wait()
 """
-
-
-def loaded_elsewhere(folders: list[Path], first: str = "") -> str:
-    names = json.dumps([str(folder) for folder in folders])
-    done = subprocess.run(
-        [sys.executable, "-c", LOAD.format(first=first), names],
-        capture_output=True, text=True, env={**os.environ, "HF_HUB_OFFLINE": "1"}, cwd="/",
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    return done.stdout.strip()
+ALONE = "import timm"
+TOGETHER = ("import kdcompress", "import timm, kdcompress")
 
 
 def with_expected(folder: Path, network: Network) -> Path:
@@ -429,37 +428,69 @@ def bit_equal(folder: Path) -> bool:
     return torch.equal(out["logits"], torch.load(folder / "expected.pt", weights_only=True))
 
 
-def test_timm_alone_loads_a_student_of_its_own(tmp_path: Path) -> None:
-    """The promise of the hand-over: no kdcompress where the model is served."""
-    makers: dict[str, Callable[[], Network]] = {
-        "colour": lambda: fresh("test_resnet", size=(32, 32)),
-        "grey": lambda: fresh("test_resnet", channels=1, size=(32, 40)),
-        "tagged": lambda: fresh("test_resnet.r160_in1k", channels=1, size=(32, 32)),
-        "vit": lambda: fresh("test_vit", size=(32, 48)),
-        "grey vit": lambda: fresh("test_vit", channels=1, size=(32, 32)),
-        "arguments": lambda: fresh("test_efficientnet,drop_rate=0.1", size=(32, 32)),
+def students() -> dict[str, Network]:
+    return {
+        "colour": fresh("test_resnet", size=(32, 32)),
+        "grey": fresh("test_resnet", channels=1, size=(32, 40)),
+        "tagged": fresh("test_resnet.r160_in1k", channels=1, size=(32, 32)),
+        "vit": fresh("test_vit", size=(32, 48)),
+        "grey vit": fresh("test_vit", channels=1, size=(32, 32)),
+        "arguments": fresh("test_efficientnet,drop_rate=0.1", size=(32, 32)),
     }
-    networks = {name: make() for name, make in makers.items()}
-    folders = [with_expected(saved(tmp_path / name, network), network) for name, network in networks.items()]
-    assert loaded_elsewhere(folders) == "False"
-    assert {folder.name: bit_equal(folder) for folder in folders} == dict.fromkeys(networks, True)
-    for folder in folders:
-        assert repr(list(NAMES)) in torch.load(folder / "out.pt", weights_only=True)["cfg"]
 
 
-@pytest.mark.parametrize("first", ["import kdcompress", "import timm, kdcompress"])
-def test_after_import_kdcompress_timm_loads_everything(tmp_path: Path, first: str) -> None:
-    """One import, before or after timm's, is all a server of cascades needs."""
-    networks = {
+def ours() -> dict[str, Network]:
+    return {
         "cascade": cascade_of(),
         "gated": cascade_of(1, {"measure": "confidence", "thresholds": [0.4, 0.5]}),
         "ours": fresh(channels=1),
         "pair": fresh_pair(),
         "gated pair": fresh_pair({"measure": "margin", "thresholds": [0.5]}),
     }
-    folders = [with_expected(saved(tmp_path / name, network), network) for name, network in networks.items()]
-    assert loaded_elsewhere(folders, first) == "True"
-    assert {folder.name: bit_equal(folder) for folder in folders} == dict.fromkeys(networks, True)
+
+
+@dataclass(frozen=True)
+class Elsewhere:
+    """What processes that begin with such an import have loaded, and whether they know kdcompress afterwards."""
+
+    folders: dict[str, list[Path]]
+    known: dict[str, bool]
+
+
+@pytest.fixture(scope="module")
+def elsewhere(tmp_path_factory: pytest.TempPathFactory) -> Elsewhere:
+    root = tmp_path_factory.mktemp("elsewhere")
+    folders = {
+        first: [
+            with_expected(saved(root / f"{number} {name}", network), network)
+            for name, network in (students() if first == ALONE else ours()).items()
+        ]
+        for number, first in enumerate((ALONE, *TOGETHER))
+    }
+    told = json.dumps({first: list(map(str, each)) for first, each in folders.items()})
+    done = subprocess.run(
+        [sys.executable, "-c", LOAD, told],
+        capture_output=True, text=True, env={**os.environ, "HF_HUB_OFFLINE": "1"}, cwd="/",
+    )  # fmt: skip
+    known = dict(json.loads(line) for line in done.stdout.splitlines())
+    assert known.keys() == folders.keys(), done.stderr
+    return Elsewhere(folders, known)
+
+
+def test_timm_alone_loads_a_student_of_its_own(elsewhere: Elsewhere) -> None:
+    """The promise of the hand-over: no kdcompress where the model is served."""
+    assert not elsewhere.known[ALONE]
+    for folder in elsewhere.folders[ALONE]:
+        assert bit_equal(folder), folder.name
+        assert repr(list(NAMES)) in torch.load(folder / "out.pt", weights_only=True)["cfg"]
+
+
+@pytest.mark.parametrize("first", TOGETHER)
+def test_after_import_kdcompress_timm_loads_everything(elsewhere: Elsewhere, first: str) -> None:
+    """One import, before or after timm's, is all a server of cascades needs."""
+    assert elsewhere.known[first]
+    for folder in elsewhere.folders[first]:
+        assert bit_equal(folder), folder.name
 
 
 def test_config_of_a_saved_network_is_plain_json() -> None:

@@ -17,15 +17,17 @@ from kdcompress.models.narrow import narrow
 from kdcompress.models.separate import Separation, measured, separate
 from kdcompress.models.student_assistant import ARCHITECTURE, StudentAssistant, embedding_size
 
-OURS = ["resnet8_cifar", "resnet20_cifar,width=0.5", "wrn_16_1_cifar", "wrn_16_2_cifar"]
-TIMMS = ["resnet10t", "test_resnet", "convnext_zepto_rms", "mobilenetv3_small_050", "test_efficientnet"]
+# at 0.25 of its width the first ResNet has so few channels that other assistants than that of the share are tried
+OURS = ["resnet8_cifar", "resnet8_cifar,width=0.25", "wrn_16_1_cifar"]
+TIMMS = ["resnet10t", "test_resnet", "convnext_zepto_rms", "test_efficientnet"]
+LARGE = ("resnet10t", "convnext_zepto_rms")  # at their own 224 x 224 pixels each count takes long
 
 
-def pair(spec: str, found: Separation, features: int, classes: int = 10) -> StudentAssistant:
+def pair(spec: str, found: Separation, features: int, classes: int = 10, **shape: Any) -> StudentAssistant:
     parsed = ModelSpec.parse(spec)
     model = {"architecture": parsed.name, "model_args": parsed.args}
     args = {"model": model, "widths": list(found.widths), "features": features}
-    made, _ = build(ModelSpec(ARCHITECTURE, args), num_classes=classes, in_chans=3)
+    made, _ = build(ModelSpec(ARCHITECTURE, args), num_classes=classes, in_chans=3, **shape)
     assert isinstance(made, StudentAssistant)
     return made.eval()
 
@@ -42,19 +44,20 @@ def independent_macs(model: nn.Module, size: tuple[int, ...]) -> int:
 def test_the_two_cost_what_the_one_did(spec: str) -> None:
     """At a higher cost any gain of the method would be bought; far below it, it would be given away."""
     features = 32
-    found = separate(ModelSpec.parse(spec), 0.2, features=features, num_classes=10)
-    whole, _ = build(ModelSpec.parse(spec), num_classes=10)
+    shape: dict[str, Any] = {"size": (64, 64)} if spec in LARGE else {}
+    found = separate(ModelSpec.parse(spec), 0.2, features=features, num_classes=10, **shape)
+    whole, _ = build(ModelSpec.parse(spec), num_classes=10, **shape)
     size = config_of(whole)["input_size"]
     assert found.undivided_macs == profile(whole, size).macs
     assert 0.97 <= found.macs / found.undivided_macs <= 1
     assert found.student_macs > found.assistant_macs
-    made = pair(spec, found, features)
+    made = pair(spec, found, features, **shape)
     assert sum(profile(stage, size).macs for stage in made.stages()) == found.macs
     share = independent_macs(made, size) / independent_macs(whole, size)
     assert 0.95 <= share <= 1, "torch counts neither BatchNorm nor pooling, so its shares differ a little"
 
 
-@pytest.mark.parametrize("share", [0.05, 0.1, 0.3, 0.5, 0.8])
+@pytest.mark.parametrize("share", [0.05, 0.3, 0.8])
 def test_the_assistant_gets_its_share(share: float) -> None:
     """--assistant-share would be a wish."""
     found = separate(ModelSpec.parse("wrn_16_2_cifar"), share, features=64, num_classes=10)
