@@ -115,6 +115,7 @@ class Numerics(TypedDict, total=False):
     precision: Name
     channels_last: bool
     fp32_layers: list[Name]
+    find_unused: bool
 
 
 class Recipe(TypedDict, total=False):

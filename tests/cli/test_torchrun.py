@@ -25,7 +25,7 @@ STANDALONE = ("--standalone", "--nproc-per-node", "2")  # several at a time woul
 BATCH = "--batch-size 256"
 SHORT = "--epochs 1 --batch-size 62"  # few enough for --sync-bn auto; in few steps rounding has no time to grow
 STEPS = 21  # an epoch of digits has so many of them
-CHECKED = 62  # images, those of a step, that a student sees before, when its gradients are checked
+CHECKED = 2 * 62  # images, those of two steps, that a student sees before, when its gradients are checked
 
 COUNTING_STUDENT = """
 import json, os
@@ -86,6 +86,25 @@ def make(num_classes=10, in_chans=3):
 
     model.register_forward_pre_hook(count)
     return model
+"""
+
+
+# a student with a head that only its author's own training has used
+IDLE_HEAD = """
+import timm
+from torch import nn
+
+class Two(nn.Module):
+    def __init__(self, num_classes, in_chans):
+        super().__init__()
+        self.body = timm.create_model("resnet8_cifar", width=0.25, num_classes=num_classes, in_chans=in_chans)
+        self.idle = nn.Linear(64, num_classes)
+
+    def forward(self, x):
+        return self.body(x)
+
+def make(num_classes=10, in_chans=3):
+    return Two(num_classes, in_chans)
 """
 
 
@@ -260,6 +279,14 @@ def test_error_of_two_processes(here: Path, runs: Path) -> None:
     assert "Error: There is no model, run or folder 'resnet8_cifer'." in done.err
     assert "Traceback" not in done.err.split("torch/distributed")[0]
     assert tree(here, runs) == before
+
+
+def test_a_head_that_the_loss_ignores(here: Path) -> None:
+    """In one process such a network trains; of two, each waited for its gradients, and ended with PyTorch's advice."""
+    (here / "idle.py").write_text(IDLE_HEAD)
+    done = job(f"train-teacher --model py:idle:make --data digits {SHORT} --out run", here)
+    assert done.result["epochs"] == 1
+    assert json.loads((here / "run" / "run.json").read_text())["numerics"]["0"]["find_unused"]
 
 
 def test_sigterm_of_two_processes(here: Path, runs: Path) -> None:

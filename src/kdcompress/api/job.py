@@ -336,6 +336,7 @@ class Job(Generic[JobOptions]):
             numerics = numerics_of(
                 run, number, task, prepared.batches, place, note, may_choose=options.precision == "auto"
             )
+            task.find_unused = numerics.find_unused
             known = _views_of(run, number)  # of a resumed training, whatever room the cache has now
             batches, calibration = with_cached_targets(
                 task, prepared.batches, prepared.calibration, data, options, plan.epochs, place, note, known

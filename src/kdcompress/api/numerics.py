@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 
 import torch
@@ -9,7 +10,7 @@ import torch
 from kdcompress.data import TrainBatches
 from kdcompress.engine.distributed import Place, any_process, from_main
 from kdcompress.engine.fit import memory_format_of, phase_of
-from kdcompress.engine.gradient_check import Numerics, checked
+from kdcompress.engine.gradient_check import Numerics, checked, has_unused
 from kdcompress.engine.interrupt import Interrupted, StopSignal
 from kdcompress.engine.step_speed import worth_it
 from kdcompress.methods.base import StudentTask
@@ -54,6 +55,8 @@ def numerics_of(
                     cached = {name: network(batch[0]) for name, network in task.frozen().items()}
                 numerics = worth_it(wanted, task, batch, cached, place, note)
             numerics = checked(numerics, task, batch, place, note)
+            if place.world > 1 and has_unused(task, batch, place):
+                numerics = dataclasses.replace(numerics, find_unused=True)
             if any_process(stop.requested, place):
                 raise Interrupted(run.path)
     from_main(lambda: run.write_phase(KEY, phase, numerics.to_dict()))

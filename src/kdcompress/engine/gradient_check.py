@@ -43,16 +43,19 @@ class Numerics:
         precision: ``fp32``, ``bf16`` or ``fp16``.
         channels_last: Layout of images and weights; else contiguous.
         fp32_layers: Names of the student's modules that run in float32 whatever the precision.
+        find_unused: Whether several processes have to look for parameters without gradients in each step.
     """
 
     precision: str
     channels_last: bool
     fp32_layers: tuple[str, ...] = ()
+    find_unused: bool = False
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Numerics:
         """The settings that :meth:`to_dict` wrote."""
-        return cls(values["precision"], values["channels_last"], tuple(values["fp32_layers"]))
+        layers, unused = tuple(values["fp32_layers"]), values.get("find_unused", False)
+        return cls(values["precision"], values["channels_last"], layers, unused)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values, as ``run.json`` holds them."""
@@ -118,6 +121,20 @@ def _step(numerics: Numerics, task: TrainingTask, batch: Batch, place: Place) ->
     gradients = [parameter.grad for parameter in module.parameters() if parameter.grad is not None]
     finite = all(bool(torch.isfinite(each).all()) for each in (loss, *gradients))
     return from_main(lambda: (_innermost(faults), finite))
+
+
+def has_unused(task: TrainingTask, batch: Batch, place: Place) -> bool:
+    """Whether the loss leaves parameters of what is trained without a gradient, e.g. those of a head that it ignores.
+
+    All processes have to call it: their BatchNorm may be synchronized.
+    """
+    trial, module = copy_to_train(task, EXACT)
+    devices = [place.device] if place.device.type == "cuda" else []
+    with torch.random.fork_rng(devices):
+        torch.manual_seed(0)
+        backward(trial, module, EXACT, batch, place)
+    unused = any(each.requires_grad and each.grad is None for each in module.parameters())
+    return from_main(lambda: unused)
 
 
 def copy_to_train(task: TrainingTask, numerics: Numerics) -> tuple[TrainingTask, nn.Module]:

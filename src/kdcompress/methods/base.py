@@ -131,7 +131,7 @@ class StudentTask(TrainingTask):
 
     def __init__(self, student: nn.Module, adapter: InputAdapter | None = None, label_smoothing: float = 0.0) -> None:
         super().__init__(verbose=False)
-        self.progress, self.scale_is_open = 0.0, False
+        self.progress, self.scale_is_open, self.find_unused = 0.0, False, False
         self.trainable_module = student
         self.adapter = adapter
         self.label_smoothing = label_smoothing
@@ -150,6 +150,7 @@ class StudentTask(TrainingTask):
 
     def prepare_distributed(self, device_ids: list[int] | None = None, **ddp: Any) -> StudentTask:
         """Wrap the student in DistributedDataParallel."""
+        ddp = {"find_unused_parameters": self.find_unused, **ddp}
         self.trainable_module = nn.parallel.DistributedDataParallel(self.trainable_module, device_ids=device_ids, **ddp)
         return self
 
