@@ -73,7 +73,8 @@ def test_a_resumed_run_keeps_its_numerics(
     interrupted(tmp_path / "cut")
     assert len(asked) == 2
     kept = record_of(tmp_path / "cut")["numerics"]
-    assert kept == {"0": {"precision": "fp32", "channels_last": False, "fp32_layers": ["conv1"]}}
+    chosen = {"precision": "fp32", "channels_last": False, "fp32_layers": ["conv1"], "find_unused": False}
+    assert kept == {"0": chosen}
     used = watched_formats(monkeypatch)
     kdcompress.train_teacher(model=TINY, out=tmp_path / "cut", resume=True, ema_decay=0.9, **COMMON)
     assert len(asked) == 2, "it was checked anew"
