@@ -15,6 +15,7 @@ from torch import Tensor
 
 from kdcompress.gate_search import search
 from kdcompress.gating import Measure, MemberScores, Outcome, stops_at, whole_macs
+from kdcompress.halving import numbered
 
 ROUNDS = 12
 
@@ -37,11 +38,10 @@ def bound_of_macs(
 
     up_to = torch.tensor(list(accumulate(whole_macs(scores.macs))), dtype=torch.float64)
     costs = up_to[stops_at(scores, measure, thresholds)]
-    number = torch.arange(len(costs)) if groups is None else groups.unique(return_inverse=True)[1]
-    count = len(number.unique())
+    numbers, count = numbered(len(costs), groups)
     if count < 2:
         return float(up_to[-1])
-    sums = torch.zeros(count, dtype=torch.float64).index_add_(0, number, costs - costs.mean())
+    sums = torch.zeros(count, dtype=torch.float64).index_add_(0, numbers, costs - costs.mean())
     spread = math.sqrt(count / (count - 1) * float(sums.square().sum())) / len(costs)
     return float(costs.mean() + students_t.ppf(confidence_level, count - 1) * spread)
 

@@ -26,7 +26,7 @@ from torch import Tensor
 from kdcompress.errors import UserError
 from kdcompress.gate_search import best_measure, descent, towards
 from kdcompress.gating import Measure, MemberScores, measure_of, stops_at
-from kdcompress.halving import distinct, halves
+from kdcompress.halving import distinct, halves, numbered
 
 BOUND = 0.1  # share of the allowed error that is spent on the bound of the disagreement rate
 RATES = 33  # number of disagreement rates, from the least possible to the bound, at which the test is evaluated
@@ -93,7 +93,7 @@ def guaranteed_gate(
     Raises:
         UserError: There are too few images for a guarantee even for a gate that makes no error.
     """
-    error, samples = 1 - confidence_level, len(labels) if groups is None else len(groups.unique())
+    error, samples = 1 - confidence_level, numbered(len(labels), groups)[1]
     held_out = 2 if any(measure_of(each).heads is not None for each in measures) else 1  # half were learned from
     needed = 2 * least_images(max_drop, confidence_level)
     if samples < needed:

@@ -6,15 +6,26 @@ import torch
 from torch import Tensor
 
 
+def numbered(samples: int, groups: Tensor | None) -> tuple[Tensor, int]:
+    """A number of each image ``[N]`` from 0, which copies share, and how many there are: independent draws.
+
+    Args:
+        groups: ``[N]`` a number that copies of an image share; None: there are no copies.
+    """
+    if groups is None:
+        return torch.arange(samples), samples
+    distinct_groups, numbers = groups.unique(return_inverse=True)
+    return numbers, len(distinct_groups)
+
+
 def halves(samples: int, groups: Tensor | None = None, seed: int = 0) -> tuple[Tensor, Tensor]:
     """Two halves of the images, sorted; images of a group are in the same one.
 
     Args:
-        groups: ``[N]`` a number that copies of an image share; None: there are no copies.
+        groups: As for :func:`numbered`.
         seed: Of the division.
     """
-    numbers = torch.arange(samples) if groups is None else groups.unique(return_inverse=True)[1]
-    count = int(numbers.max()) + 1 if samples else 0
+    numbers, count = numbered(samples, groups)
     order = torch.randperm(count, generator=torch.Generator().manual_seed(seed))
     is_first = torch.zeros(count, dtype=torch.bool)
     is_first[order[: count // 2]] = True

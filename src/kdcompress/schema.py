@@ -19,7 +19,7 @@ MAX_BYTES = 64 * 2**20  # of a file: the names of a million classes are 20 MB
 MAX_DEPTH = 64
 MAX_CLASSES = 1_000_000
 MAX_SIDE, MAX_CHANNELS = 2**20, 2**16  # of an input: also of a sound of a minute, or of a spectrum
-MIN_STD = 1e-6
+MIN_STD, MAX_CROP = 1e-6, 10
 RGB = 3
 
 WITHOUT_NUL = r"^[^\0]*\Z"
@@ -40,7 +40,7 @@ class Pretrained(TypedDict, total=False):
     input_size: Annotated[tuple[Side, ...], Meta(min_length=3, max_length=3)] | None
     mean: Annotated[tuple[Annotated[float, Meta(ge=-1e6, le=1e6)], ...], PerChannel] | None
     std: Annotated[tuple[Annotated[float, Meta(ge=MIN_STD, le=1e6)], ...], PerChannel] | None
-    crop_pct: Annotated[float, Meta(gt=0, le=10)] | None
+    crop_pct: Annotated[float, Meta(gt=0, le=MAX_CROP)] | None
     crop_mode: Name | None
     interpolation: Name | None
     label_names: list[Text] | dict[Text, Text] | None

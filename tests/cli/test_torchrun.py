@@ -91,8 +91,10 @@ def make(num_classes=10, in_chans=3):
 
 # a student with a head that only its author's own training has used
 IDLE_HEAD = """
+import os
 import timm
 from torch import nn
+from kdcompress.threads import available, share
 
 class Two(nn.Module):
     def __init__(self, num_classes, in_chans):
@@ -104,6 +106,8 @@ class Two(nn.Module):
         return self.body(x)
 
 def make(num_classes=10, in_chans=3):
+    with open(f"cores-{os.environ['RANK']}", "w") as file:
+        file.write(f"{share()} {available()}")
     return Two(num_classes, in_chans)
 """
 
@@ -287,6 +291,9 @@ def test_a_head_that_the_loss_ignores(here: Path) -> None:
     done = job(f"train-teacher --model py:idle:make --data digits {SHORT} --out run", here)
     assert done.result["epochs"] == 1
     assert json.loads((here / "run" / "run.json").read_text())["numerics"]["0"]["find_unused"]
+    for rank in range(2):
+        own, both = map(int, (here / f"cores-{rank}").read_text().split())
+        assert own == max(1, both // 2), "readers of images share the cores"
 
 
 def test_sigterm_of_two_processes(here: Path, runs: Path) -> None:

@@ -8,6 +8,8 @@ import pickle
 import shutil
 import struct
 import sys
+import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,7 +21,8 @@ import torchvision
 from PIL import Image
 
 from cli.shell import photos
-from kdcompress import trust
+from kdcompress import locks, trust
+from kdcompress.data import sources
 from kdcompress.data.images import FileImages
 from kdcompress.data.preprocess import read_image
 from kdcompress.data.source import DataSource
@@ -225,6 +228,38 @@ def test_twelve_bits_in_sixteen_are_noticed(make_folder: MakeFolder) -> None:
     notes: list[str] = []
     load_source(str(root)).tell(notes.append)
     assert any("4095 of 65535" in note for note in notes)
+
+
+def test_one_process_downloads_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Eight processes that download into one folder cut off each other's files."""
+    monkeypatch.setattr(locks, "RETRY", 0.01)
+    inside, most = [], []
+
+    def download() -> None:
+        with sources._only_one(tmp_path / "new"):
+            inside.append(1)
+            most.append(len(inside))
+            time.sleep(0.05)
+            inside.pop()
+
+    threads = [threading.Thread(target=download) for _ in range(4)]
+    for each in threads:
+        each.start()
+    for each in threads:
+        each.join()
+    assert most == [1] * 4
+
+
+def test_a_complete_folder_needs_no_lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """--download in a config file, and a folder that is shared read-only."""
+
+    def refused(path: Path) -> None:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(sources, "Lock", refused)
+    with sources._only_one(tmp_path):
+        entered = True
+    assert entered
 
 
 def test_eight_bits_in_sixteen_are_refused(make_folder: MakeFolder) -> None:

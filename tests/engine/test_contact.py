@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 
 import pytest
@@ -54,6 +55,23 @@ def test_a_peer_that_left_after_its_message_is_not_waited_for() -> None:
 def test_a_failed_collective_is_no_late_peer(contact: Contact, error: str, told: str) -> None:
     """Whatever NCCL said, the remedy was to wait longer."""
     assert told in contact.lost(RuntimeError(error)).problem
+
+
+@pytest.mark.parametrize(
+    ("status", "is_lost", "exits"), [(0, False, []), (2, False, [2]), (0, True, [1]), (130, True, [130])]
+)
+def test_a_process_that_fails_does_not_wait_for_its_peers(
+    contact: Contact, status: int, is_lost: bool, exits: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """NCCL ends its communicator together with the peers, which wait for this process until the time-out."""
+    left: list[int] = []
+    monkeypatch.setattr(distributed._Peers, "status", 0)
+    monkeypatch.setattr(os, "_exit", left.append)
+    monkeypatch.setattr(contact, "leave", lambda: None)
+    contact.is_lost = is_lost
+    distributed.failed(status)
+    distributed._leave(contact)
+    assert left == exits
 
 
 @pytest.mark.parametrize(("count", "local", "gpu"), [(8, 5, 5), (1, 5, 0), (4, 5, None)])

@@ -8,11 +8,11 @@ from typing import Any
 
 import torch
 
-from kdcompress.api.check import check_engine, check_named, check_on_cpu
+from kdcompress.api.check import check_engine, check_on_cpu
 from kdcompress.api.fitting import open_data, resize_input
 from kdcompress.api.inputs import note_assumed, settle_input
 from kdcompress.api.recorded_split import recorded_split
-from kdcompress.api.reference import inherit, resolve
+from kdcompress.api.reference import inherit, resolved
 from kdcompress.api.timed_network import TimedImages, TimedNetwork, in_onnxruntime, in_torch, of_file
 from kdcompress.data import DataSource, choose_channels
 from kdcompress.engine.cores import take_free_cores
@@ -49,8 +49,7 @@ def benchmark(
     options = options or BenchmarkOptions.resolve(given)
     sizes = options.batch_sizes
     _check(options)
-    references = [resolve(name) for name in options.networks]
-    check_named(references, options.arch)
+    references = resolved(options.networks, options.arch)
     files = [each for each in references if is_onnx(each)]
     if files:
         remedy = "Leave it out; the runs beside it are then timed on the CPU, too."
@@ -92,7 +91,6 @@ def _check(options: BenchmarkOptions) -> None:
     """
     if not options.networks:
         raise usage_error("No networks were named.", "Name runs or .onnx files, e.g. kdcompress benchmark TEACHER RUN.")
-    check_named(options.networks, options.arch)
     check_engine(options)
 
 

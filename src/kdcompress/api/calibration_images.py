@@ -29,6 +29,12 @@ def _is_here(spec: str) -> bool:
     return not os.path.isabs(place) or os.path.exists(place)
 
 
+def _loaded(batches: EvalBatches, chosen: np.ndarray) -> Iterator[tuple[Tensor, Tensor]]:
+    """The images at these positions of a split, and their labels, in batches."""
+    size = batches.batch_size
+    return batches.load([chosen[start : start + size] for start in range(0, len(chosen), size)])
+
+
 @dataclass(frozen=True)
 class CalibrationImages:
     """The calibration split; random images if neither the network nor the user names data.
@@ -89,8 +95,7 @@ class CalibrationImages:
         """At most so many of them, from all over the split, in batches."""
         if isinstance(self.batches, list):
             return iter(self.batches)
-        chosen, size = self._chosen(most), self.batches.batch_size
-        return self.batches.load([chosen[start : start + size] for start in range(0, len(chosen), size)])
+        return _loaded(self.batches, self._chosen(most))
 
     def of_training(self, most: int) -> Iterator[Tensor]:
         """At most so many images of the fit split, of all classes, in batches."""
@@ -98,9 +103,7 @@ class CalibrationImages:
         assert not isinstance(self.batches, list)
         each = -(-most // self.data.source.num_classes)
         batches = self.data.evaluation("fit", self.batches.batch_size, each)
-        chosen, size = spread(len(batches.images.ids), most), batches.batch_size
-        parts = [chosen[start : start + size] for start in range(0, len(chosen), size)]
-        return (x for x, _ in batches.load(parts))
+        return (x for x, _ in _loaded(batches, spread(len(batches.images.ids), most)))
 
     @property
     def groups(self) -> Tensor | None:

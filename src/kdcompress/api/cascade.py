@@ -7,19 +7,17 @@ import time
 from pathlib import Path
 from typing import Any
 
-from kdcompress.api.check import check_named
 from kdcompress.api.claimed import claimed
 from kdcompress.api.cost import facts, member_profiles, note_missed
 from kdcompress.api.fitting import check_classes, check_images, open_data, resize_input
 from kdcompress.api.inputs import note_assumed, settle_input
 from kdcompress.api.job import finished, recorded, versions
 from kdcompress.api.recorded_split import keep_split
-from kdcompress.api.reference import inherit, resolve
+from kdcompress.api.reference import inherit, resolved
 from kdcompress.api.teacher import DIVIDED, SEEN, as_teacher, knows_calibration, load_teacher
 from kdcompress.api.teacher_score import TeacherScores, lost
 from kdcompress.data import Data, DataSource, parse_size
 from kdcompress.data.prepared import HOLDOUT
-from kdcompress.data.splits import DIVISION
 from kdcompress.engine.cores import take_free_cores
 from kdcompress.engine.distributed import Place, from_main, start
 from kdcompress.engine.evaluate import collect
@@ -62,8 +60,7 @@ def cascade(
     options = options or CascadeOptions.resolve(given)
     _check(options)
     place = start(options.device, "fp32" if options.precision == "auto" else options.precision, options.patience)
-    references, began = [resolve(name) for name in options.members], time.perf_counter()
-    check_named(references, options.arch)
+    references, began = resolved(options.members, options.arch), time.perf_counter()
     reporter = (reporter if place.is_main else None) or Silent()
     options = resuming(options, "cascade", reporter.note)
     take_free_cores(place, reporter)
@@ -112,7 +109,7 @@ def cascade(
         else:
             data = Data(source, made.prep, options, place.device)
             record.update(options=recorded(options, data), data_fingerprint=source.fingerprint)
-            record[DIVIDED] = DIVISION if source.groups is not None else None
+            record[DIVIDED] = source.division
             record[SEEN] = result.calibration_seen
 
         config = model_config(made.model, made.architecture, made.model_args, made.class_names)
@@ -148,12 +145,11 @@ def _check(options: CascadeOptions) -> None:
     """Before anything is loaded.
 
     Raises:
-        UserError: Too few networks, or another number of specs or weights than they need.
+        UserError: Too few networks, or another number of weights than they need.
     """
     count = len(options.members)
     if count < 2:
         raise usage_error("A cascade has two members or more.", "Name them from the cheapest to the dearest.")
-    check_named(options.members, options.arch)
     if len(options.sum_weight) not in (0, 1, count - 1):
         problem = f"{len(options.sum_weight)} --sum-weight for {count} networks."
         raise usage_error(problem, f"Give one for all, or {count - 1}: one for each network but the first.")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import fields
 from importlib.util import find_spec
 
@@ -22,7 +21,6 @@ from kdcompress.options import (
     SearchOptions,
 )
 from kdcompress.options.methods import NONE, PAIR, REQUIRED, SEARCH, Method, has_temperature, meaningless, taking
-from kdcompress.references import STDIN, needs_arch
 
 
 def check_distill(options: DistillOptions) -> None:
@@ -105,23 +103,6 @@ def check_on_cpu(device: str, why: str, remedy: str = "Leave it out.") -> None:
     """
     if device not in ("auto", "cpu"):
         raise usage_error(f"--device {device}: {why}.", remedy)
-
-
-def check_named(networks: Sequence[str], arch: Sequence[str]) -> None:
-    """Refuse networks that cannot be told apart or loaded, where a command takes several; ``-`` as it resolves.
-
-    Args:
-        arch: Specs of those that are checkpoint files.
-
-    Raises:
-        UserError: Standard input is named twice, or there is another number of specs than of checkpoint files.
-    """
-    if list(networks).count(STDIN) > 1:
-        raise usage_error("'-' can be given once: standard input is read once.", "Name the other networks.")
-    checkpoints = sum(map(needs_arch, networks))
-    if STDIN not in networks and len(arch) != checkpoints:
-        problem = f"{len(arch)} --arch for {checkpoints} checkpoint file(s)."
-        raise usage_error(problem, "Give one for each, in their order: --arch resnet56_cifar,shortcut=A")
 
 
 def check_engine(options: BenchmarkOptions | GateCalibrateOptions) -> None:

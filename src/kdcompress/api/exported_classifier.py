@@ -10,8 +10,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from kdcompress.data.images import IMAGE_MODES
-from kdcompress.errors import UserError
+from kdcompress.data.preprocess import check_image_channels
 from kdcompress.export.onnx_network import OnnxNetwork
 
 
@@ -27,9 +26,7 @@ class ExportedClassifier:
         facts = network.facts
         self.network, self.prep, self.is_raw = network, network.prep, facts["preprocess"]
         self.channels, self.num_classes, self.labels = self.prep.channels, network.num_classes, network.class_names
-        if self.channels not in IMAGE_MODES:
-            problem = f"{network.reference} takes {self.channels} channels, and images have 1 or 3."
-            raise UserError(problem, "Give a network that was trained on images.")
+        check_image_channels(network.reference, self.channels)
         self.stages = len(facts["members"] or ()) if facts["gate"] is not None else 0
         resized: Callable[[Image.Image], np.ndarray] = self.prep.eval_transform()
         self.prepare = self._as_it_is if self.is_raw else resized

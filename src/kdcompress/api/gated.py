@@ -23,6 +23,7 @@ from kdcompress.engine.evaluate import collect
 from kdcompress.engine.fit import RECIPE
 from kdcompress.flops import Profile
 from kdcompress.gating import Gate, Measure, MemberScores, Outcome, outcome
+from kdcompress.halving import numbered
 from kdcompress.models.loading import Network
 from kdcompress.models.saving import model_config, save_network
 from kdcompress.options import DataOptions
@@ -74,7 +75,7 @@ class Calibration:
     @property
     def distinct(self) -> int:
         """Number of images, of which copies count once."""
-        return len(self.labels) if self.groups is None else len(self.groups.unique())
+        return numbered(len(self.labels), self.groups)[1]
 
     @property
     def macs(self) -> list[int]:

@@ -32,7 +32,6 @@ from kdcompress.api.temperature import best_scale, scale_classifier
 from kdcompress.data import Data, EvalBatches, TrainBatches
 from kdcompress.data.source import DATA_DIR
 from kdcompress.data.sources import is_named
-from kdcompress.data.splits import DIVISION
 from kdcompress.engine.compiling import check_compiler, compiled
 from kdcompress.engine.cores import take_free_cores
 from kdcompress.engine.distributed import Place, check_same, from_main, start, summed
@@ -418,7 +417,7 @@ class Job(Generic[JobOptions]):
             "method": self.method,
             "options": recorded(self.options, data),
             "data_fingerprint": data.source.fingerprint,
-            DIVIDED: DIVISION if data.source.groups is not None else None,
+            DIVIDED: data.source.division,
             "unlabelled_fingerprint": data.unlabelled.fingerprint if data.unlabelled is not None else None,
             "teacher": teacher.entry if teacher else None,
             "parents": [parent.reference] if parent is not None else [],

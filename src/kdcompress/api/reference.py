@@ -5,13 +5,14 @@ from __future__ import annotations
 import dataclasses
 import os
 import sys
+from collections.abc import Sequence
 from typing import Any, TypeVar
 
 from kdcompress import schema
 from kdcompress.engine.distributed import from_main, restarted
 from kdcompress.errors import UserError, first_line, usage_error
 from kdcompress.options import DataOptions
-from kdcompress.references import STDIN, absolute, has_weights
+from kdcompress.references import STDIN, absolute, has_weights, needs_arch
 
 D = TypeVar("D", bound=DataOptions)
 
@@ -22,6 +23,24 @@ MAX_STDIN = 16 * 2**20  # bytes: a result has a few kB, but a log may precede it
 def resolve(reference: str) -> str:
     """The reference itself, or for ``-`` the run that standard input names."""
     return from_main(_from_stdin) if reference == STDIN else reference
+
+
+def resolved(networks: Sequence[str], arch: Sequence[str]) -> list[str]:
+    """As :func:`resolve`, for the networks of a command that takes several.
+
+    Args:
+        arch: Specs of those that are checkpoint files.
+
+    Raises:
+        UserError: Standard input is named twice, or there is another number of specs than of checkpoint files.
+    """
+    if list(networks).count(STDIN) > 1:
+        raise usage_error("'-' can be given once: standard input is read once.", "Name the other networks.")
+    references = [resolve(name) for name in networks]
+    if len(arch) != (checkpoints := sum(map(needs_arch, references))):
+        problem = f"{len(arch)} --arch for {checkpoints} checkpoint file(s)."
+        raise usage_error(problem, "Give one for each, in their order: --arch resnet56_cifar,shortcut=A")
+    return references
 
 
 def piped(options: D) -> D:

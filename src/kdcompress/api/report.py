@@ -6,9 +6,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from kdcompress.api.check import check_named
 from kdcompress.api.cost import facts as network_facts
-from kdcompress.api.reference import resolve
+from kdcompress.api.reference import resolved
 from kdcompress.api.reporting.classes import loss_interval
 from kdcompress.api.reporting.file import check_out, file_of, format_of
 from kdcompress.api.reporting.gathered import Gathered, Row, gather
@@ -49,15 +48,12 @@ def write_report(
         '…/runs/gated/report.html'
     """
     options = options or ReportOptions.resolve(given)
-    check_named(options.runs or (STDIN,), options.arch)
     check_out(options)
     place = start(options.device, "fp32" if options.precision == "auto" else options.precision, options.patience)
     if place.world > 1:
         raise usage_error("report runs in one process.", "Start it without torchrun.")
     reporter = reporter or Silent()
-    named = [resolve(name) for name in options.runs or (STDIN,)]
-    check_named(named, options.arch)
-    references = _with_contenders(named)
+    references = _with_contenders(resolved(options.runs or (STDIN,), options.arch))
     began, specs = time.perf_counter(), iter(options.arch)
     for each in references:
         if is_onnx(each):

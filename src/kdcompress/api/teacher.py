@@ -9,7 +9,6 @@ from kdcompress.api.cost import facts, member_profiles, note_missed, spec_of
 from kdcompress.api.inputs import recall_size, settle_input, without_size
 from kdcompress.api.reference import resolve
 from kdcompress.data import Data, DataSource, InputAdapter
-from kdcompress.data.splits import DIVISION
 from kdcompress.engine.progress import Reporter
 from kdcompress.methods.base import Frozen
 from kdcompress.models.loading import Network, load_network
@@ -108,7 +107,7 @@ def knows_calibration(network: Network, source: DataSource, holdout: float) -> b
     former = source.former is not None and record.get("data_fingerprint") == source.former
     fingerprint = str(source.former) if former else source.fingerprint
     past = record.get(TRAINED) or origin_of(record)
-    if source.groups is not None and past.get("data_fingerprint") == fingerprint and record.get(DIVIDED) != DIVISION:
+    if past.get("data_fingerprint") == fingerprint and source.division not in (None, record.get(DIVIDED)):
         return True  # by the rule of its time, other images were for calibration
     return may_have_seen_calibration(network, source.spec, fingerprint, holdout)
 

@@ -17,7 +17,7 @@ from kdcompress.data.images import IMAGE_MODES, UNREADABLE, ImageList
 from kdcompress.errors import UserError, usage_error
 
 NAMED = 10  # files in a notice or an error
-MAX_SIDE = 65_536  # pixels of --input-size
+MOST_PIXELS = 65_536  # a side, of --input-size
 CENTER = "center"
 
 
@@ -148,8 +148,10 @@ def parse_size(text: str | int, channels: int | None = None) -> tuple[int | None
     """
     if not re.fullmatch(r"[1-9]\d*(x[1-9]\d*){0,2}", str(text), re.ASCII):
         raise usage_error(f"{text!r} is not an input size.", "Write a side (32), HxW (24x40) or CxHxW (1x28x28).")
-    if any(len(part) > 6 or int(part) > MAX_SIDE for part in str(text).split("x")):
-        raise usage_error(f"The input size {str(text)[:60]} is out of range.", f"A side has at most {MAX_SIDE} pixels.")
+    if any(len(part) > 6 or int(part) > MOST_PIXELS for part in str(text).split("x")):
+        raise usage_error(
+            f"The input size {str(text)[:60]} is out of range.", f"A side has at most {MOST_PIXELS} pixels."
+        )
     parts = [int(part) for part in str(text).split("x")]
     if len(parts) == 1:
         return channels, parts[0], parts[0]
@@ -184,6 +186,17 @@ def with_channels(image: Image.Image, channels: int) -> Image.Image:
             raise ValueError("its pixels have more than 16 bits; convert it to 8 or 16 bits")
         image = Image.fromarray((values >> 8).astype(np.uint8))  # all by one factor, whatever their own range
     return image.convert(IMAGE_MODES[channels])
+
+
+def check_image_channels(reference: str, channels: int) -> None:
+    """Refuse a network that takes something else than images.
+
+    Raises:
+        UserError: It has another number of channels.
+    """
+    if channels not in IMAGE_MODES:
+        problem = f"{reference} takes {channels} channels, and images have 1 or 3."
+        raise UserError(problem, "Give a network that was trained on images.")
 
 
 def bad_image(*problems: str) -> UserError:

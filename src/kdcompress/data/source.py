@@ -12,6 +12,7 @@ import numpy as np
 from kdcompress.data.flips import flips_confuse
 from kdcompress.data.images import UNREADABLE, ImageList, TensorItems
 from kdcompress.data.split_file import SplitFile
+from kdcompress.data.splits import DIVISION
 from kdcompress.errors import UserError
 from kdcompress.schema import MAX_CHANNELS, MAX_SIDE
 
@@ -84,6 +85,11 @@ class DataSource:
         for notes in (self.notes, self.first_notes):
             while notes:
                 note(notes.pop(0))
+
+    @property
+    def division(self) -> int | None:
+        """The rule by which images that have copies are divided into fit and calibration; None where none have."""
+        return None if self.groups is None else DIVISION
 
     @functools.cached_property
     def why_not_flipped(self) -> str:

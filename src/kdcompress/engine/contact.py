@@ -55,7 +55,6 @@ class Contact:
         self.number = 0  # of the message: the same in all processes, for all send and receive in the same order
         self.waiting = self.is_lost = False
         self.run: Path | None = None
-        self.cause, self.is_nccl = "", False  # of a collective that failed, if it was not that a peer is late
         self.left = threading.Event()
         self.calls: queue.SimpleQueue[tuple[Callable[[dist.Store], Any], queue.SimpleQueue[Any]]] = queue.SimpleQueue()
         store.set(f"host/{rank}", socket.gethostname())
@@ -166,24 +165,23 @@ class Contact:
         Args:
             error: PyTorch's. If all processes are alive, and it is about no time-out, it is itself the problem.
         """
-        late = re.search(r"tim(e|ed)[ -]?out", str(error), re.IGNORECASE)
-        lines = [line.strip() for line in str(error).splitlines()]
-        told = [line for line in lines if line and line != "Last error:"]
-        self.cause = "" if late or not told else told[-1]
-        self.is_nccl = "nccl" in str(error).lower()
         others = [rank for rank in range(self.world) if rank != self.rank]
         self.is_lost = True
         try:
             before = self._beats(others)
             time.sleep(2.5 * self.every)
-            return self._agreed_error(
-                [rank for rank, old, new in zip(others, before, self._beats(others), strict=True) if old == new]
-            )
-        except Lost as error:
-            return error
+            after = self._beats(others)
+            silent = [rank for rank, old, new in zip(others, before, after, strict=True) if old == new]
+            return self._agreed_error(silent, error)
+        except Lost as lost:
+            return lost
 
-    def _agreed_error(self, silent: list[int]) -> Lost:
-        """The error about silent peers; all processes report the ones that the first to notice has named."""
+    def _agreed_error(self, silent: list[int], failed: Exception | None = None) -> Lost:
+        """The error about silent peers; all processes report the ones that the first to notice has named.
+
+        Args:
+            failed: The error of a collective, which is told where nobody is named.
+        """
         text = ",".join(map(str, silent))
         first = self.call(lambda store: store.compare_set("lost", "", text or "-"), 2 * self.every).decode()
         named = [int(rank) for rank in first.split(",") if rank.isdigit()]
@@ -191,10 +189,13 @@ class Contact:
         if self.rank in named:
             problem = f"The other processes lost contact with process {self.rank} on {self.hosts[self.rank]} and left."
             return Lost(problem, self._saved())
-        if not named and self.cause:
-            problem = f"The processes could not exchange data: {self.cause}"
-            more = "In a container, raise --shm-size; NCCL_DEBUG=INFO shows more. " if self.is_nccl else ""
-            return Lost(problem, f"{more}{self._saved()}")
+        if not named and (cause := _cause(failed)):
+            more = (
+                "In a container, raise --shm-size; NCCL_DEBUG=INFO shows more. "
+                if "nccl" in str(failed).lower()
+                else ""
+            )
+            return Lost(f"The processes could not exchange data: {cause}", f"{more}{self._saved()}")
         if not named:
             problem = f"The processes are alive, but were not in step within {self.seconds:g} s."
             return Lost(problem, f"Give a longer --dist-timeout. {self._saved()}")
@@ -248,6 +249,14 @@ class Contact:
             while not self.left.wait(self.every):
                 count += 1
                 store.set(f"beat/{self.rank}", f"{count}{WAITING.decode() if self.waiting else ''}")
+
+
+def _cause(failed: Exception | None) -> str:
+    """What the error of a collective says; nothing if it is that a peer is late."""
+    if failed is None or re.search(r"tim(e|ed)[ -]?out", str(failed), re.IGNORECASE):
+        return ""
+    told = [line.strip() for line in str(failed).splitlines()]
+    return next((line for line in reversed(told) if line and line != "Last error:"), "")
 
 
 def _set(store: dist.Store, key: str, value: bytes) -> None:

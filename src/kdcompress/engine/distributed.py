@@ -140,14 +140,15 @@ def _join(device: str, seconds: float) -> None:
     _Peers.contact = contact
     # unlike atexit, this also runs in processes that multiprocessing has started
     Finalize(None, _leave, args=(contact,), exitpriority=10)
+    gpu = ""
     if device == "cuda" and (by_launcher or not by_caller):
         torch.cuda.set_device(_own_gpu(local if by_launcher else here.index(rank), contact.hosts[rank]))
-        gpus = gather_objects(str(torch.cuda.get_device_properties(torch.cuda.current_device()).uuid))
-        if sum(gpus[other] == gpus[rank] for other in here) > 1:
-            raise _too_few_gpus(contact.hosts[rank])
-    cores = gather_objects(usable())
+        gpu = str(torch.cuda.get_device_properties(torch.cuda.current_device()).uuid)
+    gpus, cores, again = zip(*gather_objects((gpu, usable(), before or restarted())), strict=True)
+    if gpu and sum(gpus[other] == gpu for other in here) > 1:
+        raise _too_few_gpus(contact.hosts[rank])
     share_cores(sum(not cores[rank].isdisjoint(cores[other]) for other in here))
-    _Peers.restarted = any(gather_objects(before or restarted()))
+    _Peers.restarted = any(again)
 
 
 def _own_gpu(local: int, name: str) -> int:

@@ -114,10 +114,8 @@ def _step(numerics: Numerics, task: TrainingTask, batch: Batch, place: Place) ->
     """
     trial, module = copy_to_train(task, numerics)
     faults = _watch(module, numerics.precision, place) if numerics != EXACT and place.is_main else {}
-    devices = [place.device] if place.device.type == "cuda" else []
-    with torch.random.fork_rng(devices), poisoned_memory():
-        torch.manual_seed(0)
-        loss = backward(trial, module, numerics, batch, place)
+    with poisoned_memory():
+        loss = _seeded_backward(trial, module, numerics, batch, place)
     gradients = [parameter.grad for parameter in module.parameters() if parameter.grad is not None]
     finite = all(bool(torch.isfinite(each).all()) for each in (loss, *gradients))
     return from_main(lambda: (_innermost(faults), finite))
@@ -129,10 +127,7 @@ def has_unused(task: TrainingTask, batch: Batch, place: Place) -> bool:
     All processes have to call it: their BatchNorm may be synchronized.
     """
     trial, module = copy_to_train(task, EXACT)
-    devices = [place.device] if place.device.type == "cuda" else []
-    with torch.random.fork_rng(devices):
-        torch.manual_seed(0)
-        backward(trial, module, EXACT, batch, place)
+    _seeded_backward(trial, module, EXACT, batch, place)
     unused = any(each.requires_grad and each.grad is None for each in module.parameters())
     return from_main(lambda: unused)
 
@@ -166,6 +161,13 @@ def backward(
             loss: Tensor = trial(input.contiguous(memory_format=numerics.memory_format), target, **cached)["loss"]
         loss.backward()
     return loss
+
+
+def _seeded_backward(trial: TrainingTask, module: nn.Module, numerics: Numerics, batch: Batch, place: Place) -> Tensor:
+    """As :func:`backward`, with the same random numbers each time, and none of the training's."""
+    with torch.random.fork_rng([place.device] if place.device.type == "cuda" else []):
+        torch.manual_seed(0)
+        return backward(trial, module, numerics, batch, place)
 
 
 def _watch(network: nn.Module, precision: str, place: Place) -> Faults:

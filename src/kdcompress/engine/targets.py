@@ -244,7 +244,7 @@ class Targets:
             arrays: Filled with the outputs [N, W], by name; None where this process needs none.
         """
         count, world = self.count, self.place.world
-        size = forward_batch(self.place, getattr(self.batches.images, "prep", None))
+        size = forward_batch(self.place, _input(self.batches))
         chunks = np.array_split(np.arange(count), -(-count // (size * world)))
         parts = [chunk[self.place.rank :: world] for chunk in chunks]
         shown = time.monotonic()
@@ -335,6 +335,11 @@ def forward_batch(place: Place, prep: Preprocess | None) -> int:
     return max(SMALLEST_FORWARD, min(FORWARD_BATCH, FORWARD_PIXELS // pixels))
 
 
+def _input(batches: TrainBatches | EvalBatches) -> Preprocess | None:
+    """What the networks take; None where that is no image."""
+    return getattr(batches.images, "prep", None)
+
+
 def precision_error(network: nn.Module, batches: TrainBatches, place: Place) -> float:
     """How far a network's logits in the place's precision are from those in float32, on 256 images.
 
@@ -346,7 +351,7 @@ def precision_error(network: nn.Module, batches: TrainBatches, place: Place) -> 
     count = len(batches.images.ids)
     chosen = np.linspace(0, count - 1, min(count, CHECKED)).astype(int)  # the first images may all be of one class
     images = chosen[place.rank :: place.world]
-    size = forward_batch(place, getattr(batches.images, "prep", None))
+    size = forward_batch(place, _input(batches))
     parts = np.array_split(images, -(-len(images) // size)) if len(images) else []
     squares = torch.zeros(2, device=place.device)
     with torch.inference_mode():
@@ -367,7 +372,7 @@ def image_key(batches: TrainBatches | EvalBatches) -> dict[str, Any]:
     digest.update(images.content())
     for file in sorted(Path(inspect.getfile(TrainBatches)).parent.glob("*.py")):
         digest.update(file.read_bytes())
-    prep = getattr(images, "prep", None)
+    prep = _input(batches)
     versions = [f"{name} {importlib.metadata.version(name)}" for name in ("pillow", "torchvision")]
     return {
         "images": digest.hexdigest(),

@@ -74,7 +74,7 @@ class FileFacts(_Later):
     mean: Annotated[tuple[Annotated[float, Meta(ge=-1e6, le=1e6)], ...], schema.PerChannel]
     std: Annotated[tuple[Annotated[float, Meta(ge=schema.MIN_STD, le=1e6)], ...], schema.PerChannel]
     interpolation: schema.Name
-    crop_pct: Annotated[float, Meta(gt=0, le=10)]
+    crop_pct: Annotated[float, Meta(gt=0, le=schema.MAX_CROP)]
     precision: schema.Name
     preprocess: bool
     params: schema.Count

@@ -10,12 +10,12 @@ import torch
 from torch import nn
 
 from kdcompress.data.preprocess import Preprocess, conversion
-from kdcompress.models.build import ModelSpec, build, config_of, default_config, shrink_classifier
+from kdcompress.models.build import PREPROCESSING, ModelSpec, build, config_of, default_config, shrink_classifier
 from kdcompress.models.loading import Network
 from kdcompress.models.own_input import OwnInput
 from kdcompress.models.residual_cascade import ARCHITECTURE, ResidualCascade
 
-INPUT_KEYS = ("mean", "std", "interpolation", "crop_pct", "crop_mode", "input_size", "num_classes")
+INPUT_KEYS = (*PREPROCESSING, "num_classes")
 
 
 def new_network(

@@ -13,11 +13,11 @@ import timm
 from timm.layers import to_2tuple
 from torch import nn
 
-from kdcompress.data.preprocess import parse_size
+from kdcompress.data.preprocess import CENTER, parse_size
 from kdcompress.errors import UserError, first_line, usage_error
 from kdcompress.models.hub import Connection, brief_downloads, elsewhere
 from kdcompress.models.outputs import Note, return_logits
-from kdcompress.schema import MIN_STD
+from kdcompress.schema import MAX_CROP, MIN_STD
 from kdcompress.trust import PREFIX, import_callable
 
 # arguments of timm.create_model that load files; a folder from somebody else must not choose which
@@ -26,10 +26,10 @@ CLASSIFIER_STD = 0.01  # of new classes on pretrained features
 MATCHES = ("name", "order")
 WEIGHTS_KEY = "weights_key"
 PREPROCESSING = ("mean", "std", "input_size", "interpolation", "crop_pct", "crop_mode")
-MOST_CROP = 10.0
-NAMED = {  # the values of keys that have names
+CHOICES = {
     "interpolation": ("nearest", "bilinear", "bicubic", "box", "hamming", "lanczos"),
-    "crop_mode": ("center", "squash", "border"),
+    "crop_mode": (CENTER, "squash", "border"),
+    "match_by": MATCHES,
 }
 
 
@@ -84,20 +84,20 @@ class ModelSpec:
                 preprocessing[key] = parse_size(value.strip(), 3)
             elif key in ("mean", "std"):
                 preprocessing[key] = _numbers(part, value)
-            elif key in NAMED:
-                preprocessing[key] = value.strip()
-                if preprocessing[key] not in NAMED[key]:
+            elif key in CHOICES:
+                chosen = value.strip()
+                if chosen not in CHOICES[key]:
                     raise usage_error(
-                        f"{part!r} in the model spec is unknown.", f"Write one of {', '.join(NAMED[key])}."
+                        f"{part!r} in the model spec is unknown.", f"Write one of {', '.join(CHOICES[key])}."
                     )
+                if key == "match_by":
+                    match_by = chosen
+                else:
+                    preprocessing[key] = chosen
             elif key == "crop_pct":
                 preprocessing[key] = _literal(value)
-                if not isinstance(preprocessing[key], (int, float)) or not 0 < preprocessing[key] <= MOST_CROP:
+                if not isinstance(preprocessing[key], (int, float)) or not 0 < preprocessing[key] <= MAX_CROP:
                     raise usage_error(f"{part!r} in the model spec is no share.", "Write one like crop_pct=0.875.")
-            elif key == "match_by":
-                match_by = value.strip()
-                if match_by not in MATCHES:
-                    raise usage_error(f"{part!r} in the model spec is unknown.", f"Write one of {', '.join(MATCHES)}.")
             elif key == WEIGHTS_KEY:
                 weights_key = value.strip()
             else:

@@ -23,8 +23,7 @@ from timm.data import ImageNetInfo, infer_imagenet_subset
 from torch import Tensor, nn
 
 from kdcompress.data.exif import upright
-from kdcompress.data.images import IMAGE_MODES
-from kdcompress.data.preprocess import Preprocess, with_channels
+from kdcompress.data.preprocess import Preprocess, check_image_channels, with_channels
 from kdcompress.errors import UserError, first_line, usage_error
 from kdcompress.models.build import MATCHES, NOT_OURS, WEIGHTS_KEY, ModelSpec, build, config_of, default_config
 from kdcompress.models.checkpoints.choosing import Note
@@ -101,9 +100,7 @@ class Network:
             UserError: It has another number of channels.
         """
         prep = self.prep
-        if prep.channels not in IMAGE_MODES:
-            problem = f"{self.reference} takes {prep.channels} channels, and images have 1 or 3."
-            raise UserError(problem, "Give a network that was trained on images.")
+        check_image_channels(self.reference, prep.channels)
         return prep
 
     @property

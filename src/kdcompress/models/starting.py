@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from kdcompress.data.preprocess import Preprocess
 from kdcompress.errors import UserError, usage_error
 from kdcompress.models.assemble import take_input
-from kdcompress.models.build import ModelSpec, build, config_of, shrink_classifier
+from kdcompress.models.build import PREPROCESSING, ModelSpec, build, config_of, shrink_classifier
 from kdcompress.models.checkpoints.heads import names_in
 from kdcompress.models.checkpoints.names import by_timm
 from kdcompress.models.loading import Network
@@ -53,7 +53,7 @@ def adapted(network: Network, *, num_classes: int, channels: int, size: tuple[in
     """
     prep = network.prep
     args = {key: value for key, value in network.model_args.items() if key not in GIVEN}
-    config = {key: getattr(prep, key) for key in ("mean", "std", "interpolation", "crop_pct", "crop_mode")}
+    config = {key: getattr(prep, key) for key in PREPROCESSING if key != "input_size"}
     if channels != prep.channels:
         config.update(mean=(sum(prep.mean) / len(prep.mean),), std=(sum(prep.std) / len(prep.std),))
     torch.manual_seed(seed)
