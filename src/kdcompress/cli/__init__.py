@@ -20,7 +20,7 @@ from kdcompress import threads, trust
 from kdcompress.cli import completion, typos
 from kdcompress.cli.output import Unprinted, print_error, print_out, print_result
 from kdcompress.cli.rows import print_rows
-from kdcompress.engine.interrupt import StopRequest, interrupt, stop_signals
+from kdcompress.engine.interrupt import StopRequest, interrupt, is_lost_worker, stop_signals
 from kdcompress.errors import UserError, first_line, usage_error
 from kdcompress.option_set import Options, variable
 from kdcompress.streams import forget_output
@@ -353,7 +353,7 @@ def run(arguments: list[str]) -> int:
         if os.environ.get("KDCOMPRESS_DEBUG") == "1":
             _tell_peers(1)
             raise
-        status = _report(error, arguments)
+        status = 130 if StopRequest.pending and is_lost_worker(error) else _report(error, arguments)
     _tell_peers(status)
     return status
 

@@ -37,8 +37,17 @@ def forget_workers() -> None:
     PyTorch's handler would raise an error wherever the main process happens to be. It is replaced rather than removed,
     for Python complains on stderr about a pending signal without a handler.
     """
-    if hasattr(signal, "SIGCHLD"):
-        signal.signal(signal.SIGCHLD, lambda number, frame: None)
+    while hasattr(signal, "SIGCHLD"):
+        try:
+            signal.signal(signal.SIGCHLD, lambda number, frame: None)
+            return
+        except RuntimeError:  # a worker has just died: Python calls the former handler before it replaces it
+            continue
+
+
+def is_lost_worker(error: BaseException) -> bool:
+    """Whether an error may come from a data-loading worker that has ended."""
+    return isinstance(error, (ConnectionError, FileNotFoundError, EOFError)) or "DataLoader worker" in str(error)
 
 
 class Interrupted(KeyboardInterrupt):
@@ -76,8 +85,7 @@ class StopSignal:
 
     def excuses(self, error: Exception) -> bool:
         """Whether an error only means that the signal has also ended the data-loading workers."""
-        lost = isinstance(error, (ConnectionError, FileNotFoundError, EOFError)) or "DataLoader worker" in str(error)
-        return self.requested and lost
+        return self.requested and is_lost_worker(error)
 
     def _request(self, number: int, frame: FrameType | None) -> None:
         self.requested = True
