@@ -6,6 +6,7 @@ import dataclasses
 import importlib.util
 import inspect
 import random
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -23,6 +24,8 @@ from kdcompress.python_layer import in_python, public
 from kdcompress.results import EvalResult
 
 ROOT = Path(__file__).parent.parent
+
+APOSTROPHES = shlex.quote("/o'brien/b"), shlex.quote("o'b/it's")
 
 
 def made_by(script: str) -> Any:
@@ -108,6 +111,14 @@ def test_the_stub_is_up_to_date() -> None:
         ),
         ("kdcompress verify /a/b --accept", 'kdcompress.verify(run="/a/b", accept=True)'),
         ("kdcompress verify '/a/my b' --accept", 'kdcompress.verify(run="/a/my b", accept=True)'),
+        (
+            f"kdcompress verify {APOSTROPHES[0]} --accept.",
+            'kdcompress.verify(run="/o\'brien/b", accept=True).',
+        ),
+        (
+            f"run the same command with --resume --out {APOSTROPHES[1]}",
+            "run the same command with resume=True, out=\"o'b/it's\"",
+        ),
         ("--input-size 3x32x32", 'input_size="3x32x32"'),
         ("Add --trust-code, or --max-restarts.", "Add --trust-code, or --max-restarts."),
         ("runs/a--lr and resnet8_cifar,width=0.5", "runs/a--lr and resnet8_cifar,width=0.5"),

@@ -11,6 +11,7 @@ import functools
 import inspect
 import os
 import re
+import shlex
 import typing
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -24,10 +25,11 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 GIVEN = r"[a-z_]\w*=(?:\"[^\"]*\"|'[^']*'|[\w./…-]*[\w…])"
 BESIDE = re.compile(rf"({GIVEN}) (?={GIVEN})")
-COMMAND = re.compile(r"\bkdcompress ([a-z]+(?:-[a-z]+)*)((?: (?!kdcompress )(?:'[^']*'[.,;:)]*|[^\s`]+))*)")
-WORD = re.compile(r"'[^']*'\S*|\S+")  # of what follows
+QUOTED = r"'[^']*'(?:\"'\"'[^']*')*"  # as shlex.quote has it, which writes an apostrophe in quotes of its own
+COMMAND = re.compile(rf"\bkdcompress ([a-z]+(?:-[a-z]+)*)((?: (?!kdcompress )(?:{QUOTED}[.,;:)]*|[^\s`]+))*)")
+WORD = re.compile(rf"{QUOTED}\S*|\S+")  # of what follows
 # a flag, and what may be its value: a placeholder, a number, something in quotes, a spec or a word
-FLAG = re.compile(r"(?<![\w-])(no )?--(no-)?([a-z][a-z0-9-]*[a-z0-9])(?: ('[^']*'|[\w…/][\w.,=:/…-]*\w|[\w…]))?")
+FLAG = re.compile(rf"(?<![\w-])(no )?--(no-)?([a-z][a-z0-9-]*[a-z0-9])(?: ({QUOTED}|[\w…/][\w.,=:/…-]*\w|[\w…]))?")
 PLACEHOLDER = re.compile(r"[A-Z][A-Z_]*")
 NUMBER = re.compile(r"-?\d+(\.\d+)?(e-?\d+)?")
 
@@ -103,8 +105,21 @@ def _parameter(found: re.Match[str]) -> str:
     before = without or ""
     if value is None or not _is_value(value, kind, choices):
         return f"{before}{name}={rest}"
-    quoted = kind is str and value[0] != "'" and not PLACEHOLDER.fullmatch(value)
-    return f'{before}{name}="{value}"' if quoted else f"{before}{name}={value}"
+    if value[0] == "'":
+        value = value if value.count("'") == 2 else _string(_unquoted(value))
+    elif kind is str and not PLACEHOLDER.fullmatch(value):
+        value = _string(value)
+    return f"{before}{name}={value}"
+
+
+def _unquoted(word: str) -> str:
+    """A word of a command as its program gets it."""
+    return "".join(shlex.split(word)) if word.startswith("'") else word
+
+
+def _string(value: str) -> str:
+    """A value as Python source, in double quotes where it has none."""
+    return repr(value) if '"' in value or "\\" in value else f'"{value}"'
 
 
 def _is_value(text: str, kind: type, choices: tuple[str, ...]) -> bool:
@@ -133,12 +148,12 @@ def _call(name: str, words: str) -> tuple[str, str]:
         whole = rest.pop(0)
         bare = whole.rstrip(".,;:)")
         ends = whole[len(bare) :]
-        return bare.strip("'")  # it gets quotes of Python
+        return _unquoted(bare)  # it gets quotes of Python
 
     if rest and PLACEHOLDER.fullmatch(rest[0]):
         given.append(f"{argument}={word()}")
     elif rest and ("/" in rest[0] or rest[0].startswith("'")) and not rest[0].startswith("--"):
-        given.append(f'{argument}="{word()}"')
+        given.append(f"{argument}={_string(word())}")
     while rest and not ends and rest[0].startswith("--"):
         option = word().removeprefix("--").replace("-", "_")
         kind = field_type(option_set, option) if option in fields else str
@@ -148,7 +163,7 @@ def _call(name: str, words: str) -> tuple[str, str]:
         elif rest and not ends and not rest[0].startswith("--"):
             value = word()
             quoted = kind is str and not PLACEHOLDER.fullmatch(value)
-            given.append(f'{option}="{value}"' if quoted else f"{option}={value}")
+            given.append(f"{option}={_string(value) if quoted else value}")
         else:
             given.append(f"{option}=…")
     inside = f"({', '.join(given)})" if given else ""

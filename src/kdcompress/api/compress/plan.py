@@ -105,8 +105,11 @@ class Plan:
         """
         singles = students.within(most)
         if not singles:
-            least = math.ceil(1e4 * students.cheapest() / students.macs) / 1e4
-            share = most / students.macs
+            least, share = least_share(students), most / students.macs
+            if least >= 1:
+                problem = f"No network is cheaper than the teacher, which has {students.macs:,} MACs: the cheapest has"
+                remedy = "`kdcompress export TEACHER --precision int8` makes the teacher itself cheaper."
+                raise usage_error(f"{problem} {students.cheapest():,}.", remedy)
             problem = f"No network is within {spelled(share)}, {share:.2%} of the teacher's {students.macs:,} MACs."
             raise usage_error(problem, f"The cheapest needs {spelled(least)}.")
         first, second = pair(students, singles[0].kind, most, handover, focuses)
@@ -226,6 +229,11 @@ class Plan:
             told = f"It gets {epochs} epochs"
         minutes = self.seconds(epochs, costs) / 60
         return [*table, f"  {told}. About {minutes:.0f} min in all."]
+
+
+def least_share(students: Students) -> float:
+    """That of the cheapest network, of the teacher's MACs, rounded up to four digits."""
+    return math.ceil(1e4 * students.cheapest() / students.macs) / 1e4
 
 
 def pair(

@@ -15,7 +15,7 @@ from kdcompress.api.benchmark import benchmark
 from kdcompress.api.compress.candidates import RESIZED, Student, Students
 from kdcompress.api.compress.commands import SHARED, Commands
 from kdcompress.api.compress.contest import Limit
-from kdcompress.api.compress.plan import FOCUS_STEPS, FORWARD_SHARE, TEACHER, UNTIL_ENOUGH, Costs, Plan
+from kdcompress.api.compress.plan import FOCUS_STEPS, FORWARD_SHARE, TEACHER, UNTIL_ENOUGH, Costs, Plan, least_share
 from kdcompress.api.compress.probe import forward_seconds, training_seconds
 from kdcompress.api.evaluate import PASSES
 from kdcompress.api.fitting import check_channels, check_classes, has_other_classes, open_data
@@ -99,6 +99,8 @@ class Prospect:
         size = choose_size(source, options, network.prep.size, fixed=False)
         students = Students(teacher, source.num_classes, channels, size, reporter.note)
         share = value if name == "target_macs" else UNTIL_ENOUGH
+        if name == "max_drop" and not students.within(share * students.macs):
+            share = max(share, least_share(students))  # of a small teacher
         if name == "target_ms":
             share = known["share"] if known else _share_of_time(options, network, value)
         flag = f"--{name.replace('_', '-')}"
@@ -107,7 +109,7 @@ class Prospect:
             """The budget that would allow a share of the teacher's MACs, in the unit of the one that was given."""
             if name == "target_ms":
                 return f"about {flag} {value * least / share:.3g}"
-            return f"--target-macs {least:g}"  # of --max-drop, half of the teacher's MACs
+            return f"--target-macs {least:g}"
 
         steps = math.ceil(data.fit_size() / Schedule.of(TrainingOptions(), data.fit_size()).batch_size)
         plan = Plan.of(
