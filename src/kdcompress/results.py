@@ -582,6 +582,7 @@ class DataResult(Result):
         fit, calibration, test: Number of images in each split.
         unreadable: Images that ``--skip-bad-images`` left out, of all splits.
         preview: Absolute path of the contact sheet.
+        test_copies: Number of test images that training has, too, exact and near copies; None where they are no files.
     """
 
     data: str
@@ -594,3 +595,4 @@ class DataResult(Result):
     fingerprint: str
     unreadable: list[str] = field(default_factory=list)
     preview: str | None = None
+    test_copies: int | None = None

@@ -14,6 +14,7 @@ from torch import Tensor
 from kdcompress.api.contact_sheet import sheet
 from kdcompress.api.fitting import open_data
 from kdcompress.data import Data, DataSource, EvalBatches, Preprocess, TrainBatches, choose_channels, choose_size
+from kdcompress.data.leakage import copies_in_test
 from kdcompress.engine.progress import Reporter
 from kdcompress.errors import UserError, usage_error
 from kdcompress.options import DescribeDataOptions
@@ -24,6 +25,8 @@ def describe_data(
     options: DescribeDataOptions | None = None, /, *, reporter: Reporter | None = None, **given: Any
 ) -> DataResult:
     """Count a data set and its splits, and draw a contact sheet of it, augmented or not.
+
+    Test images that are copies of training images are counted and named, for accuracy on them is too good.
 
     Args:
         options: All options at once; else give them by name (the fields of :class:`DescribeDataOptions`).
@@ -51,6 +54,10 @@ def describe_data(
     trained_on = bool(len(source.train.labels))
     fit, calibration = ((data.usable(split) if trained_on else 0) for split in ("fit", "calibration"))
     test = data.usable("test") if source.test is not None else None
+    copies, notes = copies_in_test(source) or (None, [])
+    if reporter is not None:
+        for note in notes:
+            reporter.note(note)
     return DataResult(
         command="data",
         run=None,
@@ -65,6 +72,7 @@ def describe_data(
         unreadable=[name for names in data.left_out.values() for name in names],
         fingerprint=source.fingerprint,
         preview=str(Path(options.preview).absolute()) if options.preview is not None else None,
+        test_copies=copies,
     )
 
 

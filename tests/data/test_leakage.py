@@ -1,0 +1,74 @@
+"""Test images that training has, too: accuracy on them is too good."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import kdcompress
+from heard import Heard
+from kdcompress.data import leakage, load_source
+from kdcompress.data.leakage import copies_in_test
+
+
+def scene(seed: int) -> Image.Image:
+    """Soft blobs, which JPEG keeps, unlike noise."""
+    coarse = np.random.default_rng(seed).integers(0, 256, (6, 6, 3), dtype=np.uint8)
+    return Image.fromarray(coarse).resize((48, 40), Image.Resampling.BICUBIC)
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    """Two classes of 20 training and 10 test photos, all different."""
+    root = tmp_path / "photos"
+    for number in range(60):
+        folder = root / ("test" if number % 3 == 2 else "train") / ("ant", "bee")[number % 2]
+        folder.mkdir(parents=True, exist_ok=True)
+        scene(number).save(folder / f"{number:02}.png")
+    return root
+
+
+def test_different_photos_are_no_copies(photos: Path) -> None:
+    """A warning that is always there is read by nobody."""
+    assert copies_in_test(load_source(str(photos))) == (0, [])
+
+
+def test_copies_are_counted_and_named(photos: Path) -> None:
+    """Half of the test images may have been trained on, and the table looks the better for it."""
+    shutil.copy(photos / "train" / "ant" / "00.png", photos / "test" / "ant" / "again.png")
+    scene(3).save(photos / "test" / "bee" / "saved.jpg", quality=80)
+    heard = Heard()
+    found = kdcompress.describe_data(data=str(photos), reporter=heard)
+    assert (found.test, found.test_copies) == (22, 2)
+    exact, near = [note for note in heard.notes if "accuracy on them" in note]
+    assert exact.startswith("Notice: 1 test image is a copy of a training image (")
+    assert f"{photos}/test/ant/again.png = {photos}/train/ant/00.png" in exact
+    assert near.startswith("Notice: 1 test image is a near-duplicate of a training image (")
+    assert f"{photos}/test/bee/saved.jpg = {photos}/train/bee/03.png" in near
+
+
+def test_copies_inside_of_a_split_are_not_meant(photos: Path) -> None:
+    """Two test images that are alike are not what training has seen."""
+    shutil.copy(photos / "test" / "ant" / "02.png", photos / "test" / "ant" / "again.png")
+    shutil.copy(photos / "train" / "ant" / "00.png", photos / "train" / "ant" / "again.png")
+    assert copies_in_test(load_source(str(photos))) == (0, [])
+
+
+def test_of_many_images_only_exact_copies_are_looked_for(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A million images would be decoded before the sizes are shown, or nothing would say that they were not."""
+    shutil.copy(photos / "train" / "ant" / "00.png", photos / "test" / "ant" / "again.png")
+    scene(3).save(photos / "test" / "bee" / "saved.jpg", quality=80)
+    monkeypatch.setattr(leakage, "MOST_FILES", 10)
+    found = copies_in_test(load_source(str(photos)))
+    assert found is not None
+    assert found[0] == 1
+    assert found[1][-1] == "Notice: of 62 images only exact copies are looked for."
+
+
+def test_what_is_not_in_files_is_not_compared() -> None:
+    """None is not 0: nobody has looked."""
+    assert kdcompress.describe_data(data="digits").test_copies is None
