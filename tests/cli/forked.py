@@ -14,6 +14,8 @@ from pathlib import Path
 from cli.ranks import become, forkserver
 from cli.shell import Done, environment
 
+SIGNALLED = Path(__file__).with_name("signalled.py")
+
 
 def start(
     arguments: Sequence[str],
@@ -44,6 +46,14 @@ def script(program: Path, arguments: Sequence[str], work: Path, cwd: Path | None
     process.join(300)
     assert process.exitcode is not None, "it does not end"
     return Done(process.exitcode, out.read_text(), err.read_text())
+
+
+def signalled(number: int, step: int, arguments: Sequence[object], cwd: Path, *, group: bool = False) -> Done:
+    """A command whose process, or process group, gets a signal in a step of its training, which is counted from 1."""
+    told = [str(int(number)), str(step), *(["--group"] if group else []), *map(str, arguments)]
+    process = Forked(told, cwd, str(SIGNALLED))
+    out, err = process.communicate(300)
+    return Done(process.returncode or 0, out, err)
 
 
 class Forked:

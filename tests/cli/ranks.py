@@ -200,6 +200,8 @@ def become(
     sys.stderr = open(2, "w", buffering=1, errors="backslashreplace", closefd=False)  # noqa: SIM115
     sys.argv = [program, *arguments]
     torch.set_num_threads(1)  # for OMP_NUM_THREADS it is too late
+    # a process of a fork server would start its own processes by another one, where a user's forks them
+    multiprocessing.set_start_method(multiprocessing.get_all_start_methods()[0], force=True)
     if program == "kdcompress":
         runpy.run_module(program, run_name="__main__", alter_sys=True)
     else:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import json
-import os
 import shutil
 import signal
 import time
@@ -15,12 +14,13 @@ import torch
 
 import kdcompress
 from cli.conftest import Cli
-from cli.forked import Forked
-from cli.shell import TINY, accept, finished, photos, spawn, tree, wait_for
+from cli.forked import signalled
+from cli.shell import TINY, accept, finished, photos, spawn, tree
 
 pytestmark = pytest.mark.attack("signals and kills in the middle of a run")
 
 EPOCHS = 4
+STEPS = 41  # of an epoch of digits
 SETTINGS = ["--epochs", str(EPOCHS), "--seed", "11", "--mixup", "0.2", "--ema-decay", "0.99", "--warmup-epochs", "1"]
 TRAIN = ["train-teacher", "--model", "resnet8_cifar,width=0.5", *SETTINGS]
 
@@ -38,17 +38,13 @@ def unbroken(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return run
 
 
-@pytest.mark.parametrize(("epoch", "delay"), [(1, 0.05), (2, 0.15)])
-def test_kill_and_resume_is_bit_identical(epoch: int, delay: float, cli: Cli, here: Path, unbroken: Path) -> None:
+@pytest.mark.parametrize(("epoch", "step"), [(1, 2), (2, 20)])
+def test_kill_and_resume_is_bit_identical(epoch: int, step: int, cli: Cli, here: Path, unbroken: Path) -> None:
     """Else a crash costs the run, or a resumed result cannot be compared with any other."""
     run = here / "killed"
-    process = Forked([*TRAIN, "--out", str(run)], here)
-    wait_for(process, f"epoch {epoch}/")
-    time.sleep(delay)
-    process.kill()
-    assert finished(process).status == -signal.SIGKILL
+    assert signalled(signal.SIGKILL, epoch * STEPS + step, [*TRAIN, "--out", run], here).status == -signal.SIGKILL
     assert not (run / "model.safetensors").exists()
-    assert epoch <= torch.load(run / "checkpoint.pt", weights_only=True)["epoch"] < EPOCHS
+    assert torch.load(run / "checkpoint.pt", weights_only=True)["epoch"] == epoch
     done = cli(*TRAIN, "--out", run, "--resume")
     assert "epoch 1/" not in done.err, "it began anew"
     assert weights(run) == weights(unbroken)
@@ -63,21 +59,16 @@ def test_kill_and_resume_is_bit_identical(epoch: int, delay: float, cli: Cli, he
 def test_signal_saves_and_exits_130(number: signal.Signals, cli: Cli, here: Path, unbroken: Path) -> None:
     """Else Ctrl-C, or a cluster that asks for its node, throws the epoch away and looks like a crash."""
     run = here / "stopped"
-    process = Forked([*TRAIN, "--out", str(run)], here)
-    wait_for(process, "epoch 2/")
-    time.sleep(0.1)
-    process.send_signal(number)
-    done = finished(process)
+    done = signalled(number, 2 * STEPS + 7, [*TRAIN, "--out", run], here)
     assert done.status == 130
     assert done.out == ""
     assert "Traceback" not in done.err
-    lines = [line for line in done.err.splitlines() if not line.startswith("epoch")]
+    lines = done.err[done.err.index("Error: ") :].splitlines()
     assert lines[0].startswith("Error: Interrupted"), done.err
     assert f"--resume --out {run}" in lines[1]
     assert len(lines) == 2
     state = torch.load(run / "checkpoint.pt", weights_only=True)
-    assert state["epoch"] >= 2
-    assert state["step"] > 0, "the steps of the epoch in hand are lost"
+    assert (state["epoch"], state["step"]) == (2, 7), "the steps of the epoch in hand are lost"
     assert cli(*TRAIN, "--out", run, "--resume").status == 0
     assert weights(run) == weights(unbroken)
 
@@ -98,14 +89,10 @@ def test_signal_to_the_workers_too(number: signal.Signals, cli: Cli, here: Path,
     images, whole = streamed
     command = ["train-teacher", "--model", TINY, "--data", str(images), "--seed", "11"]
     command += ["--epochs", "3", "--batch-size", "8", "--loading", "stream", "--workers", "2", "--out"]
-    process = spawn([*command, str(here / "stopped")], here, group=True)
-    wait_for(process, "epoch 1/")
-    time.sleep(0.1)
-    os.killpg(process.pid, number)
-    done = finished(process)
+    done = signalled(number, 30, [*command, here / "stopped"], here, group=True)
     assert done.status == 130, done.err
     assert "Traceback" not in done.err
-    lines = [line for line in done.err.splitlines() if not line.startswith("epoch")]
+    lines = done.err[done.err.index("Error: ") :].splitlines()
     assert lines[0].startswith("Error: Interrupted"), done.err
     assert len(lines) == 2, done.err
     assert cli(*command, here / "stopped", "--resume").status == 0
@@ -115,10 +102,7 @@ def test_signal_to_the_workers_too(number: signal.Signals, cli: Cli, here: Path,
 def test_signal_in_distillation(cli: Cli, here: Path, runs: Path) -> None:
     """Else what holds for teachers does not hold for students, whose task has frozen networks in it."""
     command = ["add-res-student", str(runs / "single"), "--arch", "resnet8_cifar,width=0.5", "--epochs", "3"]
-    process = Forked([*command, "--out", str(here / "stopped")], here)
-    wait_for(process, "epoch 1/")
-    process.send_signal(signal.SIGINT)
-    assert finished(process).status == 130
+    assert signalled(signal.SIGINT, STEPS + 3, [*command, "--out", here / "stopped"], here).status == 130
     resumed = cli(*command, "--out", here / "stopped", "--resume").result
     whole = cli(*command, "--out", here / "whole").result
     assert weights(here / "stopped") == weights(here / "whole")
@@ -255,10 +239,7 @@ def test_several_res_students_are_interrupted(cli: Cli, here: Path, runs: Path) 
     """Else the remedy names a folder within the run, and following it makes another run."""
     command = ["distill", str(runs / "teacher"), "--method", "reskd", "--student", TINY, "--res-students", "1"]
     command += ["--arch", TINY, "--epochs", "2", "--residual-loss", "mse", "--alpha", "0.5"]
-    process = Forked([*command, "--out", str(here / "grown")], here)
-    wait_for(process, "epoch 1/")
-    process.send_signal(signal.SIGINT)
-    done = finished(process)
+    done = signalled(signal.SIGINT, STEPS + 3, [*command, "--out", here / "grown"], here)
     assert done.status == 130
     assert f"--resume --out {here / 'grown'}\n" in done.err
     assert cli(*command, "--out", here / "grown", "--resume").status == 0
@@ -312,10 +293,8 @@ def test_a_finished_run_has_the_origin_that_is_asked_for(cli: Cli, here: Path, r
 def test_kept_targets_and_resume_are_bit_identical(cli: Cli, here: Path, runs: Path) -> None:
     """Else a run that was killed while its targets were computed, or after, ends elsewhere."""
     train = ["distill", f"{runs}/teacher", "--student", TINY, "--epochs", "3", "--target-views", "2"]
-    process = Forked([*train, "--out", "killed", "--cache-dir", "one"], here)
-    wait_for(process, "epoch 1/")
-    process.kill()
-    finished(process)
+    killed = signalled(signal.SIGKILL, STEPS + 3, [*train, "--out", "killed", "--cache-dir", "one"], here)
+    assert killed.status == -signal.SIGKILL
     cli(*train, "--out", "killed", "--cache-dir", "one", "--resume")
     cli(*train, "--out", "whole", "--cache-dir", "two")
     assert weights(here / "killed") == weights(here / "whole")
