@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from cli.conftest import Cli
-from cli.forked import Forked
+from cli.forked import SIGNALLED, Forked
 from cli.ranks import Job, job
 from cli.shell import BIN, TINY, Done, finished, tree, wait_for
 
@@ -315,9 +315,8 @@ def test_phases_of_two_processes_resume(here: Path, runs: Path) -> None:
     settings = f"--method rkd-assistant --scheme progressive --student {TINY} --epochs 4 --seed 5 --sync-bn off"
     settings += " --assistant-share 0.28 --batch-size 64"  # no other share is tried; and steps enough to agree to stop
     command = f"distill {runs}/teacher {settings} --out"
-    stopped = Job([*command.split(), "stopped"], here)
-    stopped.wait_for("epoch 3/")  # the first of the assistant's
-    stopped.terminate()
+    # in the last phase; before it, the student has two epochs and the assistant one
+    stopped = Job([str(int(signal.SIGTERM)), str(3 * STEPS + 2), *command.split(), "stopped"], here, str(SIGNALLED))
     assert stopped.finished().status != 0
     assert not (here / "stopped" / "model.safetensors").exists()
     resumed = job(f"{command} stopped --resume", here)
