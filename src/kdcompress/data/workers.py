@@ -14,6 +14,7 @@ from pathlib import Path
 
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 SHARED_MEMORY = Path("/dev/shm")
+PRELOADED = ["__main__", "torch", "timm.data", "kdcompress.data.batches"]  # what a worker unpickles needs them
 
 
 def shared_memory_holds(size: int) -> bool:
@@ -32,8 +33,13 @@ def with_parent() -> Callable[[int], None]:
 
     Linux kills the worker as soon as its parent is gone, however that was killed. Elsewhere it ends when it next looks
     for its parent, as PyTorch's workers do: every five seconds, but never while an image is being read.
+
+    Where a server forks the workers, as from Python 3.14 on, it imports what they need: each epoch has new ones, which
+    would take seconds for it.
     """
     started_by = multiprocessing.get_start_method(allow_none=True) or multiprocessing.get_all_start_methods()[0]
+    if started_by == "forkserver":
+        multiprocessing.set_forkserver_preload(PRELOADED)
     # one that is forked by a server has that as its parent, which ends with ours
     return functools.partial(_die_with, None if started_by == "forkserver" else os.getpid())
 
