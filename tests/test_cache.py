@@ -170,18 +170,19 @@ def test_a_stopped_process_is_given_up(tmp_path: Path, monkeypatch: pytest.Monke
 
 def test_a_slow_holder_is_not_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A run that waits for a large view would compute it a second time."""
-    monkeypatch.setattr(locks, "PATIENCE", 1.0)
+    monkeypatch.setattr(locks, "PATIENCE", 2.0)
     monkeypatch.setattr(locks, "BEAT", 0.1)
-    order = []
+    order, held = [], threading.Event()
 
     def work() -> None:
         with store(tmp_path).lock({"network": "a"}, 0):
+            held.set()
             time.sleep(2.5)
             order.append("done")
 
     thread = threading.Thread(target=work)
     thread.start()
-    time.sleep(0.2)
+    assert held.wait(60)
     with store(tmp_path).lock({"network": "a"}, 0):
         order.append("then")
     thread.join()
