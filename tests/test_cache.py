@@ -170,8 +170,9 @@ def test_a_stopped_process_is_given_up(tmp_path: Path, monkeypatch: pytest.Monke
 
 def test_a_slow_holder_is_not_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A run that waits for a large view would compute it a second time."""
-    monkeypatch.setattr(locks, "PATIENCE", 2.0)
+    monkeypatch.setattr(locks, "PATIENCE", 1.5)
     monkeypatch.setattr(locks, "BEAT", 0.1)
+    monkeypatch.setattr(locks, "RETRY", 0.05)
     order, held = [], threading.Event()
 
     def work() -> None:

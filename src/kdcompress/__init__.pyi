@@ -236,6 +236,7 @@ def describe_data(
     loading: Literal["auto", "memory", "stream"] = "auto",
     workers: int | None = None,
     preview: str | os.PathLike[str] | None = None,
+    find_copies: bool = False,
     images: int = 64,
     split: Literal["fit", "calibration", "test"] = "fit",
     augment: Literal["auto", "none", "flip", "crop", "crop-flip", "rrc-flip"] = "none",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import shlex
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -24,11 +25,11 @@ def check_plot(file: str) -> None:
     """
     path = Path(file)
     if path.suffix.lower() not in FORMATS:
-        raise usage_error(f"--plot {file} has an unknown format.", f"Choose from: {', '.join(FORMATS)}.")
+        raise usage_error(f"--plot {shlex.quote(file)} has an unknown format.", f"Choose from: {', '.join(FORMATS)}.")
     if not path.absolute().parent.is_dir():
         raise usage_error(f"There is no folder {path.absolute().parent} for --plot.", "Create it, or choose another.")
     if path.is_dir():
-        raise usage_error(f"--plot {file} is a folder.", "Give the name of a file.")
+        raise usage_error(f"--plot {shlex.quote(file)} is a folder.", "Give the name of a file.")
     if find_spec("matplotlib") is None:
         raise UserError("--plot needs matplotlib.", "pip install 'kdcompress[plot]'", exit_code=2)
 

@@ -25,11 +25,12 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 GIVEN = r"[a-z_]\w*=(?:\"[^\"]*\"|'[^']*'|[\w./…-]*[\w…])"
 BESIDE = re.compile(rf"({GIVEN}) (?={GIVEN})")
+VALUE = r"\"[^\"]*\"|[\w…/][\w.,=:/…-]*\w|[\w…]"
 QUOTED = r"'[^']*'(?:\"'\"'[^']*')*"  # as shlex.quote has it, which writes an apostrophe in quotes of its own
 COMMAND = re.compile(rf"\bkdcompress ([a-z]+(?:-[a-z]+)*)((?: (?!kdcompress )(?:{QUOTED}[.,;:)]*|[^\s`]+))*)")
 WORD = re.compile(rf"{QUOTED}\S*|\S+")  # of what follows
 # a flag, and what may be its value: a placeholder, a number, something in quotes, a spec or a word
-FLAG = re.compile(rf"(?<![\w-])(no )?--(no-)?([a-z][a-z0-9-]*[a-z0-9])(?: ({QUOTED}|[\w…/][\w.,=:/…-]*\w|[\w…]))?")
+FLAG = re.compile(rf"(?<![\w-])(no )?--(no-)?([a-z][a-z0-9-]*[a-z0-9])(?: ({QUOTED}|{VALUE}))?")
 PLACEHOLDER = re.compile(r"[A-Z][A-Z_]*")
 NUMBER = re.compile(r"-?\d+(\.\d+)?(e-?\d+)?")
 
@@ -90,7 +91,7 @@ def _sentence(text: str) -> str:
     """Text between commands, with flags as parameters."""
     text = BESIDE.sub(r"\1, ", FLAG.sub(_parameter, text))
     for name in _arguments():
-        text = re.sub(rf"(?<![\w=-]){name.upper()}(?![\w=-])", name, text)
+        text = re.sub(rf"(?<![\w=/\\.-]){name.upper()}(?![\w=/\\-]|\.\w)", name, text)  # not in a path
     return text
 
 
@@ -106,15 +107,18 @@ def _parameter(found: re.Match[str]) -> str:
     if value is None or not _is_value(value, kind, choices):
         return f"{before}{name}={rest}"
     if value[0] == "'":
-        value = value if value.count("'") == 2 else _string(_unquoted(value))
-    elif kind is str and not PLACEHOLDER.fullmatch(value):
+        value = value if value.count("'") == 2 and "\\" not in value else _string(_unquoted(value))
+    elif kind is str and value[0] != '"' and not PLACEHOLDER.fullmatch(value):
         value = _string(value)
     return f"{before}{name}={value}"
 
 
 def _unquoted(word: str) -> str:
     """A word of a command as its program gets it."""
-    return "".join(shlex.split(word)) if word.startswith("'") else word
+    try:
+        return "".join(shlex.split(word)) if word.startswith("'") else word
+    except ValueError:  # a quotation that does not end
+        return word.strip("'")
 
 
 def _string(value: str) -> str:
@@ -124,7 +128,7 @@ def _string(value: str) -> str:
 
 def _is_value(text: str, kind: type, choices: tuple[str, ...]) -> bool:
     """Whether the word after a flag is its value, or the next one of the sentence."""
-    if PLACEHOLDER.fullmatch(text) or text[0] == "'":
+    if PLACEHOLDER.fullmatch(text) or text[0] in "'\"":
         return True
     if kind is not str:
         return bool(NUMBER.fullmatch(text))

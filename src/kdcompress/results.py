@@ -582,7 +582,7 @@ class DataResult(Result):
         fit, calibration, test: Number of images in each split.
         unreadable: Images that ``--skip-bad-images`` left out, of all splits.
         preview: Absolute path of the contact sheet.
-        test_copies: Number of test images that training has, too, exact and near copies; None where they are no files.
+        test_copies: Number of test images that training has, too, exact and near copies; None: not looked for.
     """
 
     data: str

@@ -423,17 +423,21 @@ def check_claim(out: str, *, resume: bool) -> None:
     try:
         free = _is_free(path)
     except OSError as error:
-        raise usage_error(f"--out {out} cannot be used: {error.strerror}.", "Choose another folder.") from error
+        raise usage_error(
+            f"--out {shlex.quote(out)} cannot be used: {error.strerror}.", "Choose another folder."
+        ) from error
     if free and path.is_symlink() and not path.exists():
-        raise usage_error(f"--out {out} is a broken link.", "Remove it, or choose another folder.")
+        raise usage_error(f"--out {shlex.quote(out)} is a broken link.", "Remove it, or choose another folder.")
     if free:
         return
     if _is_held(path):
         raise _busy(path)
     if not resume:
-        raise usage_error(f"--out {out} exists already.", "Choose another folder, or add --resume to continue it.")
+        raise usage_error(
+            f"--out {shlex.quote(out)} exists already.", "Choose another folder, or add --resume to continue it."
+        )
     if not (path / RECORD).is_file():
-        raise usage_error(f"--out {out} is not a run that can be resumed.", "Choose another folder.")
+        raise usage_error(f"--out {shlex.quote(out)} is not a run that can be resumed.", "Choose another folder.")
 
 
 def _is_held(path: Path) -> bool:

@@ -16,6 +16,8 @@ import kdcompress
 from cli.conftest import Cli
 from cli.forked import signalled
 from cli.shell import TINY, accept, finished, photos, spawn, tree
+from kdcompress import api
+from kdcompress.engine.interrupt import StopRequest
 
 pytestmark = pytest.mark.attack("signals and kills in the middle of a run")
 
@@ -120,6 +122,21 @@ def test_interrupt_before_the_training_begins(here: Path) -> None:
     assert done.status == 130, done.err
     assert "Traceback" not in done.err
     assert done.out == ""
+
+
+def test_a_worker_that_is_lost_with_a_signal_is_no_error(cli: Cli, here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between two trainings, too, the signal may end the workers before the command has noticed it."""
+
+    def lost(*_: object, **__: object) -> None:
+        StopRequest.pending = stops
+        raise BrokenPipeError(32, "a worker has ended")
+
+    monkeypatch.setattr(api, "describe_data", lost)
+    stops = True
+    done = cli("data", "digits")
+    assert (done.status, done.err) == (130, "Error: Interrupted.\n")
+    stops = False
+    cli("data", "digits").error("has ended", "--workers", status=1)
 
 
 def poison(here: Path) -> list[object]:
@@ -291,7 +308,7 @@ def test_a_finished_run_has_the_origin_that_is_asked_for(cli: Cli, here: Path, r
 
 
 def test_kept_targets_and_resume_are_bit_identical(cli: Cli, here: Path, runs: Path) -> None:
-    """Else a run that was killed while its targets were computed, or after, ends elsewhere."""
+    """Else a run that was killed after its targets were computed ends elsewhere."""
     train = ["distill", f"{runs}/teacher", "--student", TINY, "--epochs", "3", "--target-views", "2"]
     killed = signalled(signal.SIGKILL, STEPS + 3, [*train, "--out", "killed", "--cache-dir", "one"], here)
     assert killed.status == -signal.SIGKILL

@@ -63,10 +63,48 @@ def test_of_many_images_only_exact_copies_are_looked_for(photos: Path, monkeypat
     shutil.copy(photos / "train" / "ant" / "00.png", photos / "test" / "ant" / "again.png")
     scene(3).save(photos / "test" / "bee" / "saved.jpg", quality=80)
     monkeypatch.setattr(leakage, "MOST_FILES", 10)
-    found = copies_in_test(load_source(str(photos)))
-    assert found is not None
-    assert found[0] == 1
-    assert found[1][-1] == "Notice: of 62 images only exact copies are looked for."
+    count, notes = copies_in_test(load_source(str(photos)), thorough=True)
+    assert count == 1
+    assert notes[-1] == "Notice: among 62 images only exact copies are looked for."
+
+
+def test_of_more_images_only_whoever_asks_is_answered(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A million images would be read before the number of classes is shown."""
+    shutil.copy(photos / "train" / "ant" / "00.png", photos / "test" / "ant" / "again.png")
+    monkeypatch.setattr(leakage, "QUICK", 10)
+    heard = Heard()
+    assert kdcompress.describe_data(data=str(photos), reporter=heard).test_copies is None
+    assert any("61 images no copies are looked for without --find-copies" in note for note in heard.notes)
+    assert kdcompress.describe_data(data=str(photos), find_copies=True).test_copies == 1
+
+
+def test_images_that_are_left_out_are_not_counted(photos: Path) -> None:
+    """More copies than test images would be told."""
+    for split in ("train", "test"):
+        (photos / split / "ant" / "broken.png").write_bytes(b"no image")
+    found = kdcompress.describe_data(data=str(photos), skip_bad_images=True)
+    assert (found.test, found.test_copies) == (20, 0)
+
+
+def test_a_folder_that_is_divided_here_has_none(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its images would be read twice, to find what has been kept on one side."""
+    shutil.copy(photos / "train" / "ant" / "00.png", photos / "train" / "ant" / "again.png")
+    source = load_source(str(photos / "train"))
+    monkeypatch.setattr(leakage, "copies_of", lambda *_: pytest.fail("looked again"))
+    assert copies_in_test(source) == (0, [])
+
+
+def test_a_fixed_camera_proves_nothing(tmp_path: Path) -> None:
+    """All its test images would be taken for training images."""
+    for split, count in (("train", 20), ("test", 10)):
+        for number in range(count):
+            for name, seed in (("one", 1), ("two", 100 + number + count)):
+                folder = tmp_path / split / name
+                folder.mkdir(parents=True, exist_ok=True)
+                scene(seed).save(folder / f"{number}.jpg", quality=60 + number + (split == "test") * 20)
+    count, notes = copies_in_test(load_source(str(tmp_path)))
+    assert count == 0
+    assert any("look alike" in note for note in notes)
 
 
 def test_what_is_not_in_files_is_not_compared() -> None:

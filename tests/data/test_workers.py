@@ -30,7 +30,7 @@ if __name__ == "__main__":
     multiprocessing.set_start_method("forkserver", force=True)
     took = []
     for epoch in range(2):
-        loader = DataLoader(Images(), batch_size=1, num_workers=1, collate_fn=list, worker_init_fn=with_parent())
+        loader = DataLoader(Images(), batch_size=1, num_workers=1, collate_fn=list, worker_init_fn=with_parent(1))
         took += [each for batch in loader for each in batch]
     assert max(took) < 0.5, took
     print("ok")

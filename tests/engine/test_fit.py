@@ -254,6 +254,33 @@ def test_a_stop_signal_works_while_the_calibration_split_is_prepared(
     assert_same_end(whole, train(tmp_path / "broken", **KINDS["sgd"]))
 
 
+LOST = [ConnectionResetError(104, "reset"), EOFError(), RuntimeError("DataLoader worker (pid 7) exited unexpectedly")]
+
+
+@pytest.mark.parametrize("error", LOST, ids=lambda error: type(error).__name__)
+def test_workers_that_are_lost_with_a_signal_are_no_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    """A batch system signals the whole process group: the next batch is awaited in vain."""
+    genuine = TrainBatches.epoch
+
+    def cut(self: TrainBatches, *given: Any) -> Iterator[Any]:
+        yield from itertools.islice(genuine(self, *given), 2)
+        if stops:
+            signal.raise_signal(signal.SIGTERM)
+        raise error
+
+    monkeypatch.setattr(TrainBatches, "epoch", cut)
+    stops = False
+    with pytest.raises(type(error)):
+        train(tmp_path / "lost")
+    stops = True
+    with pytest.raises(Interrupted):
+        train(tmp_path / "stopped")
+    state = torch.load(tmp_path / "stopped" / "checkpoint.pt", weights_only=True)
+    assert (state["epoch"], state["step"]) == (0, 2)
+
+
 def test_interrupted_twice(tmp_path: Path) -> None:
     """A spot machine is taken away more than once."""
     whole = unbroken(tmp_path, RESNET, KINDS["adamw-ema"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import time
 from pathlib import Path
 from typing import Any
@@ -54,7 +55,7 @@ def describe_data(
     trained_on = bool(len(source.train.labels))
     fit, calibration = ((data.usable(split) if trained_on else 0) for split in ("fit", "calibration"))
     test = data.usable("test") if source.test is not None else None
-    copies, notes = copies_in_test(source) or (None, [])
+    copies, notes = copies_in_test(source, data.left_out.get("test", []), thorough=options.find_copies)
     if reporter is not None:
         for note in notes:
             reporter.note(note)
@@ -78,9 +79,11 @@ def describe_data(
 
 def _check_preview(file: str) -> None:
     if Path(file).suffix.lower() not in Image.registered_extensions():
-        raise usage_error(f"--preview {file} is of no image format that is known.", "Name it like sheet.png.")
+        raise usage_error(
+            f"--preview {shlex.quote(file)} is of no image format that is known.", "Name it like sheet.png."
+        )
     if Path(file).exists():
-        raise usage_error(f"--preview {file} exists already.", "Choose another name.")
+        raise usage_error(f"--preview {shlex.quote(file)} exists already.", "Choose another name.")
 
 
 def _sample(data: Data, source: DataSource, options: DescribeDataOptions) -> tuple[Tensor, Tensor]:

@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import functools
 import platform
+import shlex
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -511,7 +512,9 @@ def _finished(options: OutputOptions, command: str, kind: type[R]) -> dict[str, 
     run = RunFolder(Path(options.out).absolute())
     record = run.record()
     if record.get("command", command) != command:
-        raise usage_error(f"--out {run.path} is a run of {record['command']}.", "Choose another folder.")
+        raise usage_error(
+            f"--out {shlex.quote(str(run.path))} is a run of {record['command']}.", "Choose another folder."
+        )
     if not run.is_finished:
         return None
     run.check(CONFIG, WEIGHTS)

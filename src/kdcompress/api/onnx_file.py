@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 import re
+import shlex
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -95,11 +96,13 @@ def check_out(path: Path) -> None:
         UserError: Another ending, no such folder, or something of that name is there.
     """
     if path.suffix.lower() != SUFFIX:
-        raise usage_error(f"--out {path} does not end in {SUFFIX}.", f"Name it like {path.stem or 'gated'}{SUFFIX}.")
+        raise usage_error(
+            f"--out {shlex.quote(str(path))} does not end in {SUFFIX}.", f"Name it like {path.stem or 'gated'}{SUFFIX}."
+        )
     if not path.absolute().parent.is_dir():
         raise usage_error(f"There is no folder {path.absolute().parent} for --out.", "Make it, or choose another.")
     if os.path.lexists(path):
-        raise usage_error(f"--out {path} exists already.", "Choose another name, or remove it.")
+        raise usage_error(f"--out {shlex.quote(str(path))} exists already.", "Choose another name, or remove it.")
 
 
 def free_name(network: Network, options: ExportOptions) -> Path:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import shlex
 import time
 import warnings
 from collections import Counter
@@ -105,7 +106,7 @@ def _check(options: PredictOptions) -> None:
         if not file.parent.is_dir():
             raise usage_error(f"There is no folder {file.parent} for --csv.", "Make it, or choose another.")
         if file.exists():
-            raise usage_error(f"--csv {options.csv} exists already.", "Choose another name.")
+            raise usage_error(f"--csv {shlex.quote(options.csv)} exists already.", "Choose another name.")
 
 
 class Predictions(PredictionRows):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import shlex
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -41,10 +42,13 @@ class SearchStorage:
             return cls(text, _public(text))
         path = Path(text).expanduser().absolute()
         if not path.parent.is_dir():
-            raise usage_error(f"--search-storage {text}: there is no folder {path.parent}.", "Create it first.")
+            raise usage_error(
+                f"--search-storage {shlex.quote(text)}: there is no folder {path.parent}.", "Create it first."
+            )
         if path.exists() and not path.is_file():
             raise usage_error(
-                f"--search-storage {text} is not a file.", "Name a file in a folder that all machines can access."
+                f"--search-storage {shlex.quote(text)} is not a file.",
+                "Name a file in a folder that all machines can access.",
             )
         return cls(str(path), str(path))
 

@@ -142,6 +142,9 @@ Example: kdcompress push runs/gated hf-hub:me/small --private
 
 DATA_HELP = """Describe a data set: classes, splits and sizes, and a contact sheet of its images.
 
+Copies of training images in the test split, exact and near ones, are counted and named; --find-copies: also among
+more than 20,000 images.
+
 Example: kdcompress data photos/ --preview sheet.png --augment auto
 
 Example: kdcompress data synth-digits:100 --preview numbers.png
@@ -297,7 +300,11 @@ def _command(name: str) -> Callable[..., int]:
         except KeyboardInterrupt as interrupt:
             # converted here: Typer would turn it into an Abort, which does not name the run
             raise _interrupted(interrupt) from interrupt
-        except BrokenPipeError as error:
+        except Exception as error:
+            if StopRequest.pending and is_lost_worker(error):  # the signal has ended the workers, too
+                raise UserError("Interrupted.", exit_code=130) from error
+            if not isinstance(error, BrokenPipeError):
+                raise
             # Typer would exit without a message
             remedy = "A process that reads images may have been killed when memory ran out: try fewer --workers."
             raise UserError("A process that this one depends on has ended.", remedy) from error
@@ -353,7 +360,7 @@ def run(arguments: list[str]) -> int:
         if os.environ.get("KDCOMPRESS_DEBUG") == "1":
             _tell_peers(1)
             raise
-        status = 130 if StopRequest.pending and is_lost_worker(error) else _report(error, arguments)
+        status = _report(error, arguments)
     _tell_peers(status)
     return status
 

@@ -177,7 +177,7 @@ def _read_all(reader: _Reader, workers: int) -> Iterator[tuple[int, Any, str]]:
         workers = 0
     # many at a time, and as arrays: handing over one tensor costs a worker more than reading a small image
     return itertools.chain.from_iterable(
-        DataLoader(reader, batch_size=64, collate_fn=list, num_workers=workers, worker_init_fn=with_parent())
+        DataLoader(reader, batch_size=64, collate_fn=list, num_workers=workers, worker_init_fn=with_parent(workers))
     )
 
 
@@ -222,7 +222,7 @@ class StreamImages:
             batch_sampler=_Lists(batches),
             num_workers=self.workers,
             collate_fn=_collate if roomy else _collate_arrays,
-            worker_init_fn=with_parent(),
+            worker_init_fn=with_parent(self.workers),
             pin_memory=self.device.type == "cuda",
         )
         prefetch = PrefetchLoader(

@@ -3,53 +3,64 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Collection, Mapping
 
 import numpy as np
 
 from kdcompress.data.images import FileImages
-from kdcompress.data.listing import state_of
 from kdcompress.data.near_copies import MOST_FILES, implausible, near_copies
 from kdcompress.data.source import DataSource
-from kdcompress.data.split_file import same_bytes
+from kdcompress.data.split_file import copies_of
 
+QUICK = 20_000  # images that are compared unasked: it takes some seconds
 SHOWN = 3  # pairs in a notice
 
 
-def copies_in_test(source: DataSource) -> tuple[int, list[str]] | None:
+def copies_in_test(
+    source: DataSource, unreadable: Collection[str] = (), *, thorough: bool = False
+) -> tuple[int | None, list[str]]:
     """How many test images show what a training image shows, and what to say of them.
 
-    Accuracy on them is too good. Of more than :data:`~kdcompress.data.near_copies.MOST_FILES` images only exact copies
-    are looked for. None where the images are no files, or one split is not there.
+    Args:
+        unreadable: Test images that are not used.
+        thorough: Whether to look among more than :data:`QUICK` images, too; of more than
+            :data:`~kdcompress.data.near_copies.MOST_FILES` only for exact copies.
+
+    Returns:
+        None where nobody has looked: the images are no files, a split is not there, or there are too many of them.
     """
     train, test = source.train, source.test
     if not (isinstance(train, FileImages) and isinstance(test, FileImages) and len(train.labels)):
-        return None
-    of_test = [state_of(path)[0] for path in test.paths]
-    wanted = set(of_test)
-    of_train = [(path, size) for path in train.paths if (size := state_of(path)[0]) in wanted]
-    known = [path for path, _ in of_train]
-    first = same_bytes([*known, *test.paths], [*(size for _, size in of_train), *of_test])[len(known) :]
-    copies = {path: known[index] for path, index in zip(test.paths, first, strict=True) if index < len(known)}
-    notes = _notice(copies, "a copy", "copies")
+        return None, []
+    if source.split is not None:
+        return 0, []  # copies are kept on one side
     count = len(train.labels) + len(test.labels)
+    if count > QUICK and not thorough:
+        return None, [f"Notice: among {count:,} images no copies are looked for without --find-copies."]
+    missing = set(unreadable)
+    used = [index for index, path in enumerate(test.paths) if path not in missing]
+    copies = copies_of(train.paths, [test.paths[index] for index in used])
+    notes = _notice(copies, "a copy", "copies")
     if count > MOST_FILES:
-        return len(copies), [*notes, f"Notice: of {count:,} images only exact copies are looked for."]
-    near = _near(train, test, set(copies))
-    return len(copies) + len(near), [*notes, *_notice(near, "a near-duplicate", "near-duplicates")]
+        return len(copies), [*notes, f"Notice: among {count:,} images only exact copies are looked for."]
+    rest = [index for index in used if test.paths[index] not in copies]
+    near, kept = _near(train, [test.paths[index] for index in rest], test.labels[rest])
+    return len(copies) + len(near), [*notes, *_notice(near, "a near-duplicate", "near-duplicates"), *kept]
 
 
-def _near(train: FileImages, test: FileImages, known: set[str]) -> dict[str, str]:
-    """Test images, by path, with a training image that each is a near copy of."""
-    rest = [index for index, path in enumerate(test.paths) if path not in known]
-    paths = [*train.paths, *(test.paths[index] for index in rest)]
-    labels = np.concatenate([train.labels, test.labels[rest]])
-    groups, count = near_copies(paths, range(len(paths))), len(train.labels)
-    alike = implausible(groups, labels)
-    first = zip(paths[count:], groups[count:], strict=True)  # a group has the number of its first image
-    return {path: paths[group] for path, group in first if group < count and group not in alike}
+def _near(train: FileImages, files: list[str], labels: np.ndarray) -> tuple[dict[str, str], list[str]]:
+    """Files, by path, with a training image that each is a near copy of; and a notice of those that prove nothing."""
+    paths, count = [*train.paths, *files], len(train.labels)
+    groups = near_copies(paths, range(len(paths)))
+    alike = implausible(groups, np.concatenate([train.labels, labels]))
+    first = zip(files, groups[count:], strict=True)  # a group has the number of its first image
+    found = {path: paths[group] for path, group in first if group < count and group not in alike}
+    names = ", ".join(paths[group] for group in sorted(alike)[:SHOWN])
+    kept = [f"Notice: most images of a class look alike (as {names}): they are not taken for near-duplicates."]
+    return found, kept if alike else []
 
 
-def _notice(found: dict[str, str], one: str, several: str) -> list[str]:
+def _notice(found: Mapping[str, str], one: str, several: str) -> list[str]:
     if not found:
         return []
     pairs = ", ".join(f"{path} = {other}" for path, other in itertools.islice(found.items(), SHOWN))

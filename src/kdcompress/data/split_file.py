@@ -11,12 +11,13 @@ import csv
 import hashlib
 import io
 import os
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 
+from kdcompress.data.listing import state_of
 from kdcompress.data.splits import take
 from kdcompress.digests import digest_of
 from kdcompress.errors import UserError, first_line
@@ -124,6 +125,16 @@ def same_bytes(files: Sequence[str], sizes: Sequence[int]) -> list[int]:
         for index in group:
             first[index] = group[0]
     return first
+
+
+def copies_of(known: Iterable[str], files: Sequence[str]) -> dict[str, str]:
+    """Files with the content of a known one, and that one, by path; of the known ones few have to be read."""
+    sizes = [state_of(path)[0] for path in files]
+    wanted = set(sizes)
+    near = [(path, size) for path in known if (size := state_of(path)[0]) in wanted]
+    paths = [path for path, _ in near]
+    first = same_bytes([*paths, *files], [*(size for _, size in near), *sizes])[len(paths) :]
+    return {path: paths[index] for path, index in zip(files, first, strict=True) if index < len(paths)}
 
 
 def _refined(groups: list[list[int]], key: Callable[[int], Hashable]) -> list[list[int]]:

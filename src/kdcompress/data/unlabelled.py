@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from kdcompress.data.find_images import images_below
 from kdcompress.data.images import FileImages, ImageList, Paths, each_anew
 from kdcompress.data.listing import Listing, state_of
 from kdcompress.data.source import DataSource
-from kdcompress.data.split_file import same_bytes
+from kdcompress.data.split_file import copies_of
 from kdcompress.errors import UserError, usage_error
 
 NONE = -1  # the label of an image that has none
@@ -87,7 +88,7 @@ def unlabelled_images(folder: str, source: DataSource) -> Unlabelled:
     if source.is_raw:
         raise usage_error(f"--unlabelled needs images, and the inputs of {source.spec} are none.", "Leave it out.")
     if not os.path.isdir(folder):
-        raise usage_error(f"--unlabelled {folder} is not a folder.", "Give a folder of images.")
+        raise usage_error(f"--unlabelled {shlex.quote(folder)} is not a folder.", "Give a folder of images.")
     root = Path(os.path.abspath(folder))
     files, problems, notes = images_below(str(root))
     notes[:0] = [f"Notice: {problem}" for problem in problems]
@@ -111,11 +112,5 @@ def unlabelled_images(folder: str, source: DataSource) -> Unlabelled:
 def _not_copied(files: list[str], source: DataSource) -> list[str]:
     """The files that are no copies of labelled images, where those are files, too."""
     splits = [part for part in (source.train, source.test) if isinstance(part, FileImages)]
-    sizes = [state_of(path)[0] for path in files]
-    wanted, known, of_known = set(sizes), list[str](), list[int]()
-    for path in itertools.chain.from_iterable(part.paths for part in splits):
-        if (size := state_of(path)[0]) in wanted:
-            known.append(path)
-            of_known.append(size)
-    first = same_bytes(known + files, of_known + sizes)
-    return [path for path, index in zip(files, first[len(known) :], strict=True) if index >= len(known)]
+    copies = copies_of(itertools.chain.from_iterable(part.paths for part in splits), files)
+    return [path for path in files if path not in copies]

@@ -10,11 +10,12 @@ import os
 import signal
 import sys
 from collections.abc import Callable
+from multiprocessing import forkserver
 from pathlib import Path
 
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 SHARED_MEMORY = Path("/dev/shm")
-PRELOADED = ["__main__", "torch", "timm.data", "kdcompress.data.batches"]  # what a worker unpickles needs them
+PRELOADED = ["torch", "timm.data", "kdcompress.data.batches"]  # what a worker unpickles needs them
 
 
 def shared_memory_holds(size: int) -> bool:
@@ -28,18 +29,21 @@ def shared_memory_holds(size: int) -> bool:
     return True
 
 
-def with_parent() -> Callable[[int], None]:
-    """``worker_init_fn`` of a DataLoader.
+def with_parent(workers: int) -> Callable[[int], None]:
+    """``worker_init_fn`` of a DataLoader of so many workers.
 
     Linux kills the worker as soon as its parent is gone, however that was killed. Elsewhere it ends when it next looks
     for its parent, as PyTorch's workers do: every five seconds, but never while an image is being read.
 
-    Where a server forks the workers, as from Python 3.14 on, it imports what they need: each epoch has new ones, which
-    would take seconds for it.
+    Where a server forks the workers, as from Python 3.14 on, the server imports what they need: each epoch has new
+    workers, and each of them would take seconds for its imports.
     """
     started_by = multiprocessing.get_start_method(allow_none=True) or multiprocessing.get_all_start_methods()[0]
-    if started_by == "forkserver":
-        multiprocessing.set_forkserver_preload(PRELOADED)
+    if started_by == "forkserver" and workers:
+        # besides what the caller's program lets it import
+        known = list(getattr(forkserver._forkserver, "_preload_modules", [])) or ["__main__"]
+        wanted = [*PRELOADED, *(name for name in ("datasets",) if name in sys.modules)]
+        multiprocessing.set_forkserver_preload(known + [name for name in wanted if name not in known])
     # one that is forked by a server has that as its parent, which ends with ours
     return functools.partial(_die_with, None if started_by == "forkserver" else os.getpid())
 

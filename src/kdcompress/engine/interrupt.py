@@ -37,9 +37,10 @@ def forget_workers() -> None:
     PyTorch's handler would raise an error wherever the main process happens to be. It is replaced rather than removed,
     for Python complains on stderr about a pending signal without a handler.
     """
-    while hasattr(signal, "SIGCHLD"):
+    while True:
         try:
-            signal.signal(signal.SIGCHLD, lambda number, frame: None)
+            if hasattr(signal, "SIGCHLD"):
+                signal.signal(signal.SIGCHLD, lambda number, frame: None)
             return
         except RuntimeError:  # a worker has just died: Python calls the former handler before it replaces it
             continue

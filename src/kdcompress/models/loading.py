@@ -10,6 +10,7 @@ import contextlib
 import dataclasses
 import hashlib
 import os
+import shlex
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -323,7 +324,7 @@ def _from_spec(reference: str, weights: bool, shape: dict[str, Any], note: Note 
     if weights and not spec.is_code:
         config = default_config(spec.name)
         if not any(config.get(key) for key in ("url", "hf_hub_id", "file")):
-            remedy = f"Train it: kdcompress train-teacher --model {reference}"
+            remedy = f"Train it: kdcompress train-teacher --model {shlex.quote(reference)}"
             raise UserError(f"{spec.name} has no pretrained weights.", remedy)
         known, wanted = config.get("num_classes"), spec.args.get("num_classes")
         if known and wanted not in (None, known):  # timm would leave out the classifier, and go on with a random one

@@ -105,11 +105,10 @@ class Plan:
         """
         singles = students.within(most)
         if not singles:
+            if students.cheapest() >= students.macs:
+                remedy = "`kdcompress export TEACHER --precision int8` makes the teacher itself smaller and faster."
+                raise usage_error(f"No network is cheaper than the teacher's {students.macs:,} MACs.", remedy)
             least, share = least_share(students), most / students.macs
-            if least >= 1:
-                problem = f"No network is cheaper than the teacher, which has {students.macs:,} MACs: the cheapest has"
-                remedy = "`kdcompress export TEACHER --precision int8` makes the teacher itself cheaper."
-                raise usage_error(f"{problem} {students.cheapest():,}.", remedy)
             problem = f"No network is within {spelled(share)}, {share:.2%} of the teacher's {students.macs:,} MACs."
             raise usage_error(problem, f"The cheapest needs {spelled(least)}.")
         first, second = pair(students, singles[0].kind, most, handover, focuses)
@@ -232,8 +231,8 @@ class Plan:
 
 
 def least_share(students: Students) -> float:
-    """That of the cheapest network, of the teacher's MACs, rounded up to four digits."""
-    return math.ceil(1e4 * students.cheapest() / students.macs) / 1e4
+    """MACs of the cheapest network as a share of the teacher's, rounded up so that it allows that network."""
+    return (math.floor(1e4 * students.cheapest() / students.macs) + 1) / 1e4
 
 
 def pair(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 from pathlib import Path
 
 from kdcompress.errors import UserError, usage_error
@@ -23,9 +24,11 @@ def check_out(options: ReportOptions) -> None:
         return
     path = Path(options.out).absolute()
     if options.format is None and path.suffix.lower() not in ENDINGS:
-        raise usage_error(f"--out {options.out} does not say which format.", "Name it .html or .md, or add --format.")
+        raise usage_error(
+            f"--out {shlex.quote(options.out)} does not say which format.", "Name it .html or .md, or add --format."
+        )
     if os.path.lexists(path):
-        raise usage_error(f"--out {options.out} exists already.", "Choose another name, or remove it.")
+        raise usage_error(f"--out {shlex.quote(options.out)} exists already.", "Choose another name, or remove it.")
     if not path.parent.is_dir():
         raise usage_error(f"There is no folder {path.parent} for --out.", "Make it, or choose another.")
     _check_writable(path.parent)
