@@ -12,7 +12,7 @@ examples/results/rkd.json`` and::
     … --students resnet20_cifar --shares --mark rkd-resnet20
 
 of the former recipe, and of the present one by ``--rows AT "RKD + AT, end to end"`` with ``rkd-newer.json`` and
-``rkd-tiny100.json``, by ``--rows AT "RKD + AT, progressive" --epochs 8 --seeds 1`` with ``rkd-longer.json``, and the
+``rkd-tiny100.json``, by ``--rows AT "RKD + AT, progressive" --epochs 8 --seeds 2`` with ``rkd-longer.json``, and the
 mark of that name.
 
 ``--weights 1 3 --also="--logit-weight 1" --mark rkd-weights --results examples/results/rkd-weights.json`` compares
