@@ -12,7 +12,7 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 from cli.ranks import become, forkserver
-from cli.shell import Done, environment
+from cli.shell import Done, environment, finished
 
 SIGNALLED = Path(__file__).with_name("signalled.py")
 
@@ -51,9 +51,7 @@ def script(program: Path, arguments: Sequence[str], work: Path, cwd: Path | None
 def signalled(number: int, step: int, arguments: Sequence[object], cwd: Path, *, group: bool = False) -> Done:
     """A command whose process, or process group, gets a signal in a step of its training, which is counted from 1."""
     told = [str(int(number)), str(step), *(["--group"] if group else []), *map(str, arguments)]
-    process = Forked(told, cwd, str(SIGNALLED))
-    out, err = process.communicate(300)
-    return Done(process.returncode or 0, out, err)
+    return finished(Forked(told, cwd, str(SIGNALLED)))
 
 
 class Forked:

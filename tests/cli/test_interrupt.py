@@ -31,6 +31,12 @@ def weights(run: Path) -> bytes:
     return (run / "model.safetensors").read_bytes()
 
 
+def after_last_epoch(err: str) -> list[str]:
+    """Lines of standard error."""
+    lines = err.splitlines()
+    return lines[1 + max(number for number, line in enumerate(lines) if line.startswith("epoch")) :]
+
+
 @pytest.fixture(scope="module")
 def unbroken(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The run that nothing happened to."""
@@ -65,7 +71,7 @@ def test_signal_saves_and_exits_130(number: signal.Signals, cli: Cli, here: Path
     assert done.status == 130
     assert done.out == ""
     assert "Traceback" not in done.err
-    lines = done.err[done.err.index("Error: ") :].splitlines()
+    lines = after_last_epoch(done.err)
     assert lines[0].startswith("Error: Interrupted"), done.err
     assert f"--resume --out {run}" in lines[1]
     assert len(lines) == 2
@@ -94,7 +100,7 @@ def test_signal_to_the_workers_too(number: signal.Signals, cli: Cli, here: Path,
     done = signalled(number, 30, [*command, here / "stopped"], here, group=True)
     assert done.status == 130, done.err
     assert "Traceback" not in done.err
-    lines = done.err[done.err.index("Error: ") :].splitlines()
+    lines = after_last_epoch(done.err)
     assert lines[0].startswith("Error: Interrupted"), done.err
     assert len(lines) == 2, done.err
     assert cli(*command, here / "stopped", "--resume").status == 0

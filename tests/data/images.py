@@ -16,3 +16,9 @@ def random_image(seed: int, size: tuple[int, int] = (12, 10), mode: str = "RGB")
     shape = (*size, 3) if mode in ("RGB", "P") else size
     image = Image.fromarray(np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8))
     return image.quantize(64) if mode == "P" else image
+
+
+def scene(seed: int) -> Image.Image:
+    """Soft blobs, which resizing and JPEG keep, unlike noise."""
+    coarse = np.random.default_rng(seed).integers(0, 256, (6, 6, 3), dtype=np.uint8)
+    return Image.fromarray(coarse).resize((48, 40), Image.Resampling.BICUBIC)

@@ -5,20 +5,15 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-import numpy as np
 import pytest
-from PIL import Image
 
 import kdcompress
+from data.images import scene
 from heard import Heard
 from kdcompress.data import leakage, load_source
 from kdcompress.data.leakage import copies_in_test
-
-
-def scene(seed: int) -> Image.Image:
-    """Soft blobs, which JPEG keeps, unlike noise."""
-    coarse = np.random.default_rng(seed).integers(0, 256, (6, 6, 3), dtype=np.uint8)
-    return Image.fromarray(coarse).resize((48, 40), Image.Resampling.BICUBIC)
+from kdcompress.errors import UserError
+from kdcompress.options import DescribeDataOptions
 
 
 @pytest.fixture
@@ -110,3 +105,17 @@ def test_a_fixed_camera_proves_nothing(tmp_path: Path) -> None:
 def test_what_is_not_in_files_is_not_compared() -> None:
     """None is not 0: nobody has looked."""
     assert kdcompress.describe_data(data="digits").test_copies is None
+
+
+def test_what_cannot_be_compared_is_refused(tmp_path: Path) -> None:
+    """Whoever asks for copies would take null for none."""
+    sheet = tmp_path / "sheet.png"
+    with pytest.raises(UserError, match=r"find_copies.* needs image files"):
+        kdcompress.describe_data(data="digits", find_copies=True, preview=str(sheet))
+    assert not sheet.exists()
+
+
+def test_the_help_says_how_many_are_compared_unasked() -> None:
+    """Somebody with a few thousand photos would not know whether anything was looked for."""
+    field = DescribeDataOptions.__dataclass_fields__["find_copies"]
+    assert f"more than {leakage.QUICK:,} images" in field.metadata["help"]

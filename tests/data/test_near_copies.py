@@ -9,18 +9,13 @@ import numpy as np
 import pytest
 from PIL import Image, ImageEnhance
 
+from data.images import scene
 from kdcompress.data import load_source
 from kdcompress.data.near_copies import implausible, near_copies
 from kdcompress.data.split_file import SplitFile
 from kdcompress.data.splits import fit_calibration
 
 Change = Callable[[Image.Image], Image.Image]
-
-
-def scene(seed: int) -> Image.Image:
-    """Soft blobs, which resizing and JPEG keep, unlike noise."""
-    coarse = np.random.default_rng(seed).integers(0, 256, (6, 6, 3), dtype=np.uint8)
-    return Image.fromarray(coarse).resize((48, 40), Image.Resampling.BICUBIC)
 
 
 @pytest.fixture

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import multiprocessing
+from multiprocessing import forkserver
 from pathlib import Path
 
 import pytest
 
 from cli.forked import script
+from kdcompress.data.workers import PRELOADED, with_parent
 
+FORK_SERVER = pytest.mark.skipif(
+    "forkserver" not in multiprocessing.get_all_start_methods(), reason="this system has no fork server"
+)
 # the processor time that a worker has taken before its first image
 STARTED_BY_A_SERVER = """
-import multiprocessing, os, resource, sys
-import numpy as np
+import multiprocessing, resource
 from torch.utils.data import DataLoader, Dataset
 from kdcompress.data.workers import with_parent
 
@@ -37,11 +41,24 @@ if __name__ == "__main__":
 """
 
 
-@pytest.mark.skipif(
-    "forkserver" not in multiprocessing.get_all_start_methods(), reason="this system has no fork server"
-)
+@FORK_SERVER
 def test_workers_of_a_fork_server_need_not_import_torch(tmp_path: Path) -> None:
     """From Python 3.14 on that is how processes start: each epoch would begin with seconds of imports."""
     (tmp_path / "started.py").write_text(STARTED_BY_A_SERVER)
     done = script(tmp_path / "started.py", [], tmp_path)
     assert (done.status, done.out) == (0, "ok\n"), done.err
+
+
+@FORK_SERVER
+def test_what_the_caller_lets_the_server_import_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A script that has its own library imported once would import it in each worker again."""
+    asked: list[list[str]] = []
+    monkeypatch.setattr(multiprocessing, "get_start_method", lambda **_: "forkserver")
+    monkeypatch.setattr(multiprocessing, "set_forkserver_preload", asked.append)
+    monkeypatch.setattr(forkserver._forkserver, "_preload_modules", ["theirs", "torch"])
+    with_parent(0)
+    assert not asked, "nobody is started"
+    with_parent(2)
+    assert asked[0][:2] == ["theirs", "torch"]
+    assert set(PRELOADED) <= set(asked[0])
+    assert len(set(asked[0])) == len(asked[0])

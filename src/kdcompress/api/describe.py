@@ -34,7 +34,8 @@ def describe_data(
         reporter: Receives notices, such as of images that are left out.
 
     Raises:
-        UserError: No such data, data that are no images, or a preview that exists or is of an unknown format.
+        UserError: No such data, data that are no images, a preview that exists or is of an unknown format, or
+            ``find_copies`` without files of both splits.
 
     Example:
         >>> kdcompress.describe_data(data="synth-digits:100", preview="sheet.png").num_classes
@@ -49,9 +50,6 @@ def describe_data(
     channels = choose_channels(source, options)
     prep = Preprocess(size, channels, (0.0,) * channels, (1.0,) * channels)  # values stay in [0, 1]
     data = Data(source, prep, options, torch.device("cpu"), note=reporter.note if reporter is not None else None)
-    if options.preview is not None:
-        images, labels = _sample(data, source, options)
-        _save(sheet(images, [_name(source, label) for label in labels.tolist()]), Path(options.preview))
     trained_on = bool(len(source.train.labels))
     fit, calibration = ((data.usable(split) if trained_on else 0) for split in ("fit", "calibration"))
     test = data.usable("test") if source.test is not None else None
@@ -59,6 +57,9 @@ def describe_data(
     if reporter is not None:
         for note in notes:
             reporter.note(note)
+    if options.preview is not None:
+        images, labels = _sample(data, source, options)
+        _save(sheet(images, [_name(source, label) for label in labels.tolist()]), Path(options.preview))
     return DataResult(
         command="data",
         run=None,

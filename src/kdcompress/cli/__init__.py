@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import difflib
 import os
+import shlex
 import signal
 import sys
 import traceback
@@ -143,7 +144,7 @@ Example: kdcompress push runs/gated hf-hub:me/small --private
 DATA_HELP = """Describe a data set: classes, splits and sizes, and a contact sheet of its images.
 
 Copies of training images in the test split, exact and near ones, are counted and named; --find-copies: also among
-more than 20,000 images.
+more than 5,000 images.
 
 Example: kdcompress data photos/ --preview sheet.png --augment auto
 
@@ -268,7 +269,7 @@ def _command(name: str) -> Callable[..., int]:
         of_shell = {key: config.pop(key) for key in list(config) if _name(key) in own}
         if of_shell.get("trust_code"):
             raise usage_error(
-                f"--config {path} sets trust_code, which a file may not.",
+                f"--config {shlex.quote(str(path))} sets trust_code, which a file may not.",
                 "Give --trust-code on the command line if you trust the code.",
             )
         shell = sets.ShellOptions.resolve(own, of_shell, os.environ)
@@ -302,7 +303,7 @@ def _command(name: str) -> Callable[..., int]:
             raise _interrupted(interrupt) from interrupt
         except Exception as error:
             if StopRequest.pending and is_lost_worker(error):  # the signal has ended the workers, too
-                raise UserError("Interrupted.", exit_code=130) from error
+                raise _interrupted(error) from error
             if not isinstance(error, BrokenPipeError):
                 raise
             # Typer would exit without a message
@@ -371,8 +372,8 @@ def _tell_peers(status: int) -> None:
         distributed.failed(status)
 
 
-def _interrupted(interrupt: KeyboardInterrupt) -> UserError:
-    return UserError("Interrupted.", getattr(interrupt, "remedy", ""), exit_code=130)
+def _interrupted(cause: BaseException) -> UserError:
+    return UserError("Interrupted.", getattr(cause, "remedy", ""), exit_code=130)
 
 
 def _not_printed(error: Unprinted, options: Options, run: str | None) -> UserError:
@@ -458,9 +459,11 @@ def _read_config(path: str | None, command: str) -> dict[str, Any]:
     except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         # the first line of a YAML error says the least
         what = str(error) if isinstance(error, yaml.YAMLError) else first_line(error)
-        raise usage_error(f"--config {path} cannot be read: {what}", "Give a YAML or JSON file of options.") from error
+        raise usage_error(
+            f"--config {shlex.quote(str(path))} cannot be read: {what}", "Give a YAML or JSON file of options."
+        ) from error
     if not isinstance(content, dict):
-        raise usage_error(f"--config {path} contains no options.", "Write lines like 'epochs: 30'.")
+        raise usage_error(f"--config {shlex.quote(str(path))} contains no options.", "Write lines like 'epochs: 30'.")
     # one file serves a whole pipeline: options at its top may be of other commands only
     fields = _option_names()
     others = set().union(*fields.values()) - fields[command]
@@ -469,7 +472,8 @@ def _read_config(path: str | None, command: str) -> dict[str, Any]:
     section = content[command] if command in sections else {}
     if not _is_section(section):
         raise usage_error(
-            f"--config {path}: {command} contains no options.", "Write lines like '  epochs: 30' below it."
+            f"--config {shlex.quote(str(path))}: {command} contains no options.",
+            "Write lines like '  epochs: 30' below it.",
         )
     common = {key: value for key, value in content.items() if key not in sections and _name(key) not in others}
     return {**common, **(section or {})}

@@ -101,8 +101,7 @@ def _groups(files: Paths, sizes: list[int], labels: np.ndarray, paths: list[str]
     else:
         groups = near_copies(files, exact)
     if alike := implausible(groups, labels):
-        first = some([paths[group] for group in sorted(alike)])
-        notes.append(f"Notice: most images of a class look alike (as {first}): they are not taken for near-duplicates.")
+        notes += look_alike([paths[group] for group in sorted(alike)])
         groups = [own if group in alike else group for group, own in zip(groups, exact, strict=True)]
     if near := _joined(groups, exact):
         which = "1 image has a near-duplicate" if len(near) == 1 else f"{len(near)} images have near-duplicates"
@@ -158,6 +157,13 @@ def _changes(root: Path, known: dict[str, str], paths: list[str]) -> list[str]:
 
 def _number(images: list[str]) -> str:
     return f"{len(images)} image{'s' * (len(images) != 1)}"
+
+
+def look_alike(images: Sequence[str]) -> list[str]:
+    """The notice of images like which most of a class look, if there are any."""
+    if not images:
+        return []
+    return [f"Notice: most images of a class look alike (as {some(images)}): they are not taken for near-duplicates."]
 
 
 def some(names: Sequence[str]) -> str:

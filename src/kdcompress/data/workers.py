@@ -10,7 +10,6 @@ import os
 import signal
 import sys
 from collections.abc import Callable
-from multiprocessing import forkserver
 from pathlib import Path
 
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
@@ -34,18 +33,24 @@ def with_parent(workers: int) -> Callable[[int], None]:
 
     Linux kills the worker as soon as its parent is gone, however that was killed. Elsewhere it ends when it next looks
     for its parent, as PyTorch's workers do: every five seconds, but never while an image is being read.
-
-    Where a server forks the workers, as from Python 3.14 on, the server imports what they need: each epoch has new
-    workers, and each of them would take seconds for its imports.
     """
     started_by = multiprocessing.get_start_method(allow_none=True) or multiprocessing.get_all_start_methods()[0]
     if started_by == "forkserver" and workers:
-        # besides what the caller's program lets it import
-        known = list(getattr(forkserver._forkserver, "_preload_modules", [])) or ["__main__"]
-        wanted = [*PRELOADED, *(name for name in ("datasets",) if name in sys.modules)]
-        multiprocessing.set_forkserver_preload(known + [name for name in wanted if name not in known])
+        _let_server_import()
     # one that is forked by a server has that as its parent, which ends with ours
     return functools.partial(_die_with, None if started_by == "forkserver" else os.getpid())
+
+
+def _let_server_import() -> None:
+    """Let the server that forks workers, as from Python 3.14 on, import what they need, besides what the caller chose.
+
+    Each epoch has new workers, and each of them would take seconds for its imports.
+    """
+    from multiprocessing import forkserver  # not on Windows
+
+    chosen = list(getattr(forkserver._forkserver, "_preload_modules", [])) or ["__main__"]
+    wanted = [*PRELOADED, *(name for name in ("datasets",) if name in sys.modules)]  # of hfds/ data
+    multiprocessing.set_forkserver_preload(chosen + [name for name in wanted if name not in chosen])
 
 
 def _die_with(parent: int | None, number: int) -> None:

@@ -383,7 +383,7 @@ class DescribeDataOptions(DataOptions):
         affects_result=False,
     )
     preview: str | None = option(None, "file for a contact sheet, e.g. sheet.png", file=True)
-    find_copies: bool = option(False, "look for test images that training has, too, among more than 20,000 images")
+    find_copies: bool = option(False, "look for test images that training has, too, among more than 5,000 images")
     images: int = option(64, "images on the sheet", low=1, high=4096)
     split: str = option("fit", "split to show", choices=("fit", "calibration", "test"))
     augment: str = option("none", "augmentation; auto: what training uses", choices=AUGMENTATIONS)

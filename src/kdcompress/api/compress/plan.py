@@ -105,10 +105,10 @@ class Plan:
         """
         singles = students.within(most)
         if not singles:
-            if students.cheapest() >= students.macs:
+            if (least := least_share(students)) > 1:
                 remedy = "`kdcompress export TEACHER --precision int8` makes the teacher itself smaller and faster."
                 raise usage_error(f"No network is cheaper than the teacher's {students.macs:,} MACs.", remedy)
-            least, share = least_share(students), most / students.macs
+            share = most / students.macs
             problem = f"No network is within {spelled(share)}, {share:.2%} of the teacher's {students.macs:,} MACs."
             raise usage_error(problem, f"The cheapest needs {spelled(least)}.")
         first, second = pair(students, singles[0].kind, most, handover, focuses)
@@ -231,7 +231,7 @@ class Plan:
 
 
 def least_share(students: Students) -> float:
-    """MACs of the cheapest network as a share of the teacher's, rounded up so that it allows that network."""
+    """MACs of the cheapest network as a share of the teacher's, rounded up to four digits; above 1, none is cheaper."""
     return (math.floor(1e4 * students.cheapest() / students.macs) + 1) / 1e4
 
 

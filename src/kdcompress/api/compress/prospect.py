@@ -99,8 +99,9 @@ class Prospect:
         size = choose_size(source, options, network.prep.size, fixed=False)
         students = Students(teacher, source.num_classes, channels, size, reporter.note)
         share = value if name == "target_macs" else UNTIL_ENOUGH
-        if name == "max_drop" and not students.within(share * students.macs) and students.cheapest() < students.macs:
-            share = least_share(students)  # the teacher is small
+        if name == "max_drop" and not students.within(share * students.macs):
+            least = least_share(students)
+            share = least if least <= 1 else share  # the teacher is small
         if name == "target_ms":
             share = known["share"] if known else _share_of_time(options, network, value)
         flag = f"--{name.replace('_', '-')}"
